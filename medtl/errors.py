@@ -1,0 +1,119 @@
+"""Say in one line what is wrong, where, and what to do about it.
+
+    MedtlError
+    ├── ReadError        a file or series cannot be read exactly
+    ├── LabelError       a label table does not say what the samples are
+    ├── SplitError       samples cannot be split honestly
+    ├── ConfigError      a recipe or an override is not understood
+    ├── WeightsError     pretrained weights are absent, altered or of another network
+    ├── TrainingError    training cannot go on
+    ├── CheckpointError  a run or checkpoint cannot be loaded
+    └── OutputError      a result cannot be written where it was asked for
+
+Every error has a stable code from CODES, which scripts may match on.
+"""
+
+from pathlib import Path
+
+LINE_LIMIT = 200
+
+CODES: dict[str, str] = {
+    # files
+    "file-missing": "the path does not exist",
+    "file-unreadable": "the file cannot be opened",
+    "file-empty": "the file has no bytes",
+    "file-unknown": "the content is of no format that medtl reads",
+    "folder-empty": "the folder holds no readable image",
+    # label tables
+    "label-table": "the label table cannot be understood",
+    "label-rows": "rows of the label table are wrong; all are listed",
+    "class-too-small": "a class has too few patients to be split",
+    "patient-leak": "a patient is in more than one part of the split",
+    "split-empty": "a part of the split has no samples",
+    # configuration
+    "config-missing": "the recipe does not exist",
+    "config-unknown": "a key is not known; the nearest known one is named",
+    "config-value": "a value is not allowed",
+    # weights
+    "weights-unknown": "no weights of that name for this backbone",
+    "weights-missing": "the weights file is not on this machine",
+    "weights-hash": "the weights file is not the published one",
+    "weights-mismatch": "the weights file belongs to another network",
+    "weights-unsafe": "the weights file holds code, or is not a state dict",
+    # training and runs
+    "loss-not-finite": "the loss became NaN or infinite",
+    "run-exists": "the run folder already holds a run",
+    "run-locked": "another process is working in the folder",
+    "run-missing": "the folder is not a run",
+    "run-changed": "a run cannot be resumed with another configuration or other data",
+    "checkpoint-damaged": "a checkpoint is incomplete or was altered",
+    "device-missing": "the device that was asked for is not here",
+    "output-unwritable": "the output cannot be written",
+}
+
+
+class MedtlError(Exception):
+    """A fault that the user can mend, printed as one line.
+
+    `code` is a key of CODES; `where` the file, row or key; `fix` the remedy. The printed line is at most
+    LINE_LIMIT characters long: a long `where` is shortened from its left.
+    """
+
+    def __init__(self, code: str, reason: str, *, where: str | Path = "", fix: str = "") -> None:
+        super().__init__(code, reason, str(where), fix)
+        self.code = code
+        self.reason = _one_line(reason)
+        self.where = _one_line(str(where))
+        self.fix = _one_line(fix)
+
+    def __str__(self) -> str:
+        fixed = f"[{self.code}] " + ": ".join(part for part in (self.reason, self.fix) if part)
+        if not self.where:
+            return _clip_right(fixed, LINE_LIMIT)
+        room = max(LINE_LIMIT - len(fixed) - 2, 30)
+        head = f"[{self.code}] {_clip_left(self.where, room)}: "
+        return _clip_right(head + fixed[len(self.code) + 3 :], LINE_LIMIT)
+
+
+class ReadError(MedtlError):
+    """A file or series cannot be read exactly, and so is not read at all."""
+
+
+class LabelError(MedtlError):
+    """A label table does not say what the samples are."""
+
+
+class SplitError(MedtlError):
+    """Samples cannot be split honestly."""
+
+
+class ConfigError(MedtlError):
+    """A recipe or an override is not understood."""
+
+
+class WeightsError(MedtlError):
+    """Pretrained weights are absent, altered or of another network."""
+
+
+class TrainingError(MedtlError):
+    """Training cannot go on; what was saved before is intact."""
+
+
+class CheckpointError(MedtlError):
+    """A run or checkpoint cannot be loaded."""
+
+
+class OutputError(MedtlError):
+    """A result cannot be written where it was asked for."""
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _clip_left(text: str, room: int) -> str:
+    return text if len(text) <= room else "…" + text[-(room - 1) :]
+
+
+def _clip_right(text: str, room: int) -> str:
+    return text if len(text) <= room else text[: room - 1] + "…"

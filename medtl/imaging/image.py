@@ -1,0 +1,57 @@
+"""The Image: exact pixels, where they are in the patient, and what is known of their origin."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What a reader learned besides pixels. Nothing here identifies a patient except `source`.
+
+    `source` is the path as it was given; it is for the user's own tables, never for a report. The keys are
+    salted hashes (deidentify.py), empty where the file does not say. `window` is (centre, width) of the
+    first VOI window, in the units of the pixels. `notes` are repairs and oddities, one phrase each.
+    """
+
+    source: str
+    format: str
+    modality: str = ""
+    body_part: str = ""
+    view: str = ""
+    decoder: str = ""
+    sha256: str = ""
+    photometric: str = ""
+    bits: int = 0
+    window: tuple[float, float] | None = None
+    patient_key: str = ""
+    study_key: str = ""
+    series_key: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """Pixels on a grid.
+
+    pixels: float32 (C, *spatial). A projection or photograph is (C, H, W): rows, columns. A DICOM volume is
+    (C, D, H, W): slices along the slice normal, rows, columns. A NIfTI volume keeps the axis order of the
+    file. Values are the stored ones after the Modality LUT or rescale; larger is always brighter.
+
+    affine: float64 (4, 4), maps an index along the spatial axes of `pixels`, in their order, to millimetres
+    in RAS+; None for a projection or photograph.
+
+    spacing_mm: distance between neighbours along each spatial axis of `pixels`, in their order; None where
+    the file does not say.
+    """
+
+    pixels: NDArray[np.float32]
+    affine: NDArray[np.float64] | None
+    spacing_mm: tuple[float, ...] | None
+    facts: ImageFacts = field(repr=False)
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 for a projection, slice or photograph; 3 for a volume."""
+        return self.pixels.ndim - 1
