@@ -1,0 +1,75 @@
+"""FRONT DOOR: one file per command; each parses, calls one function and prints.
+
+Exit codes: 0 all well; 1 the command failed; 2 usage; 3 finished, with some inputs refused.
+"""
+
+import os
+import signal
+import sys
+import warnings
+from typing import Any
+
+import click
+
+from medtl import __version__
+from medtl.cli.backbones import backbones
+from medtl.cli.config import config
+from medtl.cli.demo import demo
+from medtl.cli.evaluate import evaluate
+from medtl.cli.report import report
+from medtl.cli.score import score
+from medtl.cli.train import train
+from medtl.errors import MedtlError
+
+PROBLEMS_SHOWN = 20
+
+
+class FrontDoor(click.Group):
+    """The commands in the order in which one uses them; any fault becomes one line and exit code 1."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Keep the order of add_command."""
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; print a fault as one line."""
+        try:
+            return super().invoke(ctx)
+        except MedtlError as error:
+            _print_error(error)
+        except KeyboardInterrupt:
+            click.echo("medtl: [interrupted] stopped by the user: the last finished epoch is kept", err=True)
+        ctx.exit(1)
+
+
+@click.group(cls=FrontDoor, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="medtl")
+@click.option("--debug", is_flag=True, help="Show what libraries warn of.")
+def main(debug: bool) -> None:
+    """Medical transfer learning that people can trust.
+
+    From a folder of X-ray or MRI studies and a label table to a classifier with honest numbers, saliency maps
+    and reports. Research use only, not for diagnosis.
+    """
+    if not debug:
+        warnings.simplefilter("ignore")
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+for command in (demo, train, evaluate, score, report, backbones, config):
+    main.add_command(command)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _print_error(error: MedtlError) -> None:
+    click.echo(f"medtl: {error}", err=True)
+    problems = getattr(error, "problems", ())
+    for problem in problems[:PROBLEMS_SHOWN]:
+        click.echo(f"  {problem}", err=True)
+    if len(problems) > PROBLEMS_SHOWN:
+        click.echo(f"  and {len(problems) - PROBLEMS_SHOWN} more", err=True)
+    sys.stderr.flush()

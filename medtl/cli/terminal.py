@@ -1,0 +1,118 @@
+"""What a job looks like on a terminal: a line for each stage, a bar while it runs, plain lines elsewhere."""
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import click
+
+from medtl.errors import ReadError
+
+if TYPE_CHECKING:
+    from medtl.learning.features import CachePlan
+    from medtl.learning.stages import Stage
+    from medtl.prediction.evaluation import Evaluation, Interval
+
+REFUSALS_SHOWN = 10
+
+
+class TerminalWatcher:
+    """Shows a job on stderr; progress bars only where stderr is a terminal."""
+
+    def __init__(self, title: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+        from rich.progress import TimeRemainingColumn
+
+        self.console = Console(stderr=True, highlight=False)
+        self.bar = Progress(
+            TextColumn("   "),
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self.title = title
+        self.task: Any = None
+        self.stage_epochs = 0
+
+    def __enter__(self) -> Self:
+        self.console.print(f"[bold]{self.title}[/bold]")
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def note(self, label: str, text: str) -> None:
+        """Print one labelled line."""
+        self._clear()
+        self.console.print(f"  [bold]{label:<9}[/bold] {_escape(text)}", soft_wrap=True)
+
+    def stage(self, number: int, of: int, stage: "Stage", plan: "CachePlan") -> None:
+        """Announce a stage: what is trained and what happens to the frozen prefix."""
+        trained = "head alone" if stage.groups == 0 else f"head and top {stage.groups} groups"
+        prefix = "frozen prefix computed once: " if plan.cached else "frozen prefix not cached: "
+        prefix = "" if plan.step == 0 else prefix
+        self.stage_epochs = stage.epochs
+        self.note(f"stage {number}/{of}", f"{stage.name}: {trained}, {stage.epochs} epochs; {prefix}{plan.reason}")
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Move the bar."""
+        if self.bar.disable:
+            return
+        if self.task is None or self.bar.tasks[0].description != what:
+            self._clear()
+            self.task = self.bar.add_task(what, total=total)
+        self.bar.update(self.task, completed=done, total=total)
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """Print one epoch's line."""
+        self._clear()
+        score = "undefined" if row["val_auroc"] is None else f"{row['val_auroc']:.3f}"
+        self.console.print(
+            f"    epoch {row['epoch']:>2}/{self.stage_epochs:<3} loss {row['train_loss']:.3f}   validation loss "
+            f"{row['val_loss']:.3f}  AUROC {score}  {row['seconds']:6.1f} s",
+            soft_wrap=True,
+        )
+
+    def _clear(self) -> None:
+        if self.task is not None:
+            self.bar.remove_task(self.task)
+            self.task = None
+
+
+def in_words(interval: "Interval") -> str:
+    """Say an interval in plain words."""
+    if interval.value != interval.value:
+        return "undefined (one class only)"
+    if interval.low != interval.low:
+        return f"{interval.value:.3f} (interval undefined)"
+    return f"{interval.value:.3f}  (95% interval {interval.low:.3f} to {interval.high:.3f})"
+
+
+def print_evaluation(evaluation: "Evaluation", title: str) -> None:
+    """Print metrics with their intervals on stdout."""
+    click.echo(f"{title}: {evaluation.samples} samples of {evaluation.patients} patients")
+    for name, interval in evaluation.metrics.items():
+        click.echo(f"  {name.replace('_', ' '):<18} {in_words(interval)}")
+
+
+def print_refusals(refusals: Sequence[ReadError]) -> None:
+    """Print one line for each refusal, up to REFUSALS_SHOWN."""
+    for error in refusals[:REFUSALS_SHOWN]:
+        click.echo(f"refused: {error}", err=True)
+    if len(refusals) > REFUSALS_SHOWN:
+        click.echo(f"refused: and {len(refusals) - REFUSALS_SHOWN} more", err=True)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,59 @@
+"""medtl train: transfer a pretrained network to a labelled folder."""
+
+from pathlib import Path
+
+import click
+
+EXISTING = click.Path(path_type=Path)
+
+
+@click.command()
+@click.option("--modality", type=click.Choice(["xray", "mri"]), help="Which recipe to start from.")
+@click.option("--data", type=EXISTING, help="Folder of studies, or a MedMNIST .npz. Default: sample_data.")
+@click.option("--labels", type=EXISTING, help="Label table. Default: labels.csv in the folder.")
+@click.option("--out", type=EXISTING, help="Run folder. Default: runs/MODALITY.")
+@click.option("--config", "recipe", type=EXISTING, help="Recipe (YAML). Default: configs/xray.yaml or mri-volume.yaml.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, e.g. schedule=scratch.")
+@click.option("--resume", is_flag=True, help="Go on with the run that --out holds.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train.")
+@click.option("--json", "as_json", is_flag=True, help="Print metrics.json on stdout.")
+@click.pass_context
+def train(
+    ctx: click.Context,
+    modality: str | None,
+    data: Path | None,
+    labels: Path | None,
+    out: Path | None,
+    recipe: Path | None,
+    overrides: tuple[str, ...],
+    resume: bool,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Train a classifier by transfer, in stages of unfreezing.
+
+    \b
+    medtl train --modality xray --data FOLDER --labels labels.csv --out RUN
+    """
+    from medtl.cli.terminal import TerminalWatcher, print_evaluation, print_refusals
+    from medtl.config import load_config
+    from medtl.runs import sample_data, train_run
+
+    if device:
+        overrides = (*overrides, f"fit.device={device}")
+    if modality is None and recipe is None:
+        raise click.UsageError("give --modality xray or mri, or a recipe with --config")
+    config = load_config(modality, recipe, overrides)
+    out = out or Path("runs") / config.modality
+    with TerminalWatcher(f"medtl train · {config.modality}") as watcher:
+        if data is None:
+            data = sample_data(config.modality)
+            watcher.note("data", f"no --data was named: training on the phantoms of {data}")
+        outcome = train_run(data, labels, out, config, watcher, resume=resume)
+    if as_json:
+        click.echo(outcome.run.metrics.read_text(encoding="utf-8"), nl=False)
+    else:
+        print_evaluation(outcome.evaluation, "\nValidation")
+        click.echo(f"\nrun kept in {out}: checkpoints/best, metrics.json, history.csv, splits.csv, config.yaml")
+    print_refusals([error for _, error in outcome.refusals])
+    ctx.exit(3 if outcome.refusals else 0)

@@ -1,0 +1,150 @@
+"""RunConfig: composes the sections that live beside the code they configure, from a recipe and overrides.
+
+A recipe is plain YAML. Nothing in it is ever executed, and no key is silently ignored.
+"""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from yaml import YAMLError
+
+from medtl.errors import ConfigError
+from medtl.imaging.augmentation import AugmentationConfig
+from medtl.imaging.manifest import TaskConfig
+from medtl.imaging.preprocessing import PreprocessingConfig
+from medtl.imaging.splits import SplitConfig
+from medtl.learning.backbones import BACKBONES, BackboneConfig
+from medtl.learning.fit import FitConfig
+from medtl.learning.imbalance import IMBALANCE
+from medtl.learning.stages import ScheduleConfig
+
+Modality = Literal["xray", "mri"]
+
+# The recipe that a modality takes where none is named.
+DEFAULT_RECIPES: dict[str, str] = {"xray": "xray.yaml", "mri": "mri-volume.yaml"}
+
+
+class RunConfig(BaseModel):
+    """One whole recipe for a training run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    modality: Modality
+    task: TaskConfig = TaskConfig()
+    split: SplitConfig = SplitConfig()
+    preprocessing: PreprocessingConfig = PreprocessingConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    fit: FitConfig = FitConfig()
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _name_is_a_schedule(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> "RunConfig":
+        _check_name("backbone.name", self.backbone.name, list(BACKBONES))
+        _check_name("fit.imbalance", self.fit.imbalance, list(IMBALANCE))
+        dims, size = BACKBONES[self.backbone.name].spatial_dims, self.preprocessing.size
+        if len(size) != dims:
+            raise ValueError(f"backbone {self.backbone.name} takes {dims}D, preprocessing.size has {len(size)} axes")
+        return self
+
+
+def recipes_folder() -> Path:
+    """Return the folder of recipes: inside an installed package, or beside it in a checkout."""
+    installed = Path(__file__).parent / "configs"
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "configs"
+
+
+def load_config(modality: str | None, file: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Compose a recipe with dotted overrides such as `schedule.rate=1e-4`.
+
+    Raises ConfigError config-missing, config-unknown, config-value.
+    """
+    path = file or recipes_folder() / DEFAULT_RECIPES[modality or "xray"]
+    values = _merge(_read_yaml(path), overrides)
+    if modality and values.setdefault("modality", modality) != modality:
+        reason = f"is for modality {values['modality']}, not {modality}"
+        raise ConfigError("config-value", reason, where=path, fix="name another recipe with --config")
+    return validate_config(values, str(path))
+
+
+def validate_config(values: dict[str, Any], where: str) -> RunConfig:
+    """Check plain values. Raises ConfigError config-unknown (with the nearest key) or config-value."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise _first_problem(error, where) from error
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Return the recipe in full, defaults included."""
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+
+
+def _read_yaml(path: Path) -> Any:
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in recipes_folder().glob("*.yaml")], n=1)
+        fix = f"did you mean {recipes_folder().name}/{near[0]}?" if near else "give a YAML recipe"
+        raise ConfigError("config-missing", "no such recipe", where=path, fix=fix)
+    try:
+        return OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        reason = f"is not YAML: {str(error).splitlines()[0]}"
+        raise ConfigError("config-value", reason, where=path, fix="mend the line") from error
+
+
+def _merge(recipe: Any, overrides: Sequence[str]) -> dict[str, Any]:
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise ConfigError("config-value", "is no override", where=f"--set {override}", fix="write key=value")
+        key = "schedule.name" if key == "schedule" else key
+        try:
+            recipe = OmegaConf.merge(recipe, OmegaConf.from_dotlist([f"{key}={value}"]))
+        except (YAMLError, OmegaConfBaseException) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError("config-value", reason, where=f"--set {override}", fix="mend the value") from error
+    values = OmegaConf.to_container(recipe, resolve=False)
+    if not isinstance(values, dict):
+        raise ConfigError("config-value", "a recipe is a mapping of keys", where="recipe", fix="see configs/")
+    return {str(key): value for key, value in values.items()}
+
+
+def _first_problem(error: ValidationError, where: str) -> ConfigError:
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = list(_known_keys(RunConfig))
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or _same_ending(key, known)
+        return ConfigError("config-unknown", f"no key {key}", where=where, fix=f"did you mean {near[0]}?" if near else "see `medtl config show`")
+    reason = problem["msg"].removeprefix("Value error, ")
+    return ConfigError("config-value", f"{key}: {reason}" if key else reason, where=where, fix="mend the value")
+
+
+def _same_ending(key: str, known: Sequence[str]) -> list[str]:
+    last = key.rsplit(".", 1)[-1]
+    endings = {name.rsplit(".", 1)[-1]: name for name in known}
+    return [endings[near] for near in difflib.get_close_matches(last, list(endings), n=1)]
+
+
+def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _known_keys(field.annotation, f"{prefix}{name}.")
+
+
+def _check_name(key: str, name: str, known: list[str]) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+        raise ValueError(f"{key} {name!r} is not known: {hint}")

@@ -1,0 +1,66 @@
+"""Random views of prepared images by MONAI transforms, each repeatable from its seed alone."""
+
+import math
+
+import torch
+from monai.transforms import Compose, RandAdjustContrast, RandAffine, RandFlip, RandGaussianNoise
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from medtl.imaging.randomness import derive_seed
+
+
+class AugmentationConfig(BaseModel):
+    """How far a random view may lie from the image. Everything at zero: no augmentation.
+
+    rotate_degrees turns rows and columns; scale and translate are shares of the size; flip mirrors left and
+    right (not for chest radiographs, where it moves the heart); gamma and noise change intensities.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rotate_degrees: float = Field(default=10.0, ge=0, le=180)
+    scale: float = Field(default=0.1, ge=0, lt=1)
+    translate: float = Field(default=0.05, ge=0, lt=1)
+    flip: bool = False
+    gamma: float = Field(default=0.2, ge=0, lt=1)
+    noise: float = Field(default=0.0, ge=0, lt=1)
+
+
+class Augmentation:
+    """Callable (pixels, seed, counters) -> a random view of pixels (C, *spatial) in [0, 1]."""
+
+    def __init__(self, config: AugmentationConfig, size: tuple[int, ...]) -> None:
+        self._transform = Compose(_transforms(config, size))
+
+    def __call__(self, pixels: Tensor, seed: int, *counters: int | str) -> Tensor:
+        """Return the view that (seed, counters) name; the same one whenever it is asked for."""
+        if not self._transform.transforms:
+            return pixels
+        self._transform.set_random_state(derive_seed(seed, "augment", *counters) % 2**32)
+        return torch.as_tensor(self._transform(pixels)).clamp(0.0, 1.0)
+
+
+def _transforms(config: AugmentationConfig, size: tuple[int, ...]) -> list:
+    chosen: list = []
+    rows_columns = size[-2:]
+    if config.rotate_degrees or config.scale or config.translate:
+        still = (0.0,) * (len(size) - 2)
+        chosen.append(
+            RandAffine(
+                prob=1.0,
+                rotate_range=math.radians(config.rotate_degrees),
+                scale_range=(*still, config.scale, config.scale),
+                translate_range=(*still, *(config.translate * extent for extent in rows_columns)),
+                padding_mode="zeros",
+                cache_grid=True,
+                spatial_size=size,
+            )
+        )
+    if config.flip:
+        chosen.append(RandFlip(prob=0.5, spatial_axis=len(size) - 1))
+    if config.gamma:
+        chosen.append(RandAdjustContrast(prob=1.0, gamma=(1 - config.gamma, 1 + config.gamma)))
+    if config.noise:
+        chosen.append(RandGaussianNoise(prob=0.5, std=config.noise))
+    return chosen

@@ -1,0 +1,76 @@
+"""An Image as people look at it: axial slices, grey in [0, 1], no larger than a screen needs."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor
+from monai.transforms import Orientation
+from numpy.typing import NDArray
+
+from medtl.imaging.image import Image
+from medtl.imaging.preprocessing import LUMA
+
+# Slices from the feet up, rows to the back, columns to the left: as radiologists see an axial slice.
+AXIAL = "SPL"
+PERCENTILES = (0.5, 99.5)
+
+
+@dataclass(frozen=True, eq=False)
+class Display:
+    """Grey levels and, on the same grid, a heatmap: float32 (H, W) or (D, H, W) in [0, 1].
+
+    spacing_mm follows those axes; None where the file does not say.
+    """
+
+    grey: NDArray[np.float32]
+    heatmap: NDArray[np.float32] | None
+    spacing_mm: tuple[float, ...] | None
+
+
+def make_display(image: Image, heatmap: NDArray[np.float32] | None = None, longest_side: int = 512) -> Display:
+    """Return the image, and a heatmap on its grid (*spatial), for display.
+
+    Grey is the VOI window of the file where it has one, otherwise its 0.5 to 99.5 percentiles.
+    """
+    grey = _to_range(_grey(image), image.facts.window)
+    grids = [grey] if heatmap is None else [grey, heatmap]
+    spacing = image.spacing_mm
+    if image.affine is not None:
+        grids, spacing = _to_axial(grids, image.affine)
+    factor = min(1.0, longest_side / max(grids[0].shape[-2:]))
+    shrunk = [_shrink(grid, factor) for grid in grids]
+    if spacing is not None:
+        spacing = (*spacing[:-2], spacing[-2] / factor, spacing[-1] / factor)
+    return Display(shrunk[0], shrunk[1] if heatmap is not None else None, spacing)
+
+
+def _grey(image: Image) -> NDArray[np.float32]:
+    pixels = image.pixels
+    return pixels[0] if pixels.shape[0] < 3 else np.tensordot(LUMA, pixels[:3], axes=1)
+
+
+def _to_range(grey: NDArray[np.float32], window: tuple[float, float] | None) -> NDArray[np.float32]:
+    if window is not None:
+        low, high = window[0] - window[1] / 2, window[0] + window[1] / 2
+    else:
+        low, high = np.percentile(grey, PERCENTILES)
+    return np.clip((grey - low) / max(high - low, 1e-6), 0.0, 1.0).astype(np.float32)
+
+
+def _to_axial(
+    grids: list[NDArray[np.float32]], affine: NDArray[np.float64]
+) -> tuple[list[NDArray[np.float32]], tuple[float, ...]]:
+    stacked = MetaTensor(torch.from_numpy(np.stack(grids)), affine=torch.from_numpy(affine))
+    axial = Orientation(axcodes=AXIAL)(stacked)
+    spacing = np.linalg.norm(np.asarray(axial.affine)[:3, :3], axis=0)
+    return list(axial.numpy()), tuple(float(value) for value in spacing)
+
+
+def _shrink(grid: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
+    if factor >= 1:
+        return grid
+    size = tuple(max(1, round(extent * factor)) for extent in grid.shape[-2:])
+    slices = torch.from_numpy(np.ascontiguousarray(grid)).reshape(-1, 1, *grid.shape[-2:])
+    return F.interpolate(slices, size=size, mode="area").reshape(*grid.shape[:-2], *size).numpy()

@@ -1,0 +1,173 @@
+"""Bring an Image to the grid and intensity range that a network takes, by MONAI transforms.
+
+Prepared pixels are always in [0, 1]: what a pretrained network expects beyond that (mean, standard deviation)
+belongs to the network. The configuration is the whole state, and travels in the checkpoint.
+"""
+
+import logging
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import (
+    Orientation,
+    Resize,
+    ResizeWithPadOrCrop,
+    ScaleIntensityRange,
+    ScaleIntensityRangePercentiles,
+    Spacing,
+)
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from scipy.ndimage import affine_transform
+
+from medtl.errors import ReadError
+from medtl.imaging.image import Image
+
+log = logging.getLogger(__name__)
+
+# Weights of R, G and B in grey (ITU-R BT.601).
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+
+class PreprocessingConfig(BaseModel):
+    """The grid and the intensity range of prepared images.
+
+    size: (H, W) for images, (D, H, W) for volumes. spacing_mm, of the same length: resample to this spacing,
+    then crop or pad around the centre, so that physical size is kept; without it the image is resized to fit
+    (a volume's depth to D, rows and columns by one factor), then padded. orientation: what increasing
+    indices of a volume point to, one letter an axis (S superior, P posterior, L left). intensity: `percentile` maps
+    the two percentiles to 0 and 1, `window` the VOI window of the file where it has one, `range` the two
+    values. channels: 1, or 3 for colour.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: tuple[int, ...] = (160, 160)
+    spacing_mm: tuple[float, ...] | None = None
+    orientation: str = Field(default="SPL", pattern="^[LRAPSI]{3}$")
+    intensity: Literal["percentile", "window", "range"] = "percentile"
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    range: tuple[float, float] | None = None
+    channels: Literal[1, 3] = 1
+
+    @field_validator("size")
+    @classmethod
+    def _size_is_a_grid(cls, size: tuple[int, ...]) -> tuple[int, ...]:
+        if len(size) not in (2, 3) or min(size) < 8 and len(size) == 2 or min(size) < 1:
+            raise ValueError(f"size {list(size)} is neither [H, W] nor [D, H, W]")
+        return size
+
+    @model_validator(mode="after")
+    def _options_agree(self) -> "PreprocessingConfig":
+        if self.spacing_mm is not None and len(self.spacing_mm) != len(self.size):
+            raise ValueError("spacing_mm needs one value for each axis of size")
+        if self.intensity == "range" and self.range is None:
+            raise ValueError("intensity: range needs range: [low, high]")
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedImage:
+    """Prepared pixels float32 (C, *size) in [0, 1], and the affine (4, 4) of their indices.
+
+    The affine leads to the same coordinates as the Image's own: RAS+ mm, or indices of a projection's pixels.
+    """
+
+    pixels: NDArray[np.float32]
+    affine: NDArray[np.float64]
+
+
+def prepare_image(image: Image, config: PreprocessingConfig) -> PreparedImage:
+    """Return the prepared image. Raises ReadError image-dimensions where it is no image of that many axes."""
+    _check_dimensions(image, config)
+    pixels = torch.from_numpy(_match_channels(image.pixels, config.channels))
+    tensor = MetaTensor(pixels, affine=torch.from_numpy(image_affine(image)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MONAI warns of constant images; quality is not judged here
+        tensor = _resample(tensor, image, config)
+        tensor = _scale_intensity(tensor, image, config)
+        tensor = ResizeWithPadOrCrop(config.size)(tensor)
+    values = np.clip(np.nan_to_num(tensor.numpy()), 0.0, 1.0).astype(np.float32)
+    return PreparedImage(np.ascontiguousarray(values), np.asarray(tensor.affine, dtype=np.float64))
+
+
+def image_affine(image: Image) -> NDArray[np.float64]:
+    """Return the affine of the image's indices; the identity for a projection."""
+    return np.eye(4) if image.affine is None else np.asarray(image.affine, dtype=np.float64)
+
+
+def to_image_grid(heatmap: NDArray, prepared: PreparedImage, image: Image) -> NDArray[np.float32]:
+    """Resample a map on the prepared grid (*size) to the grid of the Image (*spatial), linearly."""
+    dims = image.spatial_dims
+    to_prepared = np.linalg.inv(prepared.affine) @ image_affine(image)
+    shape = image.pixels.shape[1:]
+    resampled = affine_transform(
+        heatmap, to_prepared[:dims, :dims], to_prepared[:dims, 3], output_shape=shape, order=1, mode="nearest"
+    )
+    return resampled.astype(np.float32)
+
+
+def _check_dimensions(image: Image, config: PreprocessingConfig) -> None:
+    if image.spatial_dims == len(config.size):
+        return
+    kind = {2: "an image", 3: "a volume"}
+    reason = f"is {kind[image.spatial_dims]}, the model takes {kind[len(config.size)]}"
+    raise ReadError("image-dimensions", reason, where=image.facts.source, fix="score it with another model")
+
+
+def _match_channels(pixels: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
+    if pixels.shape[0] == channels:
+        return pixels
+    grey = pixels if pixels.shape[0] == 1 else np.tensordot(LUMA, pixels[:3], axes=1)[None]
+    return np.repeat(grey, channels, axis=0)
+
+
+def _resample(tensor: MetaTensor, image: Image, config: PreprocessingConfig) -> MetaTensor:
+    if image.spatial_dims == 3:
+        tensor = Orientation(axcodes=config.orientation)(tensor)
+    if config.spacing_mm is not None:
+        return _to_spacing(tensor, image, config.spacing_mm)
+    shape = _fitted_shape(tensor, image, config.size)
+    shrinks = np.prod(shape) < np.prod(tensor.shape[1:])
+    mode = "area" if shrinks else ("bilinear" if len(shape) == 2 else "trilinear")
+    return Resize(shape, mode=mode)(tensor)
+
+
+def _to_spacing(tensor: MetaTensor, image: Image, spacing_mm: tuple[float, ...]) -> MetaTensor:
+    if image.affine is not None:
+        return Spacing(pixdim=spacing_mm, mode="bilinear", padding_mode="border")(tensor)
+    if image.spacing_mm is None:
+        reason = "has no pixel spacing, and the model resamples to one"
+        raise ReadError("image-spacing", reason, where=image.facts.source, fix="use a recipe without spacing_mm")
+    extents = np.array(tensor.shape[1:]) * image.spacing_mm
+    shape = np.maximum(1, np.round(extents / spacing_mm)).astype(int)
+    return Resize(tuple(shape), mode="bilinear")(tensor)
+
+
+def _fitted_shape(tensor: MetaTensor, image: Image, size: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the largest shape within `size` that keeps the proportions of rows and columns in mm."""
+    spacing = _grid_spacing(tensor, image)[-2:]
+    extents = np.array(tensor.shape[-2:]) * spacing
+    scale = min(size[-2] / extents[0], size[-1] / extents[1])
+    rows, columns = np.maximum(1, np.round(extents * scale)).astype(int)
+    return (*size[:-2], int(rows), int(columns))
+
+
+def _grid_spacing(tensor: MetaTensor, image: Image) -> NDArray[np.float64]:
+    if image.affine is not None:
+        return np.linalg.norm(np.asarray(tensor.affine)[:3, :3], axis=0)
+    return np.ones(2) if image.spacing_mm is None else np.array(image.spacing_mm)
+
+
+def _scale_intensity(tensor: MetaTensor, image: Image, config: PreprocessingConfig) -> MetaTensor:
+    window = image.facts.window
+    if config.intensity == "window" and window is not None:
+        low, high = window[0] - window[1] / 2, window[0] + window[1] / 2
+        return ScaleIntensityRange(low, high, 0.0, 1.0, clip=True)(tensor)
+    if config.intensity == "range" and config.range is not None:
+        return ScaleIntensityRange(*config.range, 0.0, 1.0, clip=True)(tensor)
+    return ScaleIntensityRangePercentiles(*config.percentiles, 0.0, 1.0, clip=True)(tensor)

@@ -1,0 +1,199 @@
+"""Turn curves into SVG data URIs, drawn twice: for a light and for a dark page."""
+
+import base64
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+POINTS_PER_INCH, PIXELS_PER_INCH = 72, 96
+FONT = "DejaVu Sans"  # matplotlib's own, for measuring; pages use the reader's
+DASHES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a chart. series are Okabe and Ito's (2008), which every kind of colour vision tells apart."""
+
+    ink: str
+    muted: str
+    grid: str
+    series: tuple[str, ...]
+
+
+LIGHT = Theme(
+    "#1b2430", "#56616f", "#dde3ea", ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+)
+DARK = Theme("#e6eaf0", "#a3aebc", "#37414e", ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00"))
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart as two SVG data URIs, with its size in px."""
+
+    light: str
+    dark: str
+    width: int
+    height: int
+
+
+Plot = Callable[[Figure, Theme], None]
+
+
+def history_chart(history: Sequence[Mapping[str, object]], series: Mapping[str, str], axis: str) -> Chart | None:
+    """Draw columns of the history (key -> name) over epochs, with the stages marked.
+
+    Returns None where none of the columns holds a number.
+    """
+    columns = {name: _column(history, key) for key, name in series.items()}
+    columns = {name: values for name, values in columns.items() if np.isfinite(values).any()}
+    if not columns:
+        return None
+
+    def plot(figure: Figure, theme: Theme) -> None:
+        axes = figure.subplots()
+        for index, values in enumerate(columns.values()):
+            steps = np.arange(1, len(values) + 1)
+            axes.plot(steps, values, label=str(index), **_line(theme, index, marked=len(values) <= 40))
+        _mark_stages(axes, theme, [str(row.get("stage", "")) for row in history])
+        axes.set(xlabel="epoch", ylabel=axis)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        _legend(axes, theme, list(columns))
+
+    return _draw(plot, (5.0, 3.4))
+
+
+def roc_chart(curves: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Chart | None:
+    """Draw a ROC curve per class from {fpr, tpr}; None where no class has a defined curve."""
+    defined = {name: (_numbers(curve["fpr"]), _numbers(curve["tpr"])) for name, curve in curves.items()}
+    defined = {name: pair for name, pair in defined.items() if pair[0].size and np.isfinite(pair).all()}
+    if not defined:
+        return None
+
+    def plot(figure: Figure, theme: Theme) -> None:
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color=theme.muted, linewidth=1, linestyle=(0, (1, 3)))
+        for index, (fpr, tpr) in enumerate(defined.values()):
+            axes.plot(fpr, tpr, label=str(index), **_line(theme, index))
+        _unit_square(axes)
+        axes.set(xlabel="1 - specificity", ylabel="sensitivity")
+        _legend(axes, theme, list(defined))
+
+    return _draw(plot, (4.4, 4.4))
+
+
+def reliability_chart(bins: Sequence[Mapping[str, float | None]]) -> Chart | None:
+    """Draw observed shares over mean probabilities, with the count of each bin; None without any count."""
+    filled = [row for row in bins if row.get("count")]
+    if not filled:
+        return None
+    probability, observed, count = (
+        _numbers([row[key] for row in filled]) for key in ("mean_probability", "observed", "count")
+    )
+
+    def plot(figure: Figure, theme: Theme) -> None:
+        upper, lower = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (4, 1)})
+        upper.plot([0, 1], [0, 1], color=theme.muted, linewidth=1, linestyle=(0, (1, 3)))
+        upper.plot(probability, observed, **_line(theme, 0, marked=True))
+        _unit_square(upper)
+        upper.set_ylabel("observed share")
+        lower.bar(probability, count, width=0.05, color=theme.series[0])
+        lower.set(xlabel="predicted probability", ylabel="studies")
+        lower.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+
+    return _draw(plot, (4.4, 4.8))
+
+
+def _draw(plot: Plot, size: tuple[float, float]) -> Chart:
+    width, height = (round(side * PIXELS_PER_INCH) for side in size)
+    return Chart(_svg(plot, size, LIGHT), _svg(plot, size, DARK), width, height)
+
+
+def _svg(plot: Plot, size: tuple[float, float], theme: Theme) -> str:
+    buffer = io.StringIO()
+    with matplotlib.rc_context(_settings(theme)):
+        figure = Figure(figsize=size, layout="constrained")
+        plot(figure, theme)
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue().replace(f"'{FONT}', sans-serif", "system-ui, sans-serif")
+    return f"data:image/svg+xml;base64,{base64.b64encode(text.encode()).decode()}"
+
+
+def _settings(theme: Theme) -> dict[str, object]:
+    inks = ("text.color", "axes.labelcolor")
+    quiet = ("xtick.color", "ytick.color")
+    return {
+        **dict.fromkeys(inks, theme.ink),
+        **dict.fromkeys(quiet, theme.muted),
+        "axes.edgecolor": theme.grid,
+        "axes.facecolor": "none",
+        "axes.grid": True,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "figure.facecolor": "none",
+        "font.family": "sans-serif",
+        "font.sans-serif": [FONT],
+        "font.size": 10,
+        "grid.color": theme.grid,
+        "grid.linewidth": 0.8,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "medtl",
+        "text.usetex": False,
+    }
+
+
+def _line(theme: Theme, index: int, *, marked: bool = False) -> dict[str, object]:
+    style: dict[str, object] = {
+        "color": theme.series[index % len(theme.series)],
+        "linestyle": DASHES[index % len(DASHES)],
+        "linewidth": 1.8,
+    }
+    return style | ({"marker": MARKERS[index % len(MARKERS)], "markersize": 4.5} if marked else {})
+
+
+def _mark_stages(axes: Axes, theme: Theme, stages: Sequence[str]) -> None:
+    starts = [i for i in range(len(stages)) if i == 0 or stages[i] != stages[i - 1]]
+    if len(starts) < 2:
+        return
+    above = axes.get_xaxis_transform()
+    for start in starts:
+        if start:
+            axes.axvline(start + 0.5, color=theme.muted, linewidth=1, linestyle=(0, (4, 3)))
+        axes.text(start + 0.62, 1.02, _literal(stages[start]), transform=above, color=theme.muted, fontsize=9)
+
+
+def _legend(axes: Axes, theme: Theme, names: Sequence[str]) -> None:
+    if len(names) < 2:
+        return
+    legend = axes.legend(frameon=False, labelcolor=theme.ink, fontsize=9, handlelength=2.6)
+    # Named only now: matplotlib leaves out of a legend what starts with an underscore.
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(_literal(name))
+
+
+def _literal(text: str) -> str:
+    """Keep matplotlib from reading a name as mathematics."""
+    return text.replace("$", r"\$")
+
+
+def _unit_square(axes: Axes) -> None:
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+
+
+def _column(history: Sequence[Mapping[str, object]], key: str) -> np.ndarray:
+    return _numbers([row.get(key) for row in history])
+
+
+def _numbers(values: Sequence[object]) -> np.ndarray:
+    return np.array([_number(value) for value in values], dtype=float)
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float | np.number) else math.nan

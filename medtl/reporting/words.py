@@ -1,0 +1,84 @@
+"""Numbers with their doubt, in words: undefined stays undefined, and nothing is rounded to certainty."""
+
+import math
+from dataclasses import dataclass
+
+from medtl.reporting.findings import Bounds
+
+UNDEFINED = "undefined"
+
+
+@dataclass(frozen=True)
+class MetricName:
+    """How a metric is called, and what it says in one plain sentence."""
+
+    name: str
+    meaning: str
+
+
+METRICS: dict[str, MetricName] = {
+    "auroc": MetricName(
+        "AUROC", "Chance that a random study with the finding scores higher than a random one without it."
+    ),
+    "auprc": MetricName(
+        "Average precision", "Precision averaged over all sensitivities; compare it with the share of positives."
+    ),
+    "sensitivity": MetricName("Sensitivity", "Share of the studies with the finding that the model flags."),
+    "specificity": MetricName("Specificity", "Share of the studies without the finding that the model clears."),
+    "balanced_accuracy": MetricName("Balanced accuracy", "Share of right answers, each class counting the same."),
+    "accuracy": MetricName("Accuracy", "Share of right answers; depends on how common each class is."),
+    "f1": MetricName("F1", "Harmonic mean of sensitivity and precision."),
+    "precision": MetricName("Precision", "Share of the flagged studies that have the finding."),
+    "brier": MetricName("Brier score", "Mean squared error of the probabilities; 0 is perfect."),
+    "ece": MetricName("Calibration error", "Mean gap between probability and observed share; 0 is perfect."),
+}
+
+
+def metric_name(key: str) -> MetricName:
+    """Return the name of a metric, or its key made readable."""
+    return METRICS.get(key, MetricName(key.replace("_", " "), ""))
+
+
+def is_defined(value: float | None) -> bool:
+    """Return whether a number may be shown as a number."""
+    return value is not None and math.isfinite(value)
+
+
+def number_text(value: float | None) -> str:
+    """Write a metric with two decimals, or "undefined"."""
+    return f"{value:.2f}" if value is not None and math.isfinite(value) else UNDEFINED
+
+
+def probability_text(value: float) -> str:
+    """Write a probability with two decimals; never as the certainty 0.00 or 1.00 that it is not."""
+    if value < 0.005:
+        return "< 0.01"
+    return "> 0.99" if value >= 0.995 else f"{value:.2f}"
+
+
+def range_text(bounds: Bounds) -> str:
+    """Write an interval: "0.88 to 0.97", or "undefined"."""
+    _, low, high = bounds
+    both = is_defined(low) and is_defined(high)
+    return f"{number_text(low)} to {number_text(high)}" if both else UNDEFINED
+
+
+def interval_text(bounds: Bounds, confidence: float = 0.95) -> str:
+    """Write a metric with its interval: "0.93 (95% interval 0.88 to 0.97)"."""
+    if not is_defined(bounds[0]):
+        return UNDEFINED
+    if range_text(bounds) == UNDEFINED:
+        return f"{number_text(bounds[0])} (interval undefined)"
+    return f"{number_text(bounds[0])} ({confidence:.0%} interval {range_text(bounds)})"
+
+
+def duration_text(seconds: float) -> str:
+    """Write a duration: "48 s", "12 min 5 s", "2 h 10 min"."""
+    if not math.isfinite(seconds):
+        return UNDEFINED
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,326 @@
+"""The jobs behind the commands: each composes the layers below and returns what its command prints."""
+
+import logging
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medtl import __version__
+from medtl.config import RunConfig, to_yaml
+from medtl.errors import CheckpointError, LabelError, ReadError, TrainingError
+from medtl.imaging.augmentation import Augmentation
+from medtl.imaging.manifest import Manifest, Sample, Task, TaskConfig, load_manifest, targets
+from medtl.imaging.preprocessing import to_image_grid
+from medtl.imaging.prepared import PreparedDataset, prepare_samples
+from medtl.imaging.series import scan
+from medtl.imaging.splits import check_no_leak, read_splits, split_samples, write_splits
+from medtl.imaging.storage import read_json, write_json, write_text
+from medtl.learning.backbones import BACKBONES
+from medtl.learning.checkpoint import (
+    Checkpoint,
+    CheckpointHeader,
+    describe_classifier,
+    load_checkpoint,
+    model_tensors,
+    save_checkpoint,
+)
+from medtl.learning.classifier import Classifier
+from medtl.learning.features import CachePlan, Views
+from medtl.learning.fit import Fit, FitData, Watcher
+from medtl.learning.run_folder import RunFolder
+from medtl.learning.stages import resolve_schedule
+from medtl.prediction.evaluation import Evaluation, choose_thresholds, evaluate, to_json
+from medtl.prediction.saliency import METHODS
+from medtl.prediction.scoring import Prediction, Scored, predict, score_series, write_scores
+from medtl.reporting.html import ModelCard, Refusal, StudyFinding, write_evaluation_page, write_report
+
+log = logging.getLogger(__name__)
+
+EvaluationPart = Literal["unseen", "train", "val", "test", "all"]
+VERSIONED = ("torch", "monai", "timm", "pydicom", "nibabel", "numpy")
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """What a training run came to."""
+
+    run: RunFolder
+    evaluation: Evaluation
+    notes: tuple[str, ...]
+    refusals: tuple[tuple[str, ReadError], ...]
+    plans: tuple[CachePlan, ...]
+    seconds: Mapping[str, float]
+
+
+def train_run(
+    data: Path, labels: Path | None, out: Path, config: RunConfig, watcher: Watcher, *, resume: bool = False
+) -> TrainOutcome:
+    """Train on a labelled folder and leave a run: checkpoints, history, splits and metrics with intervals.
+
+    Raises MedtlError in one of its kinds; a run that was there before stays loadable in any case.
+    """
+    run = RunFolder(out)
+    with run.locked():
+        _check_resumable(run, config, resume)
+        clock = {"total": -time.perf_counter()}
+        manifest = load_manifest(data, labels, config.task)
+        samples = split_samples(manifest.samples, manifest.task, config.split)
+        check_no_leak(samples)
+        prepared, samples = _prepare(samples, config, watcher, clock)
+        fit = _make_fit(run, config, manifest.task, samples, prepared, watcher)
+        _record_start(run, config, samples, resume)
+        fit.run(resume=resume)
+        clock |= {"total": clock["total"] + time.perf_counter(), **fit.seconds}
+        evaluation = _finish(run, fit, samples, clock)
+    return TrainOutcome(run, evaluation, manifest.notes, prepared.refusals, tuple(fit.plans), clock)
+
+
+def _check_resumable(run: RunFolder, config: RunConfig, resume: bool) -> None:
+    if not (run.last / "checkpoint.json").is_file():
+        return
+    if not resume:
+        fix = "add --resume to go on with it, or choose another --out"
+        raise TrainingError("run-exists", "holds a run already", where=run.root, fix=fix)
+    if run.config.read_text(encoding="utf-8") != to_yaml(config):
+        reason = "the recipe differs from the run's config.yaml"
+        raise TrainingError("run-changed", reason, where=run.root, fix=f"use --config {run.config}")
+
+
+def _prepare(
+    samples: Sequence[Sample], config: RunConfig, watcher: Watcher, clock: dict[str, float]
+) -> tuple[PreparedDataset, tuple[Sample, ...]]:
+    """Return the prepared dataset and the samples that are in it."""
+    started = time.perf_counter()
+    prepared = prepare_samples(
+        samples, config.preprocessing, progress=lambda done, total: watcher.progress("reading", done, total)
+    )
+    clock["reading"] = time.perf_counter() - started
+    readable = set(prepared.sample_ids)
+    kept = tuple(sample for sample in samples if sample.sample_id in readable)
+    for part in ("train", "val"):
+        if not any(sample.split == part for sample in kept):
+            reason = f"no sample of the {part} part could be read"
+            raise LabelError("split-empty", reason, fix=str(prepared.refusals[0][1]) if prepared.refusals else "")
+    return prepared, kept
+
+
+def _make_fit(
+    run: RunFolder,
+    config: RunConfig,
+    task: Task,
+    samples: Sequence[Sample],
+    prepared: PreparedDataset,
+    watcher: Watcher,
+) -> Fit:
+    torch.manual_seed(config.fit.seed)  # the head's initial weights
+    weights = None if config.schedule.name == "scratch" else config.backbone.weights
+    backbone = BACKBONES[config.backbone.name](weights=weights, in_channels=config.preprocessing.channels)
+    classifier = Classifier(backbone, task, config.fit.dropout)
+    header = CheckpointHeader(
+        **describe_classifier(classifier, config.fit.dropout),
+        preprocessing=config.preprocessing,
+        augmentation=config.augmentation,
+        schedule=resolve_schedule(config.schedule, len(backbone.groups)),
+        provenance=_provenance(config, samples, prepared),
+    )
+    data = FitData(
+        *_views_and_targets("train", config, task, samples, prepared),
+        *_views_and_targets("val", config, task, samples, prepared),
+    )
+    return Fit(classifier, data, header, config.fit, run, watcher)
+
+
+def _views_and_targets(
+    part: str, config: RunConfig, task: Task, samples: Sequence[Sample], prepared: PreparedDataset
+) -> tuple[Views, NDArray]:
+    chosen = [sample for sample in samples if sample.split == part]
+    augmentation = Augmentation(config.augmentation, config.preprocessing.size)
+    key = f"{config.fit.seed} {config.augmentation.model_dump_json()}"
+    return Views(prepared, prepared.rows_of(chosen), augmentation, config.fit.seed, key), targets(task, chosen)
+
+
+def _provenance(config: RunConfig, samples: Sequence[Sample], prepared: PreparedDataset) -> dict[str, str]:
+    counts = {part: sum(sample.split == part for sample in samples) for part in ("train", "val", "test")}
+    patients = {part: len({s.patient_id for s in samples if s.split == part}) for part in counts}
+    return {
+        "modality": config.modality,
+        "samples": ", ".join(f"{count} {part}" for part, count in counts.items() if count),
+        "patients": ", ".join(f"{count} {part}" for part, count in patients.items() if count),
+        "prepared dataset": prepared.folder.name,
+        "schedule": config.schedule.name if config.schedule.stages is None else "stages of the recipe",
+        "imbalance": config.fit.imbalance,
+        "seed": str(config.fit.seed),
+        "medtl": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in VERSIONED},
+    }
+
+
+def _record_start(run: RunFolder, config: RunConfig, samples: Sequence[Sample], resume: bool) -> None:
+    """Write the recipe and the split; on resuming, the split must be the run's own."""
+    if resume and run.splits.is_file() and run.config.is_file():
+        before = {sample_id: row.split for sample_id, row in read_splits(run.splits).items()}
+        if before != {sample.sample_id: sample.split for sample in samples}:
+            reason = "the samples or their split differ from the run's splits.csv"
+            raise TrainingError("run-changed", reason, where=run.root, fix="restore the data, or start a new run")
+    else:
+        write_text(run.config, to_yaml(config))
+        write_splits(run.splits, samples)
+    run.log("resumed" if resume else "started", samples=len(samples))
+
+
+def _finish(run: RunFolder, fit: Fit, samples: Sequence[Sample], clock: Mapping[str, float]) -> Evaluation:
+    """Judge the best checkpoint on validation data, keep its thresholds, write metrics.json."""
+    checkpoint = load_checkpoint(run.root)
+    task, truth = checkpoint.task, fit.data.val_targets
+    probabilities = _predict_views(checkpoint, fit.data.val)
+    thresholds = choose_thresholds(probabilities, truth, task)
+    patients = [sample.patient_id for sample in samples if sample.split == "val"]
+    evaluation = evaluate(probabilities, truth, task, patients, thresholds)
+    header = checkpoint.header.model_copy(update={"thresholds": tuple(thresholds)})
+    save_checkpoint(run.best, header, {"model": model_tensors(checkpoint.classifier)})
+    write_json(run.metrics, _metrics(fit, evaluation, header, clock))
+    run.log("finished", seconds=round(clock["total"], 1))
+    return evaluation
+
+
+def _predict_views(checkpoint: Checkpoint, views: Views, batch_size: int = 32) -> NDArray[np.float64]:
+    starts = range(0, len(views), batch_size)
+    batches = [np.arange(start, min(start + batch_size, len(views))) for start in starts]
+    return np.concatenate([predict(checkpoint, views.read(batch, 0)) for batch in batches])
+
+
+def _metrics(
+    fit: Fit, evaluation: Evaluation, header: CheckpointHeader, clock: Mapping[str, float]
+) -> dict[str, Any]:
+    stages = [
+        {**stage.model_dump(mode="json"), "cached": plan.cached, "why": plan.reason}
+        for stage, plan in zip(fit.stages, fit.plans, strict=True)
+    ]
+    return {
+        "task": {"kind": header.task_kind, "classes": list(header.classes)},
+        "split": {"val": to_json(evaluation)},
+        "thresholds": list(header.thresholds or ()),
+        "stages": stages,
+        "seconds": {name: round(value, 2) for name, value in clock.items()},
+        "versions": {name: header.provenance[name] for name in ("medtl", "python", *VERSIONED)},
+    }
+
+
+@dataclass(frozen=True)
+class EvaluateOutcome:
+    """What an evaluation came to."""
+
+    evaluation: Evaluation
+    page: Path
+    notes: tuple[str, ...]
+    refusals: tuple[tuple[str, ReadError], ...]
+
+
+def evaluate_run(
+    run: Path, data: Path, labels: Path | None, out: Path, watcher: Watcher, *, part: EvaluationPart = "unseen"
+) -> EvaluateOutcome:
+    """Evaluate a run on labelled samples: metrics with intervals as JSON, predictions as CSV, and a page.
+
+    part: `unseen` leaves out what the run was trained on; `train`, `val` and `test` are the parts of the
+    run's own split, `all` is every sample. The thresholds are those chosen on validation data.
+    """
+    checkpoint = load_checkpoint(run)
+    task = checkpoint.task
+    manifest = load_manifest(data, labels, TaskConfig(kind=task.kind, classes=task.classes))
+    samples, notes = _select_part(manifest, run, part)
+    prepared = prepare_samples(
+        samples, checkpoint.preprocessing, progress=lambda done, total: watcher.progress("reading", done, total)
+    )
+    kept = [sample for sample in samples if sample.sample_id in set(prepared.sample_ids)]
+    probabilities = _predict_rows(checkpoint, prepared, prepared.rows_of(kept), watcher)
+    truth, patients = targets(task, kept), [sample.patient_id for sample in kept]
+    thresholds = checkpoint.header.thresholds or choose_thresholds(probabilities, truth, task)
+    evaluation = evaluate(probabilities, truth, task, patients, thresholds)
+    content = {"run": run.name, "part": part, "model_sha256": checkpoint.sha256, **to_json(evaluation)}
+    write_json(out / "metrics.json", content)
+    page = write_evaluation_page(out, content, model_card(run, checkpoint))
+    return EvaluateOutcome(evaluation, page, (*manifest.notes, *notes), prepared.refusals)
+
+
+def _select_part(manifest: Manifest, run: Path, part: EvaluationPart) -> tuple[list[Sample], list[str]]:
+    """Return the samples to evaluate on, and a line for each thing the user should know of the choice."""
+    trained = read_splits(RunFolder(run).splits)
+    chosen = []
+    for sample in manifest.samples:
+        row = trained.get(sample.sample_id)
+        known = row.split if row else None
+        if part == "all" or known == part or (part == "unseen" and known != "train"):
+            chosen.append(sample)
+    if not chosen:
+        raise LabelError("split-empty", f"no sample is {part}", where=run, fix="choose another --part")
+    notes = [f"{len(chosen)} of {len(manifest.samples)} samples evaluated ({part})"]
+    tuned = sum(1 for s in chosen if s.sample_id in trained and trained[s.sample_id].split == "val")
+    if tuned and part != "val":
+        notes.append(f"{tuned} of them chose the checkpoint and its threshold: the numbers flatter")
+    return chosen, notes
+
+
+def _predict_rows(
+    checkpoint: Checkpoint, prepared: PreparedDataset, rows: NDArray[np.int64], watcher: Watcher, batch_size: int = 32
+) -> NDArray[np.float64]:
+    batches = np.array_split(rows, -(-len(rows) // batch_size))
+    found = []
+    for number, batch in enumerate(batches, start=1):
+        found.append(predict(checkpoint, prepared.read(batch)))
+        watcher.progress("scoring", number, len(batches))
+    return np.concatenate(found)
+
+
+@dataclass(frozen=True)
+class ScoreOutcome:
+    """What a folder's scoring came to."""
+
+    table: Path
+    predictions: tuple[Prediction, ...]
+    skipped: int
+
+
+def score_run(run: Path, folder: Path, out: Path, watcher: Watcher) -> ScoreOutcome:
+    """Score every series and image of a folder into OUT/scores.csv, refusals included, one row each."""
+    checkpoint = load_checkpoint(run)
+    found = scan(folder)
+    predictions = []
+    total = len(found.series) + len(found.refusals)
+    for done, scored in enumerate(score_series(checkpoint, found, folder), start=1):
+        predictions.append(scored.prediction)
+        watcher.progress("scoring", done, total)
+    table = out / "scores.csv"
+    write_scores(table, checkpoint.task.classes, predictions)
+    facts = {"folder": str(folder.resolve()), "model_sha256": checkpoint.sha256, "skipped_files": found.skipped}
+    write_json(out / "scores.json", facts)
+    return ScoreOutcome(table, tuple(predictions), found.skipped)
+
+
+@dataclass(frozen=True)
+class ReportOutcome:
+    """What a report holds."""
+
+    index: Path
+    studies: int
+    refused: int
+
+
+def report_run(run: Path, source: Path, out: Path, watcher: Watcher, *, method: str = "grad-cam") -> ReportOutcome:
+    """Write an HTML page for each study of a folder (or of a scored OUT), with its saliency map, and an index."""
+    checkpoint = load_checkpoint(run)
+    folder = Path(read_json(source / "scores.json")["folder"]) if (source / "scores.json").is_file() else source
+    found = scan(folder)
+    refusals: list[Refusal] = []
+    findings = _findings(checkpoint, score_series(checkpoint, found, folder), refusals, method, found, watcher)
+    index = write_report(out, findings, refusals, model_card(run, checkpoint))
+    return ReportOutcome(index, len(found.series) + len(found.refusals) - len(refusals), len(refusals))
