@@ -54,7 +54,9 @@ class RunConfig(BaseModel):
         _check_name("fit.imbalance", self.fit.imbalance, list(IMBALANCE))
         dims, size = BACKBONES[self.backbone.name].spatial_dims, self.preprocessing.size
         if len(size) != dims:
-            raise ValueError(f"backbone {self.backbone.name} takes {dims}D, preprocessing.size has {len(size)} axes")
+            raise ValueError(
+                f"backbone {self.backbone.name} takes {dims}D, preprocessing.size has {len(size)} axes"
+            )
         return self
 
 
@@ -106,13 +108,17 @@ def _merge(recipe: Any, overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
-            raise ConfigError("config-value", "is no override", where=f"--set {override}", fix="write key=value")
+            raise ConfigError(
+                "config-value", "is no override", where=f"--set {override}", fix="write key=value"
+            )
         key = "schedule.name" if key == "schedule" else key
         try:
             recipe = OmegaConf.merge(recipe, OmegaConf.from_dotlist([f"{key}={value}"]))
         except (YAMLError, OmegaConfBaseException) as error:
             reason = str(error).splitlines()[0]
-            raise ConfigError("config-value", reason, where=f"--set {override}", fix="mend the value") from error
+            raise ConfigError(
+                "config-value", reason, where=f"--set {override}", fix="mend the value"
+            ) from error
     values = OmegaConf.to_container(recipe, resolve=False)
     if not isinstance(values, dict):
         raise ConfigError("config-value", "a recipe is a mapping of keys", where="recipe", fix="see configs/")
@@ -125,9 +131,16 @@ def _first_problem(error: ValidationError, where: str) -> ConfigError:
     if problem["type"] == "extra_forbidden":
         known = list(_known_keys(RunConfig))
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or _same_ending(key, known)
-        return ConfigError("config-unknown", f"no key {key}", where=where, fix=f"did you mean {near[0]}?" if near else "see `medtl config show`")
+        return ConfigError(
+            "config-unknown",
+            f"no key {key}",
+            where=where,
+            fix=f"did you mean {near[0]}?" if near else "see `medtl config show`",
+        )
     reason = problem["msg"].removeprefix("Value error, ")
-    return ConfigError("config-value", f"{key}: {reason}" if key else reason, where=where, fix="mend the value")
+    return ConfigError(
+        "config-value", f"{key}: {reason}" if key else reason, where=where, fix="mend the value"
+    )
 
 
 def _same_ending(key: str, known: Sequence[str]) -> list[str]:

@@ -4,8 +4,7 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -16,12 +15,14 @@ from numpy.typing import NDArray
 
 from medtl import __version__
 from medtl.config import RunConfig, to_yaml
-from medtl.errors import CheckpointError, LabelError, ReadError, TrainingError
+from medtl.errors import LabelError, ReadError, TrainingError
 from medtl.imaging.augmentation import Augmentation
+from medtl.imaging.display import make_display
+from medtl.imaging.image import Image
 from medtl.imaging.manifest import Manifest, Sample, Task, TaskConfig, load_manifest, targets
-from medtl.imaging.preprocessing import to_image_grid
 from medtl.imaging.prepared import PreparedDataset, prepare_samples
-from medtl.imaging.series import scan
+from medtl.imaging.preprocessing import prepare_image
+from medtl.imaging.series import Scan, read_series, scan
 from medtl.imaging.splits import check_no_leak, read_splits, split_samples, write_splits
 from medtl.imaging.storage import read_json, write_json, write_text
 from medtl.learning.backbones import BACKBONES
@@ -39,14 +40,27 @@ from medtl.learning.fit import Fit, FitData, Watcher
 from medtl.learning.run_folder import RunFolder
 from medtl.learning.stages import resolve_schedule
 from medtl.prediction.evaluation import Evaluation, choose_thresholds, evaluate, to_json
-from medtl.prediction.saliency import METHODS
+from medtl.prediction.explanation import explain
+from medtl.prediction.faithfulness import Localisation, localise
 from medtl.prediction.scoring import Prediction, Scored, predict, score_series, write_scores
-from medtl.reporting.html import ModelCard, Refusal, StudyFinding, write_evaluation_page, write_report
+from medtl.reporting.evaluation_page import write_evaluation_page
+from medtl.reporting.findings import Refusal, StudyFinding
+from medtl.reporting.model_card import model_card
+from medtl.reporting.report import write_report
 
 log = logging.getLogger(__name__)
 
 EvaluationPart = Literal["unseen", "train", "val", "test", "all"]
+# How pages name the saliency methods.
+METHOD_NAMES = {"grad-cam": "Grad-CAM"}
 VERSIONED = ("torch", "monai", "timm", "pydicom", "nibabel", "numpy")
+
+
+def sample_data(modality: str) -> Path:
+    """Return the phantoms of a modality: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    root = package if (package / "sample_data").is_dir() else package.parent
+    return root / "sample_data" / modality
 
 
 @dataclass(frozen=True)
@@ -77,7 +91,7 @@ def train_run(
         check_no_leak(samples)
         prepared, samples = _prepare(samples, config, watcher, clock)
         fit = _make_fit(run, config, manifest.task, samples, prepared, watcher)
-        _record_start(run, config, samples, resume)
+        _record_start(run, config, samples, prepared, resume)
         fit.run(resume=resume)
         clock |= {"total": clock["total"] + time.perf_counter(), **fit.seconds}
         evaluation = _finish(run, fit, samples, clock)
@@ -109,7 +123,9 @@ def _prepare(
     for part in ("train", "val"):
         if not any(sample.split == part for sample in kept):
             reason = f"no sample of the {part} part could be read"
-            raise LabelError("split-empty", reason, fix=str(prepared.refusals[0][1]) if prepared.refusals else "")
+            raise LabelError(
+                "split-empty", reason, fix=str(prepared.refusals[0][1]) if prepared.refusals else ""
+            )
     return prepared, kept
 
 
@@ -145,7 +161,9 @@ def _views_and_targets(
     chosen = [sample for sample in samples if sample.split == part]
     augmentation = Augmentation(config.augmentation, config.preprocessing.size)
     key = f"{config.fit.seed} {config.augmentation.model_dump_json()}"
-    return Views(prepared, prepared.rows_of(chosen), augmentation, config.fit.seed, key), targets(task, chosen)
+    return Views(prepared, prepared.rows_of(chosen), augmentation, config.fit.seed, key), targets(
+        task, chosen
+    )
 
 
 def _provenance(config: RunConfig, samples: Sequence[Sample], prepared: PreparedDataset) -> dict[str, str]:
@@ -165,17 +183,27 @@ def _provenance(config: RunConfig, samples: Sequence[Sample], prepared: Prepared
     }
 
 
-def _record_start(run: RunFolder, config: RunConfig, samples: Sequence[Sample], resume: bool) -> None:
+def _record_start(
+    run: RunFolder, config: RunConfig, samples: Sequence[Sample], prepared: PreparedDataset, resume: bool
+) -> None:
     """Write the recipe and the split; on resuming, the split must be the run's own."""
     if resume and run.splits.is_file() and run.config.is_file():
         before = {sample_id: row.split for sample_id, row in read_splits(run.splits).items()}
         if before != {sample.sample_id: sample.split for sample in samples}:
             reason = "the samples or their split differ from the run's splits.csv"
-            raise TrainingError("run-changed", reason, where=run.root, fix="restore the data, or start a new run")
+            raise TrainingError(
+                "run-changed", reason, where=run.root, fix="restore the data, or start a new run"
+            )
     else:
         write_text(run.config, to_yaml(config))
         write_splits(run.splits, samples)
+        write_json(run.pixels, _parts_by_pixels(samples, prepared))
     run.log("resumed" if resume else "started", samples=len(samples))
+
+
+def _parts_by_pixels(samples: Sequence[Sample], prepared: PreparedDataset) -> dict[str, str | None]:
+    contents = dict(zip(prepared.sample_ids, prepared.content_hashes, strict=True))
+    return {contents[sample.sample_id]: sample.split for sample in samples}
 
 
 def _finish(run: RunFolder, fit: Fit, samples: Sequence[Sample], clock: Mapping[str, float]) -> Evaluation:
@@ -227,7 +255,13 @@ class EvaluateOutcome:
 
 
 def evaluate_run(
-    run: Path, data: Path, labels: Path | None, out: Path, watcher: Watcher, *, part: EvaluationPart = "unseen"
+    run: Path,
+    data: Path,
+    labels: Path | None,
+    out: Path,
+    watcher: Watcher,
+    *,
+    part: EvaluationPart = "unseen",
 ) -> EvaluateOutcome:
     """Evaluate a run on labelled samples: metrics with intervals as JSON, predictions as CSV, and a page.
 
@@ -237,11 +271,12 @@ def evaluate_run(
     checkpoint = load_checkpoint(run)
     task = checkpoint.task
     manifest = load_manifest(data, labels, TaskConfig(kind=task.kind, classes=task.classes))
-    samples, notes = _select_part(manifest, run, part)
     prepared = prepare_samples(
-        samples, checkpoint.preprocessing, progress=lambda done, total: watcher.progress("reading", done, total)
+        manifest.samples,
+        checkpoint.preprocessing,
+        progress=lambda done, total: watcher.progress("reading", done, total),
     )
-    kept = [sample for sample in samples if sample.sample_id in set(prepared.sample_ids)]
+    kept, notes = _select_part(manifest.samples, prepared, run, part)
     probabilities = _predict_rows(checkpoint, prepared, prepared.rows_of(kept), watcher)
     truth, patients = targets(task, kept), [sample.patient_id for sample in kept]
     thresholds = checkpoint.header.thresholds or choose_thresholds(probabilities, truth, task)
@@ -252,26 +287,40 @@ def evaluate_run(
     return EvaluateOutcome(evaluation, page, (*manifest.notes, *notes), prepared.refusals)
 
 
-def _select_part(manifest: Manifest, run: Path, part: EvaluationPart) -> tuple[list[Sample], list[str]]:
-    """Return the samples to evaluate on, and a line for each thing the user should know of the choice."""
-    trained = read_splits(RunFolder(run).splits)
-    chosen = []
-    for sample in manifest.samples:
-        row = trained.get(sample.sample_id)
-        known = row.split if row else None
-        if part == "all" or known == part or (part == "unseen" and known != "train"):
-            chosen.append(sample)
+def _select_part(
+    samples: Sequence[Sample], prepared: PreparedDataset, run: Path, part: EvaluationPart
+) -> tuple[list[Sample], list[str]]:
+    """Return the samples to evaluate on, and a line for each thing the user should know of the choice.
+
+    Samples are recognised by their pixels, so that a training image is known under any name.
+    """
+    pixels = read_json(RunFolder(run).pixels)
+    part_of = {
+        sample_id: pixels.get(content)
+        for sample_id, content in zip(prepared.sample_ids, prepared.content_hashes, strict=True)
+    }
+    readable = [sample for sample in samples if sample.sample_id in part_of]
+    chosen = [s for s in readable if part == "all" or _is_in(part_of[s.sample_id], part)]
     if not chosen:
         raise LabelError("split-empty", f"no sample is {part}", where=run, fix="choose another --part")
-    notes = [f"{len(chosen)} of {len(manifest.samples)} samples evaluated ({part})"]
-    tuned = sum(1 for s in chosen if s.sample_id in trained and trained[s.sample_id].split == "val")
-    if tuned and part != "val":
-        notes.append(f"{tuned} of them chose the checkpoint and its threshold: the numbers flatter")
+    notes = [f"{len(chosen)} of {len(readable)} samples evaluated ({part})"]
+    for name, effect in (("train", "taught the model"), ("val", "chose the checkpoint and its threshold")):
+        known = sum(part_of[sample.sample_id] == name for sample in chosen)
+        if known and part != name:
+            notes.append(f"{known} of them {effect}: the numbers flatter")
     return chosen, notes
 
 
+def _is_in(known: str | None, part: EvaluationPart) -> bool:
+    return known != "train" if part == "unseen" else known == part
+
+
 def _predict_rows(
-    checkpoint: Checkpoint, prepared: PreparedDataset, rows: NDArray[np.int64], watcher: Watcher, batch_size: int = 32
+    checkpoint: Checkpoint,
+    prepared: PreparedDataset,
+    rows: NDArray[np.int64],
+    watcher: Watcher,
+    batch_size: int = 32,
 ) -> NDArray[np.float64]:
     batches = np.array_split(rows, -(-len(rows) // batch_size))
     found = []
@@ -301,7 +350,11 @@ def score_run(run: Path, folder: Path, out: Path, watcher: Watcher) -> ScoreOutc
         watcher.progress("scoring", done, total)
     table = out / "scores.csv"
     write_scores(table, checkpoint.task.classes, predictions)
-    facts = {"folder": str(folder.resolve()), "model_sha256": checkpoint.sha256, "skipped_files": found.skipped}
+    facts = {
+        "folder": str(folder.resolve()),
+        "model_sha256": checkpoint.sha256,
+        "skipped_files": found.skipped,
+    }
     write_json(out / "scores.json", facts)
     return ScoreOutcome(table, tuple(predictions), found.skipped)
 
@@ -315,12 +368,90 @@ class ReportOutcome:
     refused: int
 
 
-def report_run(run: Path, source: Path, out: Path, watcher: Watcher, *, method: str = "grad-cam") -> ReportOutcome:
+def report_run(
+    run: Path, source: Path, out: Path, watcher: Watcher, *, method: str = "grad-cam"
+) -> ReportOutcome:
     """Write an HTML page for each study of a folder (or of a scored OUT), with its saliency map, and an index."""
     checkpoint = load_checkpoint(run)
-    folder = Path(read_json(source / "scores.json")["folder"]) if (source / "scores.json").is_file() else source
+    scores = source / "scores.json"
+    folder = Path(read_json(scores)["folder"]) if scores.is_file() else source
     found = scan(folder)
     refusals: list[Refusal] = []
-    findings = _findings(checkpoint, score_series(checkpoint, found, folder), refusals, method, found, watcher)
+    findings = _findings(checkpoint, found, folder, refusals, method, watcher)
     index = write_report(out, findings, refusals, model_card(run, checkpoint))
     return ReportOutcome(index, len(found.series) + len(found.refusals) - len(refusals), len(refusals))
+
+
+def _findings(
+    checkpoint: Checkpoint, found: Scan, folder: Path, refusals: list[Refusal], method: str, watcher: Watcher
+) -> Iterator[StudyFinding]:
+    """Yield a finding for each scored study; what is refused on the way is added to `refusals`."""
+    total = len(found.series) + len(found.refusals)
+    for done, scored in enumerate(score_series(checkpoint, found, folder, batch_size=1), start=1):
+        row = scored.prediction
+        if scored.image is None:
+            refusals.append(Refusal(row.sample_id, row.code, row.reason, row.fix))
+        else:
+            yield _finding(checkpoint, scored, method)
+        watcher.progress("explaining", done, total)
+
+
+def _finding(checkpoint: Checkpoint, scored: Scored, method: str) -> StudyFinding:
+    assert scored.image is not None and scored.prepared is not None
+    row, image, task = scored.prediction, scored.image, checkpoint.task
+    explanation = explain(checkpoint, image, scored.prepared, row.probabilities, method)
+    display = make_display(image, explanation.heatmap)
+    return StudyFinding(
+        sample_id=row.sample_id,
+        image=display.grey,
+        heatmap=display.heatmap,
+        spacing_mm=display.spacing_mm,
+        target_class=explanation.target_class,
+        method=METHOD_NAMES[method],
+        probabilities=dict(zip(task.classes, row.probabilities, strict=True)),
+        predicted=tuple(row.predicted.split("|")) if task.kind == "multilabel" else row.predicted,
+        facts=_facts(image),
+        notes=image.facts.notes,
+    )
+
+
+def _facts(image: Image) -> dict[str, str]:
+    """Return what a page may show of an image: nothing that identifies a patient."""
+    facts, matrix = image.facts, " x ".join(map(str, image.pixels.shape[1:]))
+    spacing = (
+        "" if image.spacing_mm is None else " x ".join(f"{step:.4g}" for step in image.spacing_mm) + " mm"
+    )
+    shown = {
+        "format": facts.format,
+        "modality": facts.modality,
+        "body part": facts.body_part,
+        "view": facts.view,
+        "matrix": matrix,
+        "spacing": spacing,
+        "photometric": facts.photometric,
+        "decoder": facts.decoder,
+        "SHA-256": facts.sha256[:16],
+    }
+    return {name: text for name, text in shown.items() if text}
+
+
+def localise_run(
+    run: Path,
+    samples: Sequence[Sample],
+    mask_of: Callable[[Sample], NDArray | None],
+    method: str = "grad-cam",
+) -> list[Localisation]:
+    """Compare heatmaps with masks on the same grids: one row for each sample that has a mask and a map."""
+    checkpoint = load_checkpoint(run)
+    rows = []
+    for sample in samples:
+        mask = mask_of(sample)
+        if mask is None or not mask.any():
+            continue
+        image = read_series(sample.series)
+        prepared = prepare_image(image, checkpoint.preprocessing)
+        probabilities = predict(checkpoint, torch.from_numpy(prepared.pixels)[None])[0]
+        heatmap = explain(checkpoint, image, prepared, tuple(probabilities), method).heatmap
+        if heatmap.sum() > 0:
+            rows.append(localise(heatmap, mask))
+    return rows

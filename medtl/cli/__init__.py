@@ -42,7 +42,9 @@ class FrontDoor(click.Group):
         ctx.exit(1)
 
 
-@click.group(cls=FrontDoor, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=FrontDoor, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="medtl")
 @click.option("--debug", is_flag=True, help="Show what libraries warn of.")
 def main(debug: bool) -> None:

@@ -30,5 +30,7 @@ def score(ctx: click.Context, run: Path, folder: Path, out: Path, as_json: bool)
         click.echo(json.dumps([asdict(row) for row in outcome.predictions], indent=2))
     else:
         scored = len(outcome.predictions) - len(refused)
-        click.echo(f"{scored} scored, {len(refused)} refused, {outcome.skipped} other files skipped: {outcome.table}")
+        click.echo(
+            f"{scored} scored, {len(refused)} refused, {outcome.skipped} other files skipped: {outcome.table}"
+        )
     ctx.exit(3 if refused else 0)

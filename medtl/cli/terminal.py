@@ -21,8 +21,14 @@ class TerminalWatcher:
 
     def __init__(self, title: str) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
-        from rich.progress import TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
         self.console = Console(stderr=True, highlight=False)
         self.bar = Progress(
@@ -61,7 +67,9 @@ class TerminalWatcher:
         prefix = "frozen prefix computed once: " if plan.cached else "frozen prefix not cached: "
         prefix = "" if plan.step == 0 else prefix
         self.stage_epochs = stage.epochs
-        self.note(f"stage {number}/{of}", f"{stage.name}: {trained}, {stage.epochs} epochs; {prefix}{plan.reason}")
+        self.note(
+            f"stage {number}/{of}", f"{stage.name}: {trained}, {stage.epochs} epochs; {prefix}{plan.reason}"
+        )
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Move the bar."""

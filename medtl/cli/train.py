@@ -12,8 +12,12 @@ EXISTING = click.Path(path_type=Path)
 @click.option("--data", type=EXISTING, help="Folder of studies, or a MedMNIST .npz. Default: sample_data.")
 @click.option("--labels", type=EXISTING, help="Label table. Default: labels.csv in the folder.")
 @click.option("--out", type=EXISTING, help="Run folder. Default: runs/MODALITY.")
-@click.option("--config", "recipe", type=EXISTING, help="Recipe (YAML). Default: configs/xray.yaml or mri-volume.yaml.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, e.g. schedule=scratch.")
+@click.option(
+    "--config", "recipe", type=EXISTING, help="Recipe (YAML). Default: configs/xray.yaml or mri-volume.yaml."
+)
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, e.g. schedule=scratch."
+)
 @click.option("--resume", is_flag=True, help="Go on with the run that --out holds.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train.")
 @click.option("--json", "as_json", is_flag=True, help="Print metrics.json on stdout.")
@@ -54,6 +58,8 @@ def train(
         click.echo(outcome.run.metrics.read_text(encoding="utf-8"), nl=False)
     else:
         print_evaluation(outcome.evaluation, "\nValidation")
-        click.echo(f"\nrun kept in {out}: checkpoints/best, metrics.json, history.csv, splits.csv, config.yaml")
+        click.echo(
+            f"\nrun kept in {out}: checkpoints/best, metrics.json, history.csv, splits.csv, config.yaml"
+        )
     print_refusals([error for _, error in outcome.refusals])
     ctx.exit(3 if outcome.refusals else 0)

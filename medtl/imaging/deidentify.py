@@ -3,6 +3,8 @@
 import hashlib
 import os
 import secrets
+import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -26,10 +28,10 @@ def _salt() -> bytes:
 
 @cache
 def _kept_salt(path: Path) -> bytes:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with path.open("xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            file.write(secrets.token_bytes(32))
-    except FileExistsError:
-        pass
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent) as whole, suppress(FileExistsError):
+            whole.write(secrets.token_bytes(32))
+            whole.flush()
+            path.hardlink_to(whole.name)  # whole or absent, and never a second one
     return path.read_bytes()

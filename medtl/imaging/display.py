@@ -29,7 +29,9 @@ class Display:
     spacing_mm: tuple[float, ...] | None
 
 
-def make_display(image: Image, heatmap: NDArray[np.float32] | None = None, longest_side: int = 512) -> Display:
+def make_display(
+    image: Image, heatmap: NDArray[np.float32] | None = None, longest_side: int = 512
+) -> Display:
     """Return the image, and a heatmap on its grid (*spatial), for display.
 
     Grey is the VOI window of the file where it has one, otherwise its 0.5 to 99.5 percentiles.

@@ -58,7 +58,11 @@ class PreparedDataset:
 
 
 def prepare_samples(
-    samples: Sequence[Sample], config: PreprocessingConfig, *, progress: Progress | None = None, workers: int = 2
+    samples: Sequence[Sample],
+    config: PreprocessingConfig,
+    *,
+    progress: Progress | None = None,
+    workers: int = 2,
 ) -> PreparedDataset:
     """Decode and prepare samples, or open what an earlier call with the same files and settings left.
 

@@ -57,7 +57,7 @@ class PreprocessingConfig(BaseModel):
     @field_validator("size")
     @classmethod
     def _size_is_a_grid(cls, size: tuple[int, ...]) -> tuple[int, ...]:
-        if len(size) not in (2, 3) or min(size) < 8 and len(size) == 2 or min(size) < 1:
+        if len(size) not in (2, 3) or (min(size) < 8 and len(size) == 2) or min(size) < 1:
             raise ValueError(f"size {list(size)} is neither [H, W] nor [D, H, W]")
         return size
 
@@ -142,7 +142,9 @@ def _to_spacing(tensor: MetaTensor, image: Image, spacing_mm: tuple[float, ...])
         return Spacing(pixdim=spacing_mm, mode="bilinear", padding_mode="border")(tensor)
     if image.spacing_mm is None:
         reason = "has no pixel spacing, and the model resamples to one"
-        raise ReadError("image-spacing", reason, where=image.facts.source, fix="use a recipe without spacing_mm")
+        raise ReadError(
+            "image-spacing", reason, where=image.facts.source, fix="use a recipe without spacing_mm"
+        )
     extents = np.array(tensor.shape[1:]) * image.spacing_mm
     shape = np.maximum(1, np.round(extents / spacing_mm)).astype(int)
     return Resize(tuple(shape), mode="bilinear")(tensor)

@@ -1,9 +1,49 @@
-"""Group files into series: the units that are read, labelled and scored."""
+"""Group files into series: the units that are read, labelled and scored.
 
+Paths become files; the content of each file names its format; the formats turn files into Series by their
+headers; a Series becomes one Image. What cannot be read exactly becomes a refusal on the way.
+"""
+
+import logging
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medtl.errors import ReadError
+from medtl.imaging.image import Image
+
+if TYPE_CHECKING:
+    from medtl.imaging.formats import Format
+
+log = logging.getLogger(__name__)
+
+# Enough for the magic numbers of every format and the first elements of a DICOM file without preamble.
+HEAD_BYTES = 1024
+
+# A file with one of these names is meant to be an image: of other content it is refused, not skipped.
+OTHER_SUFFIXES = (".nii", ".nii.gz", ".png", ".jpg", ".jpeg", ".npz")
+IMAGE_SUFFIXES = (".dcm", *OTHER_SUFFIXES)
+
+# Modalities whose instances are slices of a volume; of all others each instance is an image of its own.
+SLICED_MODALITIES = frozenset({"CT", "MR", "PT"})
+
+# Normal company of images in a folder: counted, and refused only where the user named the very file.
+COMPANY_CODES = frozenset({"dicom-no-image", "dicom-localizer"})
+
+# Refusals of a file that may have been a slice of the series beside it.
+DAMAGE_CODES = frozenset(
+    {
+        "dicom-header",
+        "dicom-transfer-syntax",
+        "dicom-truncated",
+        "file-empty",
+        "file-unknown",
+        "file-unreadable",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -13,6 +53,7 @@ class Series:
     files are in slice order for a DICOM volume. path is what names the unit to the user: the folder of a
     DICOM series that has the folder to itself, otherwise its first file. item is the name of one item of an
     archive that holds many ("train/17"), None otherwise. Keys are salted hashes, empty where unknown.
+    notes are what the scan repaired or left out, one phrase each; they reach ImageFacts.notes.
     """
 
     path: Path
@@ -23,6 +64,7 @@ class Series:
     patient_key: str = ""
     study_key: str = ""
     series_key: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -32,3 +74,224 @@ class Scan:
     series: tuple[Series, ...]
     refusals: tuple[ReadError, ...]
     skipped: int
+
+
+def read_images(
+    source: str | Path | Sequence[str | Path], *, refusals: list[ReadError] | None = None
+) -> list[Image]:
+    """Read every image in a file, a folder or a list of files.
+
+    Raises ReadError for the first thing that cannot be read exactly; with a list in `refusals`, appends each
+    such error to it and goes on.
+    """
+    found = scan(source)
+    images = []
+    for refusal in found.refusals:
+        _raise_or_collect(refusal, refusals)
+    for series in found.series:
+        try:
+            images.append(read_series(series))
+        except ReadError as error:
+            _raise_or_collect(error, refusals)
+    return images
+
+
+def scan(source: str | Path | Sequence[str | Path]) -> Scan:
+    """List the series in a file, a folder or a list of them, by reading headers only.
+
+    The result is sorted by path. In folders hidden files and links that lead out of the folder are left
+    out. Raises ReadError file-missing for an absent path, folder-empty where there is nothing to read.
+    """
+    roots = [Path(source)] if isinstance(source, str | Path) else [Path(path) for path in source]
+    refusals: list[ReadError] = []
+    files, named = _list_files(roots, refusals)
+    claimed, skipped = _claim(files, named, refusals)
+    series: list[Series] = []
+    for reader, paths in claimed:
+        part = reader.scan(paths)
+        series += part.series
+        refusals += [error for error in part.refusals if not _is_company(error, named)]
+        skipped += part.skipped + sum(_is_company(error, named) for error in part.refusals)
+    if not series and not refusals:
+        reason = f"holds no readable image ({skipped} other files)"
+        where = roots[0] if roots else ""
+        raise ReadError("folder-empty", reason, where=where, fix="name a folder of DICOM, NIfTI, PNG or JPEG")
+    series, refusals = _refuse_incomplete(series, refusals)
+    return Scan(
+        tuple(sorted(series, key=lambda one: one.path.parts)),
+        tuple(sorted(refusals, key=lambda error: Path(error.where).parts)),
+        skipped,
+    )
+
+
+def read_series(series: Series) -> Image:
+    """Read a series into one Image. Raises ReadError where it cannot be read exactly."""
+    from medtl.imaging.formats import FORMATS
+
+    reader = next(candidate for candidate in FORMATS if series.format == candidate.NAME)
+    try:
+        return reader.read(series)
+    except OSError as error:
+        raise _unreadable(Path(error.filename or series.path), error) from error
+
+
+def _raise_or_collect(error: ReadError, refusals: list[ReadError] | None) -> None:
+    if refusals is None:
+        raise error
+    refusals.append(error)
+
+
+def _is_company(error: ReadError, named: set[Path]) -> bool:
+    return error.code in COMPANY_CODES and Path(error.where) not in named
+
+
+def _list_files(roots: Iterable[Path], refusals: list[ReadError]) -> tuple[list[Path], set[Path]]:
+    """Return all files, sorted and without repeats, and those among them that the user named one by one."""
+    files: set[Path] = set()
+    named: set[Path] = set()
+    for root in roots:
+        if root.is_dir():
+            files.update(_walk(root, refusals))
+        elif root.exists():
+            named.add(root)
+        else:
+            raise ReadError("file-missing", "does not exist", where=root, fix="check the path")
+    return sorted(files | named, key=lambda path: path.parts), named
+
+
+def _walk(root: Path, refusals: list[ReadError]) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        refusals.append(_unreadable(Path(error.filename or root), error))
+
+    bounds = root.resolve()
+    for folder, folders, names in os.walk(root, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(folder, name)
+            if not name.startswith(".") and (not path.is_symlink() or _stays_inside(path, bounds)):
+                yield path
+
+
+def _stays_inside(link: Path, bounds: Path) -> bool:
+    """Say whether a link has a target, and that below the folder that is being read."""
+    inside = link.exists() and link.resolve().is_relative_to(bounds)
+    if not inside:
+        log.warning("left out a link that leads nowhere or out of the folder: %s", link)
+    return inside
+
+
+def _claim(
+    files: Sequence[Path], named: set[Path], refusals: list[ReadError]
+) -> tuple[list[tuple["Format", list[Path]]], int]:
+    """Give each file to the format that recognises it; refuse or count the others."""
+    from medtl.imaging.formats import FORMATS
+
+    claimed: list[tuple[Format, list[Path]]] = [(candidate, []) for candidate in FORMATS]
+    strangers: list[ReadError] = []
+    for path in files:
+        try:
+            head = _read_head(path)
+            owner = next((paths for reader, paths in claimed if reader.recognises(path, head)), None)
+        except OSError as error:
+            strangers.append(_unreadable(path, error))
+        except ReadError as error:
+            strangers.append(error)
+        else:
+            owner.append(path) if owner is not None else strangers.append(_unknown(path, head))
+    homes = {(path.parent, path.suffix) for _, paths in claimed for path in paths}
+    refused = [error for error in strangers if _is_meant_as_image(error, named, homes)]
+    refusals += refused
+    return claimed, len(strangers) - len(refused)
+
+
+def _read_head(path: Path) -> bytes:
+    if not stat.S_ISREG(path.stat().st_mode):
+        # Opening a pipe or a device could block for ever.
+        raise ReadError("file-unknown", "is a pipe, socket or device", where=path, fix="remove it")
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    if not head:
+        raise ReadError("file-empty", "has no bytes", where=path, fix="copy it again from its source")
+    return head
+
+
+def _is_meant_as_image(error: ReadError, named: set[Path], homes: set[tuple[Path, str]]) -> bool:
+    """Tell an image that was damaged from a file that happens to lie beside images.
+
+    An empty file that is named like the images in its folder is taken for one of them.
+    """
+    path = Path(error.where)
+    if path in named or path.name.lower().endswith(IMAGE_SUFFIXES):
+        return True
+    return error.code == "file-empty" and (path.parent, path.suffix) in homes
+
+
+def _unknown(path: Path, head: bytes) -> ReadError:
+    reason = f"is {_describe(head)}, not a DICOM, NIfTI, PNG, JPEG or MedMNIST image"
+    fix = "run `git lfs pull`" if head.startswith(b"version https://git-lfs") else "replace or remove it"
+    return ReadError("file-unknown", reason, where=path, fix=fix)
+
+
+def _describe(head: bytes) -> str:
+    start = head.lstrip().lower()
+    known = {
+        b"version https://git-lfs": "a Git LFS pointer",
+        b"<!doctype": "an HTML page",
+        b"<html": "an HTML page",
+        b"<?xml": "XML",
+        b"\x1f\x8b": "damaged gzip, or gzip of something else",
+        b"pk\x03\x04": "a zip archive of something else",
+        b"%pdf": "a PDF",
+        b"\x7felf": "a program",
+        b"mz": "a program",
+        b"ii*\x00": "TIFF",
+        b"mm\x00*": "TIFF",
+        b"bm": "BMP",
+        b"gif8": "GIF",
+    }
+    return next((name for magic, name in known.items() if start.startswith(magic)), "unknown content")
+
+
+def _unreadable(path: Path, error: OSError) -> ReadError:
+    if isinstance(error, FileNotFoundError):
+        return ReadError("file-missing", "does not exist any more", where=path, fix="check the path")
+    reason = (error.strerror or type(error).__name__).lower()
+    return ReadError("file-unreadable", f"cannot be read: {reason}", where=path, fix="check its permissions")
+
+
+def _refuse_incomplete(
+    series: Sequence[Series], refusals: Sequence[ReadError]
+) -> tuple[list[Series], list[ReadError]]:
+    """Refuse sliced series that have a damaged file beside them: it may have been one of their slices.
+
+    The refusal of the file then becomes the refusal of the series, so that each study is reported once.
+    """
+    damage = {Path(error.where).parent: error for error in reversed(refusals) if _may_be_slice(error)}
+    torn: dict[Path, ReadError] = {}
+    for one in series:
+        homes = {path.parent for path in one.files} if one.modality in SLICED_MODALITIES else set()
+        for home in sorted(homes & damage.keys()):
+            torn.setdefault(one.path, damage[home])
+    for error in refusals:
+        home = _home(error)
+        if error.code.startswith("series-") and home in damage:
+            torn[Path(error.where)] = damage[home]
+    explained = {Path(error.where).parent for error in torn.values()}
+    left = [one for one in refusals if not (_may_be_slice(one) and Path(one.where).parent in explained)]
+    left = [one for one in left if Path(one.where) not in torn]
+    return [one for one in series if one.path not in torn], left + [_torn(*pair) for pair in torn.items()]
+
+
+def _may_be_slice(error: ReadError) -> bool:
+    path = Path(error.where)
+    return error.code in DAMAGE_CODES and not (path.is_dir() or path.name.lower().endswith(OTHER_SUFFIXES))
+
+
+def _home(error: ReadError) -> Path:
+    where = Path(error.where)
+    return where if where.is_dir() else where.parent
+
+
+def _torn(path: Path, damage: ReadError) -> ReadError:
+    reason = f"a slice may be missing: {Path(damage.where).name} {damage.reason}"
+    return ReadError(damage.code, reason, where=path, fix=damage.fix)

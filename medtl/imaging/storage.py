@@ -32,7 +32,10 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(
-            "output-unwritable", error.strerror or str(error), where=path, fix="free the disk or choose another"
+            "output-unwritable",
+            error.strerror or str(error),
+            where=path,
+            fix="free the disk or choose another",
         ) from error
 
 

@@ -116,7 +116,9 @@ def describe_classifier(classifier: Classifier, dropout: float) -> dict[str, Any
     }
 
 
-def save_checkpoint(folder: Path, header: CheckpointHeader, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+def save_checkpoint(
+    folder: Path, header: CheckpointHeader, tensors: Mapping[str, Mapping[str, Tensor]]
+) -> None:
     """Write a checkpoint so that the former one stays whole until the new one is.
 
     tensors: one mapping for each tensor file ("model", "optimizer"). Raises OutputError.
@@ -132,7 +134,9 @@ def read_header(folder: Path) -> CheckpointHeader:
     """Read checkpoint.json. Raises CheckpointError run-missing, checkpoint-damaged."""
     path = folder / HEADER
     if not path.is_file():
-        raise CheckpointError("run-missing", "no checkpoint here", where=folder, fix="give a RUN of medtl train")
+        raise CheckpointError(
+            "run-missing", "no checkpoint here", where=folder, fix="give a RUN of medtl train"
+        )
     try:
         return CheckpointHeader.model_validate(read_json(path))
     except (ValidationError, ValueError) as error:
@@ -185,7 +189,9 @@ def model_tensors(classifier: Classifier) -> dict[str, Tensor]:
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Flatten an optimizer's state to named tensors."""
     state = optimizer.state_dict()["state"]
-    return {f"{i}.{key}": value.cpu().contiguous() for i, slots in state.items() for key, value in slots.items()}
+    return {
+        f"{i}.{key}": value.cpu().contiguous() for i, slots in state.items() for key, value in slots.items()
+    }
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

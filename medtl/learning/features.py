@@ -98,9 +98,13 @@ def _plan_stage(step: int, stage: Stage, size: float, left: float) -> CachePlan:
     if step == 0:
         return CachePlan(step, stage.views, False, "nothing is frozen")
     if stage.epochs <= stage.views:
-        return CachePlan(step, stage.views, False, f"{stage.epochs} epochs are no more than {stage.views} views")
+        return CachePlan(
+            step, stage.views, False, f"{stage.epochs} epochs are no more than {stage.views} views"
+        )
     if size > left:
-        reason = f"{size / 1e9:.1f} GB of activations exceed the {max(left, 0) / 1e9:.1f} GB left of the budget"
+        reason = (
+            f"{size / 1e9:.1f} GB of activations exceed the {max(left, 0) / 1e9:.1f} GB left of the budget"
+        )
         return CachePlan(step, stage.views, False, reason)
     passes = "one pass" if stage.views == 1 else f"{stage.views} passes"
     reason = f"{passes} in place of {stage.epochs}, {size / 1e6:.0f} MB"
@@ -141,7 +145,9 @@ class FeatureCache:
         Raises OutputError when the disk is full.
         """
         folders = {step: self._folder(views, step, count) for step, count in wanted.items()}
-        absent = {step: wanted[step] for step, folder in folders.items() if not (folder / "features.json").is_file()}
+        absent = {
+            step: wanted[step] for step, folder in folders.items() if not (folder / "features.json").is_file()
+        }
         if absent:
             self._compute(views, absent, folders, progress)
         return {step: _open_store(folder) for step, folder in folders.items()}
@@ -168,8 +174,7 @@ class FeatureCache:
     def _compute(
         self, views: Views, wanted: dict[int, int], folders: dict[int, Path], progress: Progress | None
     ) -> None:
-        self.root.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".computing-", dir=self.root))
+        staging = self._make_staging()
         try:
             shapes = self._write_activations(staging, views, wanted, progress)
             for step, count in wanted.items():
@@ -178,10 +183,16 @@ class FeatureCache:
                 if not folders[step].exists():
                     place.replace(folders[step])
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise OutputError("output-unwritable", reason, where=self.root, fix="free disk space") from error
+            raise _unwritable(self.root, error) from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+    def _make_staging(self) -> Path:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            return Path(tempfile.mkdtemp(prefix=".computing-", dir=self.root))
+        except OSError as error:
+            raise _unwritable(self.root, error) from error
 
     def _write_activations(
         self, staging: Path, views: Views, wanted: dict[int, int], progress: Progress | None
@@ -225,14 +236,25 @@ class FeatureCache:
         return found
 
 
-def place_images(x: Tensor, classifier: Classifier) -> Tensor:
-    """Move a batch to the classifier's device, channels last where it is a map of images.
+def lay_out(classifier: Classifier) -> Classifier:
+    """Lay the weights out channels last: convolutions on processors and tensor cores are faster so."""
+    return classifier.to(memory_format=_layout(classifier))
 
-    Convolutions on processors and on tensor cores are faster in that layout; the values are the same.
-    """
-    device = next(classifier.parameters()).device
-    x = x.to(device, non_blocking=True)
-    return x.to(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+def place_images(x: Tensor, classifier: Classifier) -> Tensor:
+    """Move a batch to the classifier's device, in its layout where it is a map (N, C, *spatial)."""
+    x = x.to(next(classifier.parameters()).device, non_blocking=True)
+    layout = _layout(classifier)
+    return x.to(memory_format=layout) if x.ndim == (4 if layout is torch.channels_last else 5) else x
+
+
+def _layout(classifier: Classifier) -> torch.memory_format:
+    volumetric = any(parameter.ndim == 5 for parameter in classifier.parameters())
+    return torch.channels_last_3d if volumetric else torch.channels_last
+
+
+def _unwritable(root: Path, error: OSError) -> OutputError:
+    return OutputError("output-unwritable", error.strerror or str(error), where=root, fix="free disk space")
 
 
 def _open_store(folder: Path) -> FeatureStore:

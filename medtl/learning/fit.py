@@ -30,7 +30,7 @@ from medtl.learning.checkpoint import (
     save_checkpoint,
 )
 from medtl.learning.classifier import Classifier
-from medtl.learning.features import CachePlan, FeatureCache, FeatureStore, Views, place_images, plan_cache
+from medtl.learning.features import CachePlan, FeatureCache, FeatureStore, Views, lay_out, place_images, plan_cache
 from medtl.learning.imbalance import IMBALANCE
 from medtl.learning.metrics import auroc
 from medtl.learning.run_folder import RunFolder
@@ -75,6 +75,9 @@ class FitData:
 class Watcher(Protocol):
     """What a front door may want to show while a fit runs."""
 
+    def note(self, label: str, text: str) -> None:
+        """Something that the user should know."""
+
     def stage(self, number: int, of: int, stage: Stage, plan: CachePlan) -> None:
         """A stage begins."""
 
@@ -104,7 +107,9 @@ class BatchReader(Dataset[Batch]):
 def make_fabric(config: FitConfig) -> Fabric:
     """Return Fabric on the device and precision asked for. Raises TrainingError device-missing."""
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("device-missing", "no CUDA device is here", where="--device cuda", fix="use --device cpu")
+        raise TrainingError(
+            "device-missing", "no CUDA device is here", where="--device cuda", fix="use --device cpu"
+        )
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
     precision: Any = config.precision
     if precision == "auto":
@@ -126,7 +131,7 @@ class Fit:
         watcher: Watcher,
     ) -> None:
         self.fabric = make_fabric(config)
-        self.classifier = classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.classifier = lay_out(classifier)
         self.model = self.fabric.setup_module(self.classifier)
         self.data = data
         self.header = header
@@ -200,7 +205,9 @@ class Fit:
             wanted[plan.step] = max(plan.views, wanted.get(plan.step, 0))
         cache = FeatureCache(self.classifier, self.fabric.autocast, self.config.batch_size, self._precision)
         train = cache.ensure(self.data.train, wanted, partial(self.watcher.progress, "frozen prefix"))
-        val = cache.ensure(self.data.val, dict.fromkeys(wanted, 1), partial(self.watcher.progress, "validation"))
+        val = cache.ensure(
+            self.data.val, dict.fromkeys(wanted, 1), partial(self.watcher.progress, "validation")
+        )
         step = self.plans[number].step
         return train[step], val[step]
 
@@ -217,7 +224,9 @@ class Fit:
     def _precision(self) -> str:
         return f"{self.fabric.device.type} {self.config.precision}"
 
-    def _run_epoch(self, number: int, optimizer: Any, stores: tuple[FeatureStore, FeatureStore] | None) -> None:
+    def _run_epoch(
+        self, number: int, optimizer: Any, stores: tuple[FeatureStore, FeatureStore] | None
+    ) -> None:
         started = time.perf_counter()
         stage, epoch = self.stages[number], self.position.epoch
         train_loss = self._train(number, optimizer, stores)
@@ -297,13 +306,17 @@ class Fit:
         optimizer.zero_grad()
         self.fabric.backward(loss)
         if self.config.gradient_clip:
-            self.fabric.clip_gradients(self.model, optimizer, max_norm=self.config.gradient_clip, error_if_nonfinite=False)
+            self.fabric.clip_gradients(
+                self.model, optimizer, max_norm=self.config.gradient_clip, error_if_nonfinite=False
+            )
         optimizer.step()
         self.position = self.position.model_copy(update={"step": self.position.step + 1})
         return value
 
     @torch.inference_mode()
-    def _validate(self, number: int, stores: tuple[FeatureStore, FeatureStore] | None) -> tuple[NDArray, float]:
+    def _validate(
+        self, number: int, stores: tuple[FeatureStore, FeatureStore] | None
+    ) -> tuple[NDArray, float]:
         self.classifier.eval()
         order = np.arange(len(self.data.val))
         batches = np.array_split(order, -(-len(order) // self.config.batch_size))
@@ -325,7 +338,10 @@ class Fit:
     def _save(self, optimizer: Any, improved: bool, row: Mapping[str, Any]) -> None:
         """Write history, the best checkpoint if it is one, and last the checkpoint to resume from."""
         header = self.header.model_copy(
-            update={"position": self.position, "metrics": {"val_loss": row["val_loss"], "val_auroc": row["val_auroc"]}}
+            update={
+                "position": self.position,
+                "metrics": {"val_loss": row["val_loss"], "val_auroc": row["val_auroc"]},
+            }
         )
         model = model_tensors(self.classifier)
         if improved:

@@ -49,6 +49,11 @@ class RunFolder:
         """Which sample is in which part."""
         return self.root / "splits.csv"
 
+    @property
+    def pixels(self) -> Path:
+        """Which prepared image, by the hash of its pixels, is in which part."""
+        return self.root / "pixels.json"
+
     def log(self, event: str, **facts: Any) -> None:
         """Append one event to log.jsonl."""
         line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **facts})
@@ -63,12 +68,16 @@ class RunFolder:
             descriptor = os.open(self.root / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
         except OSError as error:
             reason = error.strerror or str(error)
-            raise OutputError("output-unwritable", reason, where=self.root, fix="choose another --out") from error
+            raise OutputError(
+                "output-unwritable", reason, where=self.root, fix="choose another --out"
+            ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
         except BlockingIOError as error:
             reason = "another process trains here"
-            raise TrainingError("run-locked", reason, where=self.root, fix="wait for it or choose another --out") from error
+            raise TrainingError(
+                "run-locked", reason, where=self.root, fix="wait for it or choose another --out"
+            ) from error
         finally:
             os.close(descriptor)

@@ -117,10 +117,16 @@ def load_strictly(module: torch.nn.Module, state: StateDict, loaded: LoadedWeigh
     missing = sorted(expected.keys() - state.keys() - counters)
     unexpected = sorted(state.keys() - expected.keys())
     misshapen = sorted(k for k in expected.keys() & state.keys() if expected[k].shape != state[k].shape)
-    for kind, keys in (("lacks", missing), ("has an unknown", unexpected), ("has another shape of", misshapen)):
+    for kind, keys in (
+        ("lacks", missing),
+        ("has an unknown", unexpected),
+        ("has another shape of", misshapen),
+    ):
         if keys:
             reason = f"{kind} {keys[0]} and {len(keys) - 1} more" if len(keys) > 1 else f"{kind} {keys[0]}"
-            raise WeightsError("weights-mismatch", reason, where=loaded.path, fix=f"give weights of {backbone}")
+            raise WeightsError(
+                "weights-mismatch", reason, where=loaded.path, fix=f"give weights of {backbone}"
+            )
     module.load_state_dict(state, strict=False)
 
 

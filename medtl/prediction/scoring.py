@@ -61,9 +61,7 @@ def score_images(checkpoint: Checkpoint, images: Iterable[Image], batch_size: in
     return predictions
 
 
-def score_series(
-    checkpoint: Checkpoint, scan: Scan, root: Path, batch_size: int = 16
-) -> Iterator[Scored]:
+def score_series(checkpoint: Checkpoint, scan: Scan, root: Path, batch_size: int = 16) -> Iterator[Scored]:
     """Score the series of a scan in batches, in order; what cannot be read is a refused row.
 
     The refusals of the scan itself come first.

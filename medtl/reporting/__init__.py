@@ -1,4 +1,4 @@
-"""FINDINGS -> PAGES: self-contained HTML that opens from disk, asks nothing of any network and names no patient.
+"""FINDINGS -> PAGES: self-contained HTML that opens from disk, loads nothing and names no patient.
 
 findings.py   the nouns a page is told: StudyFinding, Refusal, ModelCard
 words.py      numbers and metrics in plain words

@@ -5,6 +5,7 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,12 +16,13 @@ from matplotlib.ticker import MaxNLocator
 POINTS_PER_INCH, PIXELS_PER_INCH = 72, 96
 FONT = "DejaVu Sans"  # matplotlib's own, for measuring; pages use the reader's
 DASHES = ("-", "--", "-.", ":")
+UNIT = (-0.02, 1.02)
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a chart. series are Okabe and Ito's (2008), which every kind of colour vision tells apart."""
+    """Colours of a chart. series: Okabe and Ito (2008), told apart by every kind of colour vision."""
 
     ink: str
     muted: str
@@ -31,7 +33,9 @@ class Theme:
 LIGHT = Theme(
     "#1b2430", "#56616f", "#dde3ea", ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 )
-DARK = Theme("#e6eaf0", "#a3aebc", "#37414e", ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00"))
+DARK = Theme(
+    "#e6eaf0", "#a3aebc", "#37414e", ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00")
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,9 @@ class Chart:
 Plot = Callable[[Figure, Theme], None]
 
 
-def history_chart(history: Sequence[Mapping[str, object]], series: Mapping[str, str], axis: str) -> Chart | None:
+def history_chart(
+    history: Sequence[Mapping[str, object]], series: Mapping[str, str], axis: str
+) -> Chart | None:
     """Draw columns of the history (key -> name) over epochs, with the stages marked.
 
     Returns None where none of the columns holds a number.
@@ -82,8 +88,7 @@ def roc_chart(curves: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Cha
         axes.plot([0, 1], [0, 1], color=theme.muted, linewidth=1, linestyle=(0, (1, 3)))
         for index, (fpr, tpr) in enumerate(defined.values()):
             axes.plot(fpr, tpr, label=str(index), **_line(theme, index))
-        _unit_square(axes)
-        axes.set(xlabel="1 - specificity", ylabel="sensitivity")
+        axes.set(xlim=UNIT, ylim=UNIT, aspect="equal", xlabel="1 - specificity", ylabel="sensitivity")
         _legend(axes, theme, list(defined))
 
     return _draw(plot, (4.4, 4.4))
@@ -102,8 +107,7 @@ def reliability_chart(bins: Sequence[Mapping[str, float | None]]) -> Chart | Non
         upper, lower = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (4, 1)})
         upper.plot([0, 1], [0, 1], color=theme.muted, linewidth=1, linestyle=(0, (1, 3)))
         upper.plot(probability, observed, **_line(theme, 0, marked=True))
-        _unit_square(upper)
-        upper.set_ylabel("observed share")
+        upper.set(xlim=UNIT, ylim=UNIT, ylabel="observed share")
         lower.bar(probability, count, width=0.05, color=theme.series[0])
         lower.set(xlabel="predicted probability", ylabel="studies")
         lower.yaxis.set_major_locator(MaxNLocator(2, integer=True))
@@ -126,7 +130,7 @@ def _svg(plot: Plot, size: tuple[float, float], theme: Theme) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(text.encode()).decode()}"
 
 
-def _settings(theme: Theme) -> dict[str, object]:
+def _settings(theme: Theme) -> dict[Any, Any]:
     inks = ("text.color", "axes.labelcolor")
     quiet = ("xtick.color", "ytick.color")
     return {
@@ -149,8 +153,8 @@ def _settings(theme: Theme) -> dict[str, object]:
     }
 
 
-def _line(theme: Theme, index: int, *, marked: bool = False) -> dict[str, object]:
-    style: dict[str, object] = {
+def _line(theme: Theme, index: int, *, marked: bool = False) -> dict[str, Any]:
+    style: dict[str, Any] = {
         "color": theme.series[index % len(theme.series)],
         "linestyle": DASHES[index % len(DASHES)],
         "linewidth": 1.8,
@@ -181,10 +185,6 @@ def _legend(axes: Axes, theme: Theme, names: Sequence[str]) -> None:
 def _literal(text: str) -> str:
     """Keep matplotlib from reading a name as mathematics."""
     return text.replace("$", r"\$")
-
-
-def _unit_square(axes: Axes) -> None:
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
 
 
 def _column(history: Sequence[Mapping[str, object]], key: str) -> np.ndarray:

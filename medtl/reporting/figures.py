@@ -99,37 +99,40 @@ def encode_thumbnail(
     image: NDArray[np.float32], heatmap: NDArray[np.float32] | None, spacing_mm: tuple[float, ...] | None
 ) -> str:
     """Encode a small JPEG of an image (H, W) with its heatmap, in true proportions."""
-    grey = np.repeat(_to_bytes(image)[..., None], 3, axis=2).astype(np.float32)
-    if heatmap is not None:
-        colour = overlay_ramp()[_to_bytes(heatmap)].astype(np.float32)
-        opacity = colour[..., 3:] / 255 * OVERLAY_OPACITY
-        grey = grey * (1 - opacity) + colour[..., :3] * opacity
+    grey = np.repeat(_to_bytes(image)[..., None], 3, axis=2)
+    colours = overlay_ramp()[np.zeros(image.shape, np.uint8) if heatmap is None else _to_bytes(heatmap)]
+    pixels = _blend(grey, colours, OVERLAY_OPACITY)
     frame = frame_of(image, spacing_mm)
     scale = THUMBNAIL_SIDE / max(frame.width, frame.height)
     size = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
-    picture = Image.fromarray(grey.round().astype(np.uint8)).resize(size, Image.Resampling.BOX)
+    picture = Image.fromarray(pixels).resize(size, Image.Resampling.BOX)
     return _data_uri(picture, "JPEG", quality=85, optimize=True)
 
 
 def encode_colour_bar() -> str:
     """Encode the overlay's colours, from no influence to most, over the grey of soft tissue."""
-    ramp = overlay_ramp().astype(np.float32)
-    opacity = ramp[:, 3:] / 255
-    colours = 128 * (1 - opacity) + ramp[:, :3] * opacity
-    return _data_uri(Image.fromarray(colours.round().astype(np.uint8)[None]), "PNG", optimize=True)
+    ramp = overlay_ramp()[None]
+    return _data_uri(
+        Image.fromarray(_blend(np.full_like(ramp[..., :3], 128), ramp, 1.0)), "PNG", optimize=True
+    )
 
 
 @cache
 def overlay_ramp() -> NDArray[np.uint8]:
     """Return RGBA (256, 4): hue and lightness both carry the value, so no colour vision is needed."""
     level = np.linspace(0, 1, 256)
-    colours = colormaps["inferno"](RAMP_START + (RAMP_END - RAMP_START) * level)
+    colours = np.asarray(colormaps["inferno"](RAMP_START + (RAMP_END - RAMP_START) * level))
     colours[:, 3] = np.clip((level - SILENT_BELOW) / (1 - SILENT_BELOW), 0, 1)
     return (colours * 255).round().astype(np.uint8)
 
 
 def _to_bytes(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     return (np.clip(values, 0, 1) * 255).round().astype(np.uint8)
+
+
+def _blend(below: NDArray[np.uint8], colours: NDArray[np.uint8], strength: float) -> NDArray[np.uint8]:
+    opacity = colours[..., 3:] / 255 * strength
+    return (below * (1 - opacity) + colours[..., :3] * opacity).round().astype(np.uint8)
 
 
 def _shrink(picture: Image.Image, side: int) -> Image.Image:

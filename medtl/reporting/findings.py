@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medtl.errors import OutputError
-from medtl.imaging.manifest import TaskKind
+
+if TYPE_CHECKING:  # pages need no reader of images
+    from medtl.imaging.manifest import TaskKind
 
 Names = str | tuple[str, ...]
 Bounds = tuple[float | None, float | None, float | None]  # value, low, high; None or NaN is undefined
@@ -69,7 +72,7 @@ class ModelCard:
     """
 
     title: str
-    kind: TaskKind
+    kind: "TaskKind"
     classes: tuple[str, ...]
     sections: Mapping[str, Mapping[str, str]]
     metrics: Mapping[str, Bounds]
@@ -80,8 +83,8 @@ class ModelCard:
 
 
 def as_names(value: Names) -> tuple[str, ...]:
-    """Return one class, or several, as a tuple."""
-    return (value,) if isinstance(value, str) else tuple(value)
+    """Return one class, several, or none (an empty name names none) as a tuple."""
+    return tuple(name for name in ((value,) if isinstance(value, str) else value) if name)
 
 
 def check_finding(finding: StudyFinding, card: ModelCard) -> None:
@@ -127,7 +130,9 @@ def _probability_problem(finding: StudyFinding, card: ModelCard) -> str:
     named = {*as_names(finding.predicted), *as_names(finding.label or ())}
     if finding.heatmap is not None:
         named.add(finding.target_class)
-    return "" if named <= known else "the prediction, label or map is for a class that the model does not know"
+    return (
+        "" if named <= known else "the prediction, label or map is for a class that the model does not know"
+    )
 
 
 def _within_unit(values: NDArray[np.floating]) -> bool:

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 from functools import cache
+from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -11,6 +12,7 @@ from markupsafe import Markup
 from medtl import __version__
 from medtl.reporting.findings import as_names
 from medtl.reporting.words import (
+    doubt_text,
     duration_text,
     interval_text,
     is_defined,
@@ -24,7 +26,7 @@ from medtl.reporting.words import (
 def render_page(template: str, *, script: str | None = None, **values: Any) -> str:
     """Render a template with the style sheet, and a script if one is named, inline and allowed by their hash.
 
-    Every value is escaped. An undefined name raises jinja2.UndefinedError: a fault of medtl, not of its input.
+    Every value is escaped. An undefined name raises jinja2.UndefinedError: a fault of medtl itself.
     """
     style = _source("page.css")
     code = _source(script) if script else ""
@@ -59,9 +61,8 @@ def _digest(block: str) -> str:
 @cache
 def _source(name: str) -> str:
     """Return a style sheet or script as it stands in the page, with the line ends that browsers hash."""
-    environment = _environment()
-    assert environment.loader is not None
-    return environment.loader.get_source(environment, name)[0].replace("\r\n", "\n")
+    text = (files("medtl.reporting") / "templates" / name).read_text(encoding="utf-8")
+    return text.replace("\r\n", "\n")
 
 
 @cache
@@ -77,6 +78,7 @@ def _environment() -> Environment:
     environment.globals["metric_name"] = metric_name
     environment.tests["shown"] = is_defined
     environment.filters.update(
+        doubt=doubt_text,
         duration=duration_text,
         interval=interval_text,
         names=as_names,

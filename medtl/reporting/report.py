@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +18,14 @@ from medtl.reporting.figures import (
     frame_of,
     peak_slice,
 )
-from medtl.reporting.findings import ModelCard, Refusal, StudyFinding, as_names, check_finding
+from medtl.reporting.findings import Bounds, ModelCard, Refusal, StudyFinding, as_names, check_finding
 from medtl.reporting.html import render_page
 
 log = logging.getLogger(__name__)
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
 KEY_METRICS = ("auroc", "sensitivity", "specificity", "balanced_accuracy", "accuracy")
+KEY_COUNT = 3
 # Stands in a study's page until all studies are known. No value can hold it: a "<" in a value is escaped.
 NEIGHBOURS = "<!-- neighbours -->"
 
@@ -56,8 +57,9 @@ def write_report(
 ) -> Path:
     """Write index.html, model.html and studies/*.html below `out`, and return the index.
 
-    Findings are consumed once, one at a time. One that cannot be shown as it is, or that repeats a sample
-    id, is listed among the refused. Raises OutputError output-unwritable.
+    Findings are consumed once, one at a time; refusals are read afterwards, so a generator of findings may
+    add to them. A finding that cannot be shown as it is, or that repeats a sample id, is logged and listed
+    among the refused. Raises OutputError output-unwritable.
     """
     entries, refused = _write_studies(out / "studies", findings, card)
     entries.sort(key=lambda entry: (entry.order, -entry.score, entry.sample_id))
@@ -81,8 +83,13 @@ def write_model_page(out: Path, card: ModelCard, *, back: tuple[str, str]) -> Pa
     return _write(out / "model.html", page)
 
 
+def key_metrics(metrics: Mapping[str, Bounds]) -> dict[str, Bounds]:
+    """Return the few metrics that a reader wants first."""
+    return {key: metrics[key] for key in [key for key in KEY_METRICS if key in metrics][:KEY_COUNT]}
+
+
 def page_name(sample_id: str, taken: Iterable[str] = ()) -> str:
-    """Return a file name that stays in its folder; a hash where the id is unsafe, or taken in another case."""
+    """Return a file name that stays in its folder; a hash where the id is unsafe or taken."""
     if SAFE_NAME.fullmatch(sample_id) and sample_id.casefold() not in taken:
         return f"{sample_id}.html"
     return f"h-{hashlib.blake2b(sample_id.encode(errors='surrogatepass'), digest_size=10).hexdigest()}.html"
@@ -134,21 +141,23 @@ def _write_study(folder: Path, name: str, finding: StudyFinding, card: ModelCard
 
 
 def _entry(name: str, finding: StudyFinding, card: ModelCard, start: int) -> Entry:
-    image, heatmap = (
-        array if array is None or array.ndim == 2 else array[start] for array in (finding.image, finding.heatmap)
-    )
-    assert image is not None
     values = list(finding.probabilities.values())
     return Entry(
         sample_id=finding.sample_id,
         page=f"studies/{name}",
-        thumbnail=encode_thumbnail(image, heatmap, finding.spacing_mm),
+        thumbnail=_thumbnail(finding, start),
         predicted=as_names(finding.predicted),
         label=None if finding.label is None else as_names(finding.label),
         score=values[-1] if card.kind == "binary" else max(values),
         margin=_margin(values, card),
         order=finding.order,
     )
+
+
+def _thumbnail(finding: StudyFinding, start: int) -> str:
+    plane = start if finding.image.ndim == 3 else ...
+    heatmap = None if finding.heatmap is None else finding.heatmap[plane]
+    return encode_thumbnail(finding.image[plane], heatmap, finding.spacing_mm)
 
 
 def _margin(values: Sequence[float], card: ModelCard) -> float:
@@ -179,7 +188,7 @@ def _write_index(out: Path, entries: Sequence[Entry], refusals: Sequence[Refusal
         card=card,
         entries=entries,
         refusals=refusals,
-        key_metrics={key: card.metrics[key] for key in KEY_METRICS if key in card.metrics},
+        key_metrics=key_metrics(card.metrics),
         given_order=len({entry.order for entry in entries}) > 1,
         labelled=any(entry.label is not None for entry in entries),
     )

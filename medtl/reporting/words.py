@@ -21,11 +21,16 @@ METRICS: dict[str, MetricName] = {
         "AUROC", "Chance that a random study with the finding scores higher than a random one without it."
     ),
     "auprc": MetricName(
-        "Average precision", "Precision averaged over all sensitivities; compare it with the share of positives."
+        "Average precision",
+        "Precision averaged over all sensitivities; compare it with the share of positives.",
     ),
     "sensitivity": MetricName("Sensitivity", "Share of the studies with the finding that the model flags."),
-    "specificity": MetricName("Specificity", "Share of the studies without the finding that the model clears."),
-    "balanced_accuracy": MetricName("Balanced accuracy", "Share of right answers, each class counting the same."),
+    "specificity": MetricName(
+        "Specificity", "Share of the studies without the finding that the model clears."
+    ),
+    "balanced_accuracy": MetricName(
+        "Balanced accuracy", "Share of right answers, each class counting the same."
+    ),
     "accuracy": MetricName("Accuracy", "Share of right answers; depends on how common each class is."),
     "f1": MetricName("F1", "Harmonic mean of sensitivity and precision."),
     "precision": MetricName("Precision", "Share of the flagged studies that have the finding."),
@@ -63,13 +68,17 @@ def range_text(bounds: Bounds) -> str:
     return f"{number_text(low)} to {number_text(high)}" if both else UNDEFINED
 
 
+def doubt_text(bounds: Bounds, confidence: float = 0.95) -> str:
+    """Write how far a metric is known: "95% interval 0.88 to 0.97", or "interval undefined"."""
+    reach = range_text(bounds)
+    return f"interval {UNDEFINED}" if reach == UNDEFINED else f"{confidence:.0%} interval {reach}"
+
+
 def interval_text(bounds: Bounds, confidence: float = 0.95) -> str:
     """Write a metric with its interval: "0.93 (95% interval 0.88 to 0.97)"."""
     if not is_defined(bounds[0]):
         return UNDEFINED
-    if range_text(bounds) == UNDEFINED:
-        return f"{number_text(bounds[0])} (interval undefined)"
-    return f"{number_text(bounds[0])} ({confidence:.0%} interval {range_text(bounds)})"
+    return f"{number_text(bounds[0])} ({doubt_text(bounds, confidence)})"
 
 
 def duration_text(seconds: float) -> str:

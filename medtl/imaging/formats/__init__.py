@@ -1,0 +1,30 @@
+"""The formats that medtl reads, in the order in which a file is offered to them.
+
+A format is a module with the four names of `Format`. Files are told apart by content, never by extension.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from medtl.imaging.formats import dicom, medmnist, nifti, raster
+from medtl.imaging.image import Image
+from medtl.imaging.series import Scan, Series
+
+
+class Format(Protocol):
+    """What a module in this folder offers."""
+
+    NAME: str
+
+    def recognises(self, path: Path, head: bytes) -> bool:
+        """Say whether the content is of this format; head is the first HEAD_BYTES of the file."""
+
+    def scan(self, files: Sequence[Path]) -> Scan:
+        """List the series in files of this format from their headers alone."""
+
+    def read(self, series: Series) -> Image:
+        """Read one series. Raises ReadError."""
+
+
+FORMATS: tuple[Format, ...] = (dicom, nifti, raster, medmnist)

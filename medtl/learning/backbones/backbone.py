@@ -102,8 +102,8 @@ class Backbone(nn.Module):
         return self.between(count, len(self.groups), x)
 
     def between(self, start: int, stop: int, x: Tensor) -> Tensor:
-        """Run groups start to stop. At start 0, x are images: their shape is checked and they are normalised."""
-        if start == 0:
+        """Run groups start to stop. The first group takes images, which are checked and normalised for it."""
+        if start == 0 < stop:
             x = self.normalise(self._checked(x))
         for group in list(self.groups.values())[start:stop]:
             x = group(x)

@@ -27,7 +27,9 @@ def build_densenet121(in_channels: int, request: WeightsRequest) -> Backbone:
 
 def _groups(features: nn.Module) -> dict[str, nn.Module]:
     blocks = {
-        f"denseblock{i}": nn.Sequential(getattr(features, f"denseblock{i}"), getattr(features, f"transition{i}"))
+        f"denseblock{i}": nn.Sequential(
+            getattr(features, f"denseblock{i}"), getattr(features, f"transition{i}")
+        )
         for i in (1, 2, 3)
     }
     stem = nn.Sequential(features.conv0, features.norm0, features.pool0)

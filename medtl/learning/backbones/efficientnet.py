@@ -64,4 +64,3 @@ def _rename_by_position(state: StateDict, published: nn.Module) -> StateDict:
 EFFICIENTNET_LITE0 = BackboneEntry(
     "efficientnet_lite0", "EfficientNet", 2, (224, 224), (LITE0_IMAGENET,), build_lite0
 )
-

@@ -15,7 +15,7 @@
     const position = `slice ${current + 1} of ${slices.length}`;
     slider("slice").value = current + 1;
     slider("slice").setAttribute("aria-valuetext", position);
-    viewer.querySelector("[data-position]").textContent = position;
+    for (const text of viewer.querySelectorAll("[data-position]")) text.textContent = position;
   };
 
   const dim = (name) => viewer.style.setProperty(`--${name}`, slider(name).value / 100);

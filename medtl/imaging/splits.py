@@ -1,0 +1,285 @@
+"""Deal samples into train, val and test: each patient wholly in one part, classes in proportion.
+
+Patients are dealt one by one, the largest first, each to the part where it brings the counts of the classes
+nearest to what is wanted (the chi-square distance). Before that each class gets a patient in every part.
+"""
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from medtl.errors import SplitError
+from medtl.imaging.manifest import Sample, Split, Target, Task
+from medtl.imaging.randomness import make_generator
+from medtl.imaging.storage import write_text
+
+ATTEMPTS = 20
+HEADER = ["sample_id", "split", "target"]
+
+
+class SplitConfig(BaseModel):
+    """Shares of the samples in the parts; the rest is train. A split column of the table comes before it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    val: float = Field(default=0.2, gt=0, lt=1)
+    test: float = Field(default=0.0, ge=0, lt=1)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _train_is_left(self) -> "SplitConfig":
+        if self.val + self.test >= 1:
+            raise ValueError("val and test leave nothing to train on")
+        return self
+
+
+@dataclass(frozen=True)
+class SplitRow:
+    """One row of splits.csv."""
+
+    split: Split
+    target: Target | None
+
+
+@dataclass(frozen=True, eq=False)
+class Patients:
+    """Patients in an order that depends on neither the rows' order nor the salt.
+
+    counts: float64 (patients, strata), how many samples of each has in each stratum: a class, and in
+    multilabel also its absence. strata: their names. samples: the indices of each patient's samples.
+    """
+
+    counts: NDArray[np.float64]
+    strata: tuple[str, ...]
+    samples: tuple[tuple[int, ...], ...]
+
+
+def split_samples(samples: Sequence[Sample], task: Task, config: SplitConfig) -> tuple[Sample, ...]:
+    """Return the samples with their part of the split, in the order given.
+
+    A split that the samples bring is kept; where it has no val, val is drawn from its train. Raises
+    SplitError split-empty, split-incomplete, class-too-small, patient-leak.
+    """
+    brought = [sample.split for sample in samples]
+    if not any(brought):
+        return _deal(samples, task, {"val": config.val, "test": config.test}, config.seed)
+    if not all(brought):
+        reason = f"{brought.count(None)} of {len(brought)} samples have no split"
+        raise SplitError("split-incomplete", reason, fix="fill the split column in, or remove it")
+    check_no_leak(samples)
+    if "val" not in brought:
+        samples = _draw_val(samples, task, config)
+    _check_filled(samples, ("train", "val"))
+    _check_trainable(samples, task)
+    return tuple(samples)
+
+
+def check_no_leak(samples: Sequence[Sample]) -> None:
+    """Raise SplitError patient-leak where a patient is in more than one part; no patient id is shown."""
+    parts: dict[str, dict[str, str]] = defaultdict(dict)
+    for sample in samples:
+        if sample.split:
+            parts[sample.patient_id].setdefault(sample.split, sample.sample_id)
+    leaks = [found for found in parts.values() if len(found) > 1]
+    if leaks:
+        names, ids = " and ".join(leaks[0]), ", ".join(leaks[0].values())
+        reason = f"{len(leaks)} patients are in several parts, one is in {names} (samples {ids})"
+        raise SplitError("patient-leak", reason, fix="split by patient_id")
+
+
+def write_splits(path: Path, samples: Sequence[Sample]) -> None:
+    """Write sample_id, split and target, atomically, in order of sample_id; no path and no patient id.
+
+    target: the index of the class; in multilabel 1, 0 or nothing for each class, joined by "|". Raises
+    SplitError split-incomplete, OutputError output-unwritable.
+    """
+    if not all(sample.split for sample in samples):
+        raise SplitError(
+            "split-incomplete", "a sample has no split", where=path, fix="split the samples first"
+        )
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(HEADER)
+    ordered = sorted(samples, key=lambda sample: sample.sample_id)
+    writer.writerows([sample.sample_id, sample.split, _target_text(sample.target)] for sample in ordered)
+    write_text(path, text.getvalue())
+
+
+def read_splits(path: Path) -> dict[str, SplitRow]:
+    """Read what write_splits wrote, by sample_id. Raises SplitError file-unreadable, split-damaged."""
+    try:
+        lines = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
+        if lines[0] != HEADER:
+            raise ValueError
+        rows = {
+            sample_id: SplitRow(_part(split), _parse_target(target)) for sample_id, split, target in lines[1:]
+        }
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SplitError("file-unreadable", reason, where=path, fix="name a run that has it") from error
+    except (ValueError, IndexError, csv.Error) as error:
+        reason = "is not a splits.csv that medtl wrote"
+        raise SplitError("split-damaged", reason, where=path, fix="restore it, or train again") from error
+    return rows
+
+
+def _target_text(target: Target | None) -> str:
+    if target is None:
+        return ""
+    if isinstance(target, tuple):
+        return "|".join("" if value is None else f"{value:g}" for value in target)
+    return str(target)
+
+
+def _parse_target(text: str) -> Target | None:
+    if "|" in text:
+        return tuple(float(part) if part else None for part in text.split("|"))
+    return int(text) if text else None
+
+
+def _part(text: str) -> Split:
+    if text not in get_args(Split):
+        raise ValueError(text)
+    return text  # type: ignore[return-value]
+
+
+def _draw_val(samples: Sequence[Sample], task: Task, config: SplitConfig) -> tuple[Sample, ...]:
+    """Move patients from train to val."""
+    _check_filled(samples, ("train",))
+    train = [sample for sample in samples if sample.split == "train"]
+    share = config.val * len(samples) / len(train)
+    dealt = {sample.sample_id: sample for sample in _deal(train, task, {"val": min(share, 0.5)}, config.seed)}
+    return tuple(dealt.get(sample.sample_id, sample) for sample in samples)
+
+
+def _check_filled(samples: Sequence[Sample], parts: Sequence[Split]) -> None:
+    for part in parts:
+        if not any(sample.split == part for sample in samples):
+            raise SplitError(
+                "split-empty", f"no sample is in {part}", fix="give more patients, or another split"
+            )
+
+
+def _check_trainable(samples: Sequence[Sample], task: Task) -> None:
+    """Refuse a split that was brought along whose train part lacks a class."""
+    train = group_patients([sample for sample in samples if sample.split == "train"], task)
+    for name, count in zip(train.strata, (train.counts > 0).sum(axis=0), strict=True):
+        if count == 0:
+            reason = f"train has no sample of {name}"
+            raise SplitError("class-too-small", reason, fix="mend the split column, or remove it")
+
+
+def _deal(
+    samples: Sequence[Sample], task: Task, shares: Mapping[Split, float], seed: int
+) -> tuple[Sample, ...]:
+    """Deal patients into train and the parts of `shares`, until train and val have each class."""
+    patients = group_patients(samples, task)
+    _check_patients(patients)
+    wanted = {part: share for part, share in shares.items() if share > 0}
+    parts: list[Split] = ["train", *wanted]
+    portions = np.array([1 - sum(wanted.values()), *wanted.values()])
+    for attempt in range(ATTEMPTS):
+        order = make_generator(seed, "split", attempt).permutation(len(patients.samples))
+        dealt = deal_patients(patients.counts, portions, order)
+        if _is_usable(patients.counts, dealt, len(parts)):
+            return _with_parts(samples, patients, [parts[index] for index in dealt])
+    reason = f"no way was found to have each class in {' and '.join(parts[:2])}, and every part filled"
+    raise SplitError("class-too-small", reason, fix="add patients of the rare classes, or leave those out")
+
+
+def group_patients(samples: Sequence[Sample], task: Task) -> Patients:
+    """Group samples by patient, in order of their paths, and count their classes."""
+    order = sorted(range(len(samples)), key=lambda index: _place(samples[index]))
+    members: dict[str, list[int]] = defaultdict(list)
+    for index in order:
+        members[samples[index].patient_id].append(index)
+    strata = _strata(task)
+    memberships = np.array([_membership(sample, task) for sample in samples]).reshape(-1, len(strata))
+    counts = [memberships[indices].sum(axis=0) for indices in members.values()]
+    return Patients(
+        np.array(counts, dtype=np.float64).reshape(-1, len(strata)),
+        strata,
+        tuple(map(tuple, members.values())),
+    )
+
+
+def _place(sample: Sample) -> tuple[str, str, str]:
+    return sample.series.path.as_posix(), sample.series.item or "", sample.sample_id
+
+
+def _strata(task: Task) -> tuple[str, ...]:
+    names = tuple(f"class {name!r}" for name in task.classes)
+    return (
+        (*names, *(f"absence of {name!r}" for name in task.classes)) if task.kind == "multilabel" else names
+    )
+
+
+def _membership(sample: Sample, task: Task) -> list[bool]:
+    if isinstance(sample.target, tuple):
+        return [value == 1 for value in sample.target] + [value == 0 for value in sample.target]
+    return [sample.target == index for index in range(len(task.classes))]
+
+
+def _check_patients(patients: Patients) -> None:
+    for name, count in zip(patients.strata, (patients.counts > 0).sum(axis=0), strict=True):
+        if count < 2:
+            reason = f"{name} needs two patients, one for train and one for val, and has {count}"
+            raise SplitError("class-too-small", reason, fix="add patients, or leave the class out")
+
+
+def deal_patients(
+    counts: NDArray[np.float64], portions: NDArray[np.float64], order: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return the part (patients,) of each patient.
+
+    counts: (patients, strata); portions: (parts,), which add up to 1; order: of the patients, before the
+    largest are put first. Train and val come first among the parts: a class that only two patients have is
+    in these.
+    """
+    wanted = np.outer(portions, counts.sum(axis=0))
+    filled = np.zeros_like(wanted)
+    dealt = np.full(len(counts), -1)
+    largest_first = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
+
+    def give(patient: int, part: int) -> None:
+        dealt[patient] = part
+        filled[part] += counts[patient]
+
+    patients_with = (counts > 0).sum(axis=0)
+    for stratum in np.argsort(patients_with, kind="stable"):
+        for part in range(min(patients_with[stratum], len(portions))):
+            free = order[(dealt[order] < 0) & (counts[order, stratum] > 0)]
+            if filled[part, stratum] == 0 and len(free):
+                give(free[np.argmin(_costs(counts[free], filled[part], wanted[part]))], part)
+    for patient in largest_first:
+        if dealt[patient] < 0:
+            give(patient, int(np.argmin(_costs(counts[patient], filled, wanted))))
+    return dealt
+
+
+def _costs(
+    counts: NDArray[np.float64], filled: NDArray[np.float64], wanted: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return how much the chi-square distance, sum((filled - wanted)^2 / wanted), grows by adding counts."""
+    return (counts * (2 * (filled - wanted) + counts) / wanted).sum(axis=-1)
+
+
+def _is_usable(counts: NDArray[np.float64], dealt: NDArray[np.int64], parts: int) -> bool:
+    """Return whether every part has a patient, and train and val have every class."""
+    filled = [counts[dealt == part] for part in range(parts)]
+    return all(map(len, filled)) and all((part.sum(axis=0) > 0).all() for part in filled[:2])
+
+
+def _with_parts(samples: Sequence[Sample], patients: Patients, parts: Sequence[Split]) -> tuple[Sample, ...]:
+    part_of = {
+        index: part for indices, part in zip(patients.samples, parts, strict=True) for index in indices
+    }
+    return tuple(replace(sample, split=part_of[index]) for index, sample in enumerate(samples))

@@ -1,0 +1,50 @@
+"""A file is whole or absent, and identifiers never appear."""
+
+import pytest
+
+from medtl.errors import OutputError
+from medtl.imaging.deidentify import hash_identifier
+from medtl.imaging.randomness import derive_seed
+from medtl.imaging.storage import read_json, replacing, write_json
+
+
+def test_a_write_that_fails_leaves_the_former_file_and_nothing_else(tmp_path):
+    write_json(tmp_path / "a.json", {"a": 1})
+    with pytest.raises(RuntimeError), replacing(tmp_path / "a.json") as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_nan_is_no_json(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"a": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unwritable_place_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError) as caught:
+        write_json(tmp_path / "file" / "a.json", {})
+    assert caught.value.code == "output-unwritable"
+
+
+def test_a_key_is_stable_salted_and_not_the_name(monkeypatch):
+    key = hash_identifier("DOE^JANE")
+    assert key == hash_identifier("DOE^JANE") != hash_identifier("DOE^JOHN")
+    assert "DOE" not in key
+    monkeypatch.setenv("MEDTL_SALT", "another")
+    assert hash_identifier("DOE^JANE") != key
+    assert hash_identifier("") == ""
+
+
+def test_without_a_given_salt_one_is_made_and_kept(monkeypatch, own_home):
+    monkeypatch.delenv("MEDTL_SALT")
+    assert hash_identifier("DOE^JANE") == hash_identifier("DOE^JANE")
+    assert (own_home / "salt").stat().st_mode & 0o077 == 0
+
+
+def test_seeds_depend_on_what_they_are_for():
+    assert derive_seed(0, "order", 1, 2) == derive_seed(0, "order", 1, 2)
+    assert len({derive_seed(0, "order", 1, 2), derive_seed(0, "order", 12), derive_seed(0, "step", 1, 2)}) == 3

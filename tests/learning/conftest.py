@@ -1,0 +1,79 @@
+"""Build small fits."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from medtl.imaging.augmentation import Augmentation, AugmentationConfig
+from medtl.imaging.manifest import Task
+from medtl.imaging.preprocessing import PreprocessingConfig
+from medtl.learning.backbones import BACKBONES
+from medtl.learning.checkpoint import CheckpointHeader, describe_classifier
+from medtl.learning.classifier import Classifier
+from medtl.learning.features import Views
+from medtl.learning.fit import Fit, FitConfig, FitData
+from medtl.learning.run_folder import RunFolder
+from medtl.learning.stages import ScheduleConfig, resolve_schedule
+
+SMALL = ScheduleConfig(name="gradual", head_epochs=2, thawed_epochs=4, steps=2, head_rate=0.05, rate=0.01)
+
+
+class SilentWatcher:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict] = []
+
+    def note(self, label, text):
+        pass
+
+    def stage(self, number, of, stage, plan):
+        pass
+
+    def progress(self, what, done, total):
+        pass
+
+    def epoch(self, row):
+        self.rows.append(dict(row))
+
+
+@pytest.fixture
+def make_fit(make_prepared: Callable) -> Callable:
+    """Return a builder of a seeded fit of a tiny network on a bright square against none."""
+
+    def build(
+        root: Path,
+        schedule: ScheduleConfig = SMALL,
+        backbone: str = "tiny",
+        size: tuple[int, ...] = (32, 32),
+        watcher: SilentWatcher | None = None,
+        **config,
+    ) -> Fit:
+        fit_config = FitConfig(batch_size=8, **config)
+        torch.manual_seed(fit_config.seed)
+        classifier = Classifier(
+            BACKBONES[backbone](), Task("binary", ("normal", "lesion")), fit_config.dropout
+        )
+        prepared, targets = make_prepared(24, size)
+        augmentation_config = AugmentationConfig()
+        augmentation = Augmentation(augmentation_config, size)
+        train, val = np.arange(16), np.arange(16, 24)
+        header = CheckpointHeader(
+            **describe_classifier(classifier, fit_config.dropout),
+            preprocessing=PreprocessingConfig(size=size),
+            augmentation=augmentation_config,
+            schedule=resolve_schedule(schedule, len(classifier.backbone.groups)),
+        )
+        data = FitData(
+            Views(prepared, train, augmentation, 0, "key"),
+            targets[train],
+            Views(prepared, val, augmentation, 0, "key"),
+            targets[val],
+        )
+        root.mkdir(parents=True, exist_ok=True)
+        return Fit(classifier, data, header, fit_config, RunFolder(root), watcher or SilentWatcher())
+
+    return build

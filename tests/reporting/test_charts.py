@@ -1,0 +1,74 @@
+import base64
+import math
+from xml.etree import ElementTree
+
+import matplotlib
+
+from medtl.reporting.charts import DARK, LIGHT, Chart, history_chart, reliability_chart, roc_chart
+
+HISTORY = [
+    {"stage": "head", "train_loss": 0.9, "val_loss": 0.8},
+    {"stage": "head", "train_loss": 0.6, "val_loss": None},
+    {"stage": "all", "train_loss": 0.4, "val_loss": math.nan},
+]
+LOSSES = {"train_loss": "training", "val_loss": "validation"}
+
+
+def texts(chart: Chart | None) -> list[str]:
+    assert chart is not None
+    root = ElementTree.fromstring(base64.b64decode(chart.light.partition(",")[2], validate=True))
+    return [node.text or "" for node in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_history_names_curves_and_stages():
+    assert {"training", "validation", "head", "all", "epoch", "loss"} <= set(
+        texts(history_chart(HISTORY, LOSSES, "loss"))
+    )
+
+
+def test_history_without_numbers_gives_no_chart():
+    assert history_chart([], LOSSES, "loss") is None
+    assert history_chart([{"stage": "head", "val_loss": None}], LOSSES, "loss") is None
+
+
+def test_column_without_numbers_is_left_out():
+    shown = texts(history_chart([{"train_loss": 0.5, "val_loss": math.nan}], LOSSES, "loss"))
+    assert "validation" not in shown
+
+
+def test_undefined_class_has_no_roc_curve():
+    curve = {"fpr": [0, 0.2, 1], "tpr": [0, 0.7, 1]}
+    undefined = {"fpr": [0, 1], "tpr": [math.nan, math.nan]}
+    shown = texts(
+        roc_chart({"glioma": curve, "none": curve, "rare": undefined, "absent": {"fpr": [], "tpr": []}})
+    )
+    assert {"glioma", "none"} <= set(shown) and not {"rare", "absent"} & set(shown)
+    assert roc_chart({"rare": undefined}) is None
+
+
+def test_class_names_are_never_read_as_mathematics_nor_hidden():
+    curve = {"fpr": [0, 1], "tpr": [0, 1]}
+    names = {"$\\frac{1}{0}$", "_hidden", "a < b & c"}
+    assert names <= set(texts(roc_chart(dict.fromkeys(names, curve))))
+
+
+def test_empty_bins_are_not_drawn():
+    bins = [
+        {"mean_probability": 0.1, "observed": 0.2, "count": 10},
+        {"mean_probability": None, "observed": None, "count": 0},
+    ]
+    assert "observed share" in texts(reliability_chart(bins))
+    assert reliability_chart(bins[1:]) is None
+
+
+def test_same_numbers_give_the_same_bytes_and_leave_settings_alone():
+    before = dict(matplotlib.rcParams)
+    assert history_chart(HISTORY, LOSSES, "loss") == history_chart(HISTORY, LOSSES, "loss")
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_dark_chart_has_the_inks_of_the_dark_theme():
+    chart = history_chart(HISTORY, LOSSES, "loss")
+    assert chart is not None
+    light, dark = (base64.b64decode(uri.partition(",")[2]).decode() for uri in (chart.light, chart.dark))
+    assert LIGHT.ink in light and LIGHT.ink not in dark and DARK.ink in dark

@@ -1,0 +1,45 @@
+"""Every error is one line with a documented code."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import medtl
+from medtl.errors import CODES, LINE_LIMIT, MedtlError, ReadError
+
+PACKAGE = Path(medtl.__file__).parent
+
+
+def raised_codes() -> set[tuple[str, str]]:
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "").endswith("Error") and node.args:
+                first = node.args[0]
+                if isinstance(first, ast.Constant) and node.func.id in MEDTL_ERRORS:
+                    found.add((path.name, first.value))
+    return found
+
+
+MEDTL_ERRORS = {cls.__name__ for cls in MedtlError.__subclasses__()}
+
+
+def test_every_raised_code_is_documented():
+    codes = raised_codes()
+    assert len(codes) > 20
+    assert not {(file, code) for file, code in codes if code not in CODES}
+
+
+def test_the_line_names_code_place_reason_and_fix():
+    error = ReadError("file-empty", "has no bytes", where="a/b.dcm", fix="copy it again")
+    assert str(error) == "[file-empty] a/b.dcm: has no bytes: copy it again"
+
+
+@pytest.mark.parametrize("length", [10, 150, 5000])
+def test_the_line_stays_short_and_keeps_the_reason(length):
+    error = ReadError(
+        "file-empty", "has no bytes\nat all", where="x" * length + "/end.dcm", fix="copy it again"
+    )
+    assert len(str(error)) <= LINE_LIMIT
+    assert "end.dcm: has no bytes at all: copy it again" in str(error)
