@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from medtl import __version__
-from medtl.config import RunConfig, to_yaml
+from medtl.config import RunConfig, load_config, to_yaml
 from medtl.errors import LabelError, ReadError, TrainingError
 from medtl.imaging.augmentation import Augmentation
 from medtl.imaging.display import make_display
@@ -69,8 +69,7 @@ class TrainOutcome:
 
     run: RunFolder
     evaluation: Evaluation
-    notes: tuple[str, ...]
-    refusals: tuple[tuple[str, ReadError], ...]
+    refusals: tuple[ReadError, ...]
     plans: tuple[CachePlan, ...]
     seconds: Mapping[str, float]
 
@@ -89,13 +88,32 @@ def train_run(
         manifest = load_manifest(data, labels, config.task)
         samples = split_samples(manifest.samples, manifest.task, config.split)
         check_no_leak(samples)
+        _tell(watcher, manifest.notes, [_describe_samples(samples, manifest.task)])
         prepared, samples = _prepare(samples, config, watcher, clock)
         fit = _make_fit(run, config, manifest.task, samples, prepared, watcher)
         _record_start(run, config, samples, prepared, resume)
         fit.run(resume=resume)
         clock |= {"total": clock["total"] + time.perf_counter(), **fit.seconds}
         evaluation = _finish(run, fit, samples, clock)
-    return TrainOutcome(run, evaluation, manifest.notes, prepared.refusals, tuple(fit.plans), clock)
+    return TrainOutcome(run, evaluation, _refusals(manifest, prepared), tuple(fit.plans), clock)
+
+
+def _refusals(manifest: Manifest, prepared: PreparedDataset) -> tuple[ReadError, ...]:
+    return (*manifest.refusals, *(error for _, error in prepared.refusals))
+
+
+def _tell(watcher: Watcher, *notes: Sequence[str]) -> None:
+    for note in (note for group in notes for note in group):
+        watcher.note("note", note)
+
+
+def _describe_samples(samples: Sequence[Sample], task: Task) -> str:
+    """Say how many samples of each class and part there are, and of how many patients."""
+    parts = [f"{sum(s.split == part for s in samples)} {part}" for part in ("train", "val", "test")]
+    patients = len({sample.patient_id for sample in samples})
+    shown = [part for part in parts if not part.startswith("0 ")]
+    positive = f", positive is {task.classes[-1]}" if task.kind == "binary" else ""
+    return f"{len(samples)} samples of {patients} patients: {', '.join(shown)}; {', '.join(task.classes)}{positive}"
 
 
 def _check_resumable(run: RunFolder, config: RunConfig, resume: bool) -> None:
@@ -250,8 +268,7 @@ class EvaluateOutcome:
 
     evaluation: Evaluation
     page: Path
-    notes: tuple[str, ...]
-    refusals: tuple[tuple[str, ReadError], ...]
+    refusals: tuple[ReadError, ...]
 
 
 def evaluate_run(
@@ -270,13 +287,14 @@ def evaluate_run(
     """
     checkpoint = load_checkpoint(run)
     task = checkpoint.task
-    manifest = load_manifest(data, labels, TaskConfig(kind=task.kind, classes=task.classes))
+    manifest = load_manifest(data, labels, _task_config(run, task))
     prepared = prepare_samples(
         manifest.samples,
         checkpoint.preprocessing,
         progress=lambda done, total: watcher.progress("reading", done, total),
     )
     kept, notes = _select_part(manifest.samples, prepared, run, part)
+    _tell(watcher, manifest.notes, notes)
     probabilities = _predict_rows(checkpoint, prepared, prepared.rows_of(kept), watcher)
     truth, patients = targets(task, kept), [sample.patient_id for sample in kept]
     thresholds = checkpoint.header.thresholds or choose_thresholds(probabilities, truth, task)
@@ -284,7 +302,14 @@ def evaluate_run(
     content = {"run": run.name, "part": part, "model_sha256": checkpoint.sha256, **to_json(evaluation)}
     write_json(out / "metrics.json", content)
     page = write_evaluation_page(out, content, model_card(run, checkpoint))
-    return EvaluateOutcome(evaluation, page, (*manifest.notes, *notes), prepared.refusals)
+    return EvaluateOutcome(evaluation, page, _refusals(manifest, prepared))
+
+
+def _task_config(run: Path, task: Task) -> TaskConfig:
+    """Return how the run read its label table, with the classes that it came to know."""
+    recipe = RunFolder(run).config
+    config = load_config(None, recipe).task if recipe.is_file() else TaskConfig()
+    return config.model_copy(update={"kind": task.kind, "classes": task.classes})
 
 
 def _select_part(

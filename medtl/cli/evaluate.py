@@ -30,12 +30,10 @@ def evaluate(
 
     with TerminalWatcher(f"medtl evaluate · {run}") as watcher:
         outcome = evaluate_run(run, data, labels, out, watcher, part=part)  # type: ignore[arg-type]
-        for note in outcome.notes:
-            watcher.note("note", note)
     if as_json:
         click.echo((out / "metrics.json").read_text(encoding="utf-8"), nl=False)
     else:
         print_evaluation(outcome.evaluation, "\nEvaluation")
         click.echo(f"\npage: {outcome.page}")
-    print_refusals([error for _, error in outcome.refusals])
+    print_refusals(outcome.refusals)
     ctx.exit(3 if outcome.refusals else 0)

@@ -61,5 +61,5 @@ def train(
         click.echo(
             f"\nrun kept in {out}: checkpoints/best, metrics.json, history.csv, splits.csv, config.yaml"
         )
-    print_refusals([error for _, error in outcome.refusals])
+    print_refusals(outcome.refusals)
     ctx.exit(3 if outcome.refusals else 0)

@@ -66,6 +66,7 @@ def _to_axial(
 ) -> tuple[list[NDArray[np.float32]], tuple[float, ...]]:
     stacked = MetaTensor(torch.from_numpy(np.stack(grids)), affine=torch.from_numpy(affine))
     axial = Orientation(axcodes=AXIAL)(stacked)
+    assert isinstance(axial, MetaTensor)
     spacing = np.linalg.norm(np.asarray(axial.affine)[:3, :3], axis=0)
     return list(axial.numpy()), tuple(float(value) for value in spacing)
 

@@ -139,7 +139,7 @@ def _fill(
             else:
                 file.write(result.tobytes())
                 kept.append(sample.sample_id)
-                hashes.append(hashlib.sha256(result).hexdigest()[:24])
+                hashes.append(hashlib.sha256(result.tobytes()).hexdigest()[:24])
             if progress:
                 progress(done, len(samples))
         file.flush()

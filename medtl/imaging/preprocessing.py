@@ -90,7 +90,7 @@ def prepare_image(image: Image, config: PreprocessingConfig) -> PreparedImage:
         warnings.simplefilter("ignore")  # MONAI warns of constant images; quality is not judged here
         tensor = _resample(tensor, image, config)
         tensor = _scale_intensity(tensor, image, config)
-        tensor = ResizeWithPadOrCrop(config.size)(tensor)
+        tensor = _meta(ResizeWithPadOrCrop(config.size)(tensor))
     values = np.clip(np.nan_to_num(tensor.numpy()), 0.0, 1.0).astype(np.float32)
     return PreparedImage(np.ascontiguousarray(values), np.asarray(tensor.affine, dtype=np.float64))
 
@@ -128,18 +128,18 @@ def _match_channels(pixels: NDArray[np.float32], channels: int) -> NDArray[np.fl
 
 def _resample(tensor: MetaTensor, image: Image, config: PreprocessingConfig) -> MetaTensor:
     if image.spatial_dims == 3:
-        tensor = Orientation(axcodes=config.orientation)(tensor)
+        tensor = _meta(Orientation(axcodes=config.orientation)(tensor))
     if config.spacing_mm is not None:
         return _to_spacing(tensor, image, config.spacing_mm)
     shape = _fitted_shape(tensor, image, config.size)
     shrinks = np.prod(shape) < np.prod(tensor.shape[1:])
     mode = "area" if shrinks else ("bilinear" if len(shape) == 2 else "trilinear")
-    return Resize(shape, mode=mode)(tensor)
+    return _meta(Resize(shape, mode=mode)(tensor))
 
 
 def _to_spacing(tensor: MetaTensor, image: Image, spacing_mm: tuple[float, ...]) -> MetaTensor:
     if image.affine is not None:
-        return Spacing(pixdim=spacing_mm, mode="bilinear", padding_mode="border")(tensor)
+        return _meta(Spacing(pixdim=spacing_mm, mode="bilinear", padding_mode="border")(tensor))
     if image.spacing_mm is None:
         reason = "has no pixel spacing, and the model resamples to one"
         raise ReadError(
@@ -147,7 +147,7 @@ def _to_spacing(tensor: MetaTensor, image: Image, spacing_mm: tuple[float, ...])
         )
     extents = np.array(tensor.shape[1:]) * image.spacing_mm
     shape = np.maximum(1, np.round(extents / spacing_mm)).astype(int)
-    return Resize(tuple(shape), mode="bilinear")(tensor)
+    return _meta(Resize(tuple(shape), mode="bilinear")(tensor))
 
 
 def _fitted_shape(tensor: MetaTensor, image: Image, size: tuple[int, ...]) -> tuple[int, ...]:
@@ -169,7 +169,13 @@ def _scale_intensity(tensor: MetaTensor, image: Image, config: PreprocessingConf
     window = image.facts.window
     if config.intensity == "window" and window is not None:
         low, high = window[0] - window[1] / 2, window[0] + window[1] / 2
-        return ScaleIntensityRange(low, high, 0.0, 1.0, clip=True)(tensor)
+        return _meta(ScaleIntensityRange(low, high, 0.0, 1.0, clip=True)(tensor))
     if config.intensity == "range" and config.range is not None:
-        return ScaleIntensityRange(*config.range, 0.0, 1.0, clip=True)(tensor)
-    return ScaleIntensityRangePercentiles(*config.percentiles, 0.0, 1.0, clip=True)(tensor)
+        return _meta(ScaleIntensityRange(*config.range, 0.0, 1.0, clip=True)(tensor))
+    return _meta(ScaleIntensityRangePercentiles(*config.percentiles, 0.0, 1.0, clip=True)(tensor))
+
+
+def _meta(tensor: object) -> MetaTensor:
+    """Hold MONAI to its word that a MetaTensor stays one."""
+    assert isinstance(tensor, MetaTensor)
+    return tensor

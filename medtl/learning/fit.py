@@ -30,7 +30,15 @@ from medtl.learning.checkpoint import (
     save_checkpoint,
 )
 from medtl.learning.classifier import Classifier
-from medtl.learning.features import CachePlan, FeatureCache, FeatureStore, Views, lay_out, place_images, plan_cache
+from medtl.learning.features import (
+    CachePlan,
+    FeatureCache,
+    FeatureStore,
+    Views,
+    lay_out,
+    place_images,
+    plan_cache,
+)
 from medtl.learning.imbalance import IMBALANCE
 from medtl.learning.metrics import auroc
 from medtl.learning.run_folder import RunFolder
@@ -231,7 +239,7 @@ class Fit:
         stage, epoch = self.stages[number], self.position.epoch
         train_loss = self._train(number, optimizer, stores)
         probabilities, val_loss = self._validate(number, stores)
-        score = auroc(probabilities, self.data.val_targets, kind=self.classifier.task.kind)
+        score = float(auroc(probabilities, self.data.val_targets, kind=self.classifier.task.kind))
         improved = self._advance(score, val_loss)
         row = {
             "stage": stage.name,

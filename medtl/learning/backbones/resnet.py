@@ -1,6 +1,7 @@
 """ResNet-18 and ResNet-50 backbones (timm), which load the ImageNet files of torchvision."""
 
 from functools import partial
+from typing import Any
 
 import timm
 from torch import nn
@@ -14,7 +15,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 def build_resnet(timm_name: str, in_channels: int, request: WeightsRequest) -> Backbone:
     """Build a ResNet: stem and four stages; stride 32."""
-    net = timm.create_model(timm_name, num_classes=0, in_chans=in_channels)
+    net: Any = timm.create_model(timm_name, num_classes=0, in_chans=in_channels)
     loaded = request.load_into(net, partial(_adapt, in_channels=in_channels))
     stages = {f"layer{index}": getattr(net, f"layer{index}") for index in (1, 2, 3, 4)}
     return Backbone(

@@ -1,0 +1,41 @@
+"""Name what is read: to the user by its path in the folder, on pages by a salted hash of that name.
+
+splits.csv, scores.csv and reports agree on the ids of a folder because each of them asks here.
+"""
+
+from pathlib import Path
+
+from medtl.errors import ReadError
+from medtl.imaging.deidentify import hash_identifier
+from medtl.imaging.series import Series
+
+
+def source_name(series: Series, root: Path) -> str:
+    """Name a series by its path relative to `root` (to its folder, where it is a file), with its item."""
+    name = _name(series.path, base_folder(root))
+    return f"{name}#{series.item}" if series.item else name
+
+
+def refused_name(error: ReadError, root: Path) -> str:
+    """Name a refused input as source_name names a series; an error holds its path on one line."""
+    return _name(Path(error.where), Path(" ".join(str(base_folder(root)).split())))
+
+
+def sample_key(source: str) -> str:
+    """Return the salted id under which tables and pages that others read show a source."""
+    return "s" + hash_identifier(source, length=10)
+
+
+def base_folder(root: Path) -> Path:
+    """Return the folder that names are relative to: `root`, or the folder of a file."""
+    return root if root.is_dir() else root.parent
+
+
+def relative_name(path: Path, base: Path) -> str:
+    """Return a path relative to a folder, with forward slashes; absolute where it lies elsewhere."""
+    path, base = path.absolute(), base.absolute()
+    return (path.relative_to(base) if path.is_relative_to(base) else path).as_posix()
+
+
+def _name(path: Path, base: Path) -> str:
+    return base.resolve().name if path == base else relative_name(path, base)

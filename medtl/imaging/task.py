@@ -1,0 +1,75 @@
+"""The task: which classes are to be told apart, what the user says of it, and in which order classes come."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+TaskKind = Literal["binary", "multiclass", "multilabel"]
+Target = int | tuple[float | None, ...]
+
+# Names of the class that means "nothing there", most certain first: it comes before the others.
+NEGATIVES = (
+    *("normal", "none", "negative", "neg", "no", "healthy", "control", "controls", "absent", "nothing"),
+    *("nofinding", "nofindings", "notumor", "notumour", "0", "false", "benign"),
+)
+NEGATING_WORDS = ("no", "non", "not", "without")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be told apart.
+
+    binary and multiclass: one class per sample; in binary the last class is the positive one.
+    multilabel: any set of classes per sample, each of them possibly unlabelled.
+    """
+
+    kind: TaskKind
+    classes: tuple[str, ...]
+
+
+class TaskConfig(BaseModel):
+    """What the user says of the task; the label table says the rest.
+
+    classes: in the order of the outputs; in binary the last one is positive. Needed for a table with one
+    column per class, unless those columns are named label_<class>.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+    kind: TaskKind | None = None
+    classes: tuple[str, ...] | None = None
+    label_column: str = "label"
+    path_column: str = "path"
+    patient_column: str = "patient_id"
+
+    @model_validator(mode="after")
+    def _classes_fit(self) -> "TaskConfig":
+        classes = self.classes
+        if classes is None:
+            return self
+        if len(set(classes)) != len(classes) or not all(name.strip() == name != "" for name in classes):
+            raise ValueError("classes must be different, and neither empty nor padded with spaces")
+        if len(classes) < 2 or (self.kind == "binary" and len(classes) != 2):
+            raise ValueError(
+                f"{self.kind or 'a'} task with {len(classes)} classes: name two or more (binary: two)"
+            )
+        if any("|" in name for name in classes):
+            raise ValueError("a class name may not hold '|'")
+        return self
+
+
+def order_classes(names: Iterable[str]) -> tuple[str, ...]:
+    """Order class names: the ones that mean "nothing there" first, the rest by name."""
+    return tuple(sorted(set(names), key=lambda name: (_negative_rank(name), name.casefold(), name)))
+
+
+def _negative_rank(name: str) -> int:
+    words = re.findall(r"[^\W_]+", name.casefold())
+    joined = "".join(words)
+    if joined in NEGATIVES:
+        return NEGATIVES.index(joined)
+    negated = len(words) > 1 and words[0] in NEGATING_WORDS
+    return len(NEGATIVES) if negated else len(NEGATIVES) + 1
