@@ -111,5 +111,5 @@ def main(data: Path, run: Path) -> None:
 
 
 if __name__ == "__main__":
-    np.random.seed(0)  # noqa: NPY002
+    np.random.seed(0)
     main(Path(sys.argv[1]), Path(sys.argv[2]))

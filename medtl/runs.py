@@ -46,7 +46,7 @@ from medtl.prediction.scoring import Prediction, Scored, predict, score_series, 
 from medtl.reporting.evaluation_page import write_evaluation_page
 from medtl.reporting.findings import Refusal, StudyFinding
 from medtl.reporting.model_card import model_card
-from medtl.reporting.report import write_report
+from medtl.reporting.report import WrittenReport, write_report
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,8 @@ def _describe_samples(samples: Sequence[Sample], task: Task) -> str:
     patients = len({sample.patient_id for sample in samples})
     shown = [part for part in parts if not part.startswith("0 ")]
     positive = f", positive is {task.classes[-1]}" if task.kind == "binary" else ""
-    return f"{len(samples)} samples of {patients} patients: {', '.join(shown)}; {', '.join(task.classes)}{positive}"
+    counts = f"{len(samples)} samples of {patients} patients: {', '.join(shown)}"
+    return f"{counts}; {', '.join(task.classes)}{positive}"
 
 
 def _check_resumable(run: RunFolder, config: RunConfig, resume: bool) -> None:
@@ -384,27 +385,17 @@ def score_run(run: Path, folder: Path, out: Path, watcher: Watcher) -> ScoreOutc
     return ScoreOutcome(table, tuple(predictions), found.skipped)
 
 
-@dataclass(frozen=True)
-class ReportOutcome:
-    """What a report holds."""
-
-    index: Path
-    studies: int
-    refused: int
-
-
 def report_run(
     run: Path, source: Path, out: Path, watcher: Watcher, *, method: str = "grad-cam"
-) -> ReportOutcome:
-    """Write an HTML page for each study of a folder (or of a scored OUT), with its saliency map, and an index."""
+) -> WrittenReport:
+    """Write a page with a saliency map for each study of a folder (or of a scored OUT), and an index."""
     checkpoint = load_checkpoint(run)
     scores = source / "scores.json"
     folder = Path(read_json(scores)["folder"]) if scores.is_file() else source
     found = scan(folder)
     refusals: list[Refusal] = []
     findings = _findings(checkpoint, found, folder, refusals, method, watcher)
-    index = write_report(out, findings, refusals, model_card(run, checkpoint))
-    return ReportOutcome(index, len(found.series) + len(found.refusals) - len(refusals), len(refusals))
+    return write_report(out, findings, refusals, model_card(run, checkpoint))
 
 
 def _findings(

@@ -70,7 +70,7 @@ def test_a_bad_override_is_one_line_that_names_the_remedy(override, code, words)
 
 
 def test_a_missing_recipe_names_the_nearest(tmp_path):
-    with pytest.raises(ConfigError, match="xray.yaml") as caught:
+    with pytest.raises(ConfigError, match=r"xray\.yaml") as caught:
         load_config("xray", tmp_path / "xry.yaml")
     assert caught.value.code == "config-missing"
 

@@ -8,7 +8,7 @@ import click
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("medtl-demo"), show_default=True)
 def demo(out: Path) -> None:
-    """Train an X-ray and an MRI model, evaluate, score unseen studies and write reports. About five minutes."""
+    """Train an X-ray and an MRI model, evaluate, score unseen studies, report. Some two minutes."""
     from medtl.cli.terminal import TerminalWatcher, in_words
     from medtl.demo import median_gain, run_demo
 
@@ -21,9 +21,9 @@ def demo(out: Path) -> None:
         click.echo(f"  test AUROC      {in_words(tour.test['auroc'])}, patients that training never saw")
         click.echo(f"  test accuracy   {in_words(tour.test['balanced_accuracy'])}, balanced")
         if tour.localisations:
+            gain, count = median_gain(tour.localisations), len(tour.localisations)
             click.echo(
-                f"  saliency maps   {median_gain(tour.localisations):.1f} times the energy inside the planted lesion "
-                f"that chance would put there (median of {len(tour.localisations)})"
+                f"  saliency maps   {gain:.1f} times chance inside the planted lesion (median of {count})"
             )
         click.echo(f"  unseen studies  {tour.scored} scored, {tour.right} as planted; {tour.refused} refused")
         click.echo(f"  report          {tour.report}")

@@ -13,7 +13,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--out", type=PATH, required=True, help="Folder for the pages.")
 @click.pass_context
 def report(ctx: click.Context, run: Path, source: Path, out: Path) -> None:
-    """Write a page for each study of SOURCE (a folder of studies, or the OUT of medtl score), and an index."""
+    """Write a page for each study of SOURCE (a folder, or the OUT of medtl score), and an index."""
     from medtl.cli.terminal import TerminalWatcher
     from medtl.runs import report_run
 

@@ -84,9 +84,10 @@ class TerminalWatcher:
         """Print one epoch's line."""
         self._clear()
         score = "undefined" if row["val_auroc"] is None else f"{row['val_auroc']:.3f}"
+        epoch = f"{row['epoch']}/{self.stage_epochs}"
         self.console.print(
-            f"    epoch {row['epoch']:>2}/{self.stage_epochs:<3} loss {row['train_loss']:.3f}   validation loss "
-            f"{row['val_loss']:.3f}  AUROC {score}  {row['seconds']:6.1f} s",
+            f"    epoch {epoch:>5}  loss {row['train_loss']:.3f}  validation loss {row['val_loss']:.3f}  "
+            f"AUROC {score}  {row['seconds']:5.1f} s",
             soft_wrap=True,
         )
 

@@ -142,11 +142,11 @@ def _table_of_lines(path: Path, lines: list[list[str]], notes: tuple[str, ...]) 
 def _check_header(path: Path, header: list[str]) -> None:
     seen: dict[str, str] = {}
     for name in header:
-        other = seen.setdefault(compared_name(name), name)
-        if other is not name:
-            raise table_error(
-                path, f"columns {other!r} and {name!r} have the same name", "rename one of them"
-            )
+        key = compared_name(name)
+        if key in seen:
+            pair = f"{seen[key]!r} and {name!r}"
+            raise table_error(path, f"columns {pair} have the same name", "rename one of them")
+        seen[key] = name
 
 
 def _rows(path: Path, header: list[str], filled: list[tuple[int, list[str]]]) -> tuple[Row, ...]:

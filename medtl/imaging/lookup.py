@@ -1,4 +1,4 @@
-"""Look a cell of a label table up in a scanned folder: a path or a UID -> the one Series it names, or why none."""
+"""Look cells of a label table up in a scanned folder: a path or UID -> the one Series named, or why none."""
 
 import os
 from collections import defaultdict
@@ -36,11 +36,12 @@ class Folder:
 
     def find_uid(self, uid: str) -> Series | Problem:
         """Return the one series of a series or study UID, which is compared by its salted hash."""
+        found = self.by_uid.get(hash_identifier(uid))
+        if found:
+            return _only(found, "the UID")
         refused = len(self.found.refusals)
         more = f"; {refused} inputs of the folder cannot be read" if refused else ""
-        return _only(
-            self.by_uid.get(hash_identifier(uid), []), "the UID", f"no readable series has this UID{more}"
-        )
+        return Problem(f"no readable series has this UID{more}")
 
     def find_path(self, cell: str) -> Series | ReadError | Problem:
         """Return the one series that a path names, or why it was refused, or why it names none."""
@@ -118,7 +119,5 @@ class Folder:
         return f"{cell} does not exist" + (f" (did you mean {near}?)" if near else "")
 
 
-def _only(series: list[Series], what: str, absent: str = "") -> Series | Problem:
-    if len(series) > 1:
-        return Problem(f"{what} holds {len(series)} series: name one of them")
-    return series[0] if series else Problem(absent)
+def _only(series: list[Series], what: str) -> Series | Problem:
+    return series[0] if len(series) == 1 else Problem(f"{what} holds {len(series)} series: name one of them")

@@ -38,4 +38,5 @@ def relative_name(path: Path, base: Path) -> str:
 
 
 def _name(path: Path, base: Path) -> str:
-    return base.resolve().name if path == base else relative_name(path, base)
+    name = base.resolve().name if path == base else relative_name(path, base)
+    return name.encode("utf-8", "backslashreplace").decode()  # bytes of a file name that are no text

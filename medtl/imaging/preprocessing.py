@@ -39,9 +39,9 @@ class PreprocessingConfig(BaseModel):
     size: (H, W) for images, (D, H, W) for volumes. spacing_mm, of the same length: resample to this spacing,
     then crop or pad around the centre, so that physical size is kept; without it the image is resized to fit
     (a volume's depth to D, rows and columns by one factor), then padded. orientation: what increasing
-    indices of a volume point to, one letter an axis (S superior, P posterior, L left). intensity: `percentile` maps
-    the two percentiles to 0 and 1, `window` the VOI window of the file where it has one, `range` the two
-    values. channels: 1, or 3 for colour.
+    indices of a volume point to, one letter an axis (S superior, P posterior, L left). intensity:
+    `percentile` maps the two percentiles to 0 and 1, `window` the VOI window of the file where it has one,
+    `range` the two values. channels: 1, or 3 for colour.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from medtl.errors import SplitError
 from medtl.imaging.manifest import Sample, Split, Target, Task
 from medtl.imaging.randomness import make_generator
-from medtl.imaging.storage import write_text
+from medtl.imaging.storage import write_csv
 
 ATTEMPTS = 20
 HEADER = ["sample_id", "split", "target"]
@@ -105,12 +105,9 @@ def write_splits(path: Path, samples: Sequence[Sample]) -> None:
         raise SplitError(
             "split-incomplete", "a sample has no split", where=path, fix="split the samples first"
         )
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(HEADER)
     ordered = sorted(samples, key=lambda sample: sample.sample_id)
-    writer.writerows([sample.sample_id, sample.split, _target_text(sample.target)] for sample in ordered)
-    write_text(path, text.getvalue())
+    rows = [[sample.sample_id, sample.split or "", _target_text(sample.target)] for sample in ordered]
+    write_csv(path, [HEADER, *rows])
 
 
 def read_splits(path: Path) -> dict[str, SplitRow]:

@@ -1,14 +1,19 @@
 """Files that are either whole or absent: written beside their place, flushed to disk, then renamed."""
 
+import csv
+import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from medtl.errors import OutputError
+
+# A cell that starts with one of these is a formula to a spreadsheet.
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 @contextmanager
@@ -45,6 +50,18 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_csv(path: Path, rows: Iterable[Iterable[str]]) -> None:
+    """Write rows of text, header first, atomically; what a spreadsheet would run as a formula is quoted."""
+    text = "".join(map(_csv_line, rows))
+    # A file name may hold bytes that are no text: they are written as escapes.
+    write_text(path, text.encode("utf-8", "backslashreplace").decode())
+
+
+def safe_cell(text: str) -> str:
+    """Quote text that a spreadsheet would run as a formula."""
+    return "'" + text if text.startswith(FORMULA_STARTS) else text
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write plain data as JSON atomically; NaN is refused, since it is no JSON."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
@@ -53,6 +70,13 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _csv_line(cells: Iterable[str]) -> str:
+    line = io.StringIO()
+    # csv quotes the characters of its own line end: with "\r\n" a lone "\r" in a cell, too.
+    csv.writer(line, lineterminator="\r\n").writerow(map(safe_cell, cells))
+    return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _flush(path: Path) -> None:

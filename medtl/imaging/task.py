@@ -1,4 +1,4 @@
-"""The task: which classes are to be told apart, what the user says of it, and in which order classes come."""
+"""The task: the classes to be told apart, what the user says of them, and the order in which they come."""
 
 import re
 from collections.abc import Iterable
@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 TaskKind = Literal["binary", "multiclass", "multilabel"]
+Split = Literal["train", "val", "test"]
 Target = int | tuple[float | None, ...]
 
 # Names of the class that means "nothing there", most certain first: it comes before the others.

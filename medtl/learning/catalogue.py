@@ -10,7 +10,7 @@ from medtl.learning.weights import locate
 
 
 def describe_backbones() -> list[dict[str, Any]]:
-    """Return name, family, spatial_dims, parameters, layer_groups, input_size and weights of each backbone."""
+    """Return what there is to know of each backbone, under the names of the command contract."""
     return [_describe(entry) for entry in BACKBONES.values()]
 
 

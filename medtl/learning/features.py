@@ -140,7 +140,7 @@ class FeatureCache:
     def ensure(
         self, views: Views, wanted: dict[int, int], progress: Progress | None = None
     ) -> dict[int, FeatureStore]:
-        """Return a store for each wanted step (step -> number of views), computing the absent ones in one pass.
+        """Return a store for each wanted step (step -> number of views); one pass computes the absent.
 
         Raises OutputError when the disk is full.
         """

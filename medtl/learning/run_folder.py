@@ -15,7 +15,7 @@ from medtl.errors import OutputError, TrainingError
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of a run: config.yaml, checkpoints/{best,last}, history.csv, metrics.json, splits.csv, log.jsonl."""
+    """Paths of a run's files below its root."""
 
     root: Path
 

@@ -132,13 +132,10 @@ def evaluate(
 def to_json(evaluation: Evaluation) -> dict[str, Any]:
     """Return plain data without NaN: {"auroc": {"value", "low", "high"}, ..., "per_class", "confusion", ...}.
 
-    What is undefined is None, and then the metric says "undefined": true. The metrics stand at the top, where
-    scripts look for them, and once more below "metrics", where pages do.
+    What is undefined is None, and then the metric says "undefined": true.
     """
-    found = {name: _interval_json(interval) for name, interval in evaluation.metrics.items()}
     return {
-        **found,
-        "metrics": found,
+        **{name: _interval_json(interval) for name, interval in evaluation.metrics.items()},
         "per_class": {
             name: {metric: _interval_json(interval) for metric, interval in rows.items()}
             for name, rows in evaluation.per_class.items()

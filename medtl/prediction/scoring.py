@@ -1,32 +1,33 @@
 """Turn a checkpoint and images, or a folder of studies, into predictions: one row each, scored or refused."""
 
-import csv
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medtl.errors import ReadError
-from medtl.imaging.deidentify import hash_identifier
+from medtl.errors import CheckpointError, ReadError
 from medtl.imaging.image import Image
+from medtl.imaging.naming import refused_name, sample_key, source_name
 from medtl.imaging.preprocessing import PreparedImage, prepare_image
 from medtl.imaging.series import Scan, Series, read_series
-from medtl.imaging.storage import replacing
+from medtl.imaging.storage import write_csv
 from medtl.learning.checkpoint import Checkpoint
 from medtl.learning.features import place_images
 
-# A cell that starts with one of these is a formula to a spreadsheet.
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+COLUMNS = ("sample_id", "source", "status", "code", "reason", "predicted")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One row of scores.csv: probabilities in the order of the task's classes, or a refusal's code and reason.
+    """One row of scores.csv: probabilities in the order of the task's classes, or why it was refused.
 
     source is relative to the scored folder; sample_id is a salted hash of it, for pages that others read.
     """
@@ -43,7 +44,7 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """A prediction with what it was made from; image and prepared are None for a refusal."""
+    """A prediction with what it was made from; image and prepared are None for a refusal, or if not kept."""
 
     prediction: Prediction
     image: Image | None = None
@@ -51,46 +52,78 @@ class Scored:
 
 
 def score_images(checkpoint: Checkpoint, images: Iterable[Image], batch_size: int = 16) -> list[Prediction]:
-    """Score images that are already read. Raises ReadError for one that the model does not take."""
-    predictions = []
-    for number, image in enumerate(images):
-        prepared = prepare_image(image, checkpoint.preprocessing)
-        probabilities = predict(checkpoint, torch.from_numpy(prepared.pixels)[None])[0]
-        source = image.facts.source
-        predictions.append(_scored_row(checkpoint, source, probabilities, sample_key(f"{number}:{source}")))
+    """Score images that are already read, a batch at a time. Raises ReadError for one that does not fit."""
+    predictions: list[Prediction] = []
+    for batch in _batches(images, batch_size):
+        prepared = [prepare_image(image, checkpoint.preprocessing) for image in batch]
+        for image, probabilities in zip(batch, _predict_prepared(checkpoint, prepared), strict=True):
+            source = image.facts.source
+            key = sample_key(f"{len(predictions)}:{source}")
+            predictions.append(_scored_row(checkpoint, source, probabilities, key))
     return predictions
 
 
-def score_series(checkpoint: Checkpoint, scan: Scan, root: Path, batch_size: int = 16) -> Iterator[Scored]:
+def score_series(
+    checkpoint: Checkpoint, scan: Scan, root: Path, batch_size: int = 16, *, keep_images: bool = True
+) -> Iterator[Scored]:
     """Score the series of a scan in batches, in order; what cannot be read is a refused row.
 
-    The refusals of the scan itself come first.
+    The refusals of the scan itself come first. keep_images: hand each image over along with its prediction;
+    otherwise no more than one is in memory at a time, and a batch of prepared ones.
     """
     for error in scan.refusals:
-        yield Scored(_refused_row(_relative(Path(error.where), root), error))
-    for start in range(0, len(scan.series), batch_size):
-        yield from _score_batch(checkpoint, scan.series[start : start + batch_size], root)
+        yield Scored(_refused_row(refused_name(error, root), error))
+    for batch in _batches(scan.series, batch_size):
+        yield from _score_batch(checkpoint, batch, root, keep_images)
 
 
-def _score_batch(checkpoint: Checkpoint, batch: Sequence[Series], root: Path) -> Iterator[Scored]:
-    read = [_read_and_prepare(series, checkpoint) for series in batch]
-    pixels = [torch.from_numpy(result[1].pixels) for result in read if not isinstance(result, ReadError)]
-    probabilities = iter(predict(checkpoint, torch.stack(pixels)) if pixels else ())
+def _score_batch(
+    checkpoint: Checkpoint, batch: Sequence[Series], root: Path, keep_images: bool
+) -> Iterator[Scored]:
+    read = [_read_and_prepare(series, checkpoint, keep_images) for series in batch]
+    prepared = [result[1] for result in read if not isinstance(result, ReadError)]
+    probabilities = iter(_predict_prepared(checkpoint, prepared))
     for series, result in zip(batch, read, strict=True):
-        source = source_of(series, root)
+        source = source_name(series, root)
         if isinstance(result, ReadError):
             yield Scored(_refused_row(source, result))
         else:
             row = _scored_row(checkpoint, source, next(probabilities), sample_key(source))
-            yield Scored(row, *result)
+            yield Scored(row, *result) if keep_images else Scored(row)
+
+
+def _read_and_prepare(
+    series: Series, checkpoint: Checkpoint, keep_image: bool
+) -> tuple[Image | None, PreparedImage] | ReadError:
+    try:
+        image = read_series(series)
+        prepared = prepare_image(image, checkpoint.preprocessing)
+    except ReadError as error:
+        return error
+    return image if keep_image else None, prepared
+
+
+def _predict_prepared(checkpoint: Checkpoint, prepared: Sequence[PreparedImage]) -> NDArray[np.float64]:
+    if not prepared:
+        return np.empty((0, len(checkpoint.task.classes)))
+    return predict(checkpoint, torch.stack([torch.from_numpy(image.pixels) for image in prepared]))
 
 
 @torch.inference_mode()
 def predict(checkpoint: Checkpoint, images: Tensor) -> NDArray[np.float64]:
-    """Return probabilities (N, K) of prepared images (N, C, *size)."""
+    """Return probabilities (N, K) of prepared images (N, C, *size).
+
+    Raises CheckpointError scores-invalid where one is no number, as from weights that are none.
+    """
     classifier = checkpoint.classifier
     logits = classifier(place_images(images, classifier)).double()
-    return classifier.probabilities(logits).cpu().numpy()
+    probabilities = classifier.probabilities(logits).cpu().numpy()
+    if not np.isfinite(probabilities).all():
+        reason = "the model's probabilities are no numbers"
+        raise CheckpointError(
+            "scores-invalid", reason, where=checkpoint.folder, fix="train again, at a lower rate"
+        )
+    return probabilities
 
 
 def predicted_class(checkpoint: Checkpoint, probabilities: NDArray[np.float64]) -> str:
@@ -108,42 +141,19 @@ def predicted_class(checkpoint: Checkpoint, probabilities: NDArray[np.float64]) 
     return "|".join(name for name, p, cut in zip(task.classes, probabilities, cuts, strict=True) if p >= cut)
 
 
-def sample_key(source: str) -> str:
-    """Return the salted id under which pages show a source."""
-    return "s" + hash_identifier(source, length=10)
-
-
-def source_of(series: Series, root: Path) -> str:
-    """Name a series to the user: its path relative to the folder, with the item of an archive."""
-    relative = _relative(series.path, root)
-    return f"{relative}#{series.item}" if series.item else relative
-
-
 def write_scores(path: Path, classes: Sequence[str], predictions: Sequence[Prediction]) -> None:
     """Write scores.csv atomically: sample_id, source, status, code, reason, predicted, p_<class>..."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    names = [f"p_{name}" for name in classes]
-    writer.writerow(["sample_id", "source", "status", "code", "reason", "predicted", *map(safe_cell, names)])
+    rows = [[*COLUMNS, *(f"p_{name}" for name in classes)]]
     for row in predictions:
         numbers = [f"{p:.6f}" for p in row.probabilities] or [""] * len(classes)
-        texts = [row.sample_id, row.source, row.status, row.code, row.reason, row.predicted]
-        writer.writerow([*map(safe_cell, texts), *numbers])
-    with replacing(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+        rows.append([row.sample_id, row.source, row.status, row.code, row.reason, row.predicted, *numbers])
+    write_csv(path, rows)
 
 
-def safe_cell(text: str) -> str:
-    """Quote text that a spreadsheet would run as a formula."""
-    return "'" + text if text.startswith(FORMULA_STARTS) else text
-
-
-def _read_and_prepare(series: Series, checkpoint: Checkpoint) -> tuple[Image, PreparedImage] | ReadError:
-    try:
-        image = read_series(series)
-        return image, prepare_image(image, checkpoint.preprocessing)
-    except ReadError as error:
-        return error
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    rest = iter(items)
+    while batch := list(islice(rest, size)):
+        yield batch
 
 
 def _scored_row(
@@ -156,11 +166,3 @@ def _scored_row(
 
 def _refused_row(source: str, error: ReadError) -> Prediction:
     return Prediction(sample_key(source), source, "refused", error.code, error.reason, error.fix)
-
-
-def _relative(path: Path, root: Path) -> str:
-    base = root if root.is_dir() else root.parent
-    try:
-        return path.relative_to(base).as_posix() if path != base else path.name
-    except ValueError:
-        return path.name

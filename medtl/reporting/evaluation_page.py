@@ -28,20 +28,20 @@ class Cell:
 def write_evaluation_page(out: Path, evaluation: Mapping[str, Any], card: ModelCard) -> Path:
     """Write evaluation.html and model.html below `out`, and return the former.
 
-    evaluation: metrics {name: {value, low, high}}, and, where there is something to show, per_class {class:
-    {name: {value, low, high}}}, confusion (rows: truth, columns: prediction), roc {class: {fpr, tpr}},
-    reliability [{mean_probability, observed, count}], classes, counts {what: number}, confidence, part,
-    class_counts {class: number}, thresholds (one per class, or in binary of the last class), notes. None or
-    NaN is undefined. Raises OutputError output-unwritable.
+    evaluation: for each metric its name -> {value, low, high}, and, where there is something to show,
+    per_class {class: {name: {value, low, high}}}, confusion (rows: truth, columns: prediction), roc {class:
+    {fpr, tpr}}, reliability [{mean_probability, observed, count}], classes, counts {what: number},
+    confidence, part, class_counts {class: number}, thresholds (one per class, or in binary of the last
+    class), notes. None or NaN is undefined. Raises OutputError output-unwritable.
     """
-    metrics = _bounds(evaluation["metrics"])
+    metrics = read_bounds(evaluation)
     classes = tuple(evaluation.get("classes") or card.classes)
     page = render_page(
         "evaluation.html",
         card=card,
         metrics=metrics,
         key_metrics=key_metrics(metrics),
-        per_class={name: _bounds(rows) for name, rows in (evaluation.get("per_class") or {}).items()},
+        per_class={name: read_bounds(rows) for name, rows in (evaluation.get("per_class") or {}).items()},
         classes=classes,
         confusion=confusion_cells(evaluation.get("confusion") or ()),
         counts=evaluation.get("counts") or {},
@@ -55,6 +55,15 @@ def write_evaluation_page(out: Path, evaluation: Mapping[str, Any], card: ModelC
     write_model_page(out, card, back=("evaluation.html", "Evaluation"))
     write_text(out / "evaluation.html", page)
     return out / "evaluation.html"
+
+
+def read_bounds(entries: Mapping[str, Any]) -> dict[str, Bounds]:
+    """Return those entries that are metrics, {value, low, high}, by name."""
+    return {
+        name: (_defined(entry["value"]), _defined(entry["low"]), _defined(entry["high"]))
+        for name, entry in entries.items()
+        if isinstance(entry, Mapping) and entry.keys() - {"undefined"} == {"value", "low", "high"}
+    }
 
 
 def confusion_cells(matrix: Sequence[Sequence[float]]) -> list[list[Cell]]:
@@ -82,13 +91,6 @@ def _confusion_row(row: Sequence[float], truth: int) -> list[Cell]:
         Cell(count, share, round(SHADES * (share or 0.0)), column == truth)
         for column, (count, share) in enumerate(zip(row, shares, strict=True))
     ]
-
-
-def _bounds(metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, Bounds]:
-    return {
-        name: (_defined(row.get("value")), _defined(row.get("low")), _defined(row.get("high")))
-        for name, row in metrics.items()
-    }
 
 
 def _defined(value: float | None) -> float | None:

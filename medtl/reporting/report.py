@@ -52,10 +52,19 @@ class Entry:
         return self.label is not None and set(self.label) != set(self.predicted)
 
 
+@dataclass(frozen=True)
+class WrittenReport:
+    """A report on disk: its index, how many studies have a page, how many inputs it lists as refused."""
+
+    index: Path
+    studies: int
+    refused: int
+
+
 def write_report(
     out: Path, findings: Iterable[StudyFinding], refusals: Sequence[Refusal], card: ModelCard
-) -> Path:
-    """Write index.html, model.html and studies/*.html below `out`, and return the index.
+) -> WrittenReport:
+    """Write index.html, model.html and studies/*.html below `out`; no page of an earlier report stays.
 
     Findings are consumed once, one at a time; refusals are read afterwards, so a generator of findings may
     add to them. A finding that cannot be shown as it is, or that repeats a sample id, is logged and listed
@@ -65,7 +74,10 @@ def write_report(
     entries.sort(key=lambda entry: (entry.order, -entry.score, entry.sample_id))
     _link_neighbours(out / "studies", entries)
     write_model_page(out, card, back=("index.html", "All studies"))
-    return _write_index(out, entries, [*refusals, *refused], card)
+    listed = [*refusals, *refused]
+    index = _write_index(out, entries, listed, card)
+    _remove_stale(out / "studies", {out / entry.page for entry in entries})
+    return WrittenReport(index, len(entries), len(listed))
 
 
 def write_model_page(out: Path, card: ModelCard, *, back: tuple[str, str]) -> Path:
@@ -193,6 +205,23 @@ def _write_index(out: Path, entries: Sequence[Entry], refusals: Sequence[Refusal
         labelled=any(entry.label is not None for entry in entries),
     )
     return _write(out / "index.html", page)
+
+
+def _remove_stale(folder: Path, written: Iterable[Path]) -> None:
+    """Delete pages of studies that an earlier report left, and nothing that page_name would not name."""
+    # By inode: a file system may hold a page that was just written under a name of another case.
+    kept = {path.stat().st_ino for path in written}
+    for path in folder.glob("*.html"):
+        if SAFE_NAME.fullmatch(path.stem) and path.is_file() and path.stat().st_ino not in kept:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        reason = f"a page of an earlier report stays: {error.strerror or error}"
+        raise OutputError("output-unwritable", reason, where=path, fix="delete it") from error
 
 
 def _write(path: Path, page: str) -> Path:

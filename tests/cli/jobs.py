@@ -138,7 +138,9 @@ def medtl(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
-def train(data: Path, out: Path, *more: str | Path, overrides: Sequence[str] = (), modality: str = "xray") -> Result:
+def train(
+    data: Path, out: Path, *more: str | Path, overrides: Sequence[str] = (), modality: str = "xray"
+) -> Result:
     """Run `medtl train` with the tiny recipe."""
     return medtl("train", "--modality", modality, "--data", data, "--out", out, *settings(*overrides), *more)
 
@@ -164,12 +166,14 @@ def tiny_backbones_registered() -> Iterator[None]:
     """Register `tiny` and `tiny3d`, as the fixture of that name does, for a fixture of a wider scope."""
     from medtl.learning.backbones import BACKBONES, BackboneEntry
 
+    before = dict(BACKBONES)
     for name, dims in (("tiny", 2), ("tiny3d", 3)):
         BACKBONES[name] = BackboneEntry(name, "tiny", dims, (32,) * dims, (), partial(build_tiny, dims))
     try:
         yield
     finally:
-        del BACKBONES["tiny"], BACKBONES["tiny3d"]
+        BACKBONES.clear()
+        BACKBONES.update(before)
 
 
 def start(*arguments: str | Path, home: Path) -> subprocess.Popen[str]:

@@ -29,7 +29,7 @@ def test_flip_mirrors_left_and_right_only():
     augmentation = Augmentation(NONE.model_copy(update={"flip": True}), (8, 8))
     views = [augmentation(pixels, 0, number) for number in range(20)]
     mirrored = sum(torch.equal(view, pixels.flip(-1)) for view in views)
-    assert mirrored + sum(torch.equal(view, pixels) for view in views) == 20 and 0 < mirrored < 20
+    assert mirrored + sum(torch.equal(view, pixels) for view in views) == 20 and 1 <= mirrored <= 19
 
 
 def test_slices_of_a_volume_keep_their_place():

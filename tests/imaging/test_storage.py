@@ -1,11 +1,13 @@
 """A file is whole or absent, and identifiers never appear."""
 
+import csv
+
 import pytest
 
 from medtl.errors import OutputError
 from medtl.imaging.deidentify import hash_identifier
 from medtl.imaging.randomness import derive_seed
-from medtl.imaging.storage import read_json, replacing, write_json
+from medtl.imaging.storage import read_json, replacing, write_csv, write_json
 
 
 def test_a_write_that_fails_leaves_the_former_file_and_nothing_else(tmp_path):
@@ -15,6 +17,14 @@ def test_a_write_that_fails_leaves_the_former_file_and_nothing_else(tmp_path):
         raise RuntimeError
     assert read_json(tmp_path / "a.json") == {"a": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_table_has_no_formulas_and_keeps_what_is_no_text(tmp_path):
+    cells = ["=1+1", "+a", "-a", "@a", "\ta", "\rb\nc", "a=1", "a,b", "scan\udcff"]
+    write_csv(tmp_path / "a.csv", [["name"], *([cell] for cell in cells)])
+    with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row[0] for row in csv.reader(file)]
+    assert rows == ["name", "'=1+1", "'+a", "'-a", "'@a", "'\ta", "'\rb\nc", "a=1", "a,b", "scan\\udcff"]
 
 
 def test_nan_is_no_json(tmp_path):
@@ -47,4 +57,6 @@ def test_without_a_given_salt_one_is_made_and_kept(monkeypatch, own_home):
 
 def test_seeds_depend_on_what_they_are_for():
     assert derive_seed(0, "order", 1, 2) == derive_seed(0, "order", 1, 2)
-    assert len({derive_seed(0, "order", 1, 2), derive_seed(0, "order", 12), derive_seed(0, "step", 1, 2)}) == 3
+    assert (
+        len({derive_seed(0, "order", 1, 2), derive_seed(0, "order", 12), derive_seed(0, "step", 1, 2)}) == 3
+    )

@@ -33,7 +33,7 @@ DAISY = 985
 
 @needs_package
 def test_package_weights_know_a_daisy():
-    """The whole published network, through medtl's backbone, names the flower on scikit-learn's photograph."""
+    """The published network, through medtl's backbone, names the flower on scikit-learn's photograph."""
     published = timm.create_model("tf_efficientnet_lite0", num_classes=1000)
     path = locate(LITE0_IMAGENET)
     state = _rename_by_position(read_state_dict(path), published)

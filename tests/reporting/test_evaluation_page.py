@@ -4,17 +4,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medtl.reporting.evaluation_page import confusion_cells, write_evaluation_page
+from medtl.reporting.evaluation_page import confusion_cells, read_bounds, write_evaluation_page
 from medtl.reporting.words import interval_text
 from tests.reporting.pages import check_page, read_pages
 
 
 def make_evaluation(**changes) -> dict:
     evaluation = {
-        "metrics": {
-            "auroc": {"value": 0.91, "low": 0.86, "high": 0.95},
-            "sensitivity": {"value": None, "low": None, "high": None},
-        },
+        "auroc": {"value": 0.91, "low": 0.86, "high": 0.95},
+        "sensitivity": {"value": None, "low": None, "high": None, "undefined": True},
         "per_class": {"opacity": {"auprc": {"value": math.nan, "low": math.nan, "high": math.nan}}},
         "classes": ["normal", "opacity"],
         "confusion": [[30, 10], [0, 0]],
@@ -41,7 +39,7 @@ def test_page_is_self_contained_and_says_the_numbers(tmp_path, card):
 
 
 def test_parts_that_are_absent_are_left_out(tmp_path, card):
-    path = write_evaluation_page(tmp_path, {"metrics": {}}, card())
+    path = write_evaluation_page(tmp_path, {}, card())
     words = read_pages(tmp_path)[path.name].words
     assert "Confusion matrix" not in words and "Curves" not in words and "By class" not in words
 
@@ -51,7 +49,7 @@ def test_markup_in_names_stays_text(tmp_path, card):
         names = [f"normal{evil}", f"opacity{evil}"]
         metric = {f"m{evil}": {"value": 0.5, "low": 0.4, "high": 0.6}}
         evaluation = make_evaluation(
-            metrics=metric, per_class={names[0]: metric}, classes=names, counts={f"n{evil}": 3}, notes=[evil]
+            **metric, per_class={names[0]: metric}, classes=names, counts={f"n{evil}": 3}, notes=[evil]
         )
         write_evaluation_page(folder, evaluation, card(title=f"t{evil}", classes=tuple(names)))
         return [page.tags for page in read_pages(folder).values()]
@@ -85,11 +83,16 @@ def test_what_an_evaluation_writes_is_what_the_page_reads(tmp_path, card, kind):
     path = write_evaluation_page(tmp_path, found, card(kind=kind, classes=task.classes))
     page = read_pages(tmp_path)[path.name]
     check_page(page, path)
-    auroc = found["metrics"]["auroc"]
+    auroc = found["auroc"]
     assert interval_text((auroc["value"], auroc["low"], auroc["high"])) in page.words
     assert all(f"Threshold for {name}" in page.words for name in task.classes[-len(thresholds) :])
     assert ("Confusion matrix" in page.words) == (kind != "multilabel")
     assert len(page.values("img", "src")) == 2
+
+
+def test_only_what_has_a_value_and_bounds_is_a_metric():
+    found = read_bounds(make_evaluation(counts={"value": 3}, class_counts={"low": 1, "high": 2}))
+    assert found == {"auroc": (0.91, 0.86, 0.95), "sensitivity": (None, None, None)}
 
 
 def test_confusion_shares_are_of_the_true_class():

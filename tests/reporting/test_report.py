@@ -10,7 +10,7 @@ import pytest
 
 from medtl.errors import OutputError
 from medtl.reporting.findings import ModelCard, Refusal, StageRow
-from medtl.reporting.report import page_name, write_report
+from medtl.reporting.report import WrittenReport, page_name, write_report
 from tests.reporting.pages import check_page, read_pages
 
 REFUSAL = Refusal("s9", "file-empty", "the file has no bytes", "export it again")
@@ -181,9 +181,12 @@ def test_study_says_what_its_map_means(tmp_path, finding, card):
 def test_unshowable_and_repeated_findings_are_listed_not_shown(tmp_path, finding, card, caplog):
     broken = finding("broken", heatmap=np.full((20, 16), np.nan, np.float32))
     with caplog.at_level(logging.WARNING):
-        write_report(tmp_path, [finding("a"), broken, finding("a", predicted="normal")], [], card())
+        written = write_report(
+            tmp_path, [finding("a"), broken, finding("a", predicted="normal")], [REFUSAL], card()
+        )
+    assert (written.studies, written.refused) == (1, 3)
     words = read_pages(tmp_path)["index.html"].words
-    assert "finding-invalid" in words and "finding-repeated" in words and "2 refused" in words
+    assert "finding-invalid" in words and "finding-repeated" in words and "3 refused" in words
     assert [path.name for path in (tmp_path / "studies").iterdir()] == ["a.html"]
     assert len(caplog.records) == 2
 
@@ -209,7 +212,7 @@ def test_study_with_none_of_several_findings_says_so(tmp_path, finding, card):
 
 def test_report_without_studies_is_still_a_report(tmp_path, card):
     bare = ModelCard("Bare", "binary", ("a", "b"), {}, {})
-    assert write_report(tmp_path, [], [], bare) == tmp_path / "index.html"
+    assert write_report(tmp_path, [], [], bare) == WrittenReport(tmp_path / "index.html", 0, 0)
     for name, page in read_pages(tmp_path).items():
         check_page(page, tmp_path / name)
 
@@ -228,6 +231,23 @@ def test_same_findings_give_the_same_bytes(tmp_path, finding, card, history):
 def test_nothing_but_pages_is_left_behind(tmp_path, finding, card):
     write_report(tmp_path, [finding("a")], [], card())
     assert all(path.suffix == ".html" for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_pages_of_an_earlier_report_go_and_what_medtl_did_not_write_stays(tmp_path, finding, card):
+    write_report(tmp_path, [finding("a"), finding("b"), finding("not/safe")], [], card())
+    studies = tmp_path / "studies"
+    (studies / "my notes.html").write_text("mine")
+    (studies / "table.csv").write_text("mine")
+    (studies / "folder.html").mkdir()
+    write_report(tmp_path, [finding("b")], [], card())
+    assert {path.name for path in studies.iterdir()} == {
+        "b.html",
+        "my notes.html",
+        "table.csv",
+        "folder.html",
+    }
+    write_report(tmp_path, [], [REFUSAL], card())
+    assert not (studies / "b.html").exists()
 
 
 def test_folder_that_cannot_be_written_is_named(tmp_path, finding, card):

@@ -76,6 +76,7 @@ class Backbone(nn.Module):
         normalise: nn.Module,
         weights: LoadedWeights | None,
         pooling: Pooling = "mean",
+        saliency_group: int | None = None,
     ) -> None:
         super().__init__()
         self.name = name
@@ -86,7 +87,7 @@ class Backbone(nn.Module):
         self.num_features = num_features
         self.weights = weights
         self.pooling = pooling
-        self.saliency_group = len(self.groups)
+        self.saliency_group = len(self.groups) if saliency_group is None else saliency_group
 
     @property
     def layer_groups(self) -> tuple[str, ...]:

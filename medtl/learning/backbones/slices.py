@@ -38,6 +38,7 @@ def build_slice_encoder(planar: BackboneEntry, in_channels: int, request: Weight
         normalise=encoder.normalise,
         weights=encoder.weights,
         pooling="slice-attention",
+        saliency_group=encoder.saliency_group,
     )
 
 

@@ -1,0 +1,121 @@
+"""The front door: help, speed, and what medtl says of its backbones and recipes."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+from medtl import __version__
+from medtl.cli import main
+from tests.cli import jobs
+
+COMMANDS = ("demo", "train", "evaluate", "score", "report", "backbones", "config")
+HEAVY = ("torch", "monai", "numpy", "pydicom", "pandas", "timm")
+BACKBONE_KEYS = {"name", "family", "spatial_dims", "parameters", "layer_groups", "input_size", "weights"}
+
+
+def run_python(code: str) -> str:
+    """Run code in a fresh interpreter and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=jobs.ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    return done.stdout
+
+
+def test_help_starts_in_half_a_second() -> None:
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "medtl", "--help"], cwd=jobs.ROOT, capture_output=True, check=True
+        )
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 0.5
+
+
+def test_the_front_door_loads_nothing_heavy() -> None:
+    loaded = run_python(
+        "import sys, medtl, medtl.imaging, medtl.cli; "
+        "medtl.cli.main(['train', '--help'], standalone_mode=False); "
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    assert loaded.splitlines()[-1] == "[]"
+
+
+def test_the_commands_stand_in_the_order_of_use() -> None:
+    assert tuple(main.commands) == COMMANDS
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_help(name: str) -> None:
+    result = jobs.medtl(name, "--help")
+    assert result.exit_code == 0 and result.stdout.startswith("Usage: ")
+    command = main.commands[name]
+    assert command.help
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert option.opts[0] in result.stdout
+
+
+def test_version() -> None:
+    assert jobs.medtl("--version").stdout.strip().endswith(__version__)
+
+
+def test_the_module_runs_as_the_command_does() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "medtl", "score"], cwd=jobs.ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "Missing argument" in done.stderr and done.stdout == ""
+
+
+def test_backbones_as_json() -> None:
+    rows = json.loads(jobs.medtl("backbones", "--json").stdout)
+    assert all(row.keys() >= BACKBONE_KEYS for row in rows)
+    names = [row["name"] for row in rows]
+    assert len(set(names)) == len(names) >= 5
+    for row in rows:
+        assert row["spatial_dims"] in (2, 3) and row["parameters"] > 0
+        assert len(row["layer_groups"]) == len(set(row["layer_groups"])) > 1
+        for weights in row["weights"]:
+            assert weights["licence"] and weights["source"]
+
+
+def test_backbones_as_a_table_names_each_one() -> None:
+    rows = json.loads(jobs.medtl("backbones", "--json").stdout)
+    table = jobs.medtl("backbones").stdout
+    assert all(row["name"] in table for row in rows)
+
+
+@pytest.mark.parametrize("modality", ["xray", "mri"])
+def test_a_recipe_that_is_shown_is_the_same_recipe_again(modality: str, tmp_path: Path) -> None:
+    shown = jobs.medtl("config", "show", "--modality", modality).stdout
+    values = yaml.safe_load(shown)
+    assert values["modality"] == modality
+    assert {"task", "split", "preprocessing", "augmentation", "backbone", "schedule", "fit"} <= values.keys()
+    (tmp_path / "recipe.yaml").write_text(shown)
+    assert jobs.medtl("config", "show", "--config", tmp_path / "recipe.yaml").stdout == shown
+
+
+def test_overrides_are_shown() -> None:
+    shown = jobs.medtl("config", "show", "--modality", "xray", "--set", "schedule.rate=1e-4").stdout
+    assert yaml.safe_load(shown)["schedule"]["rate"] == 1e-4
+
+
+def test_every_shipped_recipe_is_valid() -> None:
+    recipes = sorted((jobs.ROOT / "configs").glob("*.yaml"))
+    assert len(recipes) >= 4
+    for recipe in recipes:
+        assert jobs.medtl("config", "show", "--config", recipe).exit_code == 0
+        assert recipe.read_text().startswith("# medtl train ")
+
+
+def test_the_schema_describes_every_section() -> None:
+    schema = json.loads(jobs.medtl("config", "schema").stdout)
+    assert schema["additionalProperties"] is False
+    assert {"modality", "task", "split", "preprocessing", "schedule", "fit"} <= schema["properties"].keys()

@@ -1,0 +1,166 @@
+"""medtl score: one row for each series or image, scored or refused, and nothing in the table that runs."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.cli import jobs
+from tests.cli.conftest import Trained
+
+COLUMNS = ["sample_id", "source", "status", "code", "reason", "predicted", "p_normal", "p_lesion"]
+
+
+def score(run: Path, folder: Path, out: Path, exit_code: int = 0) -> dict[str, dict[str, str]]:
+    """Score a folder and return its rows by source."""
+    result = jobs.medtl("score", run, folder, "--out", out)
+    assert result.exit_code == exit_code, result.output
+    assert "Traceback" not in result.output
+    rows = jobs.read_rows(out / "scores.csv")
+    by_source = {row["source"]: row for row in rows}
+    assert len(by_source) == len(rows) == len({row["sample_id"] for row in rows})
+    return by_source
+
+
+def test_each_image_has_a_row_with_probabilities(trained: Trained, tmp_path: Path) -> None:
+    rows = score(trained.run, trained.data, tmp_path / "out")
+    assert sorted(rows) == [f"images/{row:03d}.png" for row in range(24)]
+    for row in rows.values():
+        assert list(row) == COLUMNS and row["status"] == "scored" and row["code"] == ""
+        assert float(row["p_normal"]) + float(row["p_lesion"]) == pytest.approx(1, abs=2e-6)
+        assert row["predicted"] in ("normal", "lesion")
+
+
+def test_each_series_has_a_row(trained_3d: Trained, tmp_path: Path) -> None:
+    rows = score(trained_3d.run, trained_3d.data, tmp_path / "out")
+    assert len(rows) == 12 and {row["status"] for row in rows.values()} == {"scored"}
+
+
+def test_bad_files_are_rows_and_the_others_score_as_without_them(trained: Trained, tmp_path: Path) -> None:
+    clean = score(trained.run, trained.data, tmp_path / "clean")
+    folder = Path(shutil.copytree(trained.data, tmp_path / "mixed"))
+    whole = (folder / "images/000.png").read_bytes()
+    bad = {
+        "images/000-cut.png": whole[:-60],
+        "images/011-empty.png": b"",
+        "images/zz-page.png": b"<html>404</html>",
+        "flipped.png": whole[:80] + bytes([whole[80] ^ 255]) + whole[81:],
+        "cut.nii.gz": b"\x1f\x8b\x08\x00truncated",
+    }
+    for name, content in bad.items():
+        (folder / name).write_bytes(content)
+    (folder / "notes.txt").write_text("not an image")
+    rows = score(trained.run, folder, tmp_path / "out", exit_code=3)
+    assert {name for name, row in rows.items() if row["status"] == "refused"} == set(bad)
+    for name in bad:
+        assert rows[name]["code"] and rows[name]["reason"] and rows[name]["predicted"] == ""
+        assert rows[name]["p_lesion"] == ""
+    assert {name: row for name, row in rows.items() if name not in bad} == clean
+
+
+def test_refusals_are_told_one_line_each(trained: Trained, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    jobs.write_png(folder / "good.png", jobs.draw(0, 0))
+    (folder / "bad.png").write_bytes(b"")
+    result = jobs.medtl("score", trained.run, folder, "--out", tmp_path / "out")
+    told = [line for line in result.stderr.splitlines() if line.startswith("refused: ")]
+    assert len(told) == 1 and told[0].startswith("refused: [file-empty] bad.png: ")
+    assert result.stdout.startswith("1 scored, 1 refused")
+
+
+def test_json_is_one_document_with_a_row_each(trained: Trained, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    jobs.write_png(folder / "good.png", jobs.draw(0, 0))
+    (folder / "bad.png").write_bytes(b"")
+    result = jobs.medtl("score", trained.run, folder, "--out", tmp_path / "out", "--json")
+    rows = {row["source"]: row for row in json.loads(result.stdout)}
+    assert rows["good.png"]["status"] == "scored" and len(rows["good.png"]["probabilities"]) == 2
+    assert rows["bad.png"]["code"] == "file-empty"
+
+
+def test_a_second_scoring_writes_the_same_bytes(trained: Trained, tmp_path: Path) -> None:
+    for out in ("one", "two"):
+        score(trained.run, trained.data, tmp_path / out)
+    assert (tmp_path / "one/scores.csv").read_bytes() == (tmp_path / "two/scores.csv").read_bytes()
+
+
+def test_a_single_file_can_be_scored(trained: Trained, tmp_path: Path) -> None:
+    rows = score(trained.run, trained.data / "images/003.png", tmp_path / "out")
+    assert list(rows) == ["003.png"]
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t"])
+def test_a_formula_in_a_file_name_is_quoted(start: str, trained: Trained, tmp_path: Path) -> None:
+    name = f"{start}1+cmd('calc').png"
+    jobs.write_png(tmp_path / "folder" / name, jobs.draw(0, 0))
+    (tmp_path / "folder" / f"{start}empty.png").write_bytes(b"")
+    rows = jobs.read_rows(_table(trained.run, tmp_path, exit_code=3))
+    assert len(rows) == 2
+    assert not any(cell.startswith(start) for row in rows for cell in row.values())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "line\nbreak.png",
+        "carriage\rreturn.png",
+        'quote".png',
+        "[red]markup.png",
+        "two  spaces.png",
+        "accénts.png",
+        "a,b;c.png",
+    ],
+)
+def test_an_odd_file_name_stays_one_row(name: str, trained: Trained, tmp_path: Path) -> None:
+    jobs.write_png(tmp_path / "folder" / name, jobs.draw(0, 0))
+    (tmp_path / "folder" / f"empty {name}").write_bytes(b"")
+    rows = jobs.read_rows(_table(trained.run, tmp_path, exit_code=3))
+    assert {row["source"]: row["status"] for row in rows} == {name: "scored", f"empty {name}": "refused"}
+
+
+def test_a_file_name_that_is_no_text_is_scored(trained: Trained, tmp_path: Path) -> None:
+    good = jobs.write_png(tmp_path / "folder/a.png", jobs.draw(0, 0))
+    shutil.copy(good, os.fsencode(good.parent) + b"/b\xff.png")
+    rows = jobs.read_rows(_table(trained.run, tmp_path, exit_code=0))
+    assert [row["status"] for row in rows] == ["scored", "scored"]
+
+
+def test_square_brackets_in_the_folder_are_no_markup(trained: Trained, tmp_path: Path) -> None:
+    folder = tmp_path / "a[" / "b]"
+    jobs.write_png(folder / "a.png", jobs.draw(0, 0))
+    result = jobs.medtl("score", trained.run, folder, "--out", tmp_path / "out")
+    assert result.exit_code == 0
+    assert "a[/b]" in result.stderr.replace("\n", "")
+
+
+def test_volumes_are_refused_by_a_model_of_images(trained: Trained, volumes: Path, tmp_path: Path) -> None:
+    rows = score(trained.run, volumes, tmp_path / "out", exit_code=3)
+    assert {row["code"] for row in rows.values()} == {"image-dimensions"} and len(rows) == 12
+
+
+def test_images_are_refused_by_a_model_of_volumes(trained_3d: Trained, studies: Path, tmp_path: Path) -> None:
+    rows = score(trained_3d.run, studies, tmp_path / "out", exit_code=3)
+    assert {row["code"] for row in rows.values()} == {"image-dimensions"} and len(rows) == 24
+
+
+def test_links_out_of_the_folder_are_not_followed(trained: Trained, tmp_path: Path) -> None:
+    jobs.write_png(tmp_path / "folder/inside.png", jobs.draw(0, 0))
+    outside = jobs.write_png(tmp_path / "elsewhere/outside.png", jobs.draw(1, 1))
+    (tmp_path / "folder/link.png").symlink_to(outside)
+    (tmp_path / "folder/up").symlink_to(outside.parent)
+    assert list(score(trained.run, tmp_path / "folder", tmp_path / "out")) == ["inside.png"]
+
+
+def test_a_pipe_is_skipped_without_waiting_for_it(trained: Trained, tmp_path: Path) -> None:
+    jobs.write_png(tmp_path / "folder/inside.png", jobs.draw(0, 0))
+    os.mkfifo(tmp_path / "folder/pipe.png")
+    rows = score(trained.run, tmp_path / "folder", tmp_path / "out", exit_code=3)
+    assert rows["inside.png"]["status"] == "scored" and rows["pipe.png"]["status"] == "refused"
+
+
+def _table(run: Path, tmp_path: Path, exit_code: int) -> Path:
+    result = jobs.medtl("score", run, tmp_path / "folder", "--out", tmp_path / "out")
+    assert result.exit_code == exit_code, result.output
+    return tmp_path / "out/scores.csv"
