@@ -69,6 +69,7 @@ CODES: dict[str, str] = {
     "archive-item": "the archive has no such item",
     "archive-too-large": "an array is larger than the limit",
     "image-dimensions": "the model takes images with another number of axes",
+    "image-too-large": "resampled to the model's spacing the image would not fit in memory",
     "image-spacing": "the model resamples to a spacing that the file does not say",
     # label tables
     "label-table": "the label table cannot be understood",
@@ -97,6 +98,7 @@ CODES: dict[str, str] = {
     "checkpoint-damaged": "a checkpoint is incomplete or was altered",
     "scores-invalid": "a checkpoint's probabilities or thresholds are no usable numbers",
     "device-missing": "the device that was asked for is not here",
+    "scores-damaged": "the record of a scored folder cannot be read",
     "output-unwritable": "the output cannot be written",
     # reports
     "finding-invalid": "a finding cannot be shown as it is",
@@ -115,15 +117,16 @@ class MedtlError(Exception):
         super().__init__(code, reason, str(where), fix)
         self.code = code
         self.reason = _one_line(reason)
-        self.where = _one_line(str(where))
+        self.where = str(where)
         self.fix = _one_line(fix)
 
     def __str__(self) -> str:
         fixed = f"[{self.code}] " + ": ".join(part for part in (self.reason, self.fix) if part)
-        if not self.where:
+        where = _one_line(self.where)
+        if not where:
             return _clip_right(fixed, LINE_LIMIT)
         room = max(LINE_LIMIT - len(fixed) - 2, 30)
-        head = f"[{self.code}] {_clip_left(self.where, room)}: "
+        head = f"[{self.code}] {_clip_left(where, room)}: "
         return _clip_right(head + fixed[len(self.code) + 3 :], LINE_LIMIT)
 
 

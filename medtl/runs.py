@@ -1,5 +1,6 @@
 """The jobs behind the commands: each composes the layers below and returns what its command prints."""
 
+import json
 import logging
 import platform
 import time
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from medtl import __version__
 from medtl.config import RunConfig, load_config, to_yaml
-from medtl.errors import LabelError, ReadError, TrainingError
+from medtl.errors import CheckpointError, LabelError, ReadError, TrainingError
 from medtl.imaging.augmentation import Augmentation
 from medtl.imaging.display import make_display
 from medtl.imaging.image import Image
@@ -118,12 +119,11 @@ def _describe_samples(samples: Sequence[Sample], task: Task) -> str:
 
 
 def _check_resumable(run: RunFolder, config: RunConfig, resume: bool) -> None:
-    if not (run.last / "checkpoint.json").is_file():
-        return
-    if not resume:
+    started = (run.last / "checkpoint.json").is_file()
+    if started and not resume:
         fix = "add --resume to go on with it, or choose another --out"
         raise TrainingError("run-exists", "holds a run already", where=run.root, fix=fix)
-    if run.config.read_text(encoding="utf-8") != to_yaml(config):
+    if resume and (started or run.config.is_file()) and run.read(run.config) != to_yaml(config):
         reason = "the recipe differs from the run's config.yaml"
         raise TrainingError("run-changed", reason, where=run.root, fix=f"use --config {run.config}")
 
@@ -206,10 +206,12 @@ def _record_start(
     run: RunFolder, config: RunConfig, samples: Sequence[Sample], prepared: PreparedDataset, resume: bool
 ) -> None:
     """Write the recipe and the split; on resuming, the split must be the run's own."""
-    if resume and run.splits.is_file() and run.config.is_file():
-        before = {sample_id: row.split for sample_id, row in read_splits(run.splits).items()}
-        if before != {sample.sample_id: sample.split for sample in samples}:
-            reason = "the samples or their split differ from the run's splits.csv"
+    if resume and run.pixels.is_file():
+        before = {sample_id: (row.split, row.target) for sample_id, row in read_splits(run.splits).items()}
+        now = {sample.sample_id: (sample.split, sample.target) for sample in samples}
+        same_pixels = json.loads(run.read(run.pixels)) == _parts_by_pixels(samples, prepared)
+        if before != now or not same_pixels:
+            reason = "the samples, their labels, split or pixels are not those that the run began with"
             raise TrainingError(
                 "run-changed", reason, where=run.root, fix="restore the data, or start a new run"
             )
@@ -320,7 +322,8 @@ def _select_part(
 
     Samples are recognised by their pixels, so that a training image is known under any name.
     """
-    pixels = read_json(RunFolder(run).pixels)
+    folder = RunFolder(run)
+    pixels = json.loads(folder.read(folder.pixels))
     part_of = {
         sample_id: pixels.get(content)
         for sample_id, content in zip(prepared.sample_ids, prepared.content_hashes, strict=True)
@@ -371,7 +374,7 @@ def score_run(run: Path, folder: Path, out: Path, watcher: Watcher) -> ScoreOutc
     found = scan(folder)
     predictions = []
     total = len(found.series) + len(found.refusals)
-    for done, scored in enumerate(score_series(checkpoint, found, folder), start=1):
+    for done, scored in enumerate(score_series(checkpoint, found, folder, keep_images=False), start=1):
         predictions.append(scored.prediction)
         watcher.progress("scoring", done, total)
     table = out / "scores.csv"
@@ -390,12 +393,24 @@ def report_run(
 ) -> WrittenReport:
     """Write a page with a saliency map for each study of a folder (or of a scored OUT), and an index."""
     checkpoint = load_checkpoint(run)
-    scores = source / "scores.json"
-    folder = Path(read_json(scores)["folder"]) if scores.is_file() else source
+    folder = _scored_folder(source)
     found = scan(folder)
     refusals: list[Refusal] = []
     findings = _findings(checkpoint, found, folder, refusals, method, watcher)
     return write_report(out, findings, refusals, model_card(run, checkpoint))
+
+
+def _scored_folder(source: Path) -> Path:
+    """Return the folder whose scores lie in `source`, or `source` itself where it is a folder of studies."""
+    record = source / "scores.json"
+    if not record.is_file():
+        return source
+    try:
+        return Path(read_json(record)["folder"])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise CheckpointError(
+            "scores-damaged", "is no record of medtl score", where=record, fix="score again"
+        ) from error
 
 
 def _findings(

@@ -47,7 +47,7 @@ class TerminalWatcher:
         self.stage_epochs = 0
 
     def __enter__(self) -> Self:
-        self.console.print(f"[bold]{self.title}[/bold]")
+        self.console.print(f"[bold]{_escape(self.title)}[/bold]", soft_wrap=True)
         self.bar.start()
         return self
 

@@ -10,7 +10,7 @@ from monai.transforms import Orientation
 from numpy.typing import NDArray
 
 from medtl.imaging.image import Image
-from medtl.imaging.preprocessing import LUMA
+from medtl.imaging.preprocessing import LUMA, RAS_LABELS
 
 # Slices from the feet up, rows to the back, columns to the left: as radiologists see an axial slice.
 AXIAL = "SPL"
@@ -44,7 +44,8 @@ def make_display(
     factor = min(1.0, longest_side / max(grids[0].shape[-2:]))
     shrunk = [_shrink(grid, factor) for grid in grids]
     if spacing is not None:
-        spacing = (*spacing[:-2], spacing[-2] / factor, spacing[-1] / factor)
+        sizes = zip(spacing, grids[0].shape, shrunk[0].shape, strict=True)
+        spacing = tuple(step * (before / after) for step, before, after in sizes)
     return Display(shrunk[0], shrunk[1] if heatmap is not None else None, spacing)
 
 
@@ -65,7 +66,7 @@ def _to_axial(
     grids: list[NDArray[np.float32]], affine: NDArray[np.float64]
 ) -> tuple[list[NDArray[np.float32]], tuple[float, ...]]:
     stacked = MetaTensor(torch.from_numpy(np.stack(grids)), affine=torch.from_numpy(affine))
-    axial = Orientation(axcodes=AXIAL)(stacked)
+    axial = Orientation(axcodes=AXIAL, labels=RAS_LABELS)(stacked)
     assert isinstance(axial, MetaTensor)
     spacing = np.linalg.norm(np.asarray(axial.affine)[:3, :3], axis=0)
     return list(axial.numpy()), tuple(float(value) for value in spacing)

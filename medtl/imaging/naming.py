@@ -17,8 +17,8 @@ def source_name(series: Series, root: Path) -> str:
 
 
 def refused_name(error: ReadError, root: Path) -> str:
-    """Name a refused input as source_name names a series; an error holds its path on one line."""
-    return _name(Path(error.where), Path(" ".join(str(base_folder(root)).split())))
+    """Name a refused input as source_name names a series."""
+    return _name(Path(error.where), base_folder(root))
 
 
 def sample_key(source: str) -> str:

@@ -20,12 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medtl.errors import OutputError, ReadError
+from medtl.errors import ReadError
 from medtl.imaging.locations import medtl_home
 from medtl.imaging.manifest import Sample
 from medtl.imaging.preprocessing import PreprocessingConfig, prepare_image
 from medtl.imaging.series import read_series
-from medtl.imaging.storage import read_json, write_json
+from medtl.imaging.storage import make_folder, read_json, unwritable, write_json
 
 log = logging.getLogger(__name__)
 
@@ -96,11 +96,15 @@ def _content_key(samples: Sequence[Sample], config: PreprocessingConfig) -> str:
 
 
 def _file_facts(sample: Sample) -> list[tuple[str, int, int]]:
-    """Identify files as make does: by path, size and time of change."""
+    """Identify files as make does: by path, size and time of change. A file that is gone is refused later."""
     facts = []
     for path in sample.series.files:
-        status = path.stat()
-        facts.append((str(path.resolve()), status.st_size, status.st_mtime_ns))
+        try:
+            status = path.stat()
+        except OSError:
+            facts.append((str(path), -1, -1))
+        else:
+            facts.append((str(path.resolve()), status.st_size, status.st_mtime_ns))
     return facts
 
 
@@ -111,15 +115,14 @@ def _write_dataset(
     progress: Progress | None,
     workers: int,
 ) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     staging = Path(tempfile.mkdtemp(prefix=".preparing-", dir=folder.parent))
     try:
         _fill(staging, samples, config, progress, workers)
         if not (folder / "prepared.json").is_file():
             staging.replace(folder)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError("output-unwritable", reason, where=folder.parent, fix="free disk space") from error
+        raise unwritable(folder.parent, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -33,6 +33,13 @@ log = logging.getLogger(__name__)
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
+# The ends of the axes of RAS+: decreasing, increasing.
+RAS_LABELS = (("L", "R"), ("P", "A"), ("I", "S"))
+
+# Elements of a resampled image: 2 GiB of float32.
+LARGEST_GRID = 2**29
+
+
 class PreprocessingConfig(BaseModel):
     """The grid and the intensity range of prepared images.
 
@@ -65,8 +72,15 @@ class PreprocessingConfig(BaseModel):
     def _options_agree(self) -> "PreprocessingConfig":
         if self.spacing_mm is not None and len(self.spacing_mm) != len(self.size):
             raise ValueError("spacing_mm needs one value for each axis of size")
+        if self.spacing_mm is not None and not min(self.spacing_mm) > 0:
+            raise ValueError("spacing_mm must be positive")
         if self.intensity == "range" and self.range is None:
             raise ValueError("intensity: range needs range: [low, high]")
+        for name, pair in (("percentiles", self.percentiles), ("range", self.range)):
+            if pair is not None and not pair[0] < pair[1]:
+                raise ValueError(f"{name} must rise: {list(pair)}")
+        if not (self.percentiles[0] >= 0 and self.percentiles[1] <= 100):
+            raise ValueError("percentiles lie between 0 and 100")
         return self
 
 
@@ -128,7 +142,7 @@ def _match_channels(pixels: NDArray[np.float32], channels: int) -> NDArray[np.fl
 
 def _resample(tensor: MetaTensor, image: Image, config: PreprocessingConfig) -> MetaTensor:
     if image.spatial_dims == 3:
-        tensor = _meta(Orientation(axcodes=config.orientation)(tensor))
+        tensor = _meta(Orientation(axcodes=config.orientation, labels=RAS_LABELS)(tensor))
     if config.spacing_mm is not None:
         return _to_spacing(tensor, image, config.spacing_mm)
     shape = _fitted_shape(tensor, image, config.size)
@@ -139,15 +153,24 @@ def _resample(tensor: MetaTensor, image: Image, config: PreprocessingConfig) -> 
 
 def _to_spacing(tensor: MetaTensor, image: Image, spacing_mm: tuple[float, ...]) -> MetaTensor:
     if image.affine is not None:
+        _check_volume(tensor, image, spacing_mm)
         return _meta(Spacing(pixdim=spacing_mm, mode="bilinear", padding_mode="border")(tensor))
     if image.spacing_mm is None:
         reason = "has no pixel spacing, and the model resamples to one"
         raise ReadError(
             "image-spacing", reason, where=image.facts.source, fix="use a recipe without spacing_mm"
         )
+    _check_volume(tensor, image, spacing_mm)
     extents = np.array(tensor.shape[1:]) * image.spacing_mm
     shape = np.maximum(1, np.round(extents / spacing_mm)).astype(int)
     return _meta(Resize(tuple(shape), mode="bilinear")(tensor))
+
+
+def _check_volume(tensor: MetaTensor, image: Image, spacing_mm: tuple[float, ...]) -> None:
+    extents = np.array(tensor.shape[1:]) * _grid_spacing(tensor, image)
+    if float(np.prod(extents / spacing_mm)) > LARGEST_GRID:
+        reason = f"would have over {LARGEST_GRID:.0e} pixels at the model's spacing"
+        raise ReadError("image-too-large", reason, where=image.facts.source, fix="check its pixel spacing")
 
 
 def _fitted_shape(tensor: MetaTensor, image: Image, size: tuple[int, ...]) -> tuple[int, ...]:

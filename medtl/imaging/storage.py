@@ -16,6 +16,21 @@ from medtl.errors import OutputError
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
+def make_folder(path: Path) -> Path:
+    """Make a folder, and those above it, where it is absent. Raises OutputError output-unwritable."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    return path
+
+
+def unwritable(path: Path, error: OSError) -> OutputError:
+    """Return the error that says why `path` cannot be written."""
+    reason = error.strerror or str(error)
+    return OutputError("output-unwritable", reason, where=path, fix="free the disk or choose another")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; rename it to `path` when the block ends well.
@@ -36,12 +51,7 @@ def replacing(path: Path) -> Iterator[Path]:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(
-            "output-unwritable",
-            error.strerror or str(error),
-            where=path,
-            fix="free the disk or choose another",
-        ) from error
+        raise unwritable(path, error) from error
 
 
 def write_text(path: Path, text: str) -> None:

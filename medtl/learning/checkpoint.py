@@ -21,7 +21,7 @@ from medtl.errors import CheckpointError
 from medtl.imaging.augmentation import AugmentationConfig
 from medtl.imaging.manifest import Task
 from medtl.imaging.preprocessing import PreprocessingConfig
-from medtl.imaging.storage import read_json, replacing, write_text
+from medtl.imaging.storage import make_folder, read_json, replacing, write_text
 from medtl.learning.backbones import BACKBONES
 from medtl.learning.classifier import Classifier
 from medtl.learning.stages import Stage
@@ -123,7 +123,7 @@ def save_checkpoint(
 
     tensors: one mapping for each tensor file ("model", "optimizer"). Raises OutputError.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     files = {name: _write_tensors(folder, name, content) for name, content in tensors.items()}
     complete = header.model_copy(update={"tensors": files})
     write_text(folder / HEADER, complete.model_dump_json(indent=2) + "\n")
@@ -138,9 +138,13 @@ def read_header(folder: Path) -> CheckpointHeader:
             "run-missing", "no checkpoint here", where=folder, fix="give a RUN of medtl train"
         )
     try:
-        return CheckpointHeader.model_validate(read_json(path))
-    except (ValidationError, ValueError) as error:
+        header = CheckpointHeader.model_validate(read_json(path))
+    except (ValidationError, ValueError, OSError) as error:
         raise CheckpointError("checkpoint-damaged", "is not a checkpoint header", where=path) from error
+    if header.format != FORMAT_VERSION:
+        reason = f"is of format {header.format}, this medtl reads {FORMAT_VERSION}"
+        raise CheckpointError("checkpoint-damaged", reason, where=path, fix="use the medtl that made it")
+    return header
 
 
 def read_tensors(folder: Path, header: CheckpointHeader, name: str) -> dict[str, Tensor]:

@@ -18,11 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medtl.errors import OutputError
 from medtl.imaging.augmentation import Augmentation
 from medtl.imaging.locations import medtl_home
 from medtl.imaging.prepared import PreparedDataset
-from medtl.imaging.storage import read_json, write_json
+from medtl.imaging.storage import make_folder, read_json, unwritable, write_json
 from medtl.learning.classifier import Classifier
 from medtl.learning.stages import Stage, entry_step
 
@@ -183,16 +182,15 @@ class FeatureCache:
                 if not folders[step].exists():
                     place.replace(folders[step])
         except OSError as error:
-            raise _unwritable(self.root, error) from error
+            raise unwritable(self.root, error) from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
     def _make_staging(self) -> Path:
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            return Path(tempfile.mkdtemp(prefix=".computing-", dir=self.root))
+            return Path(tempfile.mkdtemp(prefix=".computing-", dir=make_folder(self.root)))
         except OSError as error:
-            raise _unwritable(self.root, error) from error
+            raise unwritable(self.root, error) from error
 
     def _write_activations(
         self, staging: Path, views: Views, wanted: dict[int, int], progress: Progress | None
@@ -251,10 +249,6 @@ def place_images(x: Tensor, classifier: Classifier) -> Tensor:
 def _layout(classifier: Classifier) -> torch.memory_format:
     volumetric = any(parameter.ndim == 5 for parameter in classifier.parameters())
     return torch.channels_last_3d if volumetric else torch.channels_last
-
-
-def _unwritable(root: Path, error: OSError) -> OutputError:
-    return OutputError("output-unwritable", error.strerror or str(error), where=root, fix="free disk space")
 
 
 def _open_store(folder: Path) -> FeatureStore:

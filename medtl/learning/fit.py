@@ -308,9 +308,7 @@ class Fit:
         logits = self.model(place_images(x, self.classifier), start)
         loss = self.strategy.loss(logits, targets.to(logits.device))
         value = loss.item()
-        if not np.isfinite(value):
-            reason = f"the loss is {value} at step {self.position.step + 1}; the last epoch before is kept"
-            raise TrainingError("loss-not-finite", reason, where=self.run_folder.root, fix="lower the rate")
+        self._check_finite(value, "training loss")
         optimizer.zero_grad()
         self.fabric.backward(loss)
         if self.config.gradient_clip:
@@ -320,6 +318,12 @@ class Fit:
         optimizer.step()
         self.position = self.position.model_copy(update={"step": self.position.step + 1})
         return value
+
+    def _check_finite(self, loss: float, name: str) -> None:
+        """Raise TrainingError loss-not-finite before anything of this epoch is saved."""
+        if not np.isfinite(loss):
+            reason = f"the {name} is {loss} at step {self.position.step + 1}; the last epoch before is kept"
+            raise TrainingError("loss-not-finite", reason, where=self.run_folder.root, fix="lower the rate")
 
     @torch.inference_mode()
     def _validate(
@@ -334,6 +338,7 @@ class Fit:
         logits = torch.cat([self.model(place_images(x, self.classifier), start).float() for x, _ in loaded])
         targets = torch.from_numpy(self.data.val_targets).to(logits.device)
         loss = float(self.strategy.loss(logits, targets))
+        self._check_finite(loss, "validation loss")
         return self.classifier.probabilities(logits).cpu().numpy(), loss
 
     def _load(
@@ -369,8 +374,7 @@ class Fit:
         header = read_header(self.run_folder.last)
         self.classifier.load_state_dict(read_tensors(self.run_folder.last, header, "model"))
         self.position = header.position
-        with self.run_folder.history.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        rows = csv.DictReader(self.run_folder.read(self.run_folder.history).splitlines())
         self.history = [dict(row) for row in rows if int(row["step"]) <= self.position.step]
 
     def _load_model(self, folder: Any) -> None:

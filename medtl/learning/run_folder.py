@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from medtl.errors import OutputError, TrainingError
+from medtl.errors import CheckpointError, TrainingError
+from medtl.imaging.storage import make_folder, unwritable
 
 
 @dataclass(frozen=True)
@@ -57,20 +58,28 @@ class RunFolder:
     def log(self, event: str, **facts: Any) -> None:
         """Append one event to log.jsonl."""
         line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **facts})
-        with (self.root / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        path = self.root / "log.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise unwritable(path, error) from error
+
+    def read(self, path: Path) -> str:
+        """Return the text of one of the run's own files. Raises CheckpointError checkpoint-damaged."""
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = f"the run lacks its {path.name}"
+            raise CheckpointError("checkpoint-damaged", reason, where=self.root, fix="restore it") from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for this process. Raises TrainingError run-locked where another one holds it."""
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.root / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+            descriptor = os.open(make_folder(self.root) / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise OutputError(
-                "output-unwritable", reason, where=self.root, fix="choose another --out"
-            ) from error
+            raise unwritable(self.root, error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield

@@ -1,12 +1,14 @@
 """Stages of unfreezing: which layer groups are trainable when, at which rate, until when."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from medtl.learning.classifier import Classifier
 
+# Beyond 1e30 the optimizer's own arithmetic overflows.
+Rate = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]
 ScheduleName = Literal["linear-probe", "head-then-all", "gradual", "full", "scratch"]
 
 
@@ -25,8 +27,8 @@ class Stage(BaseModel):
     name: str
     groups: int = Field(ge=0)
     epochs: int = Field(ge=1)
-    head_rate: float = Field(gt=0)
-    rate: float = Field(default=0.0, ge=0)
+    head_rate: Rate
+    rate: Rate = 1e-3
     decay: float = Field(default=1.0, gt=0, le=1)
     weight_decay: float = Field(default=0.01, ge=0)
     warmup: float = Field(default=0.1, ge=0, lt=1)
@@ -52,8 +54,8 @@ class ScheduleConfig(BaseModel):
     thawed_epochs: int = Field(default=6, ge=1)
     steps: int = Field(default=2, ge=1)
     thaw: int | None = Field(default=None, ge=1)
-    head_rate: float = Field(default=3e-3, gt=0)
-    rate: float = Field(default=1e-3, gt=0)
+    head_rate: Rate = 3e-3
+    rate: Rate = 1e-3
     decay: float = Field(default=0.8, gt=0, le=1)
     weight_decay: float = Field(default=0.01, ge=0)
     patience: int | None = Field(default=None, ge=1)

@@ -1,6 +1,5 @@
 """Turn an evaluation, as JSON holds it, into a page: metrics with intervals, confusion, ROC, reliability."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from medtl.imaging.storage import write_text
 from medtl.reporting.charts import reliability_chart, roc_chart
-from medtl.reporting.findings import Bounds, ModelCard
+from medtl.reporting.findings import ModelCard, read_bounds
 from medtl.reporting.html import render_page
 from medtl.reporting.report import key_metrics, write_model_page
 
@@ -57,15 +56,6 @@ def write_evaluation_page(out: Path, evaluation: Mapping[str, Any], card: ModelC
     return out / "evaluation.html"
 
 
-def read_bounds(entries: Mapping[str, Any]) -> dict[str, Bounds]:
-    """Return those entries that are metrics, {value, low, high}, by name."""
-    return {
-        name: (_defined(entry["value"]), _defined(entry["low"]), _defined(entry["high"]))
-        for name, entry in entries.items()
-        if isinstance(entry, Mapping) and entry.keys() - {"undefined"} == {"value", "low", "high"}
-    }
-
-
 def confusion_cells(matrix: Sequence[Sequence[float]]) -> list[list[Cell]]:
     """Return the cells of a confusion matrix (rows: truth) with the share that each has of its row."""
     return [_confusion_row(row, truth) for truth, row in enumerate(matrix)]
@@ -91,7 +81,3 @@ def _confusion_row(row: Sequence[float], truth: int) -> list[Cell]:
         Cell(count, share, round(SHADES * (share or 0.0)), column == truth)
         for column, (count, share) in enumerate(zip(row, shares, strict=True))
     ]
-
-
-def _defined(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else value

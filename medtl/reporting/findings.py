@@ -1,7 +1,9 @@
 """What a page is told: plain arrays, numbers and strings, free of patient identifiers."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -138,3 +140,16 @@ def _probability_problem(finding: StudyFinding, card: ModelCard) -> str:
 def _within_unit(values: NDArray[np.floating]) -> bool:
     tolerance = 1e-4
     return bool(np.isfinite(values).all() and values.min() >= -tolerance and values.max() <= 1 + tolerance)
+
+
+def read_bounds(entries: Mapping[str, Any]) -> dict[str, Bounds]:
+    """Return those entries that are metrics, {value, low, high}, by name."""
+    return {
+        name: (_defined(entry["value"]), _defined(entry["low"]), _defined(entry["high"]))
+        for name, entry in entries.items()
+        if isinstance(entry, Mapping) and entry.keys() - {"undefined"} == {"value", "low", "high"}
+    }
+
+
+def _defined(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else value

@@ -7,7 +7,7 @@ from typing import Any
 from medtl.imaging.storage import read_json
 from medtl.learning.checkpoint import Checkpoint
 from medtl.learning.run_folder import RunFolder
-from medtl.reporting.findings import Bounds, ModelCard, StageRow
+from medtl.reporting.findings import ModelCard, StageRow, read_bounds
 
 LIMITS = (
     "The model knows the classes it was trained on and nothing else: it will name one of them for any image.",
@@ -31,7 +31,7 @@ def model_card(run: Path, checkpoint: Checkpoint) -> ModelCard:
         kind=header.task_kind,
         classes=header.classes,
         sections=_sections(checkpoint),
-        metrics={name: _bounds(value) for name, value in validation.items() if _is_interval(value)},
+        metrics=read_bounds(validation),
         stages=[_stage_row(stage, metrics["seconds"]) for stage in metrics.get("stages", ())],
         history=_history(folder.history),
         limits=LIMITS,
@@ -78,11 +78,3 @@ def _history(path: Path) -> list[dict[str, object]]:
         }
         for place, row in enumerate(rows, start=1)
     ]
-
-
-def _is_interval(value: Any) -> bool:
-    return isinstance(value, dict) and {"value", "low", "high"} <= value.keys()
-
-
-def _bounds(value: dict[str, float | None]) -> Bounds:
-    return value["value"], value["low"], value["high"]
