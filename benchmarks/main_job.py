@@ -3,9 +3,9 @@
 python -m benchmarks.main_job [--data DIR] [--only PART] [--out DIR]
 
 DIR holds brain-mri-tumour/ (Bhuvaji et al., 2,870 JPEG slices of 4 classes), chest-xray-pneumonia/
-(PneumoniaMNIST of MedMNIST v2) and hippocampus-mri/ (Medical Segmentation Decathlon, Task04, with masks/).
-Each run is a process of its own with an empty medtl home, so that reading, preparing and caching count. Run it
-on an idle machine.
+(PneumoniaMNIST of MedMNIST v2) and hippocampus-mri/ (Medical Segmentation Decathlon Task04, and masks/).
+Each run is a process of its own with an empty medtl home, so that reading, preparing and caching count.
+Run it on an idle machine.
 """
 
 import argparse
@@ -102,7 +102,6 @@ def chest(data: Path, out: Path) -> None:
 def hippocampus(data: Path, out: Path) -> None:
     """Volumes by the slice encoder, and whether its maps fall on the masks."""
     folder = data / "hippocampus-mri"
-    os.environ["MEDTL_SALT"] = "benchmark"
     train("hippocampus-slices", out, ["--modality", "mri", "--data", str(folder)], HIPPOCAMPUS)
     split = read_splits(out / "hippocampus-slices" / "splits.csv")
     samples = load_manifest(folder, None, TaskConfig()).samples
@@ -139,6 +138,7 @@ def main() -> None:
         parser.error(f"{chosen.data} is not here: name the folder of real images with --data")
     out = chosen.out or Path(tempfile.mkdtemp(prefix="medtl-bench-"))
     out.mkdir(parents=True, exist_ok=True)
+    os.environ["MEDTL_SALT"] = "benchmark"  # each run has a home of its own; ids must agree among them
     print("| run | validation AUROC | balanced accuracy | wall | stages |\n| --- | --- | --- | --- | --- |")
     for part in PARTS:
         if chosen.only in (None, part.__name__):

@@ -62,14 +62,10 @@ class TerminalWatcher:
         self.console.print(f"  [bold]{label:<9}[/bold] {_escape(text)}", soft_wrap=True)
 
     def stage(self, number: int, of: int, stage: "Stage", plan: "CachePlan") -> None:
-        """Announce a stage: what is trained and what happens to the frozen prefix."""
-        trained = "head alone" if stage.groups == 0 else f"head and top {stage.groups} groups"
-        prefix = "frozen prefix computed once: " if plan.cached else "frozen prefix not cached: "
-        prefix = "" if plan.step == 0 else prefix
+        """Announce a stage and say what happens to its frozen prefix."""
+        prefix = "" if plan.step == 0 else "prefix cached: " if plan.cached else "prefix not cached: "
         self.stage_epochs = stage.epochs
-        self.note(
-            f"stage {number}/{of}", f"{stage.name}: {trained}, {stage.epochs} epochs; {prefix}{plan.reason}"
-        )
+        self.note(f"stage {number}/{of}", f"{stage.name}, {stage.epochs} epochs; {prefix}{plan.reason}")
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Move the bar."""

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medtl import __version__
 from medtl.imaging.augmentation import Augmentation
 from medtl.imaging.locations import medtl_home
 from medtl.imaging.prepared import PreparedDataset
@@ -153,7 +154,8 @@ class FeatureCache:
 
     def _folder(self, views: Views, step: int, count: int) -> Path:
         digest = hashlib.sha256()
-        for part in (self._prefix_digest(step), str(step), str(count), self.precision, str(self.batch_size)):
+        parts = (__version__, self._prefix_digest(step), step, count, self.precision, self.batch_size)
+        for part in map(str, parts):
             digest.update(part.encode() + b"\0")
         digest.update((views.key if count > 1 else "plain").encode())
         for row in views.rows:
