@@ -57,6 +57,10 @@ class RunConfig(BaseModel):
             raise ValueError(
                 f"backbone {self.backbone.name} takes {dims}D, preprocessing.size has {len(size)} axes"
             )
+        if self.augmentation.flip and dims == 3 and self.preprocessing.orientation[-1] not in "LR":
+            raise ValueError(
+                "augmentation.flip mirrors the last axis, which must be left-right: see orientation"
+            )
         return self
 
 

@@ -91,6 +91,9 @@ CODES: dict[str, str] = {
     "weights-unsafe": "the weights file holds code, or is not a state dict",
     # training and runs
     "loss-not-finite": "the loss became NaN or infinite",
+    "out-of-memory": "the device has no room for a training step",
+    "worker-lost": "a process that loads batches was killed",
+    "run-unfinished": "the run was not finished, so it has no thresholds",
     "run-exists": "the run folder already holds a run",
     "run-locked": "another process is working in the folder",
     "run-missing": "the folder is not a run",

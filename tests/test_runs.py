@@ -1,5 +1,6 @@
 """The jobs behind the commands, as a Python user calls them."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from medtl import demo
 from medtl.config import RunConfig, load_config
-from medtl.errors import LabelError
+from medtl.errors import CheckpointError, LabelError
 from medtl.imaging import read_images
 from medtl.imaging.manifest import TaskConfig, load_manifest
 from medtl.imaging.splits import read_splits
@@ -175,3 +176,53 @@ def test_the_demo_tours_both_modalities(tmp_path: Path, monkeypatch: pytest.Monk
         assert tour.scored > 0 and 0 <= tour.right <= tour.scored
         assert tour.report.is_file() and tour.evaluation.is_file()
         assert 0 <= tour.test["auroc"].value <= 1
+
+
+def test_pixels_that_are_on_both_sides_are_told_and_count_as_training(
+    studies: Path, tmp_path: Path, watcher: Recorder
+) -> None:
+    images = sorted(studies.rglob("*.png"))
+    shutil.copy(images[0], images[1])
+    outcome = train_run(studies, None, tmp_path / "run", recipe("split.val=0.5"), watcher)
+    parts = {row.split for row in read_splits(outcome.run.splits).values()}
+    assert parts == {"train", "val"}
+    told = [text for label, text in watcher.notes if label == "leak"]
+    rows = read_splits(outcome.run.splits)
+    manifest = load_manifest(studies, None, TaskConfig())
+    ends = {rows[s.sample_id].split for s in manifest.samples if s.series.path in (images[0], images[1])}
+    assert bool(told) == (ends == {"train", "val"})
+
+
+def test_a_run_that_was_not_finished_is_not_evaluated(
+    outcome: TrainOutcome, studies: Path, tmp_path: Path
+) -> None:
+    header = outcome.run.best / "checkpoint.json"
+    content = json.loads(header.read_text())
+    header.write_text(json.dumps({**content, "thresholds": None}))
+    with pytest.raises(CheckpointError) as caught:
+        evaluate_run(outcome.run.root, studies, None, tmp_path / "out", Recorder())
+    assert caught.value.code == "run-unfinished"
+
+
+def test_scores_of_another_model_are_not_reported(
+    outcome: TrainOutcome, studies: Path, tmp_path: Path
+) -> None:
+    score_run(outcome.run.root, studies, tmp_path / "scores", Recorder())
+    record = tmp_path / "scores" / "scores.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "model_sha256": "another"}))
+    with pytest.raises(CheckpointError) as caught:
+        report_run(outcome.run.root, tmp_path / "scores", tmp_path / "pages", Recorder())
+    assert caught.value.code == "run-changed"
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "history.csv"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "stage,epoch\na,b\n"])
+def test_damaged_records_of_a_run_are_told(
+    outcome: TrainOutcome, studies: Path, tmp_path: Path, name: str, content: str
+) -> None:
+    if name == "history.csv" and "," not in content:
+        pytest.skip("has no row, so nothing is wrong in it")
+    (outcome.run.root / name).write_text(content)
+    with pytest.raises(CheckpointError) as caught:
+        report_run(outcome.run.root, studies, tmp_path / "pages", Recorder())
+    assert caught.value.code == "checkpoint-damaged"

@@ -7,6 +7,7 @@ uint16 steps of [0, 1]: half the size of float32, and an error below 1e-5.
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,9 +31,10 @@ from medtl.imaging.storage import make_folder, read_json, unwritable, write_json
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STEPS = 65535
 Progress = Callable[[int, int], None]
+Refusals = tuple[tuple[str, ReadError], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +48,7 @@ class PreparedDataset:
     pixels: NDArray[np.uint16]
     sample_ids: tuple[str, ...]
     content_hashes: tuple[str, ...]
-    refusals: tuple[tuple[str, ReadError], ...]
+    refusals: Refusals
 
     def rows_of(self, samples: Iterable[Sample]) -> NDArray[np.int64]:
         """Return the row of each sample."""
@@ -69,12 +72,40 @@ def prepare_samples(
     A sample that cannot be read is refused and the rest go on. Raises OutputError when the disk is full.
     """
     folder = medtl_home() / "prepared" / _content_key(samples, config)
-    if not (folder / "prepared.json").is_file():
-        _write_dataset(folder, samples, config, progress, workers)
-    return open_prepared(folder)
+    refusals = _confirm_refusals(folder, samples, config)
+    if refusals is None:
+        refusals = _write_dataset(folder, samples, config, progress, workers)
+    return _open(folder, refusals)
 
 
-def open_prepared(folder: Path) -> PreparedDataset:
+def _confirm_refusals(
+    folder: Path, samples: Sequence[Sample], config: PreprocessingConfig
+) -> Refusals | None:
+    """Read again what an earlier call refused; None where there is no whole dataset that still holds.
+
+    So a file that was out of reach for a moment is not left out for ever, and no error text is kept.
+    """
+    header = _read_whole_header(folder)
+    if header is None:
+        return None
+    refused = set(header["refused"])
+    again = [(s.sample_id, _prepare_one(s, config)) for s in samples if s.sample_id in refused]
+    confirmed = tuple((sample_id, found) for sample_id, found in again if isinstance(found, ReadError))
+    return confirmed if len(confirmed) == len(refused) else None
+
+
+def _read_whole_header(folder: Path) -> dict[str, Any] | None:
+    """Return the header of a dataset whose pixels are all there, None otherwise."""
+    try:
+        header = read_json(folder / "prepared.json")
+        size = (folder / "pixels.u16").stat().st_size
+    except (OSError, ValueError):
+        return None
+    expected = 2 * len(header["sample_ids"]) * math.prod(header["shape"])
+    return header if size == expected else None
+
+
+def _open(folder: Path, refusals: Refusals) -> PreparedDataset:
     """Memory-map a prepared dataset."""
     header = read_json(folder / "prepared.json")
     shape = (len(header["sample_ids"]), *header["shape"])
@@ -84,7 +115,7 @@ def open_prepared(folder: Path) -> PreparedDataset:
         np.empty(shape, np.uint16) if pixels is None else pixels,
         tuple(header["sample_ids"]),
         tuple(header["content_hashes"]),
-        tuple((sample_id, ReadError(**fields)) for sample_id, fields in header["refusals"]),
+        refusals,
     )
 
 
@@ -114,13 +145,14 @@ def _write_dataset(
     config: PreprocessingConfig,
     progress: Progress | None,
     workers: int,
-) -> None:
+) -> Refusals:
     make_folder(folder.parent)
     staging = Path(tempfile.mkdtemp(prefix=".preparing-", dir=folder.parent))
     try:
-        _fill(staging, samples, config, progress, workers)
-        if not (folder / "prepared.json").is_file():
-            staging.replace(folder)
+        refusals = _fill(staging, samples, config, progress, workers)
+        shutil.rmtree(folder, ignore_errors=True)  # what is there is not whole, or no longer true
+        staging.replace(folder)
+        return refusals
     except OSError as error:
         raise unwritable(folder.parent, error) from error
     finally:
@@ -133,12 +165,12 @@ def _fill(
     config: PreprocessingConfig,
     progress: Progress | None,
     workers: int,
-) -> None:
+) -> Refusals:
     kept, hashes, refusals = [], [], []
     with (staging / "pixels.u16").open("wb") as file:
         for done, (sample, result) in enumerate(_prepared_in_order(samples, config, workers), start=1):
             if isinstance(result, ReadError):
-                refusals.append((sample.sample_id, _error_fields(result)))
+                refusals.append((sample.sample_id, result))
             else:
                 file.write(result.tobytes())
                 kept.append(sample.sample_id)
@@ -153,9 +185,10 @@ def _fill(
         "shape": [config.channels, *config.size],
         "sample_ids": kept,
         "content_hashes": hashes,
-        "refusals": refusals,
+        "refused": [sample_id for sample_id, _ in refusals],
     }
     write_json(staging / "prepared.json", header)
+    return tuple(refusals)
 
 
 def _prepared_in_order(
@@ -171,7 +204,3 @@ def _prepare_one(sample: Sample, config: PreprocessingConfig) -> NDArray[np.uint
     except ReadError as error:
         return error
     return np.round(pixels * STEPS).astype(np.uint16)
-
-
-def _error_fields(error: ReadError) -> dict[str, str]:
-    return {"code": error.code, "reason": error.reason, "where": error.where, "fix": error.fix}

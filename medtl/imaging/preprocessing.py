@@ -36,6 +36,8 @@ LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 # The ends of the axes of RAS+: decreasing, increasing.
 RAS_LABELS = (("L", "R"), ("P", "A"), ("I", "S"))
 
+PAIR_OF = {letter: "".join(pair) for pair in RAS_LABELS for letter in pair}
+
 # Elements of a resampled image: 2 GiB of float32.
 LARGEST_GRID = 2**29
 
@@ -72,6 +74,8 @@ class PreprocessingConfig(BaseModel):
     def _options_agree(self) -> "PreprocessingConfig":
         if self.spacing_mm is not None and len(self.spacing_mm) != len(self.size):
             raise ValueError("spacing_mm needs one value for each axis of size")
+        if {PAIR_OF[letter] for letter in self.orientation} != {"LR", "PA", "IS"}:
+            raise ValueError(f"orientation {self.orientation} does not name each axis once")
         if self.spacing_mm is not None and not min(self.spacing_mm) > 0:
             raise ValueError("spacing_mm must be positive")
         if self.intensity == "range" and self.range is None:

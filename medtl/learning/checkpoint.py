@@ -34,7 +34,7 @@ HEADER = "checkpoint.json"
 class Position(BaseModel):
     """How far a schedule has come: `epoch` epochs of stage number `stage` are done, `step` steps in all.
 
-    best is (validation score, minus validation loss) of the best epoch so far, best_stage where it was.
+    best is (validation score, minus validation loss) of the best epoch so far.
     waited counts the epochs of this stage since it last improved.
     """
 

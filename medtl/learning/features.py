@@ -6,11 +6,14 @@ A store is named by its content: the prefix's weights, the samples' pixels, the 
 
 import hashlib
 import logging
+import math
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +32,9 @@ from medtl.learning.stages import Stage, entry_step
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
+
+# Activations are trusted for as long as what computed them is the same.
+VERSIONS = (__version__, *(version(name) for name in ("torch", "timm", "monai")))
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +55,7 @@ class Views:
         images = self.dataset.read(self.rows[np.asarray(indices)])
         if view == 0:
             return images
-        ids = [self.dataset.sample_ids[row] for row in self.rows[np.asarray(indices)]]
+        ids = [self.dataset.content_hashes[row] for row in self.rows[np.asarray(indices)]]
         return torch.stack(
             [self.augmentation(image, self.seed, view, name) for image, name in zip(images, ids, strict=True)]
         )
@@ -145,23 +151,19 @@ class FeatureCache:
         Raises OutputError when the disk is full.
         """
         folders = {step: self._folder(views, step, count) for step, count in wanted.items()}
-        absent = {
-            step: wanted[step] for step, folder in folders.items() if not (folder / "features.json").is_file()
-        }
+        absent = {step: wanted[step] for step, folder in folders.items() if not _is_whole(folder)}
         if absent:
             self._compute(views, absent, folders, progress)
         return {step: _open_store(folder) for step, folder in folders.items()}
 
     def _folder(self, views: Views, step: int, count: int) -> Path:
         digest = hashlib.sha256()
-        parts = (__version__, self._prefix_digest(step), step, count, self.precision, self.batch_size)
+        parts = (*VERSIONS, self._prefix_digest(step), step, count, self.precision, self.batch_size)
         for part in map(str, parts):
             digest.update(part.encode() + b"\0")
         digest.update((views.key if count > 1 else "plain").encode())
         for row in views.rows:
             digest.update(views.dataset.content_hashes[row].encode())
-            if count > 1:
-                digest.update(views.dataset.sample_ids[row].encode())
         return self.root / digest.hexdigest()[:24]
 
     def _prefix_digest(self, step: int) -> str:
@@ -181,8 +183,8 @@ class FeatureCache:
             for step, count in wanted.items():
                 place = staging / str(step)
                 write_json(place / "features.json", {"shape": [count, len(views), *shapes[step]]})
-                if not folders[step].exists():
-                    place.replace(folders[step])
+                shutil.rmtree(folders[step], ignore_errors=True)  # it was absent or not whole
+                place.replace(folders[step])
         except OSError as error:
             raise unwritable(self.root, error) from error
         finally:
@@ -216,6 +218,8 @@ class FeatureCache:
                         progress(done, total)
         finally:
             for file in files.values():
+                file.flush()
+                os.fsync(file.fileno())
                 file.close()
         return shapes
 
@@ -251,6 +255,14 @@ def place_images(x: Tensor, classifier: Classifier) -> Tensor:
 def _layout(classifier: Classifier) -> torch.memory_format:
     volumetric = any(parameter.ndim == 5 for parameter in classifier.parameters())
     return torch.channels_last_3d if volumetric else torch.channels_last
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        shape = read_json(folder / "features.json")["shape"]
+        return (folder / "activations.f32").stat().st_size == 4 * math.prod(shape)
+    except (OSError, ValueError):
+        return False
 
 
 def _open_store(folder: Path) -> FeatureStore:

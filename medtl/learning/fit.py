@@ -4,6 +4,7 @@ import csv
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -52,7 +53,8 @@ Batch = tuple[Tensor, Tensor]
 class FitConfig(BaseModel):
     """How batches are drawn and steps are taken.
 
-    precision: `auto` is 32 bits on a processor, and bf16 (or fp16) mixed on a GPU. cache_gb bounds the disk
+    precision: `auto` is 32 bits on a processor, and bf16 (or fp16) mixed on a GPU; a resumed run is exact on
+    a processor, and fp16 begins its loss scale anew. cache_gb bounds the disk
     that one run's cached activations may take; 0 turns the cache off. workers: processes that load and
     augment batches; the result does not depend on it.
     """
@@ -119,11 +121,16 @@ def make_fabric(config: FitConfig) -> Fabric:
             "device-missing", "no CUDA device is here", where="--device cuda", fix="use --device cpu"
         )
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
-    precision: Any = config.precision
-    if precision == "auto":
-        half = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "16-mixed"
-        precision = half if on_gpu else "32-true"
-    return Fabric(accelerator="cuda" if on_gpu else "cpu", devices=1, precision=precision)
+    accelerator = "cuda" if on_gpu else "cpu"
+    return Fabric(accelerator=accelerator, devices=1, precision=choose_precision(config, on_gpu))
+
+
+def choose_precision(config: FitConfig, on_gpu: bool) -> Any:
+    """Return the precision asked for; `auto` is 32 bits on a processor and half precision on a GPU."""
+    if config.precision != "auto":
+        return config.precision
+    half = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "16-mixed"
+    return half if on_gpu else "32-true"
 
 
 class Fit:
@@ -149,7 +156,7 @@ class Fit:
         self.strategy = IMBALANCE[config.imbalance](classifier.task, data.train_targets)
         self.position = Position()
         self.history: list[dict[str, Any]] = []
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}  # of each stage, earlier sessions of the run included
         self.plans: list[CachePlan] = []
 
     @property
@@ -166,10 +173,31 @@ class Fit:
         resumed = resume and (self.run_folder.last / "checkpoint.json").is_file()
         if resumed:
             self._restore_last()
+        self.seconds = {
+            name: self._trained_seconds(name) for name in {str(row["stage"]) for row in self.history}
+        }
         self.plans = self._plan()
-        for number in range(self.position.stage, len(self.stages)):
-            self._run_stage(number, resumed and number == self.position.stage)
+        with self._telling_what_ran_out():
+            for number in range(self.position.stage, len(self.stages)):
+                self._run_stage(number, resumed and number == self.position.stage)
         self._load_model(self.run_folder.best)
+
+    @contextmanager
+    def _telling_what_ran_out(self) -> Iterator[None]:
+        """Turn a full GPU or a loader process that was killed into one line."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            fix = "lower fit.batch_size, then --resume"
+            raise TrainingError(
+                "out-of-memory", "the device is full", where=self.run_folder.root, fix=fix
+            ) from error
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            fix = "set fit.workers=0 or free memory, then --resume"
+            reason = "a loader process was killed"
+            raise TrainingError("worker-lost", reason, where=self.run_folder.root, fix=fix) from error
 
     def _plan(self) -> list[CachePlan]:
         image = self.data.train.read([0], 0)
@@ -183,12 +211,21 @@ class Fit:
         thaw(self.classifier, stage)
         optimizer = self._make_optimizer(stage, resumed)
         if not resumed:
-            self.position = self.position.model_copy(update={"stage": number, "epoch": 0, "waited": 0})
+            self._begin_stage(number)
         stores = self._feature_stores(number)
         while self.position.epoch < stage.epochs and not self._patience_is_spent(stage):
             self._run_epoch(number, optimizer, stores)
         self._load_model(self.run_folder.best)
-        self.seconds[stage.name] = self.seconds.get(stage.name, 0.0) + time.perf_counter() - started
+        self.seconds[stage.name] = max(time.perf_counter() - started, self._trained_seconds(stage.name))
+
+    def _trained_seconds(self, stage: str) -> float:
+        return sum(float(row["seconds"]) for row in self.history if row["stage"] == stage)
+
+    def _begin_stage(self, number: int) -> None:
+        """Move to a stage; from the second on, keep where it begins before its epochs may change `best`."""
+        self.position = self.position.model_copy(update={"stage": number, "epoch": 0, "waited": 0})
+        if number:
+            self._save_last(self._header(), model_tensors(self.classifier), {})
 
     def _make_optimizer(self, stage: Stage, resumed: bool) -> Any:
         optimizer = torch.optim.AdamW(parameter_groups(self.classifier, stage))
@@ -230,7 +267,8 @@ class Fit:
 
     @property
     def _precision(self) -> str:
-        return f"{self.fabric.device.type} {self.config.precision}"
+        device = self.fabric.device.type
+        return f"{device} {choose_precision(self.config, device == 'cuda')}"
 
     def _run_epoch(
         self, number: int, optimizer: Any, stores: tuple[FeatureStore, FeatureStore] | None
@@ -350,19 +388,21 @@ class Fit:
 
     def _save(self, optimizer: Any, improved: bool, row: Mapping[str, Any]) -> None:
         """Write history, the best checkpoint if it is one, and last the checkpoint to resume from."""
-        header = self.header.model_copy(
-            update={
-                "position": self.position,
-                "metrics": {"val_loss": row["val_loss"], "val_auroc": row["val_auroc"]},
-            }
-        )
+        header = self._header(val_loss=row["val_loss"], val_auroc=row["val_auroc"])
         model = model_tensors(self.classifier)
         if improved:
             save_checkpoint(self.run_folder.best, header, {"model": model})
         self._write_history()
-        state = {"model": model, "optimizer": optimizer_tensors(optimizer.optimizer)}
-        save_checkpoint(self.run_folder.last, header, state)
+        self._save_last(header, model, optimizer_tensors(optimizer.optimizer))
         self.run_folder.log("epoch", **row)
+
+    def _header(self, **metrics: float | None) -> CheckpointHeader:
+        return self.header.model_copy(update={"position": self.position, "metrics": metrics})
+
+    def _save_last(
+        self, header: CheckpointHeader, model: dict[str, Tensor], optimizer: dict[str, Tensor]
+    ) -> None:
+        save_checkpoint(self.run_folder.last, header, {"model": model, "optimizer": optimizer})
 
     def _write_history(self) -> None:
         with replacing(self.run_folder.history) as path, path.open("w", newline="", encoding="utf-8") as file:
@@ -374,8 +414,8 @@ class Fit:
         header = read_header(self.run_folder.last)
         self.classifier.load_state_dict(read_tensors(self.run_folder.last, header, "model"))
         self.position = header.position
-        rows = csv.DictReader(self.run_folder.read(self.run_folder.history).splitlines())
-        self.history = [dict(row) for row in rows if int(row["step"]) <= self.position.step]
+        rows = self.run_folder.read_history()
+        self.history = [row for row in rows if int(row["step"]) <= self.position.step]
 
     def _load_model(self, folder: Any) -> None:
         self.classifier.load_state_dict(read_tensors(folder, read_header(folder), "model"))

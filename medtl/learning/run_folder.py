@@ -1,5 +1,6 @@
 """The run folder: where each file of a training run lies, and the lock that keeps a second process out."""
 
+import csv
 import fcntl
 import json
 import os
@@ -73,6 +74,32 @@ class RunFolder:
             reason = f"the run lacks its {path.name}"
             raise CheckpointError("checkpoint-damaged", reason, where=self.root, fix="restore it") from error
 
+    def read_json(self, path: Path) -> dict[str, Any]:
+        """Return one of the run's JSON files. Raises CheckpointError checkpoint-damaged."""
+        try:
+            content = json.loads(self.read(path))
+        except ValueError:
+            content = None
+        if not isinstance(content, dict):
+            raise self._damaged(path)
+        return content
+
+    def read_history(self) -> list[dict[str, Any]]:
+        """Return the rows of history.csv. Raises CheckpointError checkpoint-damaged."""
+        rows = list(csv.DictReader(self.read(self.history).splitlines()))
+        try:
+            for row in rows:
+                int(row["step"]), float(row["seconds"]), float(row["train_loss"]), float(row["val_loss"])
+                float(row["val_auroc"] or 0)
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._damaged(self.history) from error
+        return [dict(row) for row in rows]
+
+    def _damaged(self, path: Path) -> CheckpointError:
+        return CheckpointError(
+            "checkpoint-damaged", f"the run's {path.name} is damaged", where=self.root, fix="restore it"
+        )
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for this process. Raises TrainingError run-locked where another one holds it."""
@@ -81,12 +108,18 @@ class RunFolder:
         except OSError as error:
             raise unwritable(self.root, error) from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take(descriptor)
             yield
-        except BlockingIOError as error:
-            reason = "another process trains here"
-            raise TrainingError(
-                "run-locked", reason, where=self.root, fix="wait for it or choose another --out"
-            ) from error
         finally:
             os.close(descriptor)
+
+    def _take(self, descriptor: int) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            fix = "wait for it or choose another --out"
+            raise TrainingError(
+                "run-locked", "another process trains here", where=self.root, fix=fix
+            ) from error
+        except OSError as error:  # a file system without locks
+            raise unwritable(self.root, error) from error

@@ -17,9 +17,9 @@ class Stage(BaseModel):
 
     rate is that of the topmost group; each group towards the stem has `decay` times the rate of the one
     above. The rate warms up linearly over the first `warmup` of the steps and falls by a half cosine. A stage
-    ends after `epochs`, or when validation has not improved for `patience` epochs. `views` is how many
-    augmented views of a sample the frozen prefix is computed for, where it is cached; the first view is the
-    image itself.
+    ends after `epochs`, or when validation has not improved for `patience` epochs. `views` is how many views
+    of a sample a stage with a frozen prefix rotates through, cached or not; the first is the image itself,
+    the others are augmented. A stage that freezes nothing sees a new augmented view in each epoch.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -19,6 +19,19 @@ from medtl.imaging.locations import medtl_home
 
 StateDict = dict[str, torch.Tensor]
 
+# What readers raise on files that are cut, odd or hostile.
+UNREADABLE = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OSError,
+)
+
 
 @dataclass(frozen=True)
 class KnownWeights:
@@ -95,7 +108,7 @@ def read_state_dict(path: Path) -> StateDict:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         reason = "not a plain state dict, or damaged"
         fix = "save it as safetensors or as torch.save(model.state_dict())"
         raise WeightsError("weights-unsafe", reason, where=path, fix=fix) from error
@@ -151,5 +164,10 @@ def sum_input_kernels(state: StateDict, key: str, in_channels: int) -> StateDict
 
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file as hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(
+            "weights-unsafe", "cannot be read", where=path, fix="check its permissions"
+        ) from error

@@ -1,10 +1,8 @@
 """Read a run folder into the card that says what to know of the model before believing it."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
-from medtl.imaging.storage import read_json
 from medtl.learning.checkpoint import Checkpoint
 from medtl.learning.run_folder import RunFolder
 from medtl.reporting.findings import ModelCard, StageRow, read_bounds
@@ -24,16 +22,17 @@ CITATION = (
 def model_card(run: Path, checkpoint: Checkpoint) -> ModelCard:
     """Return the card of a run from its checkpoint, metrics.json and history.csv."""
     folder, header = RunFolder(run), checkpoint.header
-    metrics = read_json(folder.metrics) if folder.metrics.is_file() else {}
+    metrics = folder.read_json(folder.metrics)
     validation = metrics.get("split", {}).get("val", {})
+    seconds = metrics.get("seconds", {})
     return ModelCard(
         title=f"{' against '.join(header.classes)} by {header.backbone}",
         kind=header.task_kind,
         classes=header.classes,
         sections=_sections(checkpoint),
         metrics=read_bounds(validation),
-        stages=[_stage_row(stage, metrics["seconds"]) for stage in metrics.get("stages", ())],
-        history=_history(folder.history),
+        stages=[_stage_row(stage, seconds) for stage in metrics.get("stages", ())],
+        history=_history(folder),
         limits=LIMITS,
         citation=CITATION,
     )
@@ -64,17 +63,13 @@ def _stage_row(stage: dict[str, Any], seconds: dict[str, float]) -> StageRow:
     )
 
 
-def _history(path: Path) -> list[dict[str, object]]:
-    if not path.is_file():
-        return []
+def _history(folder: RunFolder) -> list[dict[str, object]]:
     numbers = ("train_loss", "val_loss", "val_auroc")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
     return [
         {
             "epoch": place,
             "stage": row["stage"],
             **{key: float(row[key]) if row[key] else None for key in numbers},
         }
-        for place, row in enumerate(rows, start=1)
+        for place, row in enumerate(folder.read_history(), start=1)
     ]

@@ -106,7 +106,7 @@ def test_the_recipe_that_is_kept_is_the_one_that_was_used(
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("medtl.runs.Fit.run", stop)
+        patch.setattr("medtl.runs.train.Fit.run", stop)
         assert jobs.fault(jobs.train(studies, run)) == "interrupted"
     result = jobs.train(studies, run, "--resume", overrides=["schedule.rate=0.0123"])
     if result.exit_code:

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medtl.errors import OutputError
+from medtl.errors import OutputError, ReadError
 from medtl.imaging import prepared as module
 from medtl.imaging.manifest import Sample
-from medtl.imaging.prepared import open_prepared, prepare_samples
+from medtl.imaging.prepared import prepare_samples
 from medtl.imaging.preprocessing import PreprocessingConfig, prepare_image
 from medtl.imaging.series import read_series, scan
 from tests.imaging.conftest import pattern
@@ -154,7 +154,42 @@ def test_pixels_are_mapped_and_not_loaded(radiographs: list[Sample]) -> None:
     prepared = prepare_samples(radiographs, CONFIG)
     assert isinstance(prepared.pixels, np.memmap) and not prepared.pixels.flags.writeable
     assert (prepared.folder / "pixels.u16").stat().st_size == 4 * 16 * 16 * 2
-    assert (open_prepared(prepared.folder).pixels == prepared.pixels).all()
+    assert (prepare_samples(radiographs, CONFIG).pixels == prepared.pixels).all()
+
+
+def test_a_file_that_was_out_of_reach_for_a_moment_is_not_left_out_for_ever(
+    radiographs: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(series):
+        if series.path.name == "2.dcm":
+            raise ReadError("file-unreadable", "input/output error", where=series.path)
+        return read_series(series)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "read_series", unreachable)
+        assert len(prepare_samples(radiographs, CONFIG).refusals) == 1
+    prepared = prepare_samples(radiographs, CONFIG)
+    assert prepared.refusals == () and len(prepared.sample_ids) == 4
+
+
+def test_a_refusal_leaves_no_name_in_the_cache(radiographs: list[Sample]) -> None:
+    radiographs[1].series.path.write_bytes(b"")
+    prepared = prepare_samples(radiographs, CONFIG)
+    assert [sample_id for sample_id, _ in prepared.refusals] == ["s1"]
+    assert "1.dcm" not in (prepared.folder / "prepared.json").read_text()
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "json"])
+def test_a_dataset_that_is_not_whole_is_made_again(radiographs: list[Sample], damage: str) -> None:
+    prepared = prepare_samples(radiographs, CONFIG)
+    pixels, whole = prepared.folder / "pixels.u16", prepared.pixels.copy()
+    if damage == "cut":
+        pixels.write_bytes(pixels.read_bytes()[:-2])
+    elif damage == "gone":
+        pixels.unlink()
+    else:
+        (prepared.folder / "prepared.json").write_text("{")
+    assert (prepare_samples(radiographs, CONFIG).pixels == whole).all()
 
 
 def test_a_full_disk_leaves_nothing_behind(

@@ -90,6 +90,21 @@ def test_the_plan_keeps_the_disk_budget(make_classifier):
     assert not plan.cached and "exceed" in plan.reason
 
 
+@pytest.mark.parametrize("damage", ["cut", "gone", "json"])
+def test_a_store_that_is_not_whole_is_computed_again(make_classifier, make_prepared, tmp_path, damage):
+    classifier, views = make_classifier().eval(), make_views(make_prepared)
+    cache = make_cache(classifier, tmp_path)
+    whole = cache.ensure(views, {4: 1})[4].activations.copy()
+    (store,) = (tmp_path / "features").iterdir()
+    if damage == "cut":
+        (store / "activations.f32").write_bytes((store / "activations.f32").read_bytes()[:-4])
+    elif damage == "gone":
+        (store / "activations.f32").unlink()
+    else:
+        (store / "features.json").write_text("{")
+    assert np.array_equal(cache.ensure(views, {4: 1})[4].activations, whole)
+
+
 def test_an_unwritable_cache_is_one_line_and_leaves_nothing(make_classifier, make_prepared, tmp_path):
     classifier, views = make_classifier().eval(), make_views(make_prepared)
     (tmp_path / "features").write_text("a file where the folder should be")

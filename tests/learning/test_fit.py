@@ -61,6 +61,27 @@ def test_a_killed_run_ends_in_the_same_bits_when_resumed(make_fit, tmp_path, mon
     assert len(kept[0]) == len(kept[1])
 
 
+def test_a_run_that_dies_between_best_and_last_of_a_new_stage_ends_in_the_same_bits(
+    make_fit, tmp_path, monkeypatch
+):
+    unbroken = make_fit(tmp_path / "unbroken")
+    unbroken.run(resume=False)
+    fit = make_fit(tmp_path / "killed")
+    real = fit._save_last
+
+    def die_in_the_first_epoch_of_the_second_stage(header, model, optimizer):
+        if header.position.stage == 1 and header.position.epoch == 1:
+            raise Killed
+        real(header, model, optimizer)
+
+    monkeypatch.setattr(fit, "_save_last", die_in_the_first_epoch_of_the_second_stage)
+    with pytest.raises(Killed):
+        fit.run(resume=False)
+    resumed = make_fit(tmp_path / "killed")
+    resumed.run(resume=True)
+    assert digest(resumed.classifier) == digest(unbroken.classifier)
+
+
 def test_the_result_does_not_depend_on_loader_workers(make_fit, tmp_path):
     alone, helped = make_fit(tmp_path / "alone"), make_fit(tmp_path / "helped", workers=2)
     alone.run(resume=False)
