@@ -1,0 +1,40 @@
+"""What several jobs share: where the phantoms are, a finished run, and telling the user."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from medtl.errors import CheckpointError, ReadError
+from medtl.imaging.manifest import Manifest
+from medtl.imaging.prepared import PreparedDataset
+from medtl.learning.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+)
+from medtl.learning.fit import Watcher
+
+
+def sample_data(modality: str) -> Path:
+    """Return the phantoms of a modality: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    root = package if (package / "sample_data").is_dir() else package.parent
+    return root / "sample_data" / modality
+
+
+def all_refusals(manifest: Manifest, prepared: PreparedDataset) -> tuple[ReadError, ...]:
+    """Return what the table's scan and what preparing refused."""
+    return (*manifest.refusals, *(error for _, error in prepared.refusals))
+
+
+def tell(watcher: Watcher, *notes: Sequence[str]) -> None:
+    """Pass on one line for each note."""
+    for note in (note for group in notes for note in group):
+        watcher.note("note", note)
+
+
+def load_finished(run: Path) -> Checkpoint:
+    """Load a run's best checkpoint with its thresholds. Raises CheckpointError run-unfinished."""
+    checkpoint = load_checkpoint(run)
+    if checkpoint.header.thresholds is None:
+        fix = "go on with medtl train --resume"
+        raise CheckpointError("run-unfinished", "training was not finished", where=run, fix=fix)
+    return checkpoint

@@ -1,0 +1,251 @@
+"""Train on a labelled folder and leave a run."""
+
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medtl import __version__
+from medtl.config import RunConfig, to_yaml
+from medtl.errors import LabelError, ReadError, TrainingError
+from medtl.imaging.augmentation import Augmentation
+from medtl.imaging.manifest import Sample, Task, load_manifest, targets
+from medtl.imaging.prepared import PreparedDataset, prepare_samples
+from medtl.imaging.splits import check_no_leak, read_splits, split_samples, write_splits
+from medtl.imaging.storage import write_json, write_text
+from medtl.learning.backbones import BACKBONES
+from medtl.learning.checkpoint import (
+    Checkpoint,
+    CheckpointHeader,
+    describe_classifier,
+    load_checkpoint,
+    model_tensors,
+    save_checkpoint,
+)
+from medtl.learning.classifier import Classifier
+from medtl.learning.features import CachePlan, Views
+from medtl.learning.fit import Fit, FitData, Watcher
+from medtl.learning.run_folder import RunFolder
+from medtl.learning.stages import resolve_schedule
+from medtl.prediction.evaluation import Evaluation, choose_thresholds, evaluate, to_json
+from medtl.prediction.scoring import predict
+from medtl.runs.common import all_refusals, tell
+
+VERSIONED = ("torch", "monai", "timm", "pydicom", "nibabel", "numpy")
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """What a training run came to."""
+
+    run: RunFolder
+    evaluation: Evaluation
+    refusals: tuple[ReadError, ...]
+    plans: tuple[CachePlan, ...]
+    seconds: Mapping[str, float]
+
+
+def train_run(
+    data: Path, labels: Path | None, out: Path, config: RunConfig, watcher: Watcher, *, resume: bool = False
+) -> TrainOutcome:
+    """Train on a labelled folder and leave a run: checkpoints, history, splits and metrics with intervals.
+
+    Raises MedtlError in one of its kinds; a run that was there before stays loadable in any case.
+    """
+    run = RunFolder(out)
+    with run.locked():
+        _check_resumable(run, config, resume)
+        clock = {"total": -time.perf_counter()}
+        manifest = load_manifest(data, labels, config.task)
+        samples = split_samples(manifest.samples, manifest.task, config.split)
+        check_no_leak(samples)
+        tell(watcher, manifest.notes, [_describe_samples(samples, manifest.task)])
+        prepared, samples = _prepare(samples, config, watcher, clock)
+        fit = _make_fit(run, config, manifest.task, samples, prepared, watcher)
+        _record_start(run, config, samples, prepared, watcher, resume)
+        fit.run(resume=resume)
+        clock |= {"total": clock["total"] + time.perf_counter(), **fit.seconds}
+        evaluation = _finish(run, fit, samples, clock)
+    return TrainOutcome(run, evaluation, all_refusals(manifest, prepared), tuple(fit.plans), clock)
+
+
+def _describe_samples(samples: Sequence[Sample], task: Task) -> str:
+    """Say how many samples of each class and part there are, and of how many patients."""
+    parts = [f"{sum(s.split == part for s in samples)} {part}" for part in ("train", "val", "test")]
+    patients = len({sample.patient_id for sample in samples})
+    shown = [part for part in parts if not part.startswith("0 ")]
+    positive = f", positive is {task.classes[-1]}" if task.kind == "binary" else ""
+    counts = f"{len(samples)} samples of {patients} patients: {', '.join(shown)}"
+    return f"{counts}; {', '.join(task.classes)}{positive}"
+
+
+def _check_resumable(run: RunFolder, config: RunConfig, resume: bool) -> None:
+    started = (run.last / "checkpoint.json").is_file()
+    if started and not resume:
+        fix = "add --resume to go on with it, or choose another --out"
+        raise TrainingError("run-exists", "holds a run already", where=run.root, fix=fix)
+    if resume and (started or run.config.is_file()) and run.read(run.config) != to_yaml(config):
+        reason = "the recipe differs from the run's config.yaml"
+        raise TrainingError("run-changed", reason, where=run.root, fix=f"use --config {run.config}")
+
+
+def _prepare(
+    samples: Sequence[Sample], config: RunConfig, watcher: Watcher, clock: dict[str, float]
+) -> tuple[PreparedDataset, tuple[Sample, ...]]:
+    """Return the prepared dataset and the samples that are in it."""
+    started = time.perf_counter()
+    prepared = prepare_samples(
+        samples, config.preprocessing, progress=lambda done, total: watcher.progress("reading", done, total)
+    )
+    clock["reading"] = time.perf_counter() - started
+    readable = set(prepared.sample_ids)
+    kept = tuple(sample for sample in samples if sample.sample_id in readable)
+    for part in ("train", "val"):
+        if not any(sample.split == part for sample in kept):
+            reason = f"no sample of the {part} part could be read"
+            raise LabelError(
+                "split-empty", reason, fix=str(prepared.refusals[0][1]) if prepared.refusals else ""
+            )
+    return prepared, kept
+
+
+def _make_fit(
+    run: RunFolder,
+    config: RunConfig,
+    task: Task,
+    samples: Sequence[Sample],
+    prepared: PreparedDataset,
+    watcher: Watcher,
+) -> Fit:
+    torch.manual_seed(config.fit.seed)  # the head's initial weights
+    weights = None if config.schedule.name == "scratch" else config.backbone.weights
+    backbone = BACKBONES[config.backbone.name](weights=weights, in_channels=config.preprocessing.channels)
+    classifier = Classifier(backbone, task, config.fit.dropout)
+    header = CheckpointHeader(
+        **describe_classifier(classifier, config.fit.dropout),
+        preprocessing=config.preprocessing,
+        augmentation=config.augmentation,
+        schedule=resolve_schedule(config.schedule, len(backbone.groups)),
+        provenance=_provenance(config, samples, prepared),
+    )
+    data = FitData(
+        *_views_and_targets("train", config, task, samples, prepared),
+        *_views_and_targets("val", config, task, samples, prepared),
+    )
+    return Fit(classifier, data, header, config.fit, run, watcher)
+
+
+def _views_and_targets(
+    part: str, config: RunConfig, task: Task, samples: Sequence[Sample], prepared: PreparedDataset
+) -> tuple[Views, NDArray]:
+    chosen = [sample for sample in samples if sample.split == part]
+    augmentation = Augmentation(config.augmentation, config.preprocessing.size)
+    key = f"{config.fit.seed} {config.augmentation.model_dump_json()}"
+    return Views(prepared, prepared.rows_of(chosen), augmentation, config.fit.seed, key), targets(
+        task, chosen
+    )
+
+
+def _provenance(config: RunConfig, samples: Sequence[Sample], prepared: PreparedDataset) -> dict[str, str]:
+    counts = {part: sum(sample.split == part for sample in samples) for part in ("train", "val", "test")}
+    patients = {part: len({s.patient_id for s in samples if s.split == part}) for part in counts}
+    return {
+        "modality": config.modality,
+        "samples": ", ".join(f"{count} {part}" for part, count in counts.items() if count),
+        "patients": ", ".join(f"{count} {part}" for part, count in patients.items() if count),
+        "prepared dataset": prepared.folder.name,
+        "schedule": config.schedule.name if config.schedule.stages is None else "stages of the recipe",
+        "imbalance": config.fit.imbalance,
+        "seed": str(config.fit.seed),
+        "medtl": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in VERSIONED},
+    }
+
+
+def _record_start(
+    run: RunFolder,
+    config: RunConfig,
+    samples: Sequence[Sample],
+    prepared: PreparedDataset,
+    watcher: Watcher,
+    resume: bool,
+) -> None:
+    """Write the recipe and the split; on resuming, the split must be the run's own."""
+    if resume and run.pixels.is_file():
+        before = {sample_id: (row.split, row.target) for sample_id, row in read_splits(run.splits).items()}
+        now = {sample.sample_id: (sample.split, sample.target) for sample in samples}
+        same_pixels = run.read_json(run.pixels) == _parts_by_pixels(samples, prepared)
+        if before != now or not same_pixels:
+            reason = "the samples, their labels, split or pixels are not those that the run began with"
+            raise TrainingError(
+                "run-changed", reason, where=run.root, fix="restore the data, or start a new run"
+            )
+    else:
+        write_text(run.config, to_yaml(config))
+        write_splits(run.splits, samples)
+        write_json(run.pixels, _parts_by_pixels(samples, prepared))
+        if shared := _count_shared(samples, prepared):
+            watcher.note(
+                "leak", f"{shared} validation or test images have the very pixels of a training image"
+            )
+    run.log("resumed" if resume else "started", samples=len(samples))
+
+
+def _parts_by_pixels(samples: Sequence[Sample], prepared: PreparedDataset) -> dict[str, str | None]:
+    """Return the part of each image by its pixels; training wins where the same pixels are in several."""
+    contents = dict(zip(prepared.sample_ids, prepared.content_hashes, strict=True))
+    ordered = sorted(samples, key=lambda sample: sample.split == "train")  # the last one stays
+    return {contents[sample.sample_id]: sample.split for sample in ordered}
+
+
+def _count_shared(samples: Sequence[Sample], prepared: PreparedDataset) -> int:
+    """Count the images outside the training part whose very pixels are in it as well."""
+    parts = _parts_by_pixels(samples, prepared)
+    contents = dict(zip(prepared.sample_ids, prepared.content_hashes, strict=True))
+    return sum(s.split != "train" and parts[contents[s.sample_id]] == "train" for s in samples)
+
+
+def _finish(run: RunFolder, fit: Fit, samples: Sequence[Sample], clock: Mapping[str, float]) -> Evaluation:
+    """Judge the best checkpoint on validation data, keep its thresholds, write metrics.json."""
+    checkpoint = load_checkpoint(run.root)
+    task, truth = checkpoint.task, fit.data.val_targets
+    probabilities = _predict_views(checkpoint, fit.data.val)
+    thresholds = choose_thresholds(probabilities, truth, task)
+    patients = [sample.patient_id for sample in samples if sample.split == "val"]
+    evaluation = evaluate(probabilities, truth, task, patients, thresholds)
+    header = checkpoint.header.model_copy(update={"thresholds": tuple(thresholds)})
+    save_checkpoint(run.best, header, {"model": model_tensors(checkpoint.classifier)})
+    write_json(run.metrics, _metrics(fit, evaluation, header, clock))
+    run.log("finished", seconds=round(clock["total"], 1))
+    return evaluation
+
+
+def _predict_views(checkpoint: Checkpoint, views: Views, batch_size: int = 32) -> NDArray[np.float64]:
+    starts = range(0, len(views), batch_size)
+    batches = [np.arange(start, min(start + batch_size, len(views))) for start in starts]
+    return np.concatenate([predict(checkpoint, views.read(batch, 0)) for batch in batches])
+
+
+def _metrics(
+    fit: Fit, evaluation: Evaluation, header: CheckpointHeader, clock: Mapping[str, float]
+) -> dict[str, Any]:
+    stages = [
+        {**stage.model_dump(mode="json"), "cached": plan.cached, "why": plan.reason}
+        for stage, plan in zip(fit.stages, fit.plans, strict=True)
+    ]
+    return {
+        "task": {"kind": header.task_kind, "classes": list(header.classes)},
+        "split": {"val": to_json(evaluation)},
+        "thresholds": list(header.thresholds or ()),
+        "stages": stages,
+        "seconds": {name: round(value, 2) for name, value in clock.items()},
+        "versions": {name: header.provenance[name] for name in ("medtl", "python", *VERSIONED)},
+    }
