@@ -59,7 +59,9 @@ class TerminalWatcher:
     def note(self, label: str, text: str) -> None:
         """Print one labelled line."""
         self._clear()
-        self.console.print(f"  [bold]{label:<9}[/bold] {_escape(text)}", soft_wrap=True)
+        self.console.print(
+            f"  [bold]{label:<9}[/bold] {_escape(text)}", soft_wrap=not self.console.is_terminal
+        )
 
     def stage(self, number: int, of: int, stage: "Stage", plan: "CachePlan") -> None:
         """Announce a stage and say what happens to its frozen prefix."""
