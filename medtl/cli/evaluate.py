@@ -19,17 +19,33 @@ PATH = click.Path(path_type=Path)
     show_default=True,
     help="unseen: all but what the run was trained on; train, val, test: parts of the run's own split.",
 )
+@click.option("--any-modality", is_flag=True, help="Take images whose files name another modality, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print metrics.json on stdout.")
 @click.pass_context
 def evaluate(
-    ctx: click.Context, run: Path, data: Path, labels: Path | None, out: Path, part: str, as_json: bool
+    ctx: click.Context,
+    run: Path,
+    data: Path,
+    labels: Path | None,
+    out: Path,
+    part: str,
+    any_modality: bool,
+    as_json: bool,
 ) -> None:
     """Evaluate RUN: metrics with 95% intervals by patient, confusion matrix, ROC and reliability."""
     from medtl.cli.terminal import TerminalWatcher, print_evaluation, print_refusals
     from medtl.runs import evaluate_run
 
     with TerminalWatcher(f"medtl evaluate · {run}") as watcher:
-        outcome = evaluate_run(run, data, labels, out, watcher, part=part)  # type: ignore[arg-type]
+        outcome = evaluate_run(
+            run,
+            data,
+            labels,
+            out,
+            watcher,
+            part=part,  # type: ignore[arg-type]
+            any_modality=any_modality,
+        )
     if as_json:
         click.echo((out / "metrics.json").read_text(encoding="utf-8"), nl=False)
     else:

@@ -11,9 +11,10 @@ PATH = click.Path(path_type=Path)
 @click.argument("run", type=PATH)
 @click.argument("folder", type=PATH)
 @click.option("--out", type=PATH, required=True, help="Folder for scores.csv.")
+@click.option("--any-modality", is_flag=True, help="Take images whose files name another modality, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON on stdout.")
 @click.pass_context
-def score(ctx: click.Context, run: Path, folder: Path, out: Path, as_json: bool) -> None:
+def score(ctx: click.Context, run: Path, folder: Path, out: Path, any_modality: bool, as_json: bool) -> None:
     """Score the series and images of FOLDER with RUN: one row each, probabilities or a refusal."""
     import json
     from dataclasses import asdict
@@ -22,10 +23,13 @@ def score(ctx: click.Context, run: Path, folder: Path, out: Path, as_json: bool)
     from medtl.runs import score_run
 
     with TerminalWatcher(f"medtl score · {folder}") as watcher:
-        outcome = score_run(run, folder, out, watcher)
+        outcome = score_run(run, folder, out, watcher, any_modality=any_modality)
     refused = [row for row in outcome.predictions if row.status == "refused"]
     for row in refused:
         click.echo(f"refused: [{row.code}] {row.source}: {row.reason}: {row.fix}", err=True)
+    for row in outcome.predictions:
+        if row.status == "scored" and row.code:
+            click.echo(f"warning: [{row.code}] {row.source}: {row.reason}", err=True)
     if as_json:
         click.echo(json.dumps([asdict(row) for row in outcome.predictions], indent=2))
     else:

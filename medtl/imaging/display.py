@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from medtl.imaging.image import Image
 from medtl.imaging.preprocessing import LUMA, RAS_LABELS
+from medtl.imaging.voi import Voi
 
 # Slices from the feet up, rows to the back, columns to the left: as radiologists see an axial slice.
 AXIAL = "SPL"
@@ -34,9 +35,9 @@ def make_display(
 ) -> Display:
     """Return the image, and a heatmap on its grid (*spatial), for display.
 
-    Grey is the VOI window of the file where it has one, otherwise its 0.5 to 99.5 percentiles.
+    Grey is as the VOI of the file says where it has one, otherwise its 0.5 to 99.5 percentiles.
     """
-    grey = _to_range(_grey(image), image.facts.window)
+    grey = _to_range(_grey(image), image.facts.voi)
     grids = [grey] if heatmap is None else [grey, heatmap]
     spacing = image.spacing_mm
     if image.affine is not None:
@@ -54,11 +55,10 @@ def _grey(image: Image) -> NDArray[np.float32]:
     return pixels[0] if pixels.shape[0] < 3 else np.tensordot(LUMA, pixels[:3], axes=1)
 
 
-def _to_range(grey: NDArray[np.float32], window: tuple[float, float] | None) -> NDArray[np.float32]:
-    if window is not None:
-        low, high = window[0] - window[1] / 2, window[0] + window[1] / 2
-    else:
-        low, high = np.percentile(grey, PERCENTILES)
+def _to_range(grey: NDArray[np.float32], voi: Voi | None) -> NDArray[np.float32]:
+    if voi is not None:
+        return voi.apply(grey)
+    low, high = np.percentile(grey, PERCENTILES)
     return np.clip((grey - low) / max(high - low, 1e-6), 0.0, 1.0).astype(np.float32)
 
 

@@ -5,14 +5,17 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from medtl.imaging.voi import Voi
+
 
 @dataclass(frozen=True)
 class ImageFacts:
     """What a reader learned besides pixels. Nothing here identifies a patient except `source`.
 
     `source` is the path as it was given; it is for the user's own tables, never for a report. The keys are
-    salted hashes (deidentify.py), empty where the file does not say. `window` is (centre, width) of the
-    first VOI window, in the units of the pixels. `notes` are repairs and oddities, one phrase each.
+    salted hashes (deidentify.py), empty where the file does not say. `voi` is the transformation in which
+    the pixels are meant to be looked at, `padding` the range of values that stand for no image, both in the
+    units of the pixels, None where the file names none. `notes` are repairs and oddities, one phrase each.
     """
 
     source: str
@@ -24,7 +27,8 @@ class ImageFacts:
     sha256: str = ""
     photometric: str = ""
     bits: int = 0
-    window: tuple[float, float] | None = None
+    voi: Voi | None = None
+    padding: tuple[float, float] | None = None
     patient_key: str = ""
     study_key: str = ""
     series_key: str = ""

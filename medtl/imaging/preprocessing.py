@@ -49,8 +49,9 @@ class PreprocessingConfig(BaseModel):
     then crop or pad around the centre, so that physical size is kept; without it the image is resized to fit
     (a volume's depth to D, rows and columns by one factor), then padded. orientation: what increasing
     indices of a volume point to, one letter an axis (S superior, P posterior, L left). intensity:
-    `percentile` maps the two percentiles to 0 and 1, `window` the VOI window of the file where it has one,
-    `range` the two values. channels: 1, or 3 for colour.
+    `percentile` maps the two percentiles to 0 and 1, `window` applies the file's VOI where it has one,
+    `range` the two values. channels: 1, or 3 for colour. modalities and body_parts: DICOM's own terms for
+    what the model judges; an image whose file names another is refused, one that names none is not.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,6 +63,8 @@ class PreprocessingConfig(BaseModel):
     percentiles: tuple[float, float] = (0.5, 99.5)
     range: tuple[float, float] | None = None
     channels: Literal[1, 3] = 1
+    modalities: tuple[str, ...] | None = None
+    body_parts: tuple[str, ...] | None = None
 
     @field_validator("size")
     @classmethod
@@ -100,9 +103,13 @@ class PreparedImage:
 
 
 def prepare_image(image: Image, config: PreprocessingConfig) -> PreparedImage:
-    """Return the prepared image. Raises ReadError image-dimensions where it is no image of that many axes."""
+    """Return the prepared image.
+
+    Raises ReadError image-modality, image-dimensions, image-spacing, image-too-large where it does not fit.
+    """
     _check_dimensions(image, config)
-    pixels = torch.from_numpy(_match_channels(image.pixels, config.channels))
+    _check_modality(image, config)
+    pixels = torch.from_numpy(_match_channels(_without_padding(image), config.channels))
     tensor = MetaTensor(pixels, affine=torch.from_numpy(image_affine(image)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MONAI warns of constant images; quality is not judged here
@@ -127,6 +134,30 @@ def to_image_grid(heatmap: NDArray, prepared: PreparedImage, image: Image) -> ND
         heatmap, to_prepared[:dims, :dims], to_prepared[:dims, 3], output_shape=shape, order=1, mode="nearest"
     )
     return resampled.astype(np.float32)
+
+
+def _check_modality(image: Image, config: PreprocessingConfig) -> None:
+    """Refuse what the file itself calls something else than the model was made for."""
+    facts = image.facts
+    for named, allowed, what in (
+        (facts.modality, config.modalities, "modality"),
+        (facts.body_part, config.body_parts, "body part"),
+    ):
+        if named and allowed is not None and named not in allowed:
+            reason = f"is of another {what}: the model is for {', '.join(allowed)}"
+            fix = "leave it out; preprocessing.modalities and --any-modality say what is let in"
+            raise ReadError("image-modality", reason, where=facts.source, fix=fix)
+
+
+def _without_padding(image: Image) -> NDArray[np.float32]:
+    """Give pixels that stand for no image the lowest value of the others: the look of background."""
+    if image.facts.padding is None:
+        return image.pixels
+    low, high = image.facts.padding
+    padded = (image.pixels >= low) & (image.pixels <= high)
+    if padded.all() or not padded.any():
+        return image.pixels
+    return np.where(padded, image.pixels[~padded].min(), image.pixels)
 
 
 def _check_dimensions(image: Image, config: PreprocessingConfig) -> None:
@@ -193,10 +224,9 @@ def _grid_spacing(tensor: MetaTensor, image: Image) -> NDArray[np.float64]:
 
 
 def _scale_intensity(tensor: MetaTensor, image: Image, config: PreprocessingConfig) -> MetaTensor:
-    window = image.facts.window
-    if config.intensity == "window" and window is not None:
-        low, high = window[0] - window[1] / 2, window[0] + window[1] / 2
-        return _meta(ScaleIntensityRange(low, high, 0.0, 1.0, clip=True)(tensor))
+    voi = image.facts.voi
+    if config.intensity == "window" and voi is not None:
+        return MetaTensor(torch.from_numpy(voi.apply(tensor.numpy())), affine=tensor.affine)
     if config.intensity == "range" and config.range is not None:
         return _meta(ScaleIntensityRange(*config.range, 0.0, 1.0, clip=True)(tensor))
     return _meta(ScaleIntensityRangePercentiles(*config.percentiles, 0.0, 1.0, clip=True)(tensor))

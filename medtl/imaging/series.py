@@ -51,15 +51,17 @@ class Series:
     """One unit to read: a DICOM series or projection, one file of another format, or one item of an archive.
 
     files are in slice order for a DICOM volume. path is what names the unit to the user: the folder of a
-    DICOM series that has the folder to itself, otherwise its first file. item is the name of one item of an
-    archive that holds many ("train/17"), None otherwise. Keys are salted hashes, empty where unknown.
-    notes are what the scan repaired or left out, one phrase each; they reach ImageFacts.notes.
+    DICOM series that has the folder to itself, otherwise its first file. item is the name of one item of a
+    file that holds several ("train/17" of an archive, "volume/1" of a 4D file), None otherwise. frames are
+    the planes of each file, in slice order; empty where each file is one plane. Keys are salted hashes, empty
+    where unknown. notes are what the scan repaired or left out, one phrase each; they reach ImageFacts.notes.
     """
 
     path: Path
     files: tuple[Path, ...]
     format: str
     item: str | None = None
+    frames: tuple[tuple[int, ...], ...] = ()
     modality: str = ""
     patient_key: str = ""
     study_key: str = ""

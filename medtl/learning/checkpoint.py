@@ -6,7 +6,7 @@ JSON is replaced atomically and last, so that whatever happens it names files th
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,6 +101,11 @@ class Checkpoint:
     def sha256(self) -> str:
         """SHA-256 of the model's tensor file."""
         return self.header.tensors["model"].sha256
+
+    def for_any_modality(self) -> "Checkpoint":
+        """Return the same checkpoint, which takes images of whatever modality and body part."""
+        lenient = self.preprocessing.model_copy(update={"modalities": None, "body_parts": None})
+        return replace(self, header=self.header.model_copy(update={"preprocessing": lenient}))
 
 
 def describe_classifier(classifier: Classifier, dropout: float) -> dict[str, Any]:

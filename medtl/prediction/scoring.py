@@ -15,6 +15,7 @@ from medtl.errors import CheckpointError, ReadError
 from medtl.imaging.image import Image
 from medtl.imaging.naming import refused_name, sample_key, source_name
 from medtl.imaging.preprocessing import PreparedImage, prepare_image
+from medtl.imaging.quality import Oddity, find_oddity
 from medtl.imaging.series import Scan, Series, read_series
 from medtl.imaging.storage import write_csv
 from medtl.learning.checkpoint import Checkpoint
@@ -29,7 +30,8 @@ T = TypeVar("T")
 class Prediction:
     """One row of scores.csv: probabilities in the order of the task's classes, or why it was refused.
 
-    source is relative to the scored folder; sample_id is a salted hash of it, for pages that others read.
+    A scored row has a code and a reason, too, where the image is odd. source is relative to the scored
+    folder; sample_id is a salted hash of it, for pages that others read.
     """
 
     sample_id: str
@@ -59,7 +61,8 @@ def score_images(checkpoint: Checkpoint, images: Iterable[Image], batch_size: in
         for image, probabilities in zip(batch, _predict_prepared(checkpoint, prepared), strict=True):
             source = image.facts.source
             key = sample_key(f"{len(predictions)}:{source}")
-            predictions.append(_scored_row(checkpoint, source, probabilities, key))
+            row = _scored_row(checkpoint, source, probabilities, key, find_oddity(image))
+            predictions.append(row)
     return predictions
 
 
@@ -88,19 +91,20 @@ def _score_batch(
         if isinstance(result, ReadError):
             yield Scored(_refused_row(source, result))
         else:
-            row = _scored_row(checkpoint, source, next(probabilities), sample_key(source))
-            yield Scored(row, *result) if keep_images else Scored(row)
+            image, prepared_image, oddity = result
+            row = _scored_row(checkpoint, source, next(probabilities), sample_key(source), oddity)
+            yield Scored(row, image, prepared_image) if keep_images else Scored(row)
 
 
 def _read_and_prepare(
     series: Series, checkpoint: Checkpoint, keep_image: bool
-) -> tuple[Image | None, PreparedImage] | ReadError:
+) -> tuple[Image | None, PreparedImage, Oddity | None] | ReadError:
     try:
         image = read_series(series)
         prepared = prepare_image(image, checkpoint.preprocessing)
     except ReadError as error:
         return error
-    return image if keep_image else None, prepared
+    return image if keep_image else None, prepared, find_oddity(image)
 
 
 def _predict_prepared(checkpoint: Checkpoint, prepared: Sequence[PreparedImage]) -> NDArray[np.float64]:
@@ -157,11 +161,16 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def _scored_row(
-    checkpoint: Checkpoint, source: str, probabilities: NDArray[np.float64], sample_id: str
+    checkpoint: Checkpoint,
+    source: str,
+    probabilities: NDArray[np.float64],
+    sample_id: str,
+    oddity: Oddity | None,
 ) -> Prediction:
     predicted = predicted_class(checkpoint, probabilities)
     values = tuple(float(p) for p in probabilities)
-    return Prediction(sample_id, source, "scored", predicted=predicted, probabilities=values)
+    code, reason = oddity or ("", "")
+    return Prediction(sample_id, source, "scored", code, reason, predicted=predicted, probabilities=values)
 
 
 def _refused_row(source: str, error: ReadError) -> Prediction:

@@ -31,10 +31,13 @@ def tell(watcher: Watcher, *notes: Sequence[str]) -> None:
         watcher.note("note", note)
 
 
-def load_finished(run: Path) -> Checkpoint:
-    """Load a run's best checkpoint with its thresholds. Raises CheckpointError run-unfinished."""
+def load_finished(run: Path, *, any_modality: bool = False) -> Checkpoint:
+    """Load a run's best checkpoint with its thresholds. Raises CheckpointError run-unfinished.
+
+    any_modality: take images whose files name a modality or body part that the model is not for.
+    """
     checkpoint = load_checkpoint(run)
     if checkpoint.header.thresholds is None:
         fix = "go on with medtl train --resume"
         raise CheckpointError("run-unfinished", "training was not finished", where=run, fix=fix)
-    return checkpoint
+    return checkpoint.for_any_modality() if any_modality else checkpoint

@@ -45,13 +45,14 @@ def evaluate_run(
     watcher: Watcher,
     *,
     part: EvaluationPart = "unseen",
+    any_modality: bool = False,
 ) -> EvaluateOutcome:
     """Evaluate a run on labelled samples: metrics with intervals as JSON, predictions as CSV, and a page.
 
     part: `unseen` leaves out what the run was trained on; `train`, `val` and `test` are the parts of the
     run's own split, `all` is every sample. The thresholds are those chosen on validation data.
     """
-    checkpoint = load_finished(run)
+    checkpoint = load_finished(run, any_modality=any_modality)
     task = checkpoint.task
     manifest = load_manifest(data, labels, _task_config(run, task))
     prepared = prepare_samples(

@@ -24,10 +24,16 @@ METHOD_NAMES = {"grad-cam": "Grad-CAM"}
 
 
 def report_run(
-    run: Path, source: Path, out: Path, watcher: Watcher, *, method: str = "grad-cam"
+    run: Path,
+    source: Path,
+    out: Path,
+    watcher: Watcher,
+    *,
+    method: str = "grad-cam",
+    any_modality: bool = False,
 ) -> WrittenReport:
     """Write a page with a saliency map for each study of a folder (or of a scored OUT), and an index."""
-    checkpoint = load_finished(run)
+    checkpoint = load_finished(run, any_modality=any_modality)
     folder = _scored_folder(source, checkpoint)
     found = scan(folder)
     refusals: list[Refusal] = []
@@ -85,7 +91,7 @@ def _finding(checkpoint: Checkpoint, scored: Scored, method: str) -> StudyFindin
         probabilities=dict(zip(task.classes, row.probabilities, strict=True)),
         predicted=tuple(row.predicted.split("|")) if task.kind == "multilabel" else row.predicted,
         facts=_facts(image),
-        notes=image.facts.notes,
+        notes=(*image.facts.notes, *([row.reason] if row.reason else [])),
     )
 
 

@@ -19,9 +19,11 @@ class ScoreOutcome:
     skipped: int
 
 
-def score_run(run: Path, folder: Path, out: Path, watcher: Watcher) -> ScoreOutcome:
+def score_run(
+    run: Path, folder: Path, out: Path, watcher: Watcher, *, any_modality: bool = False
+) -> ScoreOutcome:
     """Score every series and image of a folder into OUT/scores.csv, refusals included, one row each."""
-    checkpoint = load_finished(run)
+    checkpoint = load_finished(run, any_modality=any_modality)
     found = scan(folder)
     predictions = []
     total = len(found.series) + len(found.refusals)

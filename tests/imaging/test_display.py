@@ -7,6 +7,7 @@ import pytest
 
 from medtl.imaging.display import make_display
 from medtl.imaging.image import Image, ImageFacts
+from medtl.imaging.voi import Window
 
 # Index of the voxel that is brightest, in an array whose axes are axial: slice, row, column.
 SHAPE, SPOT = (6, 10, 8), (4, 2, 5)
@@ -14,9 +15,9 @@ SPACING = (3.0, 2.0, 1.5)
 SPL = np.array([[0, 0, -1.5], [0, -2.0, 0], [3.0, 0, 0]])  # columns: what a step along each axis does in RAS
 
 
-def facts(window: tuple[float, float] | None = None) -> ImageFacts:
+def facts(window: Window | None = None) -> ImageFacts:
     """Return facts with a window."""
-    return ImageFacts(source="test", format="test", window=window)
+    return ImageFacts(source="test", format="test", voi=window)
 
 
 def axial_volume() -> np.ndarray:
@@ -43,7 +44,9 @@ def reoriented(
 def test_slices_are_axial_for_any_affine(order: tuple[int, ...], flips: tuple[bool, ...]) -> None:
     volume = axial_volume()
     pixels, affine = reoriented(volume, order, flips)
-    image = Image(pixels[None], affine, tuple(SPACING[axis] for axis in order), facts((50, 100)))
+    image = Image(
+        pixels[None], affine, tuple(SPACING[axis] for axis in order), facts(Window(50, 100, "LINEAR_EXACT"))
+    )
     shown = make_display(image)
     assert np.allclose(shown.grey, volume / 100, atol=1e-6)
     assert shown.spacing_mm == pytest.approx(SPACING)
@@ -69,14 +72,14 @@ def test_an_oblique_volume_keeps_its_spacing() -> None:
 
 def test_a_projection_keeps_its_rows_and_columns() -> None:
     pixels = np.arange(48, dtype=np.float32).reshape(1, 6, 8)
-    shown = make_display(Image(pixels, None, (0.2, 0.1), facts((23.5, 47))))
+    shown = make_display(Image(pixels, None, (0.2, 0.1), facts(Window(23.5, 47, "LINEAR_EXACT"))))
     assert np.allclose(shown.grey, pixels[0] / 47, atol=1e-6)
     assert shown.spacing_mm == (0.2, 0.1) and shown.heatmap is None
 
 
 def test_the_window_of_the_file_is_used() -> None:
     pixels = np.array([[[0, 100, 150, 200, 1000]]], dtype=np.float32)
-    shown = make_display(Image(pixels, None, None, facts(window=(150, 100))))
+    shown = make_display(Image(pixels, None, None, facts(Window(150, 100, "LINEAR_EXACT"))))
     assert shown.grey[0].tolist() == pytest.approx([0, 0, 0.5, 1, 1])
 
 
@@ -96,7 +99,7 @@ def test_colour_is_shown_as_its_luminance() -> None:
     pixels = np.zeros((3, 1, 4), dtype=np.float32)
     for column, level in enumerate(((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255))):
         pixels[:, 0, column] = level
-    grey = make_display(Image(pixels, None, None, facts((127.5, 255)))).grey[0]
+    grey = make_display(Image(pixels, None, None, facts(Window(127.5, 255, "LINEAR_EXACT")))).grey[0]
     assert grey.tolist() == pytest.approx([0.299, 0.587, 0.114, 1.0], abs=1e-5)
 
 
@@ -105,7 +108,9 @@ def test_a_large_image_is_shrunk_in_proportion(shape: tuple[int, int], small: tu
     pixels = np.zeros((1, *shape), np.float32)
     pixels[:, : shape[0] // 2] = 100
     heatmap = pixels[0] / 100
-    shown = make_display(Image(pixels, None, (0.1, 0.1), facts((50, 100))), heatmap, longest_side=100)
+    shown = make_display(
+        Image(pixels, None, (0.1, 0.1), facts(Window(50, 100, "LINEAR_EXACT"))), heatmap, longest_side=100
+    )
     assert shown.grey.shape == small and shown.heatmap is not None and shown.heatmap.shape == small
     assert shown.spacing_mm == pytest.approx((1.2, 1.2))
     assert shown.grey[: small[0] // 2 - 1].min() == 1 and shown.grey[small[0] // 2 + 1 :].max() == 0

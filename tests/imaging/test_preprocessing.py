@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from medtl.errors import ReadError
 from medtl.imaging.image import Image, ImageFacts
 from medtl.imaging.preprocessing import PreprocessingConfig, prepare_image, to_image_grid
+from medtl.imaging.voi import Window
 
 # Slices up, rows to the front, columns to the right: the reverse of SPL in two axes.
 SAR = np.array([[0, 0, 0.7, 10], [0, 0.7, 0, 20], [5.0, 0, 0, -30], [0, 0, 0, 1]])
@@ -84,7 +85,7 @@ def test_proportions_in_millimetres_are_kept():
 
 
 def test_the_window_of_the_file_is_used_where_asked():
-    image = make_image((1, 32, 32), window=(50.0, 20.0))
+    image = make_image((1, 32, 32), voi=Window(50, 20, "LINEAR_EXACT"))
     prepared = prepare_image(image, PreprocessingConfig(size=(32, 32), intensity="window"))
     assert np.allclose(prepared.pixels, np.clip((image.pixels - 40) / 20, 0, 1), atol=1e-5)
 

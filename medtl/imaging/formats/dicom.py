@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,11 +10,13 @@ import numpy as np
 
 from medtl.errors import ReadError
 from medtl.imaging.deidentify import hash_identifier
-from medtl.imaging.formats.dicom_headers import Instance, describe, read_dataset, read_header
+from medtl.imaging.formats.dicom_frames import planes_of
+from medtl.imaging.formats.dicom_headers import Instance, read_dataset, read_header
 from medtl.imaging.formats.dicom_pixels import Pixels, check_decodable, decode
-from medtl.imaging.formats.dicom_stack import SAME_ORIENTATION, arrange
+from medtl.imaging.formats.dicom_stack import arrange
+from medtl.imaging.formats.dicom_volumes import Group, deal_planes
 from medtl.imaging.image import Image, ImageFacts
-from medtl.imaging.series import SLICED_MODALITIES, Scan, Series
+from medtl.imaging.series import Scan, Series
 
 NAME = "dicom"
 
@@ -36,32 +38,31 @@ def recognises(path: Path, head: bytes) -> bool:
 
 
 def scan(files: Sequence[Path]) -> Scan:
-    """Group the instances in files into series, from headers alone."""
-    instances, refusals = _read_headers(files)
-    units, copies = _drop_copies(instances)
+    """Group the planes in files into series, from headers alone."""
+    found, refusals = _read_headers(files)
+    kept, copies = _drop_copies(found)
+    uses = Counter(planes[0].sop_uid for planes in kept)
+    groups = deal_planes([plane for planes in kept for plane in planes])
     series: list[Series] = []
-    groups = _group(units)
-    uses = Counter(unit.sop_uid for unit in units)
-    for group in groups:
-        left_out = sum(len(copies.get(one.path, ())) for one in group)
-        notes = [f"{left_out} exact copies left out"] if left_out else []
-        if any(one.sop_uid and uses[one.sop_uid] > 1 for one in group):
+    for group, (where, item) in zip(groups, _name_groups(groups), strict=True):
+        left_out = sum(copies[path] for path in {plane.path for plane in group.planes})
+        notes = [*group.notes, *([f"{left_out} exact copies left out"] if left_out else [])]
+        if any(one.sop_uid and uses[one.sop_uid] > 1 for one in group.planes):
             notes.append("another file has the same SOPInstanceUID")
         try:
-            series.append(_series(group, _name_of(group, groups), notes))
+            series.append(_series(group.planes, where, item, notes))
         except ReadError as error:
             refusals.append(error)
-    return Scan(tuple(series), tuple(refusals), sum(map(len, copies.values())))
+    return Scan(tuple(series), tuple(refusals), sum(copies.values()))
 
 
 def read(series: Series) -> Image:
-    """Read one series. Raises ReadError dicom-* for an instance, series-* for a stack."""
+    """Read one series. Raises ReadError dicom-* for a plane, series-* for a stack."""
     digest = hashlib.sha256()
-    decoded = [_decode_file(path, series, digest) for path in series.files]
+    decoded = [pair for number in range(len(series.files)) for pair in _decode_file(series, number, digest)]
     first, pixels = decoded[0]
-    notes = (*series.notes, *dict.fromkeys(note for _, one in decoded for note in one.notes))
     facts = ImageFacts(
-        source=str(series.path),
+        source=f"{series.path}#{series.item}" if series.item else str(series.path),
         format=NAME,
         modality=first.modality,
         body_part=first.body_part,
@@ -70,50 +71,63 @@ def read(series: Series) -> Image:
         sha256=digest.hexdigest(),
         photometric=first.photometric,
         bits=first.bits_stored,
-        window=pixels.window,
+        voi=pixels.voi,
+        padding=pixels.padding,
         patient_key=hash_identifier(first.patient_id),
         study_key=hash_identifier(first.study_uid),
         series_key=hash_identifier(first.series_uid),
-        notes=notes,
+        notes=(*series.notes, *dict.fromkeys(note for pair in decoded for note in _notes(*pair))),
     )
     if len(decoded) == 1:
         return Image(pixels.values, None, _flat_spacing(first), facts)
     return _volume(decoded, series, facts)
 
 
-def _read_headers(files: Sequence[Path]) -> tuple[list[Instance], list[ReadError]]:
+def _notes(plane: Instance, pixels: Pixels) -> Iterator[str]:
+    yield from pixels.notes
+    if plane.burned_in:
+        yield "has burned-in annotation"
+    if plane.lossy:
+        yield "was compressed with loss"
+    if "DERIVED" in plane.image_type:
+        yield "was derived from other images"
+
+
+def _read_headers(files: Sequence[Path]) -> tuple[list[list[Instance]], list[ReadError]]:
+    """Return the planes of each file, in order, and the refusals of others."""
     with ThreadPoolExecutor(max_workers=HEADER_THREADS) as pool:
-        results = list(pool.map(_header_or_error, files))
-    instances = [result for result in results if isinstance(result, Instance)]
-    return instances, [result for result in results if isinstance(result, ReadError)]
+        results = list(pool.map(_planes_or_error, files))
+    planes = [result for result in results if not isinstance(result, ReadError)]
+    return planes, [result for result in results if isinstance(result, ReadError)]
 
 
-def _header_or_error(path: Path) -> Instance | ReadError:
+def _planes_or_error(path: Path) -> list[Instance] | ReadError:
     try:
-        instance = read_header(path)
+        planes = planes_of(read_header(path), path)
     except ReadError as error:
         return error
     except OSError as error:
         reason = f"cannot be read: {(error.strerror or type(error).__name__).lower()}"
         return ReadError("file-unreadable", reason, where=path, fix="check its permissions")
-    if "LOCALIZER" in instance.image_type:
+    if "LOCALIZER" in planes[0].image_type:
         return ReadError("dicom-localizer", "is a localizer", where=path, fix="name image files only")
-    return instance
+    return planes
 
 
-def _drop_copies(instances: Sequence[Instance]) -> tuple[list[Instance], dict[Path, list[Path]]]:
-    """Leave out files that repeat an instance exactly; return what is left, and the copies of each."""
-    kept: list[Instance] = []
+def _drop_copies(found: Sequence[list[Instance]]) -> tuple[list[list[Instance]], Counter[Path]]:
+    """Leave out files that repeat an instance exactly; return what is left, and how many copies each has."""
+    kept: list[list[Instance]] = []
     seen: dict[str, list[Instance]] = defaultdict(list)
-    copies: dict[Path, list[Path]] = defaultdict(list)
-    for instance in instances:
+    copies: Counter[Path] = Counter()
+    for planes in found:
+        instance = planes[0]
         twins = seen[instance.sop_uid] if instance.sop_uid else []
         original = next((twin for twin in twins if _same_content(twin, instance)), None)
         if original is not None:
-            copies[original.path].append(instance.path)
+            copies[original.path] += 1
         else:
             twins.append(instance)
-            kept.append(instance)
+            kept.append(planes)
     return kept, copies
 
 
@@ -123,58 +137,42 @@ def _same_content(one: Instance, other: Instance) -> bool:
     return first == second or read_dataset(one.path, first) == read_dataset(other.path, second)
 
 
-def _group(instances: Sequence[Instance]) -> list[list[Instance]]:
-    """Gather the slices of each volume; an instance of another modality is a group by itself."""
-    groups: dict[tuple, list[Instance]] = defaultdict(list)
-    orientations: dict[tuple, list[Instance]] = defaultdict(list)
-    for instance in instances:
-        if instance.modality not in SLICED_MODALITIES:
-            groups[(instance.path,)].append(instance)
-            continue
-        series = instance.series_uid or str(instance.path.parent)
-        key = (instance.patient_id, instance.study_uid, series, instance.contrast)
-        groups[(*key, _orientation_number(instance, orientations[key]))].append(instance)
-    return list(groups.values())
+def _name_groups(groups: Sequence[Group]) -> list[tuple[Path, str | None]]:
+    """Name each group by the folder that its slices have to themselves, otherwise by its first file.
+
+    Where several groups come from one file they are its items, "volume/0" and so on.
+    """
+    folders = Counter(folder for group in groups for folder in {one.path.parent for one in group.planes})
+    paths = [_path_of(group, folders) for group in groups]
+    uses, numbers = Counter(paths), Counter[Path]()
+    names: list[tuple[Path, str | None]] = []
+    for path in paths:
+        names.append((path, f"volume/{numbers[path]}" if uses[path] > 1 else None))
+        numbers[path] += 1
+    return names
 
 
-def _orientation_number(instance: Instance, known: list[Instance]) -> int:
-    """Number the orientations of one series in the order in which they come up."""
-    for number, other in enumerate(known):
-        if _same_orientation(instance, other):
-            return number
-    known.append(instance)
-    return len(known) - 1
+def _path_of(group: Group, folders: Counter[Path]) -> Path:
+    files = {plane.path for plane in group.planes}
+    first = group.planes[0].path
+    alone = folders[first.parent] == 1 and all(path.parent == first.parent for path in files)
+    return first.parent if len(files) > 1 and alone else first
 
 
-def _same_orientation(one: Instance, other: Instance) -> bool:
-    if one.orientation is None or other.orientation is None:
-        return one.orientation is other.orientation
-    return bool(np.abs(np.subtract(one.orientation, other.orientation)).max() <= SAME_ORIENTATION)
-
-
-def _name_of(group: Sequence[Instance], groups: Sequence[Sequence[Instance]]) -> Path:
-    """Return the folder of slices that have it to themselves, otherwise their first file."""
-    first = group[0].path
-    if group[0].modality not in SLICED_MODALITIES or len(group) == 1:
-        return first
-    if any(one.path.parent != first.parent for one in group):
-        return first
-    alone = not any(
-        one.path.parent == first.parent for other in groups if other is not group for one in other
-    )
-    return first.parent if alone else first
-
-
-def _series(group: Sequence[Instance], where: Path, notes: Sequence[str]) -> Series:
-    """Turn a group into a Series, in slice order. Raises ReadError where it cannot become one image."""
-    first = group[0]
-    for instance in group:
-        check_decodable(instance, str(where), len(group))
-    ordered = arrange(group, str(where)).instances if len(group) > 1 else group
+def _series(planes: Sequence[Instance], where: Path, item: str | None, notes: Sequence[str]) -> Series:
+    """Turn planes into a Series, in slice order. Raises ReadError where they cannot become one image."""
+    first = planes[0]
+    for plane in planes:
+        check_decodable(plane, str(where), len(planes))
+    ordered = arrange(planes, str(where)).instances if len(planes) > 1 else planes
+    files = tuple(dict.fromkeys(plane.path for plane in ordered))
+    several = first.frames > 1 or first.mosaic > 1
     return Series(
         path=where,
-        files=tuple(one.path for one in ordered),
+        files=files,
         format=NAME,
+        item=item,
+        frames=tuple(tuple(p.frame for p in ordered if p.path == path) for path in files) if several else (),
         modality=first.modality,
         patient_key=hash_identifier(first.patient_id),
         study_key=hash_identifier(first.study_uid),
@@ -183,21 +181,30 @@ def _series(group: Sequence[Instance], where: Path, notes: Sequence[str]) -> Ser
     )
 
 
-def _decode_file(path: Path, series: Series, digest: "hashlib._Hash") -> tuple[Instance, Pixels]:
+def _decode_file(series: Series, number: int, digest: "hashlib._Hash") -> list[tuple[Instance, Pixels]]:
+    """Return the planes of the series that one of its files holds, decoded."""
+    path = series.files[number]
     data = path.read_bytes()
     if not data:
         raise ReadError("file-empty", "has no bytes", where=path, fix="copy it again from its source")
     digest.update(data)
     dataset = read_dataset(path, data)
-    instance = describe(dataset, path)
-    check_decodable(instance, str(path), len(series.files))
-    return instance, decode(dataset, instance)
+    planes = planes_of(dataset, path)
+    if series.frames:
+        if max(series.frames[number]) >= len(planes):
+            raise ReadError(
+                "dicom-header", "has changed since it was listed", where=path, fix="read it again"
+            )
+        planes = [planes[frame] for frame in series.frames[number]]
+    for plane in planes:
+        check_decodable(plane, str(path), len(series.files) * len(planes))
+    return list(zip(planes, decode(dataset, planes), strict=True))
 
 
 def _volume(decoded: Sequence[tuple[Instance, Pixels]], series: Series, facts: ImageFacts) -> Image:
-    stack = arrange([instance for instance, _ in decoded], str(series.path))
-    values = {instance.path: pixels.values for instance, pixels in decoded}
-    pixels = np.stack([values[one.path] for one in stack.instances], axis=1)  # (C, D, H, W)
+    stack = arrange([plane for plane, _ in decoded], str(series.path))
+    values = {(plane.path, plane.frame): pixels.values for plane, pixels in decoded}
+    pixels = np.stack([values[one.path, one.frame] for one in stack.instances], axis=1)  # (C, D, H, W)
     return Image(pixels, stack.affine, stack.spacing_mm, facts)
 
 

@@ -8,6 +8,9 @@ import math
 import os
 import struct
 import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -16,71 +19,65 @@ from typing import BinaryIO
 import pydicom
 from pydicom import Dataset
 from pydicom.multival import MultiValue
-from pydicom.uid import (
-    JPEG2000,
-    UID,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    HTJ2KLossless,
-    HTJ2KLosslessRPCL,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
-    RLELossless,
-)
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from medtl.errors import ReadError
 from medtl.imaging.series import HEAD_BYTES
+from medtl.imaging.voi import WINDOW_FUNCTIONS, Window
 
 # Their own messages quote values of the file, and go to stderr where nobody set up logging.
 for name in ("pydicom", "pylibjpeg", "openjpeg"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
-# The plugin and the distribution that decode a transfer syntax. One each: values differ between decoders.
-# Absent on purpose: gdcm, hence JPEG Lossless, since gdcm aborts the process on malformed data; and
-# pylibjpeg-rle, since it panics, past every `except Exception`, on malformed data.
-DECODERS: dict[UID, tuple[str, str]] = {
-    ImplicitVRLittleEndian: ("", "pydicom"),
-    ExplicitVRLittleEndian: ("", "pydicom"),
-    ExplicitVRBigEndian: ("", "pydicom"),
-    RLELossless: ("pydicom", "pydicom"),
-    JPEGBaseline8Bit: ("pillow", "pillow"),
-    JPEGExtended12Bit: ("pillow", "pillow"),
-    JPEGLSLossless: ("pyjpegls", "pyjpegls"),
-    JPEGLSNearLossless: ("pyjpegls", "pyjpegls"),
-    JPEG2000Lossless: ("pylibjpeg", "pylibjpeg-openjpeg"),
-    JPEG2000: ("pylibjpeg", "pylibjpeg-openjpeg"),
-    HTJ2KLossless: ("pylibjpeg", "pylibjpeg-openjpeg"),
-    HTJ2KLosslessRPCL: ("pylibjpeg", "pylibjpeg-openjpeg"),
-}
-
 PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 PIXEL_VRS = frozenset({b"OB", b"OW", b"OF", b"OD", b"UN"})
 UNDEFINED_LENGTH = 0xFFFFFFFF
 
+# Bytes that a deflated file may inflate to.
+MOST_INFLATED_BYTES = 2**27
+
 # Elements that tell echoes, time points and b-values apart within one series.
 CONTRAST_KEYWORDS = ("EchoTime", "TemporalPositionIdentifier", "DiffusionBValue")
+# Elements that may tell planes at one position apart where those do not, most telling first.
+MOMENT_KEYWORDS = (
+    "ImageType",
+    "ComplexImageComponent",
+    "DiffusionGradientOrientation",
+    "InversionTime",
+    "FlipAngle",
+    "AcquisitionNumber",
+    "TriggerTime",
+    "AcquisitionDateTime",
+    "AcquisitionTime",
+    "ContentTime",
+)
+
+# The image header that Siemens scanners keep in private elements, and the number of tiles of newer ones.
+SIEMENS_TAGS = (0x00290010, 0x00291010, 0x00291110, 0x00190010, 0x0019100A)
+
+FRAME_GROUP_KEYWORDS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 
 HEADER_KEYWORDS = [
     *CONTRAST_KEYWORDS,
+    *MOMENT_KEYWORDS,
+    *FRAME_GROUP_KEYWORDS,
     "BitsAllocated",
     "BitsStored",
     "BodyPartExamined",
+    "BurnedInAnnotation",
     "Columns",
     "HighBit",
     "ImageOrientationPatient",
     "ImagePositionPatient",
-    "ImageType",
     "ImagerPixelSpacing",
+    "LossyImageCompression",
     "Modality",
     "NumberOfFrames",
     "PatientID",
     "PhotometricInterpretation",
+    "PixelPaddingRangeLimit",
+    "PixelPaddingValue",
     "PixelRepresentation",
     "PixelSpacing",
     "RescaleIntercept",
@@ -93,6 +90,7 @@ HEADER_KEYWORDS = [
     "SliceThickness",
     "SpacingBetweenSlices",
     "StudyInstanceUID",
+    "VOILUTFunction",
     "ViewPosition",
     "WindowCenter",
     "WindowWidth",
@@ -101,11 +99,13 @@ HEADER_KEYWORDS = [
 
 @dataclass(frozen=True)
 class Instance:
-    """What one DICOM file says of its image. Identifiers never leave the readers but as hashes.
+    """What a DICOM file says of one plane. Identifiers never leave the readers but as hashes.
 
     position (3,) and orientation (6,), row cosines first, are in LPS mm; pixel_spacing is (rows, columns) in
-    mm; rescale is (slope, intercept); window (centre, width) is the first VOI window; all are None where
-    invalid. contrast holds the values of CONTRAST_KEYWORDS.
+    mm; rescale is (slope, intercept); voi is the first window; padding the lowest and highest stored value
+    that stand for no image; all are None where absent or invalid. contrast and moments hold the values of
+    CONTRAST_KEYWORDS and MOMENT_KEYWORDS. frame counts the planes of one file from 0; frames says how many
+    the file has; mosaic how many tiles lie side by side in a mosaic, whose tiles are planes (1: no mosaic).
     """
 
     path: Path
@@ -127,7 +127,10 @@ class Instance:
     high_bit: int
     signed: bool
     rescale: tuple[float, float] | None
-    window: tuple[float, float] | None
+    voi: Window | None
+    padding: tuple[float, float] | None
+    burned_in: bool
+    lossy: bool
     body_part: str
     view: str
     position: tuple[float, ...] | None
@@ -137,39 +140,44 @@ class Instance:
     slice_spacing: float | None
     slice_thickness: float | None
     contrast: tuple[str, ...]
+    moments: tuple[str, ...]
+    frame: int = 0
+    mosaic: int = 1
 
     @property
     def values(self) -> int:
-        """Number of pixel values."""
-        return self.rows * self.columns * self.samples * self.frames
+        """Number of pixel values of the plane."""
+        return self.rows * self.columns * self.samples
+
+    @property
+    def stored_shape(self) -> tuple[int, int]:
+        """Rows and columns of the stored frame that the plane is, or is a tile of."""
+        return self.rows * self.mosaic, self.columns * self.mosaic
 
 
-def read_header(path: Path) -> Instance:
+def read_header(path: Path) -> Dataset:
     """Read the header of one file. Raises ReadError dicom-header, -truncated, -transfer-syntax, -no-image."""
     with path.open("rb") as file:
-        dataset = parse(file, path, header_only=True)
-        instance = describe(dataset, path)
-        _check_pixels_follow(file, dataset, path)
-    return instance
+        stream = inflated(file, path)
+        dataset = parse(stream, path, header_only=True)
+        with reporting_malformed(path):
+            _check_is_image(dataset, path)
+            _check_pixels_follow(stream, dataset, path)
+    return dataset
 
 
 def read_dataset(path: Path, data: bytes) -> Dataset:
     """Parse a whole file from its bytes. Raises ReadError as read_header does."""
-    return parse(BytesIO(data), path, header_only=False)
+    return parse(inflated(BytesIO(data), path), path, header_only=False)
 
 
 def parse(file: BinaryIO, path: Path, *, header_only: bool) -> Dataset:
     """Parse a stream up to its pixel data, or all of it."""
     _silence_warnings()
-    _refuse_deflated(file, path)
-    tags: list | None = list(HEADER_KEYWORDS) if header_only else None
-    try:
+    tags: list | None = [*HEADER_KEYWORDS, *SIEMENS_TAGS] if header_only else None
+    with reporting_malformed(path):
         dataset = pydicom.dcmread(file, force=True, stop_before_pixels=header_only, specific_tags=tags)
         syntax = dataset.file_meta.get("TransferSyntaxUID")
-    except Exception as error:  # pydicom raises nearly anything on malformed bytes
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # of the disk, not of the content
-        raise _malformed(path, error) from error
     if not syntax:
         fix = "export it again, with file meta information"
         raise ReadError("dicom-transfer-syntax", "does not name its transfer syntax", where=path, fix=fix)
@@ -177,14 +185,9 @@ def parse(file: BinaryIO, path: Path, *, header_only: bool) -> Dataset:
 
 
 def describe(dataset: Dataset, path: Path) -> Instance:
-    """Turn a parsed header into an Instance. Raises ReadError dicom-header, -no-image, -truncated."""
-    try:
-        _check_is_image(dataset, path)
+    """Turn the flat header of a plane into an Instance. Raises ReadError dicom-header."""
+    with reporting_malformed(path):
         instance = _instance(dataset, path)
-    except ReadError:
-        raise
-    except Exception as error:  # conversion of values is lazy, and fails in as many ways as parsing
-        raise _malformed(path, error) from error
     if min(instance.rows, instance.columns, instance.samples, instance.frames) < 1:
         raise ReadError("dicom-header", "has no valid image size", where=path, fix="export it again")
     return instance
@@ -206,18 +209,47 @@ def _silence_warnings() -> None:
     warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
 
 
-def _refuse_deflated(file: BinaryIO, path: Path) -> None:
-    """Refuse before pydicom inflates the whole file without a limit."""
+def inflated(file: BinaryIO, path: Path) -> BinaryIO:
+    """Return the stream, inflated up to a limit where it is deflated: pydicom would inflate without one."""
     head = file.read(HEAD_BYTES)
     file.seek(0)
-    if DeflatedExplicitVRLittleEndian.encode() in head:
-        fix = "rewrite it uncompressed, for example with dcmconv"
-        raise ReadError("dicom-undecoded", "is deflated, which is not read", where=path, fix=fix)
+    if DeflatedExplicitVRLittleEndian.encode() not in head:
+        return file
+    data = file.read()
+    start = _end_of_file_meta(data)
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    with reporting_malformed(path):
+        body = inflater.decompress(data[start:], MOST_INFLATED_BYTES)
+    if inflater.unconsumed_tail:
+        reason = f"inflates to more than {MOST_INFLATED_BYTES} bytes"
+        raise ReadError("dicom-too-large", reason, where=path, fix="rewrite it uncompressed")
+    if not inflater.eof:
+        raise _truncated(path)
+    # The same length, so that the file meta group stays as long as it says.
+    deflated, plain = (uid.encode() for uid in (DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian))
+    return BytesIO(data[:start].replace(deflated, plain.ljust(len(deflated), b"\0")) + body)
 
 
-def _malformed(path: Path, error: Exception) -> ReadError:
-    reason = f"has a header that cannot be parsed ({type(error).__name__})"
-    return ReadError("dicom-header", reason, where=path, fix="export it again from its source")
+def _end_of_file_meta(data: bytes) -> int:
+    """Return where the file meta group ends, by its length, which is its first element (PS3.10 7.1)."""
+    start = 132 if data[128:132] == b"DICM" else 0
+    return start + 12 + int.from_bytes(data[start + 8 : start + 12], "little")
+
+
+@contextmanager
+def reporting_malformed(path: Path) -> Iterator[None]:
+    """Turn whatever parsing raises into ReadError dicom-header; what the header held is not quoted."""
+    try:
+        yield
+    except ReadError:
+        raise
+    except (
+        Exception
+    ) as error:  # pydicom raises nearly anything on malformed bytes, and values are read lazily
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the disk, not of the content
+        reason = f"has a header that cannot be parsed ({type(error).__name__})"
+        raise ReadError("dicom-header", reason, where=path, fix="export it again from its source") from error
 
 
 def _truncated(path: Path) -> ReadError:
@@ -258,7 +290,10 @@ def _instance(dataset: Dataset, path: Path) -> Instance:
         high_bit=_whole(dataset, "HighBit", stored - 1),
         signed=bool(_whole(dataset, "PixelRepresentation", 0)),
         rescale=_rescale(dataset),
-        window=_window(dataset),
+        voi=_window(dataset),
+        padding=_padding(dataset),
+        burned_in=_text(dataset, "BurnedInAnnotation").upper() == "YES",
+        lossy=_text(dataset, "LossyImageCompression") == "01",
         body_part=_text(dataset, "BodyPartExamined").upper(),
         view=_text(dataset, "ViewPosition").upper(),
         position=numbers(dataset, "ImagePositionPatient", 3),
@@ -268,6 +303,7 @@ def _instance(dataset: Dataset, path: Path) -> Instance:
         slice_spacing=_number(dataset, "SpacingBetweenSlices"),
         slice_thickness=_number(dataset, "SliceThickness"),
         contrast=tuple(_text(dataset, keyword) for keyword in CONTRAST_KEYWORDS),
+        moments=tuple(_text(dataset, keyword) for keyword in MOMENT_KEYWORDS),
     )
 
 
@@ -295,9 +331,21 @@ def _rescale(dataset: Dataset) -> tuple[float, float] | None:
     return (slope, intercept) if slope and intercept is not None else None
 
 
-def _window(dataset: Dataset) -> tuple[float, float] | None:
+def _window(dataset: Dataset) -> Window | None:
     centre, width = (_first_number(dataset, keyword) for keyword in ("WindowCenter", "WindowWidth"))
-    return (centre, width) if centre is not None and width is not None and width > 0 else None
+    function = _text(dataset, "VOILUTFunction").upper() or "LINEAR"
+    if centre is None or width is None or function not in WINDOW_FUNCTIONS:
+        return None
+    return Window(centre, width, function) if width > 0 else None
+
+
+def _padding(dataset: Dataset) -> tuple[float, float] | None:
+    """Return the range of padding values, whose two ends come in either order (PS3.3 C.7.5.1.1.2)."""
+    value = _number(dataset, "PixelPaddingValue")
+    if value is None:
+        return None
+    limit = _number(dataset, "PixelPaddingRangeLimit")
+    return (value, value) if limit is None else (min(value, limit), max(value, limit))
 
 
 def _first_number(dataset: Dataset, keyword: str) -> float | None:

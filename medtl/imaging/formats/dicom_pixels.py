@@ -1,21 +1,57 @@
-"""Turn the pixel data of one DICOM instance into values in which larger is brighter.
+"""Turn the pixel data of a DICOM file into values in which larger is brighter, plane by plane.
 
 Stored values are decoded, brought to modality units (PS3.3 C.11.1), and inverted where low values are white.
 """
 
 import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from pydicom import Dataset
+from pydicom.encaps import generate_frames, get_frame
 from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
-from pydicom.uid import UID, JPEGExtended12Bit
+from pydicom.uid import (
+    JPEG2000,
+    UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
 
 from medtl.errors import ReadError
-from medtl.imaging.formats.dicom_headers import DECODERS, Instance
+from medtl.imaging.decoding import DecoderLostError, FrameRefusedError, decode_frame
+from medtl.imaging.formats.dicom_headers import Instance
+from medtl.imaging.voi import Voi, VoiTable
+
+# The plugin of pydicom and the distribution that decode a transfer syntax. One each: values of lossy ones
+# differ between decoders by one to three grey levels.
+NATIVE = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian}
+DECODERS: dict[UID, tuple[str, str]] = {
+    RLELossless: ("pylibjpeg", "pylibjpeg-rle"),
+    JPEGBaseline8Bit: ("pillow", "pillow"),
+    JPEGExtended12Bit: ("gdcm", "python-gdcm"),
+    JPEGLossless: ("gdcm", "python-gdcm"),
+    JPEGLosslessSV1: ("gdcm", "python-gdcm"),
+    JPEGLSLossless: ("pyjpegls", "pyjpegls"),
+    JPEGLSNearLossless: ("pyjpegls", "pyjpegls"),
+    JPEG2000Lossless: ("pylibjpeg", "pylibjpeg-openjpeg"),
+    JPEG2000: ("pylibjpeg", "pylibjpeg-openjpeg"),
+    HTJ2KLossless: ("pylibjpeg", "pylibjpeg-openjpeg"),
+    HTJ2KLosslessRPCL: ("pylibjpeg", "pylibjpeg-openjpeg"),
+}
 
 # Pixel values in one image, 1 GiB as float32. Checked before anything is decoded.
 MOST_VALUES = 2**28
@@ -32,75 +68,70 @@ START_OF_FRAME = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """Values float32 (C, H, W) of one instance, their first VOI window, and how they came about."""
+    """Values float32 (C, H, W) of one plane, the VOI transformation meant for them, and how they came about.
+
+    padding: the lowest and highest value that stand for no image, None where the file names none.
+    """
 
     values: NDArray[np.float32]
-    window: tuple[float, float] | None
+    voi: Voi | None
+    padding: tuple[float, float] | None
     decoder: str
     notes: tuple[str, ...]
 
 
-def check_decodable(instance: Instance, where: str, count: int = 1) -> None:
-    """Refuse by the header alone what would not be read exactly; `count` is the number of such slices.
+def check_decodable(plane: Instance, where: str, count: int = 1) -> None:
+    """Refuse by the header alone what would not be read exactly; `count` is the number of such planes.
 
-    Raises ReadError dicom-multiframe, -mosaic, -undecoded, -photometric, -bits, -rescale, -too-large.
+    Raises ReadError dicom-undecoded, -photometric, -bits, -rescale, -too-large.
     """
-    _check_frames(instance, where)
-    _check_coding(instance, where)
-    _check_values(instance, where)
-    if instance.values * count > MOST_VALUES:
-        size = f"{count} x {instance.rows} x {instance.columns} x {instance.samples}"
+    _check_coding(plane, where)
+    _check_values(plane, where)
+    if plane.values * max(count, plane.mosaic**2) > MOST_VALUES:
+        size = f"{count} x {plane.rows} x {plane.columns} x {plane.samples}"
         reason = f"has {size} values, more than {MOST_VALUES}"
         raise ReadError("dicom-too-large", reason, where=where, fix="split or shrink it")
 
 
-def decode(dataset: Dataset, instance: Instance) -> Pixels:
-    """Decode one instance that passed check_decodable.
+def decode(dataset: Dataset, planes: Sequence[Instance]) -> list[Pixels]:
+    """Decode planes of one file that passed check_decodable, in the order given.
 
-    Raises ReadError dicom-truncated, -pixels, -photometric, -rescale, -not-finite.
+    Raises ReadError dicom-truncated, -pixels, -decoder, -photometric, -rescale, -not-finite.
     """
-    where = str(instance.path)
-    plugin, distribution = DECODERS[instance.transfer_syntax]
-    stored = _decode(dataset, instance, plugin)
-    decoder = f"{distribution} {version(distribution)}"
-    if instance.photometric not in GREY:
-        return Pixels(_colour(dataset, stored, instance), None, decoder, ())
-    values, window, notes = _grey(dataset, stored, instance)
-    if not np.isfinite(values).all():
-        raise ReadError("dicom-not-finite", "has NaN or infinite values", where=where, fix="export it again")
-    return Pixels(values[None], window, decoder, notes)
+    stored = dict(_stored_planes(dataset, planes))
+    return [_to_pixels(dataset, stored[plane.frame], plane) for plane in planes]
 
 
-def _check_frames(instance: Instance, where: str) -> None:
-    enhanced = instance.sop_class.startswith(("Enhanced", "LegacyConverted"))
-    if instance.frames > 1 or enhanced:
-        reason = f"is multi-frame ({instance.frames} frames), which is not read yet"
-        fix = "convert it to single-frame DICOM or NIfTI"
-        raise ReadError("dicom-multiframe", reason, where=where, fix=fix)
-    if "MOSAIC" in instance.image_type:
-        fix = "convert it to NIfTI, for example with dcm2niix"
-        raise ReadError("dicom-mosaic", "is a Siemens mosaic, which is not read yet", where=where, fix=fix)
+def _to_pixels(dataset: Dataset, stored: NDArray, plane: Instance) -> Pixels:
+    decoder = _decoder_name(plane.transfer_syntax)
+    if plane.photometric not in GREY:
+        return Pixels(_colour(dataset, stored, plane), None, None, decoder, ())
+    return _grey(dataset, stored, plane, decoder)
 
 
-def _check_coding(instance: Instance, where: str) -> None:
-    twelve_bits = instance.transfer_syntax == JPEGExtended12Bit and instance.bits_stored > 8
-    if instance.transfer_syntax not in DECODERS or twelve_bits:
+def _decoder_name(syntax: UID) -> str:
+    distribution = DECODERS[syntax][1] if syntax in DECODERS else "pydicom"
+    return f"{distribution} {version(distribution)}"
+
+
+def _check_coding(plane: Instance, where: str) -> None:
+    if plane.transfer_syntax not in DECODERS and plane.transfer_syntax not in NATIVE:
         fix = "rewrite it uncompressed, for example with gdcmconv --raw"
-        reason = f"is in {_name(instance.transfer_syntax)}, which is not decoded"
+        reason = f"is in {_name(plane.transfer_syntax)}, which is not decoded"
         raise ReadError("dicom-undecoded", reason, where=where, fix=fix)
-    single = instance.photometric in GREY | {PALETTE}
-    known = single or instance.photometric in COLOUR
-    if not known or instance.samples != (1 if single else 3):
+    single = plane.photometric in GREY | {PALETTE}
+    known = single or plane.photometric in COLOUR
+    if not known or plane.samples != (1 if single else 3):
         reason = "has a photometric interpretation that is unknown or contradicts its samples per pixel"
         raise ReadError("dicom-photometric", reason, where=where, fix="convert it to MONOCHROME2 or RGB")
 
 
-def _check_values(instance: Instance, where: str) -> None:
-    stored = instance.bits_stored
-    if not 0 < stored <= instance.bits_allocated or instance.high_bit != stored - 1:
+def _check_values(plane: Instance, where: str) -> None:
+    stored = plane.bits_stored
+    if not 0 < stored <= plane.bits_allocated or plane.high_bit != stored - 1:
         reason = "has BitsAllocated, BitsStored and HighBit that contradict each other"
         raise ReadError("dicom-bits", reason, where=where, fix="export it again")
-    if instance.rescale is None:
+    if plane.rescale is None:
         reason = "has a rescale slope of zero, or slope or intercept that are no numbers"
         raise ReadError("dicom-rescale", reason, where=where, fix="export it again")
 
@@ -109,54 +140,116 @@ def _name(syntax: UID) -> str:
     return syntax.name if syntax.keyword else "an unknown transfer syntax"
 
 
-def _decode(dataset: Dataset, instance: Instance, plugin: str) -> NDArray:
-    """Return stored values, (H, W) or (H, W, 3); YBR becomes RGB."""
-    _check_length(dataset, instance)
+def _stored_planes(dataset: Dataset, planes: Sequence[Instance]) -> Iterator[tuple[int, NDArray]]:
+    """Yield the number of each plane with its stored values, (H, W) or (H, W, 3); YBR becomes RGB."""
+    first = planes[0]
+    data = _pixel_bytes(dataset, first)
+    native = first.transfer_syntax in NATIVE
+    frames = _native_frames if native else _compressed_frames
+    if first.mosaic == 1:
+        yield from frames(dataset, data, first, [plane.frame for plane in planes])
+        return
+    ((_, whole),) = frames(dataset, data, first, [0])
+    for plane in planes:
+        row, column = divmod(plane.frame, plane.mosaic)
+        rows = slice(row * plane.rows, (row + 1) * plane.rows)
+        yield plane.frame, whole[rows, column * plane.columns : (column + 1) * plane.columns]
+
+
+def _native_frames(
+    dataset: Dataset, data: bytes, plane: Instance, wanted: Sequence[int]
+) -> Iterator[tuple[int, NDArray]]:
+    """Decode uncompressed frames, in this process: there is no decoder that could fail."""
+    rows, columns = plane.stored_shape
+    samples = 2 if plane.photometric == "YBR_FULL_422" else plane.samples
+    expected = (rows * columns * samples * plane.bits_allocated * plane.frames + 7) // 8
+    if len(data) < expected:
+        reason = f"has {len(data)} of {expected} bytes of pixel data"
+        raise ReadError("dicom-truncated", reason, where=plane.path, fix="copy it again")
+    if len(data) >= 2 * expected:
+        raise _other_size(plane)
+    for number in wanted:
+        try:
+            yield number, pixel_array(dataset, index=number)
+        except Exception as error:  # pydicom fails in as many ways as there are malformed elements
+            raise _undecodable(plane, type(error).__name__) from error
+
+
+def _compressed_frames(
+    dataset: Dataset, data: bytes, plane: Instance, wanted: Sequence[int]
+) -> Iterator[tuple[int, NDArray]]:
+    """Decode compressed frames, in a child process."""
+    for number, frame in _encoded_frames(dataset, data, plane, wanted):
+        size = _codestream_size(frame)
+        if size is not None and size != plane.stored_shape:
+            raise _other_size(plane)
+        yield number, _decode_compressed(dataset, frame, plane)
+
+
+def _decode_compressed(dataset: Dataset, frame: bytes, plane: Instance) -> NDArray:
+    rows, columns = plane.stored_shape
+    request = {
+        "transfer_syntax": plane.transfer_syntax,
+        "plugin": DECODERS[plane.transfer_syntax][0],
+        "rows": rows,
+        "columns": columns,
+        "samples_per_pixel": plane.samples,
+        "photometric_interpretation": plane.photometric,
+        "bits_allocated": plane.bits_allocated,
+        "bits_stored": plane.bits_stored,
+        "pixel_representation": int(plane.signed),
+        "planar_configuration": int(dataset.get("PlanarConfiguration") or 0),
+    }
     try:
-        return pixel_array(dataset, decoding_plugin=plugin)
-    except Exception as error:  # decoders fail in as many ways as there are malformed streams
-        raise _undecodable(instance, error) from error
+        stored = decode_frame(frame, request, rows * columns * plane.samples)
+    except FrameRefusedError as error:
+        raise _undecodable(plane, error.args[0]) from error
+    except DecoderLostError as error:
+        reason = f"has pixel data at which its decoder {error.args[0]}"
+        raise ReadError("dicom-decoder", reason, where=plane.path, fix="copy or export it again") from error
+    if stored.shape[:2] != (rows, columns):
+        raise _other_size(plane)
+    return stored
 
 
-def _check_length(dataset: Dataset, instance: Instance) -> None:
-    """Check that the pixel data hold one frame of the header's size, before memory is taken for it."""
-    data = _pixel_bytes(dataset, instance)
-    if instance.transfer_syntax.is_encapsulated:
-        size = _codestream_size(_first_frame(data, instance))
-        fits = size is None or size == (instance.rows, instance.columns)
-    else:
-        samples = 2 if instance.photometric == "YBR_FULL_422" else instance.samples
-        expected = instance.rows * instance.columns * samples * instance.bits_allocated // 8
-        if len(data) < expected:
-            reason = f"has {len(data)} of {expected} bytes of pixel data"
-            raise ReadError("dicom-truncated", reason, where=instance.path, fix="copy it again")
-        fits = len(data) < 2 * expected
-    if not fits:
-        reason = "has pixel data of another size than its header says"
-        raise ReadError("dicom-pixels", reason, where=instance.path, fix="export it again")
+def _encoded_frames(
+    dataset: Dataset, data: bytes, plane: Instance, wanted: Sequence[int]
+) -> Iterator[tuple[int, bytes]]:
+    offsets = None
+    if "ExtendedOffsetTable" in dataset and "ExtendedOffsetTableLengths" in dataset:
+        offsets = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
+    try:
+        if plane.frames == 1:
+            yield 0, get_frame(data, 0, number_of_frames=1, extended_offsets=offsets)
+            return
+        frames = generate_frames(data, number_of_frames=plane.frames, extended_offsets=offsets)
+        found = {number: frame for number, frame in enumerate(frames) if number in set(wanted)}
+        yield from ((number, found[number]) for number in wanted)
+    except ReadError:
+        raise
+    except Exception as error:  # see _native_frames
+        raise _undecodable(plane, type(error).__name__) from error
 
 
-def _pixel_bytes(dataset: Dataset, instance: Instance) -> bytes:
+def _pixel_bytes(dataset: Dataset, plane: Instance) -> bytes:
     keyword = next((name for name in PIXEL_KEYWORDS if name in dataset), None)
     try:
         data = dataset[keyword].value if keyword else None
-    except Exception as error:  # see _decode
-        raise _undecodable(instance, error) from error
+    except Exception as error:  # see _native_frames
+        raise _undecodable(plane, type(error).__name__) from error
     if not isinstance(data, bytes) or not data:
-        raise ReadError("dicom-truncated", "has no pixel data", where=instance.path, fix="copy it again")
+        raise ReadError("dicom-truncated", "has no pixel data", where=plane.path, fix="copy it again")
     return data
 
 
-def _undecodable(instance: Instance, error: Exception) -> ReadError:
-    reason = f"has pixel data that cannot be decoded ({type(error).__name__})"
-    return ReadError("dicom-pixels", reason, where=instance.path, fix="copy or export it again")
+def _undecodable(plane: Instance, error: str) -> ReadError:
+    reason = f"has pixel data that cannot be decoded ({error})"
+    return ReadError("dicom-pixels", reason, where=plane.path, fix="copy or export it again")
 
 
-def _first_frame(data: bytes, instance: Instance) -> bytes:
-    try:
-        return pydicom.encaps.get_frame(data, 0, number_of_frames=1)
-    except Exception as error:  # see _decode
-        raise _undecodable(instance, error) from error
+def _other_size(plane: Instance) -> ReadError:
+    reason = "has pixel data of another size than its header says"
+    return ReadError("dicom-pixels", reason, where=plane.path, fix="export it again")
 
 
 def _codestream_size(frame: bytes) -> tuple[int, int] | None:
@@ -176,59 +269,83 @@ def _codestream_size(frame: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _colour(dataset: Dataset, stored: NDArray, instance: Instance) -> NDArray[np.float32]:
+def _colour(dataset: Dataset, stored: NDArray, plane: Instance) -> NDArray[np.float32]:
     """Return RGB values (3, H, W)."""
-    if instance.photometric == PALETTE:
+    if plane.photometric == PALETTE:
         try:
             stored = apply_color_lut(stored, dataset)
         except Exception as error:  # pydicom checks a palette only by using it
             reason = f"has a palette that cannot be applied ({type(error).__name__})"
-            raise ReadError("dicom-pixels", reason, where=instance.path, fix="export it as RGB") from error
+            raise ReadError("dicom-pixels", reason, where=plane.path, fix="export it as RGB") from error
     return np.ascontiguousarray(np.moveaxis(stored[..., :3], -1, 0), dtype=np.float32)
 
 
-def _grey(
-    dataset: Dataset, stored: NDArray, instance: Instance
-) -> tuple[NDArray[np.float32], tuple[float, float] | None, tuple[str, ...]]:
-    values, mirror = _to_modality_units(dataset, stored, instance)
-    window = instance.window
+def _grey(dataset: Dataset, stored: NDArray, plane: Instance, decoder: str) -> Pixels:
+    values, mirror = _to_modality_units(dataset, stored, plane)
+    voi = _voi(dataset, plane)
+    padding = _padding(plane)
     notes = []
-    if "PixelPaddingValue" in dataset:
-        notes.append("has a pixel padding value")
-    if instance.photometric == "MONOCHROME1":
+    if plane.photometric == "MONOCHROME1":
         # Low values are white (PS3.3 C.7.6.3.1.2).
         if mirror is None:
             reason = "is MONOCHROME1 in floating point, whose range is not known"
-            raise ReadError("dicom-photometric", reason, where=instance.path, fix="convert it to MONOCHROME2")
+            raise ReadError("dicom-photometric", reason, where=plane.path, fix="convert it to MONOCHROME2")
         values = mirror - values
-        window = (mirror - window[0], window[1]) if window else None
+        voi = voi.mirrored(mirror) if voi else None
+        padding = (mirror - padding[1], mirror - padding[0]) if padding else None
         notes.append("inverted from MONOCHROME1")
-    return values.astype(np.float32), window, tuple(notes)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ReadError(
+            "dicom-not-finite", "has NaN or infinite values", where=plane.path, fix="export it again"
+        )
+    return Pixels(values.astype(np.float32)[None], voi, padding, decoder, tuple(notes))
 
 
-def _to_modality_units(
-    dataset: Dataset, stored: NDArray, instance: Instance
-) -> tuple[NDArray[np.float64], float | None]:
+def _padding(plane: Instance) -> tuple[float, float] | None:
+    """Return the range of padding in modality units."""
+    if plane.padding is None:
+        return None
+    slope, intercept = plane.rescale or (1.0, 0.0)
+    low, high = sorted(value * slope + intercept for value in plane.padding)
+    return low, high
+
+
+def _voi(dataset: Dataset, plane: Instance) -> Voi | None:
+    """Return the VOI LUT of a file, which goes before its window; a table that is damaged counts for none."""
+    table = (dataset.get("VOILUTSequence") or [None])[0]
+    if table is None:
+        return plane.voi
+    try:
+        count, first, bits = (int(value) for value in table.LUTDescriptor)
+        data = table.LUTData
+        entries = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.asarray(data)
+        levels = (entries / (2.0**bits - 1)).astype(np.float32)
+    except (AttributeError, TypeError, ValueError):
+        return plane.voi
+    return VoiTable(float(first), levels) if len(levels) == (count or 2**16) else plane.voi
+
+
+def _to_modality_units(dataset: Dataset, stored: NDArray, plane: Instance) -> tuple[NDArray, float | None]:
     """Return values (H, W) and the sum of the lowest and highest value that they could take.
 
     That sum minus a value is the value of the inverted twin: stored as range - v, with the same rescale.
     """
     if "ModalityLUTSequence" in dataset:
-        return _through_table(dataset, stored, instance)
-    slope, intercept = instance.rescale or (1.0, 0.0)
+        return _through_table(dataset, stored, plane)
+    slope, intercept = plane.rescale or (1.0, 0.0)
+    # In double precision: values are rounded to float32 once, at the end.
+    values = stored if (slope, intercept) == (1.0, 0.0) else stored * slope + intercept
     if stored.dtype.kind == "f":
-        return stored * slope + intercept, None
+        return values, None
     # Lowest plus highest stored value: 2^bits - 1 unsigned, -1 in two's complement.
-    ends = -1 if instance.signed else 2**instance.bits_stored - 1
-    return stored * slope + intercept, ends * slope + 2 * intercept
+    ends = -1 if plane.signed else 2**plane.bits_stored - 1
+    return values, ends * slope + 2 * intercept
 
 
-def _through_table(
-    dataset: Dataset, stored: NDArray, instance: Instance
-) -> tuple[NDArray[np.float64], float]:
+def _through_table(dataset: Dataset, stored: NDArray, plane: Instance) -> tuple[NDArray, float]:
     try:
         bits = int(dataset.ModalityLUTSequence[0].LUTDescriptor[2])
-        return apply_modality_lut(stored, dataset).astype(np.float64), 2.0**bits - 1
+        return apply_modality_lut(stored, dataset), 2.0**bits - 1
     except Exception as error:  # pydicom checks a table only by using it
         reason = f"has a Modality LUT that cannot be applied ({type(error).__name__})"
-        raise ReadError("dicom-rescale", reason, where=instance.path, fix="export it again") from error
+        raise ReadError("dicom-rescale", reason, where=plane.path, fix="export it again") from error

@@ -78,7 +78,7 @@ def _stack(
 
 
 def _check_alike(instances: Sequence[Instance], where: str) -> None:
-    uids = [one.sop_uid for one in instances if one.sop_uid]
+    uids = [(one.sop_uid, one.frame) for one in instances if one.sop_uid]
     if len(set(uids)) < len(uids):
         reason = "different slices have the same SOPInstanceUID"
         raise ReadError("series-duplicate", reason, where=where, fix="remove the wrong ones")

@@ -11,14 +11,13 @@ import pytest
 from pydicom import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import (
+    MPEG2MPML,
     UID,
-    DeflatedExplicitVRLittleEndian,
     EncapsulatedPDFStorage,
-    EnhancedMRImageStorage,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
-    JPEGLosslessSV1,
     JPEGLSLossless,
+    JPIPHTJ2KReferenced,
     RLELossless,
     RTDoseStorage,
     SegmentationStorage,
@@ -28,6 +27,7 @@ from medtl.errors import ReadError
 from medtl.imaging import read_images
 from medtl.imaging.image import Image
 from medtl.imaging.series import read_series, scan
+from medtl.imaging.voi import Window
 from tests.imaging.conftest import build_dataset, fixed_uid, pattern, refusal, save
 
 OBLIQUE = (0.8, 0.6, 0.0, -0.36, 0.48, 0.8)
@@ -67,7 +67,7 @@ def test_a_radiograph_has_the_stored_values(make_radiograph: Callable, pixels: n
 
 @pytest.mark.parametrize(
     ("syntax", "decoder"),
-    [(RLELossless, "pydicom"), (JPEG2000Lossless, "pylibjpeg-openjpeg"), (JPEGLSLossless, "pyjpegls")],
+    [(RLELossless, "pylibjpeg-rle"), (JPEG2000Lossless, "pylibjpeg-openjpeg"), (JPEGLSLossless, "pyjpegls")],
     ids=["RLE", "JPEG 2000", "JPEG-LS"],
 )
 @pytest.mark.parametrize("colour", [False, True], ids=["grey", "RGB"])
@@ -86,7 +86,7 @@ def test_facts_say_what_the_file_is_and_never_whose(make_radiograph: Callable) -
         BodyPartExamined="CHEST", ViewPosition="PA", WindowCenter=[40, 1], WindowWidth=[400, 2]
     )
     facts = read_one(path).facts
-    assert (facts.modality, facts.body_part, facts.view, facts.window) == ("CR", "CHEST", "PA", (40.0, 400.0))
+    assert (facts.modality, facts.body_part, facts.view, facts.voi) == ("CR", "CHEST", "PA", Window(40, 400))
     assert len(facts.sha256) == 64 and facts.format == "dicom" and facts.photometric == "MONOCHROME2"
     assert facts.patient_key and facts.study_key and facts.series_key
     assert "CANARY" not in repr(facts) and str(fixed_uid("study")) not in repr(facts)
@@ -105,13 +105,14 @@ def test_monochrome1_twin_reads_to_the_same_values_and_window(
         (ends - pixels.astype(int)).astype(dtype),
         "b.dcm",
         PhotometricInterpretation="MONOCHROME1",
-        WindowCenter=2 * ends - 200 - 30,
+        # one more than the mirror image: LINEAR windows are not symmetric (PS3.3 C.11.2.1.2.1)
+        WindowCenter=2 * ends - 200 - 30 + 1,
         **rescale,
     )
     inverted = read_one(twin)
     np.testing.assert_array_equal(inverted.pixels, plain.pixels)
     np.testing.assert_array_equal(plain.pixels[0], pixels * 2.0 - 100)
-    assert inverted.facts.window == plain.facts.window == (30, 50)
+    assert inverted.facts.voi == plain.facts.voi == Window(30, 50)
     assert inverted.facts.notes == ("inverted from MONOCHROME1",)
 
 
@@ -210,7 +211,7 @@ def test_overlong_numbers_and_a_broken_character_set_are_read(
     path = make_radiograph(SpecificCharacterSet="ISO_IR 100", WindowWidth="400", WindowCenter="40")
     data = path.read_bytes().replace(b"ISO_IR 100", b"NOT_A_SET ")
     path.write_bytes(data)
-    assert read_one(path).facts.window == (40, 400)
+    assert read_one(path).facts.voi == Window(40, 400)
     assert not recwarn.list
 
 
@@ -279,7 +280,7 @@ def test_a_codestream_of_another_size_is_refused_before_it_is_decoded(
     make_radiograph: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "medtl.imaging.formats.dicom_pixels.pixel_array", lambda *a, **k: pytest.fail("decoded")
+        "medtl.imaging.formats.dicom_pixels.decode_frame", lambda *a, **k: pytest.fail("decoded")
     )
     for syntax in (JPEG2000Lossless, JPEGLSLossless):
         dataset = pydicom.dcmread(make_radiograph(pattern(64, 64), syntax=syntax))
@@ -297,7 +298,7 @@ def test_no_transfer_syntax_is_refused(make_radiograph: Callable) -> None:
     assert refusal(path).code == "dicom-transfer-syntax"
 
 
-@pytest.mark.parametrize("syntax", [JPEGLosslessSV1, DeflatedExplicitVRLittleEndian, UID("1.2.3.4")], ids=str)
+@pytest.mark.parametrize("syntax", [MPEG2MPML, JPIPHTJ2KReferenced, UID("1.2.3.4")], ids=str)
 def test_a_transfer_syntax_that_is_not_decoded_is_refused(
     make_radiograph: Callable, tmp_path: Path, syntax: UID
 ) -> None:
@@ -457,10 +458,8 @@ REFUSED_SERIES = {
     "zero spacing": (override(2, PixelSpacing=[0, 0]), "series-spacing"),
     "negative spacing": (override(None, PixelSpacing=[-1, 1]), "series-spacing"),
     "spacing differs": (override(2, PixelSpacing=[0.6, 0.25]), "series-spacing"),
-    "sizes differ": (shrink, "series-mixed"),
     "every second slice": (override(None, SpacingBetweenSlices=1.25, SliceThickness=1.25), "series-gap"),
     "one identifier": (override(None, SOPInstanceUID=fixed_uid("same")), "series-duplicate"),
-    "multi-frame class": (override(None, SOPClassUID=EnhancedMRImageStorage), "dicom-multiframe"),
 }
 
 

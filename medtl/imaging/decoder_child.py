@@ -1,0 +1,79 @@
+"""A process that decodes compressed frames, one at a time, until its standard input ends.
+
+Request and reply are a line of JSON followed by bytes: {"size": n, ...} and the frame, then {"shape",
+"dtype"} and the values, or {"error": name of the exception}. What a decoder prints is thrown away.
+"""
+
+import json
+import os
+import sys
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.encaps import encapsulate
+from pydicom.pixels import get_decoder
+from pydicom.uid import UID
+
+# What a decoder may take beyond what the process holds once its libraries are loaded.
+MEMORY_BYTES = 2**30
+
+
+def serve(requests: BinaryIO, replies: BinaryIO) -> None:
+    """Answer requests until there are no more."""
+    while line := requests.readline():
+        request = json.loads(line)
+        frame = requests.read(request.pop("size"))
+        header, values = _answer(request, frame)
+        replies.write(json.dumps(header).encode() + b"\n")
+        replies.write(values)
+        replies.flush()
+
+
+def _answer(request: dict[str, Any], frame: bytes) -> tuple[dict[str, Any], bytes]:
+    try:
+        values = decode_frame(frame, **request)
+    except BaseException as error:  # a decoder written in Rust panics past Exception
+        return {"error": type(error).__name__}, b""
+    return {"shape": values.shape, "dtype": values.dtype.str}, values.tobytes()
+
+
+def decode_frame(frame: bytes, transfer_syntax: str, plugin: str, **options: Any) -> NDArray:
+    """Decode one frame, without its encapsulation, to (H, W) or (H, W, 3); YBR becomes RGB."""
+    described = {**options, "number_of_frames": 1, "pixel_keyword": "PixelData"}
+    values, _ = get_decoder(UID(transfer_syntax)).as_array(
+        encapsulate([frame]), decoding_plugin=plugin, **described
+    )
+    return np.ascontiguousarray(values)
+
+
+def _load_decoders() -> None:
+    """Import the decoders before memory is limited."""
+    for name in ("gdcm", "openjpeg", "rle", "jpeg_ls", "PIL.Image"):
+        __import__(name)
+
+
+def _limit_memory() -> None:
+    if sys.platform != "linux":
+        return
+    import resource
+
+    with open("/proc/self/statm") as file:  # noqa: PTH123
+        held = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY_BYTES, held + MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def main() -> None:
+    """Serve on standard input and output; decoders write to neither."""
+    replies = os.fdopen(os.dup(1), "wb")
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    _load_decoders()
+    _limit_memory()
+    serve(sys.stdin.buffer, replies)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Decode compressed frames in child processes, so that a decoder that aborts, hangs or grows costs one file.
+
+Some decoders end their process on malformed data (gdcm), or panic past any `except` (pylibjpeg-rle). A child
+is started when it is first needed, is kept, and is replaced once it has died or was killed over its time.
+"""
+
+import atexit
+import json
+import os
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Seconds for a frame: some, and more for a large one. A mammogram of 12 million pixels takes about four.
+BASE_SECONDS = 8.0
+SECONDS_PER_VALUE = 2e-6
+# A child loads its libraries before it answers for the first time.
+START_SECONDS = 60.0
+
+CHILD = (sys.executable, "-P", "-m", "medtl.imaging.decoder_child")
+
+
+class FrameRefusedError(Exception):
+    """A decoder refused a frame: `args[0]` is the name of its exception."""
+
+
+class DecoderLostError(Exception):
+    """A decoder ended its process, or ran over its time: `args[0]` says which."""
+
+
+class DecoderChild:
+    """One child process, for one thread at a time."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(CHILD, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.seconds_allowed = START_SECONDS
+
+    def decode(self, frame: bytes, request: dict[str, Any], seconds: float) -> NDArray:
+        """Return the values of a frame. Raises FrameRefusedError; DecoderLostError, and ends the child."""
+        overtime = threading.Timer(seconds + self.seconds_allowed, self.process.kill)
+        overtime.start()
+        try:
+            return self._exchange(frame, request)
+        except (BrokenPipeError, EOFError) as error:
+            late = not overtime.is_alive()
+            self.close()
+            reason = f"took more than {seconds:.0f} s" if late else "ended its process"
+            raise DecoderLostError(reason) from error
+        finally:
+            overtime.cancel()
+            self.seconds_allowed = 0.0
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.communicate()
+
+    def _exchange(self, frame: bytes, request: dict[str, Any]) -> NDArray:
+        requests, replies = self.process.stdin, self.process.stdout
+        assert requests is not None and replies is not None
+        requests.write(json.dumps({**request, "size": len(frame)}).encode() + b"\n")
+        requests.write(frame)
+        requests.flush()
+        line = replies.readline()
+        if not line:
+            raise EOFError
+        reply = json.loads(line)
+        if "error" in reply:
+            raise FrameRefusedError(reply["error"])
+        values = np.empty(reply["shape"], np.dtype(reply["dtype"]))
+        if replies.readinto(values.reshape(-1).view(np.uint8)) < values.nbytes:  # type: ignore[attr-defined]
+            raise EOFError
+        return values
+
+
+class DecoderPool:
+    """Children that are idle, and no more at work than there are processors."""
+
+    def __init__(self, most: int) -> None:
+        self.owner = os.getpid()
+        self.idle: list[DecoderChild] = []
+        self.places = threading.BoundedSemaphore(most)
+
+    def decode(self, frame: bytes, request: dict[str, Any], seconds: float) -> NDArray:
+        """Decode with an idle child, or with a new one. Raises as DecoderChild.decode does."""
+        with self.places:
+            try:
+                child = self.idle.pop()
+            except IndexError:
+                child = DecoderChild()
+            try:
+                return child.decode(frame, request, seconds)
+            finally:
+                if child.process.poll() is None:
+                    self.idle.append(child)
+
+    def close(self) -> None:
+        """End all idle children."""
+        while self.idle:
+            self.idle.pop().close()
+
+
+_pool: DecoderPool | None = None
+_starting = threading.Lock()
+
+
+def decode_frame(frame: bytes, request: dict[str, Any], values: int) -> NDArray:
+    """Decode one frame, without its encapsulation, to stored values (H, W) or (H, W, 3); YBR becomes RGB.
+
+    request: transfer_syntax, plugin, and the elements that pydicom's decoder asks for; values: how many there
+    should be. Raises FrameRefusedError, DecoderLostError.
+    """
+    return _running_pool().decode(frame, request, BASE_SECONDS + SECONDS_PER_VALUE * values)
+
+
+def _running_pool() -> DecoderPool:
+    global _pool
+    with _starting:
+        if _pool is None or _pool.owner != os.getpid():  # a forked process shares no pipe with its parent
+            _pool = DecoderPool(os.cpu_count() or 1)
+            atexit.register(_pool.close)
+        return _pool
