@@ -8,9 +8,9 @@ import logging
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medtl.errors import ReadError
 from medtl.imaging.image import Image
@@ -52,16 +52,17 @@ class Series:
 
     files are in slice order for a DICOM volume. path is what names the unit to the user: the folder of a
     DICOM series that has the folder to itself, otherwise its first file. item is the name of one item of a
-    file that holds several ("train/17" of an archive, "volume/1" of a 4D file), None otherwise. frames are
-    the planes of each file, in slice order; empty where each file is one plane. Keys are salted hashes, empty
-    where unknown. notes are what the scan repaired or left out, one phrase each; they reach ImageFacts.notes.
+    file that holds several ("train/17" of an archive, "volume/1" of a 4D file), None otherwise. planes are
+    what a scan of DICOM found out of each slice, in order, for the reading to use. Keys are salted hashes,
+    empty where unknown. notes are what the scan repaired or left out, one phrase each; they reach
+    ImageFacts.notes.
     """
 
     path: Path
     files: tuple[Path, ...]
     format: str
     item: str | None = None
-    frames: tuple[tuple[int, ...], ...] = ()
+    planes: tuple[Any, ...] = field(default=(), repr=False, compare=False)
     modality: str = ""
     patient_key: str = ""
     study_key: str = ""

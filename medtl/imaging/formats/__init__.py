@@ -3,13 +3,17 @@
 A format is a module with the four names of `Format`. Files are told apart by content, never by extension.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from medtl.imaging.formats import dicom, medmnist, nifti, raster
-from medtl.imaging.image import Image
-from medtl.imaging.series import Scan, Series
+# pydicom imports gdcm, which takes any folder named dl in the working directory for a module that it needs.
+sys.modules.setdefault("dl", None)  # type: ignore[arg-type]
+
+from medtl.imaging.formats import dicom, medmnist, nifti, raster  # noqa: E402
+from medtl.imaging.image import Image  # noqa: E402
+from medtl.imaging.series import Scan, Series  # noqa: E402
 
 
 class Format(Protocol):

@@ -1,6 +1,7 @@
 """Read DICOM: headers become series, a series becomes one volume, a projection or lone slice one image."""
 
 import hashlib
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from medtl.errors import ReadError
 from medtl.imaging.deidentify import hash_identifier
 from medtl.imaging.formats.dicom_frames import planes_of
 from medtl.imaging.formats.dicom_headers import Instance, read_dataset, read_header
-from medtl.imaging.formats.dicom_pixels import Pixels, check_decodable, decode
+from medtl.imaging.formats.dicom_pixels import Pixels, check_decodable, decode, decode_directly
 from medtl.imaging.formats.dicom_stack import arrange
 from medtl.imaging.formats.dicom_volumes import Group, deal_planes
 from medtl.imaging.image import Image, ImageFacts
@@ -59,7 +60,10 @@ def scan(files: Sequence[Path]) -> Scan:
 def read(series: Series) -> Image:
     """Read one series. Raises ReadError dicom-* for a plane, series-* for a stack."""
     digest = hashlib.sha256()
-    decoded = [pair for number in range(len(series.files)) for pair in _decode_file(series, number, digest)]
+    by_file: dict[Path, list[Instance]] = defaultdict(list)
+    for plane in series.planes:
+        by_file[plane.path].append(plane)
+    decoded = [pair for path, planes in by_file.items() for pair in _decode_file(path, planes, digest)]
     first, pixels = decoded[0]
     facts = ImageFacts(
         source=f"{series.path}#{series.item}" if series.item else str(series.path),
@@ -79,7 +83,7 @@ def read(series: Series) -> Image:
         notes=(*series.notes, *dict.fromkeys(note for pair in decoded for note in _notes(*pair))),
     )
     if len(decoded) == 1:
-        return Image(pixels.values, None, _flat_spacing(first), facts)
+        return Image(np.ascontiguousarray(pixels.values, np.float32), None, _flat_spacing(first), facts)
     return _volume(decoded, series, facts)
 
 
@@ -103,7 +107,7 @@ def _read_headers(files: Sequence[Path]) -> tuple[list[list[Instance]], list[Rea
 
 def _planes_or_error(path: Path) -> list[Instance] | ReadError:
     try:
-        planes = planes_of(read_header(path), path)
+        planes = planes_of(read_header(path))
     except ReadError as error:
         return error
     except OSError as error:
@@ -134,7 +138,9 @@ def _drop_copies(found: Sequence[list[Instance]]) -> tuple[list[list[Instance]],
 def _same_content(one: Instance, other: Instance) -> bool:
     """Compare two files by bytes, then element by element: a copy may have a new file meta group."""
     first, second = one.path.read_bytes(), other.path.read_bytes()
-    return first == second or read_dataset(one.path, first) == read_dataset(other.path, second)
+    if first == second:
+        return True
+    return read_dataset(one.path, first).dataset == read_dataset(other.path, second).dataset
 
 
 def _name_groups(groups: Sequence[Group]) -> list[tuple[Path, str | None]]:
@@ -165,14 +171,12 @@ def _series(planes: Sequence[Instance], where: Path, item: str | None, notes: Se
     for plane in planes:
         check_decodable(plane, str(where), len(planes))
     ordered = arrange(planes, str(where)).instances if len(planes) > 1 else planes
-    files = tuple(dict.fromkeys(plane.path for plane in ordered))
-    several = first.frames > 1 or first.mosaic > 1
     return Series(
         path=where,
-        files=files,
+        files=tuple(dict.fromkeys(plane.path for plane in ordered)),
         format=NAME,
         item=item,
-        frames=tuple(tuple(p.frame for p in ordered if p.path == path) for path in files) if several else (),
+        planes=tuple(ordered),
         modality=first.modality,
         patient_key=hash_identifier(first.patient_id),
         study_key=hash_identifier(first.study_uid),
@@ -181,30 +185,42 @@ def _series(planes: Sequence[Instance], where: Path, item: str | None, notes: Se
     )
 
 
-def _decode_file(series: Series, number: int, digest: "hashlib._Hash") -> list[tuple[Instance, Pixels]]:
-    """Return the planes of the series that one of its files holds, decoded."""
-    path = series.files[number]
-    data = path.read_bytes()
+def _decode_file(
+    path: Path, planes: Sequence[Instance], digest: "hashlib._Hash"
+) -> list[tuple[Instance, Pixels]]:
+    """Decode the planes of a series that one file holds; a file that has changed is understood anew."""
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        data = file.read()
     if not data:
         raise ReadError("file-empty", "has no bytes", where=path, fix="copy it again from its source")
     digest.update(data)
-    dataset = read_dataset(path, data)
-    planes = planes_of(dataset, path)
-    if series.frames:
-        if max(series.frames[number]) >= len(planes):
-            raise ReadError(
-                "dicom-header", "has changed since it was listed", where=path, fix="read it again"
-            )
-        planes = [planes[frame] for frame in series.frames[number]]
+    place = planes[0].place
+    if place and (place.size, place.time_ns) == (status.st_size, status.st_mtime_ns):
+        direct = decode_directly(data, planes, place)
+        if direct is not None:
+            return list(zip(planes, direct, strict=True))
+    parsed = read_dataset(path, data)
+    planes = _same_planes(planes_of(parsed), planes)
+    return list(zip(planes, decode(parsed.dataset, planes), strict=True))
+
+
+def _same_planes(now: Sequence[Instance], before: Sequence[Instance]) -> list[Instance]:
+    """Return the planes with the same numbers as before, checked again."""
+    path = before[0].path
+    if max(plane.frame for plane in before) >= len(now):
+        raise ReadError("dicom-header", "has changed since it was listed", where=path, fix="read it again")
+    planes = [now[plane.frame] for plane in before]
     for plane in planes:
-        check_decodable(plane, str(path), len(series.files) * len(planes))
-    return list(zip(planes, decode(dataset, planes), strict=True))
+        check_decodable(plane, str(path), len(planes))
+    return planes
 
 
 def _volume(decoded: Sequence[tuple[Instance, Pixels]], series: Series, facts: ImageFacts) -> Image:
     stack = arrange([plane for plane, _ in decoded], str(series.path))
     values = {(plane.path, plane.frame): pixels.values for plane, pixels in decoded}
-    pixels = np.stack([values[one.path, one.frame] for one in stack.instances], axis=1)  # (C, D, H, W)
+    planes = [values[one.path, one.frame] for one in stack.instances]
+    pixels = np.stack(planes, axis=1, dtype=np.float32, casting="same_kind")  # (C, D, H, W)
     return Image(pixels, stack.affine, stack.spacing_mm, facts)
 
 

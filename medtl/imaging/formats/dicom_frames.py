@@ -8,18 +8,22 @@ with one plane, so that everything after this knows planes alone.
 import math
 import warnings
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from pydicom import Dataset
+from pydicom.tag import Tag
 
 from medtl.errors import ReadError
 from medtl.imaging.formats.dicom_headers import (
     FRAME_GROUP_KEYWORDS,
-    HEADER_KEYWORDS,
+    KEYWORDS_BY_TAG,
+    Header,
     Instance,
+    Parsed,
     describe,
+    header_of,
     reporting_malformed,
+    values_of,
 )
 
 # What enhanced images call an element of classic ones.
@@ -32,59 +36,54 @@ ENHANCED_NAMES = {
     "FrameAcquisitionDateTime": "AcquisitionDateTime",
     "NominalCardiacTriggerDelayTime": "TriggerTime",
 }
-FLAT_KEYWORDS = frozenset(HEADER_KEYWORDS) - frozenset(FRAME_GROUP_KEYWORDS)
+NAMES_BY_TAG = {
+    **KEYWORDS_BY_TAG,
+    **{Tag(enhanced): classic for enhanced, classic in ENHANCED_NAMES.items()},
+}
 
 
-def planes_of(dataset: Dataset, path: Path) -> list[Instance]:
+def planes_of(parsed: Parsed) -> list[Instance]:
     """Return the planes of a file, in the order in which they are stored.
 
     Raises ReadError dicom-header; dicom-multiframe for frames without positions, dicom-mosaic for a mosaic
     that does not say how it is laid out.
     """
-    instance = describe(dataset, path)
-    with reporting_malformed(path):
+    dataset = parsed.dataset
+    with reporting_malformed(parsed.path):
+        header = header_of(dataset)
+    instance = describe(header, parsed)
+    with reporting_malformed(parsed.path):
         if "MOSAIC" in instance.image_type:
             return _tiles(dataset, instance)
-        if any(dataset.get(keyword) for keyword in FRAME_GROUP_KEYWORDS):
-            return _frames(dataset, instance)
+        if any(keyword in dataset for keyword in FRAME_GROUP_KEYWORDS):
+            return _frames(parsed, header, instance)
     if instance.frames > 1:
         reason = f"has {instance.frames} frames without positions, as a cine has"
-        raise ReadError("dicom-multiframe", reason, where=path, fix="export the frame that is meant")
+        raise ReadError("dicom-multiframe", reason, where=parsed.path, fix="export the frame that is meant")
     return [instance]
 
 
-def _frames(dataset: Dataset, instance: Instance) -> list[Instance]:
-    shared = dataset.get("SharedFunctionalGroupsSequence") or []
-    own = dataset.get("PerFrameFunctionalGroupsSequence") or []
+def _frames(parsed: Parsed, header: Header, instance: Instance) -> list[Instance]:
+    shared = parsed.dataset.get("SharedFunctionalGroupsSequence") or []
+    own = parsed.dataset.get("PerFrameFunctionalGroupsSequence") or []
     if len(own) != instance.frames:
         reason = f"has functional groups for {len(own)} of {instance.frames} frames"
         raise ReadError("dicom-header", reason, where=instance.path, fix="export it again")
-    common = Dataset()
-    for keyword in FLAT_KEYWORDS:
-        if keyword in dataset:
-            common[keyword] = dataset[keyword]
-    for item in shared[:1]:
-        _gather(item, common)
-    return [_frame(dataset, common, item, index, instance) for index, item in enumerate(own)]
+    common = {**header, **(_gather(shared[0]) if shared else {})}
+    frames = [describe({**common, **_gather(item)}, parsed) for item in own]
+    return [replace(frame, frame=index, frames=instance.frames) for index, frame in enumerate(frames)]
 
 
-def _frame(dataset: Dataset, common: Dataset, own: Dataset, index: int, instance: Instance) -> Instance:
-    flat = Dataset(common)
-    flat.file_meta = dataset.file_meta
-    _gather(own, flat)
-    return replace(describe(flat, instance.path), frame=index, frames=instance.frames)
-
-
-def _gather(item: Dataset, flat: Dataset) -> None:
-    """Copy the elements of functional groups that a flat header has, under the names that it has for them."""
-    for element in item:
-        if element.VR == "SQ":
-            for nested in element.value[:1]:
-                _gather(nested, flat)
-            continue
-        keyword = ENHANCED_NAMES.get(element.keyword, element.keyword)
-        if keyword in FLAT_KEYWORDS:
-            setattr(flat, keyword, element.value)
+def _gather(item: Dataset) -> Header:
+    """Return the elements of functional groups, by the keywords that a flat header has for them."""
+    found: Header = {}
+    for tag in item.keys():  # noqa: SIM118 a Dataset iterates over its elements
+        if tag in NAMES_BY_TAG:
+            found[NAMES_BY_TAG[tag]] = values_of(item, tag)
+        elif item[tag].VR == "SQ":
+            for nested in item[tag].value[:1]:
+                found |= _gather(nested)
+    return found
 
 
 def _tiles(dataset: Dataset, instance: Instance) -> list[Instance]:

@@ -5,7 +5,8 @@ Stored values are decoded, brought to modality units (PS3.3 C.11.1), and inverte
 
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import version
 
 import numpy as np
@@ -33,7 +34,7 @@ from pydicom.uid import (
 
 from medtl.errors import ReadError
 from medtl.imaging.decoding import DecoderLostError, FrameRefusedError, decode_frame
-from medtl.imaging.formats.dicom_headers import Instance
+from medtl.imaging.formats.dicom_headers import Instance, Place
 from medtl.imaging.voi import Voi, VoiTable
 
 # The plugin of pydicom and the distribution that decode a transfer syntax. One each: values of lossy ones
@@ -56,7 +57,13 @@ DECODERS: dict[UID, tuple[str, str]] = {
 # Pixel values in one image, 1 GiB as float32. Checked before anything is decoded.
 MOST_VALUES = 2**28
 
+# A frame that is larger than any radiograph and shrinks to almost nothing is no image (a bomb).
+LARGE_FRAME_VALUES = 2**25
+MOST_SHRINKING = 500
+
 GREY = frozenset({"MONOCHROME1", "MONOCHROME2"})
+# Little-endian words by BitsAllocated.
+WORDS: dict[int, np.dtype] = {8: np.dtype("u1"), 16: np.dtype("<u2")}
 PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 PALETTE = "PALETTE COLOR"
 COLOUR = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})
@@ -68,12 +75,14 @@ START_OF_FRAME = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """Values float32 (C, H, W) of one plane, the VOI transformation meant for them, and how they came about.
+    """Values (C, H, W) of one plane, the VOI transformation meant for them, and how they came about.
+
+    They have the type in which they are exact; whoever makes an image of them rounds them to float32.
 
     padding: the lowest and highest value that stand for no image, None where the file names none.
     """
 
-    values: NDArray[np.float32]
+    values: NDArray
     voi: Voi | None
     padding: tuple[float, float] | None
     decoder: str
@@ -102,13 +111,49 @@ def decode(dataset: Dataset, planes: Sequence[Instance]) -> list[Pixels]:
     return [_to_pixels(dataset, stored[plane.frame], plane) for plane in planes]
 
 
+def decode_directly(data: bytes, planes: Sequence[Instance], place: Place) -> list[Pixels] | None:
+    """Decode planes straight from the bytes of their file, which the scan has understood already.
+
+    Only grey, little-endian whole numbers without tables; None for all others.
+    """
+    first = planes[0]
+    simple = first.transfer_syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
+    simple = simple and first.photometric in GREY and first.bits_allocated in WORDS and first.mosaic == 1
+    if not simple or any(plane.has_tables for plane in planes):
+        return None
+    size = first.values * first.bits_allocated // 8
+    if not size * first.frames <= place.length < 2 * size * first.frames:
+        return None  # the long way says what is wrong
+    decoder = _decoder_name(first.transfer_syntax)
+    decoded = []
+    for plane in planes:
+        start = place.start + plane.frame * size
+        words = np.frombuffer(data, WORDS[first.bits_allocated], plane.values, start)
+        decoded.append(_grey(_stored_values(words, plane), plane, plane.voi, decoder))
+    return decoded
+
+
+def _stored_values(words: NDArray, plane: Instance) -> NDArray:
+    """Return the values (H, W) that the lowest BitsStored bits of unsigned words stand for."""
+    unused = plane.bits_allocated - plane.bits_stored
+    if plane.signed:
+        signed = words.view(words.dtype.str.replace("u", "i"))
+        words = (signed << unused) >> unused if unused else signed
+    elif unused and words.max() >> plane.bits_stored:
+        words = words & (2**plane.bits_stored - 1)
+    return words.reshape(plane.rows, plane.columns)
+
+
 def _to_pixels(dataset: Dataset, stored: NDArray, plane: Instance) -> Pixels:
     decoder = _decoder_name(plane.transfer_syntax)
     if plane.photometric not in GREY:
         return Pixels(_colour(dataset, stored, plane), None, None, decoder, ())
-    return _grey(dataset, stored, plane, decoder)
+    if "ModalityLUTSequence" in dataset:
+        stored, plane = _through_table(dataset, stored, plane)
+    return _grey(stored, plane, _voi(dataset, plane), decoder)
 
 
+@cache
 def _decoder_name(syntax: UID) -> str:
     distribution = DECODERS[syntax][1] if syntax in DECODERS else "pydicom"
     return f"{distribution} {version(distribution)}"
@@ -183,6 +228,10 @@ def _compressed_frames(
         size = _codestream_size(frame)
         if size is not None and size != plane.stored_shape:
             raise _other_size(plane)
+        rows, columns = plane.stored_shape
+        if rows * columns > max(LARGE_FRAME_VALUES, MOST_SHRINKING * len(frame)):
+            reason = f"has {len(frame)} bytes for {rows} x {columns} pixels"
+            raise ReadError("dicom-too-large", reason, where=plane.path, fix="export it again")
         yield number, _decode_compressed(dataset, frame, plane)
 
 
@@ -269,7 +318,7 @@ def _codestream_size(frame: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _colour(dataset: Dataset, stored: NDArray, plane: Instance) -> NDArray[np.float32]:
+def _colour(dataset: Dataset, stored: NDArray, plane: Instance) -> NDArray:
     """Return RGB values (3, H, W)."""
     if plane.photometric == PALETTE:
         try:
@@ -277,28 +326,30 @@ def _colour(dataset: Dataset, stored: NDArray, plane: Instance) -> NDArray[np.fl
         except Exception as error:  # pydicom checks a palette only by using it
             reason = f"has a palette that cannot be applied ({type(error).__name__})"
             raise ReadError("dicom-pixels", reason, where=plane.path, fix="export it as RGB") from error
-    return np.ascontiguousarray(np.moveaxis(stored[..., :3], -1, 0), dtype=np.float32)
+    return np.moveaxis(stored[..., :3], -1, 0)
 
 
-def _grey(dataset: Dataset, stored: NDArray, plane: Instance, decoder: str) -> Pixels:
-    values, mirror = _to_modality_units(dataset, stored, plane)
-    voi = _voi(dataset, plane)
+def _grey(stored: NDArray, plane: Instance, voi: Voi | None, decoder: str) -> Pixels:
+    """Bring stored values (H, W) to modality units in which larger is brighter."""
+    slope, intercept = plane.rescale or (1.0, 0.0)
+    values = stored if (slope, intercept) == (1.0, 0.0) else stored * slope + intercept
     padding = _padding(plane)
     notes = []
     if plane.photometric == "MONOCHROME1":
-        # Low values are white (PS3.3 C.7.6.3.1.2).
-        if mirror is None:
+        # Low values are white (PS3.3 C.7.6.3.1.2). The inverted twin is stored as ends - v, with the same
+        # rescale: the lowest plus the highest stored value is 2^bits - 1 unsigned, -1 in two's complement.
+        if stored.dtype.kind == "f":
             reason = "is MONOCHROME1 in floating point, whose range is not known"
             raise ReadError("dicom-photometric", reason, where=plane.path, fix="convert it to MONOCHROME2")
-        values = mirror - values
-        voi = voi.mirrored(mirror) if voi else None
-        padding = (mirror - padding[1], mirror - padding[0]) if padding else None
+        ends = (-1 if plane.signed else 2**plane.bits_stored - 1) * slope + 2 * intercept
+        values = ends - values
+        voi = voi.mirrored(ends) if voi else None
+        padding = (ends - padding[1], ends - padding[0]) if padding else None
         notes.append("inverted from MONOCHROME1")
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise ReadError(
-            "dicom-not-finite", "has NaN or infinite values", where=plane.path, fix="export it again"
-        )
-    return Pixels(values.astype(np.float32)[None], voi, padding, decoder, tuple(notes))
+        reason = "has NaN or infinite values"
+        raise ReadError("dicom-not-finite", reason, where=plane.path, fix="export it again")
+    return Pixels(values[None], voi, padding, decoder, tuple(notes))
 
 
 def _padding(plane: Instance) -> tuple[float, float] | None:
@@ -325,27 +376,12 @@ def _voi(dataset: Dataset, plane: Instance) -> Voi | None:
     return VoiTable(float(first), levels) if len(levels) == (count or 2**16) else plane.voi
 
 
-def _to_modality_units(dataset: Dataset, stored: NDArray, plane: Instance) -> tuple[NDArray, float | None]:
-    """Return values (H, W) and the sum of the lowest and highest value that they could take.
-
-    That sum minus a value is the value of the inverted twin: stored as range - v, with the same rescale.
-    """
-    if "ModalityLUTSequence" in dataset:
-        return _through_table(dataset, stored, plane)
-    slope, intercept = plane.rescale or (1.0, 0.0)
-    # In double precision: values are rounded to float32 once, at the end.
-    values = stored if (slope, intercept) == (1.0, 0.0) else stored * slope + intercept
-    if stored.dtype.kind == "f":
-        return values, None
-    # Lowest plus highest stored value: 2^bits - 1 unsigned, -1 in two's complement.
-    ends = -1 if plane.signed else 2**plane.bits_stored - 1
-    return values, ends * slope + 2 * intercept
-
-
-def _through_table(dataset: Dataset, stored: NDArray, plane: Instance) -> tuple[NDArray, float]:
+def _through_table(dataset: Dataset, stored: NDArray, plane: Instance) -> tuple[NDArray, Instance]:
+    """Apply the Modality LUT; return its values, and the plane as if they were stored."""
     try:
         bits = int(dataset.ModalityLUTSequence[0].LUTDescriptor[2])
-        return apply_modality_lut(stored, dataset), 2.0**bits - 1
+        values = apply_modality_lut(stored, dataset)
     except Exception as error:  # pydicom checks a table only by using it
         reason = f"has a Modality LUT that cannot be applied ({type(error).__name__})"
         raise ReadError("dicom-rescale", reason, where=plane.path, fix="export it again") from error
+    return values, replace(plane, bits_stored=bits, signed=False, rescale=(1.0, 0.0))
