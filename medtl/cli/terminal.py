@@ -57,11 +57,17 @@ class TerminalWatcher:
         self.bar.stop()
 
     def note(self, label: str, text: str) -> None:
-        """Print one labelled line."""
+        """Print one labelled line; what does not fit on a terminal goes on below the text, not the label."""
+        from rich.table import Table
+
         self._clear()
-        self.console.print(
-            f"  [bold]{label:<9}[/bold] {_escape(text)}", soft_wrap=not self.console.is_terminal
-        )
+        name = f"  [bold]{label:<9}[/bold]"
+        if not self.console.is_terminal:
+            self.console.print(f"{name} {_escape(text)}", soft_wrap=True)
+            return
+        line = Table.grid(padding=(0, 1, 0, 0))
+        line.add_row(name, _escape(text))
+        self.console.print(line)
 
     def stage(self, number: int, of: int, stage: "Stage", plan: "CachePlan") -> None:
         """Announce a stage and say what happens to its frozen prefix."""

@@ -5,10 +5,13 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from pydicom.uid import ComputedRadiographyImageStorage
 
 from tests.cli import jobs
 from tests.cli.conftest import Trained
+from tests.imaging.conftest import build_dataset, pattern, save
 
 COLUMNS = ["sample_id", "source", "status", "code", "reason", "predicted", "p_normal", "p_lesion"]
 
@@ -158,6 +161,27 @@ def test_a_pipe_is_skipped_without_waiting_for_it(trained: Trained, tmp_path: Pa
     os.mkfifo(tmp_path / "folder/pipe.png")
     rows = score(trained.run, tmp_path / "folder", tmp_path / "out", exit_code=3)
     assert rows["inside.png"]["status"] == "scored" and rows["pipe.png"]["status"] == "refused"
+
+
+def test_another_modality_is_refused_unless_asked_for(trained: Trained, tmp_path: Path) -> None:
+    run = shutil.copytree(trained.run, tmp_path / "run")
+    recipe = run / "checkpoints/best/checkpoint.json"
+    header = json.loads(recipe.read_text())
+    header["preprocessing"]["modalities"] = ["DX"]
+    recipe.write_text(json.dumps(header))
+    dataset = build_dataset(pattern(40, 40), ComputedRadiographyImageStorage, Modality="CR", BitsStored=12)
+    save(dataset, tmp_path / "folder" / "cr.dcm")
+    jobs.write_png(tmp_path / "folder/names-none.png", jobs.draw(0, 0))
+    rows = score(run, tmp_path / "folder", tmp_path / "out", exit_code=3)
+    assert rows["cr.dcm"]["code"] == "image-modality" and rows["names-none.png"]["status"] == "scored"
+    result = jobs.medtl("score", run, tmp_path / "folder", "--out", tmp_path / "any", "--any-modality")
+    assert result.exit_code == 0, result.output
+
+
+def test_a_constant_image_is_warned_of(trained: Trained, tmp_path: Path) -> None:
+    jobs.write_png(tmp_path / "folder/blank.png", np.full((32, 32), 9, np.uint8))
+    result = jobs.medtl("score", trained.run, tmp_path / "folder", "--out", tmp_path / "out")
+    assert result.exit_code == 0 and "warning: [image-constant] blank.png" in result.stderr
 
 
 def _table(run: Path, tmp_path: Path, exit_code: int) -> Path:

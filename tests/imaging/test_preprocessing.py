@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from medtl.errors import ReadError
 from medtl.imaging.image import Image, ImageFacts
 from medtl.imaging.preprocessing import PreprocessingConfig, prepare_image, to_image_grid
-from medtl.imaging.voi import Window
+from medtl.imaging.voi import VoiTable, Window
 
 # Slices up, rows to the front, columns to the right: the reverse of SPL in two axes.
 SAR = np.array([[0, 0, 0.7, 10], [0, 0.7, 0, 20], [5.0, 0, 0, -30], [0, 0, 0, 1]])
@@ -88,6 +88,38 @@ def test_the_window_of_the_file_is_used_where_asked():
     image = make_image((1, 32, 32), voi=Window(50, 20, "LINEAR_EXACT"))
     prepared = prepare_image(image, PreprocessingConfig(size=(32, 32), intensity="window"))
     assert np.allclose(prepared.pixels, np.clip((image.pixels - 40) / 20, 0, 1), atol=1e-5)
+
+
+def test_the_voi_table_of_the_file_is_used_where_asked():
+    table = VoiTable(0, np.linspace(0, 1, 101, dtype=np.float32) ** 2)
+    image = make_image((1, 32, 32), voi=table)
+    image = replace(image, pixels=np.round(image.pixels))
+    prepared = prepare_image(image, PreprocessingConfig(size=(32, 32), intensity="window"))
+    assert np.allclose(prepared.pixels, (image.pixels / 100) ** 2, atol=1e-5)
+
+
+def test_padding_looks_like_background():
+    image = make_image((1, 40, 40), padding=(-2000, -1900))
+    padded = image.pixels.copy()
+    padded[:, :, :12] = -2000
+    config = PreprocessingConfig(size=(40, 40))
+    prepared = prepare_image(replace(image, pixels=padded), config).pixels[0]
+    assert (prepared[:, :12] == 0).all()
+    assert np.median(prepared[:, 12:]) == pytest.approx(0.5, abs=0.05), "padding does not widen the range"
+
+
+@pytest.mark.parametrize(
+    ("facts", "settings", "what"),
+    [
+        ({"modality": "MR"}, {"modalities": ("CR", "DX")}, "modality"),
+        ({"body_part": "HAND"}, {"body_parts": ("CHEST",)}, "body part"),
+    ],
+)
+def test_what_the_file_calls_something_else_is_refused_by_name(facts, settings, what):
+    with pytest.raises(ReadError, match=f"another {what}") as caught:
+        prepare_image(make_image((1, 40, 40), **facts), PreprocessingConfig(**settings))
+    assert caught.value.code == "image-modality"
+    prepare_image(make_image((1, 40, 40)), PreprocessingConfig(**settings))  # a photograph says nothing
 
 
 def test_colour_becomes_grey_by_luma():

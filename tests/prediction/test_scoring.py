@@ -4,6 +4,7 @@ import csv
 import errno
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -199,3 +200,20 @@ def test_weights_that_give_no_numbers_are_an_error(make_checkpoint: Make, folder
     with pytest.raises(CheckpointError) as caught:
         rows_of(checkpoint, folder)
     assert caught.value.code == "scores-invalid"
+
+
+def test_a_constant_image_is_scored_with_a_warning(make_checkpoint: Make, tmp_path: Path) -> None:
+    blank = tmp_path / "blank.png"
+    PillowImage.fromarray(np.full((30, 26), 7, np.uint8)).save(blank)
+    (scored,) = score_series(make_checkpoint(), scan(blank), tmp_path)
+    assert (scored.prediction.status, scored.prediction.code) == ("scored", "image-constant")
+    assert score_images(make_checkpoint(), read_images(blank))[0].code == "image-constant"
+
+
+def test_a_lenient_checkpoint_takes_any_modality(make_checkpoint: Make) -> None:
+    strict = make_checkpoint()
+    narrow = strict.preprocessing.model_copy(update={"modalities": ("MR",), "body_parts": ("BRAIN",)})
+    strict = replace(strict, header=strict.header.model_copy(update={"preprocessing": narrow}))
+    lenient = strict.for_any_modality()
+    assert lenient.preprocessing.modalities is None and lenient.preprocessing.body_parts is None
+    assert strict.preprocessing.modalities == ("MR",)

@@ -1,0 +1,246 @@
+"""Reading speed against what one would write instead: prints a table.
+
+python -m benchmarks.ingest [--data DIR] [--repeats N]
+
+Radiographs of 2048 x 2048 pixels and 12 bits, uncompressed and in JPEG 2000, are made here; MR series have
+the header of a real one where DIR/brain-mri-dicom is there, otherwise short ones. Each reading is a process
+of its own that has imported everything before its clock starts; files are in the page cache; medians of N
+rounds. Contenders: the plainest pydicom loop (read, rescale, stack by position; nothing is checked),
+MONAI's LoadImage, and medtl (scan and read, with all its checks and a SHA-256 of every file). Two workers are
+processes for the first two, whose arrays stay where they are read, and threads for medtl.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+DEFAULT_DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
+RADIOGRAPHS, COMPRESSED, SERIES, SLICES = 24, 8, 20, 22
+CONTENDERS = ("plain", "monai", "medtl")
+KINDS = ("uncompressed", "jpeg2000", "series")
+
+
+def read_plainly(unit: Path) -> np.dtype:
+    """Read a file, or the slices of a folder, as one would without a library for it."""
+    import pydicom
+
+    slices = [pydicom.dcmread(path) for path in (sorted(unit.iterdir()) if unit.is_dir() else [unit])]
+    if len(slices) > 1:
+        slices.sort(key=lambda one: float(one.ImagePositionPatient[2]))
+    planes = [
+        one.pixel_array.astype(np.float32) * float(one.get("RescaleSlope", 1))
+        + float(one.get("RescaleIntercept", 0))
+        for one in slices
+    ]
+    return np.stack(planes).dtype
+
+
+def read_with_monai(unit: Path) -> np.dtype:
+    """Read a file or a folder of slices with MONAI."""
+    from monai.transforms import LoadImage
+
+    loader = LoadImage(reader="PydicomReader", image_only=True, dtype=np.float32)
+    return np.asarray(loader(str(unit))).dtype
+
+
+def read_all(contender: str, units: list[Path], pool: Executor | None) -> None:
+    """Read every unit, in the pool where there is one, and let it go, as a batch job would."""
+    together = pool.map if pool else map
+    if contender == "medtl":
+        from medtl.imaging.series import read_series, scan
+
+        kinds = (image.pixels.dtype for image in together(read_series, scan(units).series))
+    else:
+        kinds = together(read_plainly if contender == "plain" else read_with_monai, units)
+    assert all(kind == np.float32 for kind in kinds)
+
+
+def measure(contender: str, kind: str, workers: int, folder: Path) -> dict[str, float]:
+    """Read a folder in this process; return its seconds and the peak memory of it and its children."""
+    units = sorted((folder / kind).iterdir())
+    executor: Callable = ThreadPoolExecutor if contender == "medtl" else ProcessPoolExecutor
+    pool = executor(workers) if workers > 1 else None
+    read_all(contender, units[:workers], pool)  # imports, decoder children
+    started = time.perf_counter()
+    read_all(contender, units, pool)
+    seconds = time.perf_counter() - started
+    if pool:
+        pool.shutdown()
+    peaks = [
+        resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    ]
+    return {"seconds": seconds, "self_mib": peaks[0], "child_mib": peaks[1]}
+
+
+def measure_prepared(folder: Path) -> float:
+    """Return images per second read in batches of 16 from the prepared dataset of the radiographs, 512 px."""
+    from medtl.imaging.manifest import Sample
+    from medtl.imaging.prepared import prepare_samples
+    from medtl.imaging.preprocessing import PreprocessingConfig
+    from medtl.imaging.series import scan
+
+    found = scan(folder / "uncompressed").series
+    samples = [Sample(str(number), series, str(number)) for number, series in enumerate(found)]
+    prepared = prepare_samples(samples, PreprocessingConfig(size=(512, 512)))
+    rounds = 20
+    started = time.perf_counter()
+    for _ in range(rounds):
+        for start in range(0, len(samples), 16):
+            prepared.read(np.arange(start, min(start + 16, len(samples))))
+    return rounds * len(samples) / (time.perf_counter() - started)
+
+
+def make_data(folder: Path, data: Path) -> None:
+    """Write the files that are read."""
+    from pydicom.uid import JPEG2000Lossless
+    from scipy.ndimage import gaussian_filter, zoom
+
+    rng = np.random.default_rng(0)
+    field = gaussian_filter(rng.random((512, 512)), 8)
+    field = (field - field.min()) / np.ptp(field)
+    large = zoom(field, 4, order=1)
+    for number in range(RADIOGRAPHS):
+        noisy = large * 3500 + rng.normal(0, 8, large.shape) + number
+        dataset = radiograph(np.clip(noisy, 0, 4095).astype("uint16"), number)
+        save(dataset, folder / "uncompressed" / f"{number}.dcm")
+        if number < COMPRESSED:
+            dataset.compress(JPEG2000Lossless, generate_instance_uid=False)
+            save(dataset, folder / "jpeg2000" / f"{number}.dcm")
+    header = real_header(data)
+    for number, place in product(range(SERIES), range(SLICES)):
+        pixels = np.clip(field[:320, :280] * 900 + rng.normal(0, 10, (320, 280)), 0, 4095).astype("uint16")
+        dataset = mr_slice(pixels, number, place, header)
+        save(dataset, folder / "series" / str(number) / f"{place * 7 % SLICES:02d}.dcm")
+
+
+def real_header(data: Path):
+    """Return the header of a real MR slice without its pixels, None where there is none."""
+    import pydicom
+
+    found = sorted((data / "brain-mri-dicom").rglob("*.dcm"))
+    return pydicom.dcmread(found[0], stop_before_pixels=True) if found else None
+
+
+def radiograph(pixels: np.ndarray, number: int):
+    """Return a DX instance."""
+    from pydicom.uid import DigitalXRayImageStorageForPresentation
+
+    return described(pixels, DigitalXRayImageStorageForPresentation, "DX", number, 0)
+
+
+def mr_slice(pixels: np.ndarray, number: int, place: int, header):
+    """Return an MR instance, 5 mm above the one before it, over a real header where there is one."""
+    from pydicom.uid import MRImageStorage
+
+    own = described(pixels, MRImageStorage, "MR", number, place)
+    own.ImageOrientationPatient, own.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, 5.0 * place]
+    own.PixelSpacing, own.SliceThickness, own.SpacingBetweenSlices = [0.6875, 0.6875], 4, 5
+    if header is None:
+        return own
+    for element in header:
+        if element.tag not in own:
+            own.add(element)
+    return own
+
+
+def described(pixels: np.ndarray, sop_class: str, modality: str, study: int, place: int):
+    """Return an uncompressed instance of 12 bits."""
+    from pydicom import Dataset
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = sop_class
+    names = {"study": [study], "series": [study, "s"], "instance": [study, place]}
+    uids = {
+        name: generate_uid(entropy_srcs=[modality, name, *map(str, parts)]) for name, parts in names.items()
+    }
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = uids["study"], uids["series"]
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = uids["instance"]
+    dataset.Modality, dataset.PatientID = modality, f"phantom {study}"
+    dataset.Rows, dataset.Columns = pixels.shape
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 12, 11, 0
+    dataset.PixelData = pixels.tobytes()
+    dataset["PixelData"].VR = "OW"
+    return dataset
+
+
+def save(dataset, path: Path) -> None:
+    """Write an instance."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset.save_as(path, enforce_file_format=True)
+
+
+def run_child(arguments: list[str]) -> dict[str, float]:
+    """Measure in a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.ingest", "--child", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout)
+
+
+def main() -> None:
+    """Make the data, measure in turn, print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=DEFAULT_DATA)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--child", nargs=4, metavar=("CONTENDER", "KIND", "WORKERS", "FOLDER"))
+    parser.add_argument("--make", type=Path, metavar="FOLDER")
+    chosen = parser.parse_args()
+    if chosen.make:
+        make_data(chosen.make, chosen.data)
+        return
+    if chosen.child:
+        contender, kind, workers, folder = chosen.child
+        print(json.dumps(measure(contender, kind, int(workers), Path(folder))))
+        return
+    with tempfile.TemporaryDirectory(prefix="medtl-ingest-") as name:
+        folder = Path(name)
+        # In a child, since the peak memory of a process counts that of the one which started it.
+        subprocess.run(
+            [sys.executable, "-m", "benchmarks.ingest", "--make", name, "--data", chosen.data], check=True
+        )
+        print_table(folder, chosen.repeats)
+
+
+def print_table(folder: Path, repeats: int) -> None:
+    """Measure each contender in turn, and print medians: units per second, MiB, and ratios to plain."""
+    cases = list(product(KINDS, (1, 2), CONTENDERS))
+    rows: dict[tuple, list[dict[str, float]]] = {case: [] for case in cases}
+    for _ in range(repeats):
+        for kind, workers, contender in cases:
+            rows[kind, workers, contender].append(run_child([contender, kind, str(workers), str(folder)]))
+    print("| what | workers | reader | per second | of plain | peak MiB, its largest child |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for (kind, workers, contender), found in rows.items():
+        units = len(list((folder / kind).iterdir()))
+        seconds = statistics.median(row["seconds"] for row in found)
+        plain = statistics.median(row["seconds"] for row in rows[kind, workers, "plain"])
+        memory = "{:.0f}, {:.0f}".format(
+            *(max(row[key] for row in found) for key in ("self_mib", "child_mib"))
+        )
+        print(
+            f"| {kind} | {workers} | {contender} | {units / seconds:.1f} | {plain / seconds:.2f} | {memory} |"
+        )
+    print(f"prepared at 512 px, batches of 16: {measure_prepared(folder):.0f} images per second")
+
+
+if __name__ == "__main__":
+    main()
