@@ -6,7 +6,7 @@ archive.npz (its labels are inside)                                 -> Samples o
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
@@ -174,7 +174,10 @@ def _find(folder: Folder, columns: Columns, cell: str) -> Series | ReadError | P
 def _located(row: Row, columns: Columns, series: Series, folder: Folder) -> Located:
     sample_id = sample_key(source_name(series, folder.data))
     given = row.cells[columns.patient] if columns.patient else ""
-    return Located(row, series, sample_id, given or series.patient_key or sample_id)
+    # Volumes of one file are of one patient, whoever that is; items of an archive need not be.
+    several = series.item is not None and series.format != "medmnist"
+    alone = sample_key(source_name(replace(series, item=None), folder.data)) if several else sample_id
+    return Located(row, series, sample_id, given or series.patient_key or alone)
 
 
 def _raise_problems(problems: Sequence[RowProblem], leaks: Sequence[str], where: Path) -> None:
@@ -251,7 +254,7 @@ def _manifest_of_archive(data: Path, config: TaskConfig) -> Manifest:
     """Return the samples of a MedMNIST archive, or of a folder that holds one and nothing else."""
     series = scan(data).series
     archives = {entry.path for entry in series}
-    if len(archives) != 1 or any(entry.item is None for entry in series):
+    if len(archives) != 1 or any(entry.format != "medmnist" for entry in series):
         fix = f"give --labels, or put a {LABELS_FILE} into the folder"
         raise LabelError("label-table", "no label table", where=data, fix=fix)
     (path,) = archives

@@ -136,6 +136,10 @@ def read_series(series: Series) -> Image:
         return reader.read(series)
     except OSError as error:
         raise _unreadable(Path(error.filename or series.path), error) from error
+    except ReadError as error:
+        # Refusals are collected: with its frames and cause, each would keep the bytes of a file in memory.
+        error.__cause__ = error.__context__ = None
+        raise error.with_traceback(None)  # noqa: B904
 
 
 def _raise_or_collect(error: ReadError, refusals: list[ReadError] | None) -> None:

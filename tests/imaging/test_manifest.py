@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -473,3 +474,22 @@ def test_real_dicom_series_are_found_by_folder_and_uid_and_grouped_by_their_pati
     table.write_text(f"path,label,patient_id\n{folders[0].name},a,X\n{folders[1].name},b,Y\n")
     notes = load_manifest(root, table, NOTHING).notes
     assert "1 DICOM patients have more than one patient_id: is it a patient's id?" in notes
+
+
+def test_volumes_of_one_file_are_of_one_patient(make_nifti: Callable, tmp_path: Path) -> None:
+    for number in range(2):
+        make_nifti(np.random.default_rng(number).random((4, 5, 6, 2), np.float32), name=f"dwi{number}.nii.gz")
+    names = [f"dwi{file}.nii.gz#volume/{volume}" for file in range(2) for volume in range(2)]
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label\n" + "".join(f"{name},{'ab'[n % 2]}\n" for n, name in enumerate(names)))
+    samples = load_manifest(tmp_path, None, TaskConfig()).samples
+    assert len({sample.sample_id for sample in samples}) == 4
+    assert [sample.patient_id for sample in samples[::2]] == [sample.patient_id for sample in samples[1::2]]
+    assert len({sample.patient_id for sample in samples}) == 2
+
+
+def test_a_lone_file_of_several_volumes_needs_a_table(make_nifti: Callable) -> None:
+    path = make_nifti(np.zeros((4, 5, 6, 3), np.float32), name="bold.nii.gz")
+    with pytest.raises(LabelError) as caught:
+        load_manifest(path, None, TaskConfig())
+    assert caught.value.code == "label-table"
