@@ -1,6 +1,7 @@
 """DICOM instances and series: read exactly, or refused by name."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -575,3 +576,37 @@ def test_a_real_radiograph_and_its_polarity_twin_are_negatives(shared_data: Path
     assert plain.pixels.shape == (1, 1024, 1024) and plain.spacing_mm == (0.168, 0.168)
     np.testing.assert_array_equal(twin.pixels, 255 - plain.pixels)
     assert plain.facts.decoder.startswith("pillow")
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("syntax", [None, ImplicitVRLittleEndian], ids=["explicit", "implicit"])
+@pytest.mark.parametrize(
+    ("dtype", "stored"),
+    [("uint8", 8), ("uint8", 6), ("uint16", 16), ("uint16", 12), ("int16", 16), ("int16", 10), ("int8", 8)],
+)
+def test_reading_straight_from_the_bytes_equals_reading_through_pydicom(
+    make_radiograph: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    photometric: str,
+    syntax: UID | None,
+    dtype: str,
+    stored: int,
+) -> None:
+    words = np.random.default_rng(0).integers(0, 256, 2 * 11 * 9, dtype=np.uint8).tobytes()
+    pixels = np.frombuffer(words, dtype)[: 11 * 9].reshape(11, 9)  # every bit is set somewhere
+    path = make_radiograph(
+        pixels,
+        BitsStored=stored,
+        PhotometricInterpretation=photometric,
+        RescaleSlope=0.3,
+        RescaleIntercept=-7,
+    )
+    if syntax:
+        dataset = pydicom.dcmread(path)
+        dataset.file_meta.TransferSyntaxUID = syntax
+        save(dataset, path)
+    direct = read_one(path)
+    monkeypatch.setattr("medtl.imaging.formats.dicom.decode_directly", lambda *_: None)
+    parsed = read_one(path)
+    np.testing.assert_array_equal(direct.pixels, parsed.pixels)
+    assert replace(direct.facts, source="") == replace(parsed.facts, source="")
