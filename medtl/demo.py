@@ -16,7 +16,12 @@ from medtl.imaging.splits import read_splits
 from medtl.learning.fit import Watcher
 from medtl.prediction.evaluation import Interval
 from medtl.prediction.faithfulness import Localisation
-from medtl.runs import evaluate_run, localise_run, report_run, sample_data, score_run, train_run
+from medtl.runs.common import sample_data
+from medtl.runs.evaluate import evaluate_run
+from medtl.runs.localise import localise_run
+from medtl.runs.report import report_run
+from medtl.runs.score import score_run
+from medtl.runs.train import train_run
 
 # The phantoms are few: a quarter of the patients is kept for the test.
 DEMO_OVERRIDES = ("split.val=0.2", "split.test=0.25")

@@ -11,21 +11,18 @@ import pytest
 
 from medtl import demo
 from medtl.config import RunConfig, load_config
-from medtl.errors import CheckpointError, LabelError
+from medtl.errors import CheckpointError, LabelError, SplitError, TrainingError
 from medtl.imaging import read_images
 from medtl.imaging.manifest import TaskConfig, load_manifest
 from medtl.imaging.splits import read_splits
 from medtl.learning.checkpoint import load_checkpoint
 from medtl.prediction.scoring import score_images
-from medtl.runs import (
-    TrainOutcome,
-    evaluate_run,
-    localise_run,
-    report_run,
-    sample_data,
-    score_run,
-    train_run,
-)
+from medtl.runs.common import sample_data
+from medtl.runs.evaluate import evaluate_run
+from medtl.runs.localise import localise_run
+from medtl.runs.report import report_run
+from medtl.runs.score import score_run
+from medtl.runs.train import TrainOutcome, train_run
 from tests.cli import jobs
 
 
@@ -226,3 +223,109 @@ def test_damaged_records_of_a_run_are_told(
     with pytest.raises(CheckpointError) as caught:
         report_run(outcome.run.root, studies, tmp_path / "pages", Recorder())
     assert caught.value.code == "checkpoint-damaged"
+
+
+def write_anonymous(folder: Path, originals: Mapping[int, int], count: int = 24) -> Path:
+    """Write images without patient ids; `originals` names those that are another one, brightened."""
+    rows = []
+    for row in range(count):
+        pixels = jobs.draw(originals.get(row, row), row % 2, (48, 48))
+        gamma = 0.7 + row / 100 if row in originals else 1.0
+        jobs.write_png(folder / f"{row:03d}.png", (255 * (pixels / 255) ** gamma).astype(np.uint8))
+        rows.append({"path": f"{row:03d}.png", "label": ("normal", "lesion")[row % 2]})
+    jobs.write_labels(folder, rows)
+    return folder
+
+
+def parts_by_name(data: Path, run: Path) -> dict[str, str]:
+    """Return the part of each image of a run."""
+    rows = read_splits(run / "splits.csv")
+    samples = load_manifest(data, None, TaskConfig()).samples
+    return {s.series.path.stem: rows[s.sample_id].split for s in samples if s.sample_id in rows}
+
+
+COPIES = {row: row % 4 for row in range(8, 24, 4)} | {row: row % 4 for row in range(9, 24, 4)}
+
+
+def test_near_duplicates_without_patient_ids_stay_together(tmp_path: Path, watcher: Recorder) -> None:
+    data = write_anonymous(tmp_path / "data", COPIES)
+    outcome = train_run(data, None, tmp_path / "run", recipe(), watcher)
+    parts = parts_by_name(data, outcome.run.root)
+    for first in (0, 1):
+        copies = {parts[f"{row:03d}"] for row, original in COPIES.items() if original == first}
+        assert copies == {parts[f"{first:03d}"]}
+    assert any("near-duplicates: 10 images in 2 groups of up to 5" in text for _, text in watcher.notes)
+    assert not [text for label, text in watcher.notes if label == "leak"]
+    assert any("24 samples of 16 patients" in text for _, text in watcher.notes)
+    assert watcher.steps["comparing"][-1] == (24, 24)
+
+
+def test_near_duplicates_that_are_ignored_may_lie_on_both_sides(tmp_path: Path, watcher: Recorder) -> None:
+    data = write_anonymous(tmp_path / "data", COPIES)
+    for policy, told in (("warn", True), ("ignore", False)):
+        watcher.notes.clear()
+        settings = recipe(f"split.near_duplicates={policy}")
+        train_run(data, None, tmp_path / policy, settings, watcher)
+        parts = parts_by_name(data, tmp_path / policy)
+        assert {parts["000"], *(parts[f"{row:03d}"] for row in COPIES if row % 2 == 0)} == {"train", "val"}
+        leaks = [text for label, text in watcher.notes if label == "leak"]
+        assert bool(leaks) == told
+        assert all("have a near-duplicate in training" in text for text in leaks)
+
+
+def test_a_grouped_run_is_resumed_to_the_same_bits(tmp_path: Path, watcher: Recorder) -> None:
+    data = write_anonymous(tmp_path / "data", COPIES)
+    config = recipe("split.folds=3", "split.fold=1")
+    first = train_run(data, None, tmp_path / "run", config, watcher)
+    before = load_checkpoint(first.run.root).sha256
+    again = train_run(data, None, tmp_path / "run", config, watcher, resume=True)
+    assert load_checkpoint(again.run.root).sha256 == before
+    jobs.write_png(data / "023.png", jobs.draw(999, 1, (48, 48)))
+    with pytest.raises(TrainingError, match="run-changed"):
+        train_run(data, None, tmp_path / "run", config, watcher, resume=True)
+
+
+def test_near_duplicates_that_leave_a_class_one_patient_are_refused(
+    tmp_path: Path, watcher: Recorder
+) -> None:
+    data = write_anonymous(tmp_path / "data", dict.fromkeys(range(3, 24, 2), 1))
+    with pytest.raises(SplitError) as caught:
+        train_run(data, None, tmp_path / "run", recipe(), watcher)
+    assert caught.value.code == "class-too-small"
+    assert "near-duplicates count as one patient" in str(caught.value)
+    assert "near_duplicates=warn" in caught.value.fix
+    assert not (tmp_path / "run/splits.csv").exists()
+
+
+def test_a_class_that_cannot_be_read_is_refused_with_the_first_reason(
+    studies: Path, tmp_path: Path, watcher: Recorder
+) -> None:
+    for row in range(24):
+        if row // 2 % 2:
+            path = studies / f"images/{row:03d}.png"
+            path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(SplitError) as caught:
+        train_run(studies, None, tmp_path / "run", recipe(), watcher)
+    assert caught.value.code == "class-too-small" and "12 inputs cannot be read" in caught.value.reason
+    assert "raster-damaged" in caught.value.fix
+
+
+def test_what_cannot_be_split_is_refused_before_anything_is_read(
+    studies: Path, tmp_path: Path, watcher: Recorder
+) -> None:
+    with pytest.raises(SplitError, match="one for each fold"):
+        train_run(studies, None, tmp_path / "run", recipe("split.folds=9"), watcher)
+    assert "reading" not in watcher.steps
+
+
+def test_folds_take_turns_in_validation(studies: Path, tmp_path: Path, watcher: Recorder) -> None:
+    held_out: list[str] = []
+    for fold in range(3):
+        config = recipe("split.folds=3", f"split.fold={fold}")
+        outcome = train_run(studies, None, tmp_path / str(fold), config, watcher)
+        rows = read_splits(outcome.run.splits)
+        held_out += [name for name, row in rows.items() if row.split == "val"]
+        provenance = load_checkpoint(outcome.run.root).header.provenance
+        assert provenance["split"] == f"val is fold {fold} of 0 to 2"
+    assert sorted(held_out) == sorted(rows)
+    assert any("(val is fold 1 of 0 to 2)" in text for _, text in watcher.notes)

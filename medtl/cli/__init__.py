@@ -16,6 +16,7 @@ from medtl.cli.backbones import backbones
 from medtl.cli.config import config
 from medtl.cli.demo import demo
 from medtl.cli.evaluate import evaluate
+from medtl.cli.inspect import inspect
 from medtl.cli.report import report
 from medtl.cli.score import score
 from medtl.cli.train import train
@@ -59,7 +60,7 @@ def main(debug: bool) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
 
 
-for command in (demo, train, evaluate, score, report, backbones, config):
+for command in (demo, inspect, train, evaluate, score, report, backbones, config):
     main.add_command(command)
 
 

@@ -34,7 +34,7 @@ def evaluate(
 ) -> None:
     """Evaluate RUN: metrics with 95% intervals by patient, confusion matrix, ROC and reliability."""
     from medtl.cli.terminal import TerminalWatcher, print_evaluation, print_refusals
-    from medtl.runs import evaluate_run
+    from medtl.runs.evaluate import evaluate_run
 
     with TerminalWatcher(f"medtl evaluate · {run}") as watcher:
         outcome = evaluate_run(

@@ -16,7 +16,7 @@ PATH = click.Path(path_type=Path)
 def report(ctx: click.Context, run: Path, source: Path, out: Path, any_modality: bool) -> None:
     """Write a page for each study of SOURCE (a folder, or the OUT of medtl score), and an index."""
     from medtl.cli.terminal import TerminalWatcher
-    from medtl.runs import report_run
+    from medtl.runs.report import report_run
 
     with TerminalWatcher(f"medtl report · {source}") as watcher:
         outcome = report_run(run, source, out, watcher, any_modality=any_modality)

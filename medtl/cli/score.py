@@ -20,7 +20,7 @@ def score(ctx: click.Context, run: Path, folder: Path, out: Path, any_modality: 
     from dataclasses import asdict
 
     from medtl.cli.terminal import TerminalWatcher
-    from medtl.runs import score_run
+    from medtl.runs.score import score_run
 
     with TerminalWatcher(f"medtl score · {folder}") as watcher:
         outcome = score_run(run, folder, out, watcher, any_modality=any_modality)

@@ -41,7 +41,8 @@ def train(
     """
     from medtl.cli.terminal import TerminalWatcher, print_evaluation, print_refusals
     from medtl.config import load_config
-    from medtl.runs import sample_data, train_run
+    from medtl.runs.common import sample_data
+    from medtl.runs.train import train_run
 
     if device:
         overrides = (*overrides, f"fit.device={device}")

@@ -1,8 +1,44 @@
-"""Say what is odd about an image that was read exactly: worth a word to the user, no reason to refuse it."""
+"""Say what is in a folder and what is odd about it, without saying who is in it.
 
-from typing import NamedTuple
+A series, and its image where pixels were read, become an Inspection; inspections become a Group for each
+modality, format and kind. What was read exactly and is odd all the same is an Oddity: worth a word to the
+user, no reason to refuse it.
+"""
 
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from medtl.errors import ReadError
+from medtl.imaging.formats import dicom, nifti, raster
+from medtl.imaging.formats.dicom_headers import Instance
+from medtl.imaging.formats.dicom_stack import arrange
 from medtl.imaging.image import Image
+from medtl.imaging.series import COMPANY_CODES, IMAGE_SUFFIXES, Scan, Series, scan
+
+Kind = Literal["image", "volume", "item"]
+
+# What header elements may hold to be shown: the code strings of PS3.5 6.2, and what is common beside them.
+CODE_STRING = re.compile(r"[A-Z0-9 _/&+.,-]{1,16}")
+NOT_SHOWN = "(no code string)"
+
+BURNED_IN = dicom.BURNED_IN
+PERCENTILES = (1.0, 50.0, 99.0)
+# Percentiles come from this many values at most, evenly spread; minimum and maximum from all.
+SAMPLED_VALUES = 2**20
+
+SKIPPED_NAMES = {
+    "dicom-localizer": "localizers",
+    "dicom-no-image": "DICOM objects that are no images",
+    "file-unknown": "files of other formats",
+}
+SKIPPED_REST = "exact copies of other files, or files that are empty or unreadable"
 
 
 class Oddity(NamedTuple):
@@ -12,8 +48,281 @@ class Oddity(NamedTuple):
     reason: str
 
 
+class Intensity(NamedTuple):
+    """How the values of an image are spread, without its padding, in the units of the pixels."""
+
+    lowest: float
+    percentile_1: float
+    median: float
+    percentile_99: float
+    highest: float
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is worth knowing of one series; nothing here identifies a patient: keys are salted hashes.
+
+    kind: "item" where only pixels would tell an image from a volume. matrix and spacing_mm follow the spatial
+    axes of the image; empty and None where unknown. missing: DICOM keywords that the file should have.
+    """
+
+    format: str
+    kind: Kind
+    modality: str = ""
+    body_part: str = ""
+    view: str = ""
+    transfer_syntax: str = ""
+    decoder: str = ""
+    photometric: str = ""
+    bits: int = 0
+    matrix: tuple[int, ...] = ()
+    spacing_mm: tuple[float, ...] | None = None
+    windowed: bool = False
+    intensity: Intensity | None = None
+    patient_key: str = ""
+    study_key: str = ""
+    series_key: str = ""
+    missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    oddity: Oddity | None = None
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Distinct sizes with their counts, most common first, and the range along each axis."""
+
+    counts: dict[str, int]
+    lowest: tuple[float, ...] = ()
+    highest: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Group:
+    """All images, volumes or items of one modality and format.
+
+    Counts by name have the most common first, and leave out what is not known. studies and series: 0 where
+    the format knows none. unidentified: how many name no patient. extremes: the lowest and highest value of
+    all; typical: the median image's; both None where no pixels were read.
+    """
+
+    modality: str
+    format: str
+    kind: Kind
+    count: int
+    studies: int
+    series: int
+    patients: int
+    unidentified: int
+    body_parts: dict[str, int]
+    views: dict[str, int]
+    matrices: Sizes
+    spacings_mm: Sizes
+    unknown_spacing: int
+    transfer_syntaxes: dict[str, int]
+    decoders: dict[str, int]
+    photometric: dict[str, int]
+    bits: dict[str, int]
+    windowed: int
+    extremes: tuple[float, float] | None
+    typical: Intensity | None
+    missing: dict[str, int]
+
+
 def find_oddity(image: Image) -> Oddity | None:
     """Return what is odd about the pixels of an image, None where nothing is."""
     if image.pixels.min() == image.pixels.max():
         return Oddity("image-constant", "every pixel has the same value")
+    return None
+
+
+def inspect_header(series: Series) -> Inspection:
+    """Inspect a series by what its scan found out: for DICOM much, for other formats what kind it is."""
+    kinds: dict[str, Kind] = {nifti.NAME: "volume", raster.NAME: "image"}
+    inspection = Inspection(
+        format=series.format,
+        kind=kinds.get(series.format, "item"),
+        modality=_shown(series.modality),
+        patient_key=series.patient_key,
+        study_key=series.study_key,
+        series_key=series.series_key,
+        notes=series.notes,
+    )
+    return _with_plane(inspection, series) if series.format == dicom.NAME else inspection
+
+
+def inspect_image(series: Series, image: Image) -> Inspection:
+    """Inspect a series that was read."""
+    facts = image.facts
+    return replace(
+        inspect_header(series),
+        kind="volume" if image.spatial_dims == 3 else "image",
+        decoder=facts.decoder,
+        photometric=_shown(facts.photometric),
+        bits=facts.bits,
+        matrix=image.pixels.shape[1:],
+        spacing_mm=image.spacing_mm,
+        windowed=facts.voi is not None,
+        intensity=measure_intensity(image),
+        notes=facts.notes,
+        oddity=find_oddity(image),
+    )
+
+
+def measure_intensity(image: Image) -> Intensity | None:
+    """Return how the values are spread, None where all of them are padding."""
+    values = image.pixels.ravel()
+    if image.facts.padding is not None:
+        low, high = image.facts.padding
+        values = values[(values < low) | (values > high)]
+    if values.size == 0:
+        return None
+    sample = values[:: -(-values.size // SAMPLED_VALUES)]
+    # "nearest" returns values of the image: between the largest floats there is nothing to interpolate.
+    first, median, last = np.percentile(sample, PERCENTILES, method="nearest")
+    return Intensity(float(values.min()), float(first), float(median), float(last), float(values.max()))
+
+
+def group_inspections(inspections: Iterable[Inspection]) -> tuple[Group, ...]:
+    """Return a group for each modality, format and kind, in this order."""
+    members: dict[tuple[str, str, Kind], list[Inspection]] = defaultdict(list)
+    for one in inspections:
+        members[one.modality, one.format, one.kind].append(one)
+    return tuple(_group(members[key]) for key in sorted(members))
+
+
+def count_skipped(root: Path, found: Scan) -> dict[str, int]:
+    """Say what the files are that a scan of `root` skipped: name -> count, in sum `found.skipped`."""
+    counts: Counter[str] = Counter()
+    if found.skipped:
+        for error in filter(None, map(_company, _left_over(root, found))):
+            name = SKIPPED_NAMES[error.code]
+            suffix = Path(error.where).suffix.lower() if error.code == "file-unknown" else ""
+            counts[f"{name} ({suffix})" if suffix else name] += 1
+    counts[SKIPPED_REST] = found.skipped - counts.total()
+    return {name: count for name, count in counts.most_common() if count > 0}
+
+
+def size_text(size: Sequence[float]) -> str:
+    """Write a matrix or a spacing: "22 x 320 x 280"."""
+    return " x ".join(f"{extent:.4g}" if extent % 1 else f"{extent:.0f}" for extent in size)
+
+
+def _shown(text: str) -> str:
+    """Return an element's value if it is a code, so that no free text and no control character passes."""
+    return text if not text or CODE_STRING.fullmatch(text) else NOT_SHOWN
+
+
+def _with_plane(inspection: Inspection, series: Series) -> Inspection:
+    plane: Instance = series.planes[0]  # which the scan has read already
+    count = len(series.planes)
+    return replace(
+        inspection,
+        kind="volume" if count > 1 else "image",
+        body_part=_shown(plane.body_part),
+        view=_shown(plane.view),
+        transfer_syntax=plane.transfer_syntax.name if plane.transfer_syntax.keyword else NOT_SHOWN,
+        photometric=_shown(plane.photometric),
+        bits=plane.bits_stored,
+        matrix=(*([count] if count > 1 else []), plane.rows, plane.columns),
+        spacing_mm=_spacing(series.planes, series),
+        windowed=plane.voi is not None,
+        missing=tuple(keyword for keyword, absent in _wanted(plane, count) if absent),
+        notes=(*inspection.notes, *dicom.notes_of(plane)),
+    )
+
+
+def _spacing(planes: Sequence[Instance], series: Series) -> tuple[float, ...] | None:
+    """Return what reading the series would give as its spacing."""
+    if len(planes) > 1:
+        return arrange(planes, str(series.path)).spacing_mm
+    known = (planes[0].pixel_spacing, planes[0].imager_spacing)
+    return next((spacing for spacing in known if spacing is not None and min(spacing) > 0), None)
+
+
+def _wanted(plane: Instance, count: int) -> Iterator[tuple[str, bool]]:
+    """Yield the elements that a careful archive fills, and whether this file lacks them."""
+    yield "Modality", not plane.modality
+    yield "PatientID", not plane.patient_id
+    yield "StudyInstanceUID", not plane.study_uid
+    yield "SeriesInstanceUID", not plane.series_uid
+    yield "SOPInstanceUID", not plane.sop_uid
+    yield "BodyPartExamined", not plane.body_part
+    if count == 1:
+        yield "PixelSpacing", plane.pixel_spacing is None and plane.imager_spacing is None
+    if plane.position is None:  # a projection
+        yield "ViewPosition", not plane.view
+
+
+def _group(members: Sequence[Inspection]) -> Group:
+    first = members[0]
+    spacings = [one.spacing_mm for one in members if one.spacing_mm is not None]
+    intensities = [one.intensity for one in members if one.intensity is not None]
+    return Group(
+        modality=first.modality,
+        format=first.format,
+        kind=first.kind,
+        count=len(members),
+        studies=len({one.study_key for one in members} - {""}),
+        series=len({one.series_key for one in members} - {""}),
+        patients=len({one.patient_key for one in members} - {""}),
+        unidentified=sum(not one.patient_key for one in members),
+        body_parts=_tally(one.body_part for one in members),
+        views=_tally(one.view for one in members),
+        matrices=_sizes([one.matrix for one in members if one.matrix]),
+        spacings_mm=_sizes(spacings),
+        unknown_spacing=len(members) - len(spacings),
+        transfer_syntaxes=_tally(one.transfer_syntax for one in members),
+        decoders=_tally(one.decoder for one in members),
+        photometric=_tally(one.photometric for one in members),
+        bits=_tally(str(one.bits or "") for one in members),
+        windowed=sum(one.windowed for one in members),
+        extremes=_extremes(intensities),
+        typical=_typical(intensities),
+        missing=_tally(keyword for one in members for keyword in one.missing),
+    )
+
+
+def _tally(names: Iterable[str]) -> dict[str, int]:
+    counts = Counter(name for name in names if name)
+    return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def _sizes(sizes: Sequence[tuple[float, ...]]) -> Sizes:
+    if not sizes:
+        return Sizes({})
+    lowest, highest = np.min(sizes, axis=0).tolist(), np.max(sizes, axis=0).tolist()
+    return Sizes(_tally(map(size_text, sizes)), tuple(lowest), tuple(highest))
+
+
+def _extremes(intensities: Sequence[Intensity]) -> tuple[float, float] | None:
+    if not intensities:
+        return None
+    return min(one.lowest for one in intensities), max(one.highest for one in intensities)
+
+
+def _typical(intensities: Sequence[Intensity]) -> Intensity | None:
+    """Return the median of each number."""
+    return Intensity(*np.median(intensities, axis=0).tolist()) if intensities else None
+
+
+def _left_over(root: Path, found: Scan) -> Iterator[Path]:
+    """Yield the files of a folder that are in no series and are not refused by name; hidden ones excepted."""
+    used = {path for series in found.series for path in series.files}
+    used |= {Path(error.where) for error in found.refusals}
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths = (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+        yield from (path for path in paths if path not in used and not path.is_symlink())
+
+
+def _company(path: Path) -> ReadError | None:
+    """Return why a file is no image, None where it is one or was meant to be."""
+    try:
+        refusals = scan(path).refusals
+    except ReadError:
+        return None
+    for error in refusals:
+        stranger = error.code == "file-unknown" and not path.name.lower().endswith(IMAGE_SUFFIXES)
+        if error.code in COMPANY_CODES or stranger:
+            return error
     return None

@@ -17,13 +17,14 @@ from medtl.imaging.formats.dicom_pixels import Pixels, check_decodable, decode, 
 from medtl.imaging.formats.dicom_stack import arrange
 from medtl.imaging.formats.dicom_volumes import Group, deal_planes
 from medtl.imaging.image import Image, ImageFacts
-from medtl.imaging.series import Scan, Series
+from medtl.imaging.series import SLICED_MODALITIES, Scan, Series
 
 NAME = "dicom"
 
 PREAMBLE_BYTES = 128
 # Value representations that the first elements of a file may have.
 FIRST_VRS = frozenset({b"UL", b"OB", b"UI", b"SH", b"AE", b"CS", b"DA", b"TM"})
+BURNED_IN = "has burned-in annotation"
 # Headers are small reads: threads hide the latency of network folders.
 HEADER_THREADS = 8
 
@@ -47,7 +48,7 @@ def scan(files: Sequence[Path]) -> Scan:
     series: list[Series] = []
     for group, (where, item) in zip(groups, _name_groups(groups), strict=True):
         left_out = sum(copies[path] for path in {plane.path for plane in group.planes})
-        notes = [*group.notes, *([f"{left_out} exact copies left out"] if left_out else [])]
+        notes = [*group.notes, *([f"exact copies left out: {left_out}"] if left_out else [])]
         if any(one.sop_uid and uses[one.sop_uid] > 1 for one in group.planes):
             notes.append("another file has the same SOPInstanceUID")
         try:
@@ -80,20 +81,22 @@ def read(series: Series) -> Image:
         patient_key=hash_identifier(first.patient_id),
         study_key=hash_identifier(first.study_uid),
         series_key=hash_identifier(first.series_uid),
-        notes=(*series.notes, *dict.fromkeys(note for pair in decoded for note in _notes(*pair))),
+        notes=(*series.notes, *dict.fromkeys(note for plane, _ in decoded for note in notes_of(plane))),
     )
     if len(decoded) == 1:
         return Image(np.ascontiguousarray(pixels.values, np.float32), None, _flat_spacing(first), facts)
     return _volume(decoded, series, facts)
 
 
-def _notes(plane: Instance, pixels: Pixels) -> Iterator[str]:
-    yield from pixels.notes
+def notes_of(plane: Instance) -> Iterator[str]:
+    """Yield what a header says that a user should know of, one phrase each."""
+    if plane.photometric == "MONOCHROME1":
+        yield "inverted from MONOCHROME1"
     if plane.burned_in:
-        yield "has burned-in annotation"
+        yield BURNED_IN
     if plane.lossy:
         yield "was compressed with loss"
-    if "DERIVED" in plane.image_type:
+    if "DERIVED" in plane.image_type and plane.modality in SLICED_MODALITIES:  # most radiographs are
         yield "was derived from other images"
 
 

@@ -204,7 +204,6 @@ def read_header(path: Path) -> Parsed:
         stream = inflated(file, path)
         parsed = parse(stream, path, header_only=True)
         with reporting_malformed(path):
-            _check_is_image(parsed.dataset, path)
             start, length = _find_pixels(stream, parsed.dataset, path)
         status = os.fstat(file.fileno())
     whole = stream is file and length != UNDEFINED_LENGTH
@@ -227,6 +226,8 @@ def parse(file: BinaryIO, path: Path, *, header_only: bool) -> Parsed:
     if not syntax:
         fix = "export it again, with file meta information"
         raise ReadError("dicom-transfer-syntax", "does not name its transfer syntax", where=path, fix=fix)
+    with reporting_malformed(path):
+        _check_is_image(dataset, path)  # pydicom gives an empty dataset where the pixel data break off
     return Parsed(path, dataset, syntax)
 
 

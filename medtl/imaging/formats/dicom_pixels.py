@@ -86,7 +86,6 @@ class Pixels:
     voi: Voi | None
     padding: tuple[float, float] | None
     decoder: str
-    notes: tuple[str, ...]
 
 
 def check_decodable(plane: Instance, where: str, count: int = 1) -> None:
@@ -147,7 +146,7 @@ def _stored_values(words: NDArray, plane: Instance) -> NDArray:
 def _to_pixels(dataset: Dataset, stored: NDArray, plane: Instance) -> Pixels:
     decoder = _decoder_name(plane.transfer_syntax)
     if plane.photometric not in GREY:
-        return Pixels(_colour(dataset, stored, plane), None, None, decoder, ())
+        return Pixels(_colour(dataset, stored, plane), None, None, decoder)
     if "ModalityLUTSequence" in dataset:
         stored, plane = _through_table(dataset, stored, plane)
     return _grey(stored, plane, _voi(dataset, plane), decoder)
@@ -334,7 +333,6 @@ def _grey(stored: NDArray, plane: Instance, voi: Voi | None, decoder: str) -> Pi
     slope, intercept = plane.rescale or (1.0, 0.0)
     values = stored if (slope, intercept) == (1.0, 0.0) else stored * slope + intercept
     padding = _padding(plane)
-    notes = []
     if plane.photometric == "MONOCHROME1":
         # Low values are white (PS3.3 C.7.6.3.1.2). The inverted twin is stored as ends - v, with the same
         # rescale: the lowest plus the highest stored value is 2^bits - 1 unsigned, -1 in two's complement.
@@ -345,11 +343,10 @@ def _grey(stored: NDArray, plane: Instance, voi: Voi | None, decoder: str) -> Pi
         values = ends - values
         voi = voi.mirrored(ends) if voi else None
         padding = (ends - padding[1], ends - padding[0]) if padding else None
-        notes.append("inverted from MONOCHROME1")
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         reason = "has NaN or infinite values"
         raise ReadError("dicom-not-finite", reason, where=plane.path, fix="export it again")
-    return Pixels(values[None], voi, padding, decoder, tuple(notes))
+    return Pixels(values[None], voi, padding, decoder)
 
 
 def _padding(plane: Instance) -> tuple[float, float] | None:

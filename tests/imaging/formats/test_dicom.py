@@ -413,7 +413,7 @@ def test_exact_copies_are_left_out_with_a_note(make_series: Callable) -> None:
     found = scan(paths[0].parent)
     assert found.series[0].files == tuple(paths) or len(found.series[0].files) == 3
     assert found.skipped == 1
-    assert read_series(found.series[0]).facts.notes == ("1 exact copies left out",)
+    assert read_series(found.series[0]).facts.notes == ("exact copies left out: 1",)
 
 
 def move(slice_number: int, position: list[float]) -> Callable[[int, Dataset], None]:
