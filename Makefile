@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint format bench clean
+.PHONY: demo test fuzz check lint format bench clean
 
 demo: $(VENV)/.offline  ## install with the offline weights and run the whole tour
 	$(BIN)/medtl demo
 
 test: $(VENV)/.dev  ## install what the tests need and run them
 	$(BIN)/python -m pytest -n 2
+
+fuzz: $(VENV)/.dev  ## 10,000 mutated DICOM files, read or refused: some minutes
+	$(BIN)/python -m pytest -n 2 -m long tests/fuzz
 
 check: lint test  ## what CI runs
 

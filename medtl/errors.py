@@ -55,7 +55,7 @@ CODES: dict[str, str] = {
     "nifti-damaged": "the gzip stream is corrupt or incomplete",
     "nifti-truncated": "the NIfTI file ends before its pixel data do",
     "nifti-too-large": "the image is larger than the limit",
-    "nifti-dimensions": "the image has more than three dimensions",
+    "nifti-dimensions": "a voxel has several values",
     "nifti-type": "the data type is not read",
     "nifti-affine": "sform and qform are missing, singular or in conflict",
     "nifti-not-finite": "the pixel values are not all finite",
@@ -81,6 +81,7 @@ CODES: dict[str, str] = {
     "patient-leak": "a patient is in more than one part of the split",
     "split-empty": "a part of the split has no samples",
     "split-incomplete": "some samples have a part of the split and some have none",
+    "split-brought": "the label table brings a split that the recipe contradicts",
     "split-damaged": "a splits.csv is not what medtl wrote",
     # configuration
     "config-missing": "the recipe does not exist",
@@ -92,6 +93,7 @@ CODES: dict[str, str] = {
     "weights-hash": "the weights file is not the published one",
     "weights-mismatch": "the weights file belongs to another network",
     "weights-unsafe": "the weights file holds code, or is not a state dict",
+    "weights-download": "the weights file cannot be downloaded",
     # training and runs
     "loss-not-finite": "the loss became NaN or infinite",
     "out-of-memory": "the device has no room for a training step",

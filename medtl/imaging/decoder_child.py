@@ -1,7 +1,8 @@
 """A process that decodes compressed frames, one at a time, until its standard input ends.
 
 Request and reply are a line of JSON followed by bytes: {"size": n, ...} and the frame, then {"shape",
-"dtype"} and the values, or {"error": name of the exception}. What a decoder prints is thrown away.
+"dtype"} and the values, or {"error": name of the exception}. A line "ready" comes before all replies. What
+decoders print is thrown away.
 """
 
 import json
@@ -98,6 +99,8 @@ def main() -> None:
     os.dup2(silence, 2)
     _load_decoders()
     _limit_memory()
+    replies.write(b"ready\n")
+    replies.flush()
     serve(sys.stdin.buffer, replies)
 
 

@@ -10,10 +10,13 @@ import os
 import subprocess
 import sys
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 # Seconds for a frame: some, and more for a large one. A mammogram of 12 million pixels takes about four.
 BASE_SECONDS = 8.0
@@ -37,14 +40,21 @@ class DecoderChild:
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(CHILD, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.seconds_allowed = START_SECONDS
+        self.ready = False
 
     def decode(self, frame: bytes, request: dict[str, Any], seconds: float) -> NDArray:
         """Return the values of a frame. Raises FrameRefusedError; DecoderLostError, and ends the child."""
-        overtime = threading.Timer(seconds + self.seconds_allowed, self.process.kill)
+        if not self.ready:
+            self._within(START_SECONDS, self._await_ready)
+            self.ready = True
+        return self._within(seconds, lambda: self._exchange(frame, request))
+
+    def _within(self, seconds: float, work: Callable[[], T]) -> T:
+        """Do work that ends when the process does, and kill the process once its time is over."""
+        overtime = threading.Timer(seconds, self.process.kill)
         overtime.start()
         try:
-            return self._exchange(frame, request)
+            return work()
         except (BrokenPipeError, EOFError) as error:
             late = not overtime.is_alive()
             self.close()
@@ -52,12 +62,16 @@ class DecoderChild:
             raise DecoderLostError(reason) from error
         finally:
             overtime.cancel()
-            self.seconds_allowed = 0.0
 
     def close(self) -> None:
         """End the process."""
         self.process.kill()
         self.process.communicate()
+
+    def _await_ready(self) -> None:
+        assert self.process.stdout is not None
+        if not self.process.stdout.readline():
+            raise EOFError
 
     def _exchange(self, frame: bytes, request: dict[str, Any]) -> NDArray:
         requests, replies = self.process.stdin, self.process.stdout

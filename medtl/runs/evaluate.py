@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from medtl.config import load_config
 from medtl.errors import LabelError, ReadError
 from medtl.imaging.manifest import Sample, Task, TaskConfig, load_manifest, targets
-from medtl.imaging.prepared import PreparedDataset, prepare_samples
+from medtl.imaging.prepared import PreparedDataset, oddity_notes, prepare_samples
 from medtl.imaging.splits import read_splits
 from medtl.imaging.storage import write_json
 from medtl.learning.checkpoint import (
@@ -61,7 +61,7 @@ def evaluate_run(
         progress=lambda done, total: watcher.progress("reading", done, total),
     )
     kept, notes = _select_part(manifest.samples, prepared, run, part)
-    tell(watcher, manifest.notes, notes)
+    tell(watcher, manifest.notes, notes, oddity_notes(prepared))
     probabilities = _predict_rows(checkpoint, prepared, prepared.rows_of(kept), watcher)
     truth, patients = targets(task, kept), [sample.patient_id for sample in kept]
     evaluation = evaluate(probabilities, truth, task, patients, checkpoint.header.thresholds or ())

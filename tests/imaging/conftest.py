@@ -2,18 +2,26 @@
 
 import gzip
 import io
-from collections.abc import Callable
+import math
+import struct
+import tempfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import (
     UID,
     ComputedRadiographyImageStorage,
+    EnhancedMRImageStorage,
     ExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGLosslessSV1,
     MRImageStorage,
     generate_uid,
 )
@@ -83,6 +91,193 @@ def save(dataset: Dataset, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     dataset.save_as(path, enforce_file_format=True)
     return path
+
+
+def build_enhanced(
+    planes: np.ndarray, positions: Sequence[Sequence[float]], orientation: Sequence[float], **elements: Any
+) -> Dataset:
+    """Return an enhanced MR image of planes (F, H, W), each at its position (LPS mm).
+
+    Elements with the prefix `frame_` are lists of one value per frame: frame_RescaleSlope=[1, 2].
+    """
+    own = {name[6:]: elements.pop(name) for name in [*elements] if name.startswith("frame_")}
+    spacing = elements.pop("PixelSpacing", [0.5, 0.25])
+    dataset = build_dataset(
+        planes[0],
+        EnhancedMRImageStorage,
+        **{
+            "Modality": "MR",
+            "BitsStored": 12,
+            "PixelSpacing": None,
+            "NumberOfFrames": len(planes),
+            **elements,
+        },
+    )
+    dataset.PixelData = planes.tobytes()
+    measures = _item(PixelSpacing=spacing, SliceThickness=1.0)
+    turned = _item(ImageOrientationPatient=[float(v) for v in orientation])
+    dataset.SharedFunctionalGroupsSequence = [
+        _item(PixelMeasuresSequence=[measures], PlaneOrientationSequence=[turned])
+    ]
+    dataset.PerFrameFunctionalGroupsSequence = [
+        _frame_groups(index, position, {keyword: values[index] for keyword, values in own.items()})
+        for index, position in enumerate(positions)
+    ]
+    return dataset
+
+
+def _frame_groups(index: int, position: Sequence[float], values: Mapping[str, Any]) -> Dataset:
+    groups = {
+        "PlanePositionSequence": _item(ImagePositionPatient=[round(float(v), 6) for v in position]),
+        "FrameContentSequence": _item(
+            DimensionIndexValues=[1, index + 1], StackID="1", InStackPositionNumber=index + 1
+        ),
+    }
+    homes = {
+        "EffectiveEchoTime": "MREchoSequence",
+        "DiffusionBValue": "MRDiffusionSequence",
+        "TemporalPositionIndex": "FrameContentSequence",
+        "FrameAcquisitionNumber": "FrameContentSequence",
+        "NominalCardiacTriggerDelayTime": "CardiacSynchronizationSequence",
+        "RescaleSlope": "PixelValueTransformationSequence",
+        "RescaleIntercept": "PixelValueTransformationSequence",
+        "FrameType": "MRImageFrameTypeSequence",
+        "ComplexImageComponent": "MRImageFrameTypeSequence",
+    }
+    for keyword, value in values.items():
+        setattr(groups.setdefault(homes[keyword], Dataset()), keyword, value)
+    if transformation := groups.get("PixelValueTransformationSequence"):
+        transformation.RescaleType = "US"
+    return _item(**{keyword: [item] for keyword, item in groups.items()})
+
+
+def _item(**elements: Any) -> Dataset:
+    item = Dataset()
+    for keyword, value in elements.items():
+        setattr(item, keyword, value)
+    return item
+
+
+def build_mosaic(
+    tiles: np.ndarray,
+    first: Sequence[float] = (-10.0, -20.0, 30.0),
+    orientation: Sequence[float] = AXIAL,
+    gap: float = 2.5,
+    downwards: bool = False,
+    **elements: Any,
+) -> Dataset:
+    """Return a Siemens mosaic of tiles (N, h, w), of which the first lies at `first` (LPS mm).
+
+    The tiles follow one another along the normal of `orientation`, or against it where `downwards`.
+    """
+    count, rows, columns = tiles.shape
+    grid = math.ceil(math.sqrt(count))
+    sheet = np.zeros((grid * rows, grid * columns), dtype=tiles.dtype)
+    for index, tile in enumerate(tiles):
+        top, left = index // grid * rows, index % grid * columns
+        sheet[top : top + rows, left : left + columns] = tile
+    row, column = np.array(orientation[:3], float), np.array(orientation[3:], float)
+    normal = np.cross(row, column) * (-1 if downwards else 1)
+    spacing = elements.setdefault("PixelSpacing", [0.5, 0.25])
+    # The header's position is that of a plane as large as the whole sheet, with the centre of a tile.
+    position = np.array(first, float) - row * spacing[1] * columns * (grid - 1) / 2
+    position = position - column * spacing[0] * rows * (grid - 1) / 2
+    dataset = build_dataset(
+        sheet,
+        MRImageStorage,
+        **{
+            "BitsStored": 12,
+            "Manufacturer": "SIEMENS",
+            "ImageType": ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"],
+            "ImageOrientationPatient": [float(v) for v in orientation],
+            "ImagePositionPatient": [round(float(v), 6) for v in position],
+            "SpacingBetweenSlices": gap,
+            "SliceThickness": gap,
+            **elements,
+        },
+    )
+    block = dataset.private_block(0x0029, "SIEMENS CSA HEADER", create=True)
+    block.add_new(0x08, "CS", "IMAGE NUM 4")
+    block.add_new(0x10, "OB", csa_header(count, normal))
+    return dataset
+
+
+def csa_header(count: int, normal: Sequence[float] | np.ndarray) -> bytes:
+    """Write the three fields that say how a mosaic is laid out, in the CSA2 format of Siemens scanners."""
+    fields = {
+        "EchoLinePosition": ("IS", ["0"]),
+        "NumberOfImagesInMosaic": ("US", [str(count)]),
+        "SliceNormalVector": ("FD", [f"{value:.8f}" for value in normal]),
+    }
+    head = b"SV10\x04\x03\x02\x01" + struct.pack("<2I", len(fields), 77)
+    return head + b"".join(_csa_field(name, *field) for name, field in fields.items())
+
+
+def _csa_field(name: str, vr: str, values: Sequence[str]) -> bytes:
+    items = [value.encode() + b"\0" for value in values] + [b""] * (6 - len(values))
+    field = struct.pack("<64si4s3i", name.encode(), len(values), vr.encode(), 0, len(items), 77)
+    for item in items:
+        padding = b"\0" * (-len(item) % 4)
+        field += struct.pack("<4i", len(item), len(item), 77, len(item)) + item + padding
+    return field
+
+
+def compress_with_jpeg(dataset: Dataset, quality: int = 90) -> Dataset:
+    """Compress 8-bit grey or RGB with baseline JPEG, in place; without chroma where it is grey."""
+    from PIL import Image as PillowImage
+
+    stream = io.BytesIO()
+    PillowImage.fromarray(dataset.pixel_array).save(stream, "JPEG", quality=quality)
+    if dataset.SamplesPerPixel == 3:
+        dataset.PhotometricInterpretation = "YBR_FULL_422"
+    return _encapsulate(dataset, stream.getvalue(), JPEGBaseline8Bit)
+
+
+def compress_with_lossless_jpeg(dataset: Dataset) -> Dataset:
+    """Compress grey with JPEG Lossless (process 14, selection value 1), by gdcm, in place; even sizes."""
+    import gdcm
+
+    with tempfile.TemporaryDirectory() as folder:
+        plain, packed = Path(folder, "plain.dcm"), Path(folder, "packed.dcm")
+        dataset.save_as(plain, enforce_file_format=True)
+        reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+        reader.SetFileName(str(plain))
+        assert reader.Read()
+        change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))
+        change.SetInput(reader.GetImage())
+        assert change.Change()
+        writer.SetFileName(str(packed))
+        writer.SetFile(reader.GetFile())
+        writer.SetImage(change.GetOutput())
+        assert writer.Write()
+        stream = get_frame(dcmread(packed).PixelData, 0, number_of_frames=1)
+    return _encapsulate(dataset, stream, JPEGLosslessSV1)
+
+
+def _encapsulate(dataset: Dataset, stream: bytes, syntax: UID) -> Dataset:
+    dataset.PixelData = encapsulate([stream])
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    dataset.file_meta.TransferSyntaxUID = syntax
+    return dataset
+
+
+def build_deflate_bomb(radiograph: bytes, mebibytes: int) -> bytes:
+    """Deflate a DICOM file of explicit VR, and put zeros behind it, which take a thousandth of their size."""
+    plain, deflated = b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99"
+    start = 132 + 12 + int.from_bytes(radiograph[140:144], "little")
+    growth = len(deflated) - len(plain)
+    meta = radiograph[:start].replace(struct.pack("<H", len(plain)) + plain, struct.pack("<H", 22) + deflated)
+    meta = meta[:140] + (start + growth - 144).to_bytes(4, "little") + meta[144:]
+    packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+    body = packer.compress(radiograph[start:]) + packer.flush(zlib.Z_FULL_FLUSH)
+    return meta + body + deflated_zeros(mebibytes) + packer.flush()
+
+
+def deflated_zeros(mebibytes: int) -> bytes:
+    """Return zeros as raw deflate, which may stand after a full flush and does not end the stream."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return (packer.compress(bytes(2**20)) + packer.flush(zlib.Z_FULL_FLUSH)) * mebibytes
 
 
 def pattern(*shape: int, dtype: str = "uint16", top: int = 4000, seed: int = 0) -> np.ndarray:

@@ -36,6 +36,8 @@ ENHANCED_NAMES = {
     "FrameAcquisitionDateTime": "AcquisitionDateTime",
     "NominalCardiacTriggerDelayTime": "TriggerTime",
 }
+# Tiles in a mosaic; scanners write some tens of them.
+MOST_TILES = 2**12
 NAMES_BY_TAG = {
     **KEYWORDS_BY_TAG,
     **{Tag(enhanced): classic for enhanced, classic in ENHANCED_NAMES.items()},
@@ -80,7 +82,7 @@ def _gather(item: Dataset) -> Header:
     for tag in item.keys():  # noqa: SIM118 a Dataset iterates over its elements
         if tag in NAMES_BY_TAG:
             found[NAMES_BY_TAG[tag]] = values_of(item, tag)
-        elif item[tag].VR == "SQ":
+        elif not tag.is_private and item[tag].VR == "SQ":
             for nested in item[tag].value[:1]:
                 found |= _gather(nested)
     return found
@@ -96,7 +98,7 @@ def _tiles(dataset: Dataset, instance: Instance) -> list[Instance]:
     grid = math.ceil(math.sqrt(count))
     position, orientation = instance.position, instance.orientation
     pixel_spacing, spacing = instance.pixel_spacing, instance.slice_spacing
-    even = grid > 0 and instance.rows % grid == 0 and instance.columns % grid == 0
+    even = 0 < count <= MOST_TILES and instance.rows % grid == 0 and instance.columns % grid == 0
     if not (even and position and orientation and pixel_spacing and spacing) or normal is None:
         reason = "is a Siemens mosaic that does not say how its tiles lie"
         fix = "convert it to NIfTI, for example with dcm2niix"

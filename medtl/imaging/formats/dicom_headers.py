@@ -22,7 +22,16 @@ from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSNearLossless,
+    MRImageStorage,
+)
 
 from medtl.errors import ReadError
 from medtl.imaging.series import HEAD_BYTES
@@ -35,6 +44,11 @@ pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 PYDICOM_MODULES = r"pydicom(\.|$)"
 
+# What a preamble may not begin with: the file would run (PS3.10 7.5).
+PROGRAM_MAGICS = (b"MZ", b"\x7fELF", b"#!", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe")
+# Transfer syntaxes that lose detail whatever the header says; what an absent Modality must have been.
+LOSSY = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless})
+MODALITIES = {str(CTImageStorage): "CT", str(MRImageStorage): "MR"}
 PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 PIXEL_VRS = frozenset({b"OB", b"OW", b"OF", b"OD", b"UN"})
 UNDEFINED_LENGTH = 0xFFFFFFFF
@@ -201,6 +215,11 @@ class Parsed:
 def read_header(path: Path) -> Parsed:
     """Read the header of one file. Raises ReadError dicom-header, -truncated, -transfer-syntax, -no-image."""
     with path.open("rb") as file:
+        if file.read(4).startswith(PROGRAM_MAGICS):
+            raise ReadError(
+                "file-unknown", "begins with a program", where=path, fix="copy it from its source"
+            )
+        file.seek(0)
         stream = inflated(file, path)
         parsed = parse(stream, path, header_only=True)
         with reporting_malformed(path):
@@ -223,12 +242,12 @@ def parse(file: BinaryIO, path: Path, *, header_only: bool) -> Parsed:
     with reporting_malformed(path):
         dataset = pydicom.dcmread(file, force=True, stop_before_pixels=header_only, specific_tags=tags)
         syntax = dataset.file_meta.get("TransferSyntaxUID")
-    if not syntax:
+    if not syntax or not isinstance(syntax, str):  # two values are none
         fix = "export it again, with file meta information"
         raise ReadError("dicom-transfer-syntax", "does not name its transfer syntax", where=path, fix=fix)
     with reporting_malformed(path):
         _check_is_image(dataset, path)  # pydicom gives an empty dataset where the pixel data break off
-    return Parsed(path, dataset, syntax)
+    return Parsed(path, dataset, UID(syntax))
 
 
 def header_of(dataset: Dataset) -> Header:
@@ -346,7 +365,7 @@ def _instance(header: Header, parsed: Parsed) -> Instance:
         patient_id=_text(header, "PatientID"),
         study_uid=_text(header, "StudyInstanceUID"),
         series_uid=_text(header, "SeriesInstanceUID"),
-        modality=_text(header, "Modality").upper(),
+        modality=_text(header, "Modality").upper() or MODALITIES.get(_text(header, "SOPClassUID"), ""),
         image_type=tuple(str(value).upper() for value in header.get("ImageType", ())),
         rows=_whole(header, "Rows", 0),
         columns=_whole(header, "Columns", 0),
@@ -361,7 +380,7 @@ def _instance(header: Header, parsed: Parsed) -> Instance:
         voi=_window(header),
         padding=_padding(header),
         burned_in=_text(header, "BurnedInAnnotation").upper() == "YES",
-        lossy=_text(header, "LossyImageCompression") == "01",
+        lossy=_text(header, "LossyImageCompression") == "01" or parsed.transfer_syntax in LOSSY,
         body_part=_text(header, "BodyPartExamined").upper(),
         view=_text(header, "ViewPosition").upper(),
         position=_numbers(header, "ImagePositionPatient", 3),

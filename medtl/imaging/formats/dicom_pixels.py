@@ -34,7 +34,7 @@ from pydicom.uid import (
 
 from medtl.errors import ReadError
 from medtl.imaging.decoding import DecoderLostError, FrameRefusedError, decode_frame
-from medtl.imaging.formats.dicom_headers import Instance, Place
+from medtl.imaging.formats.dicom_headers import Instance, Place, reporting_malformed
 from medtl.imaging.voi import Voi, VoiTable
 
 # The plugin of pydicom and the distribution that decode a transfer syntax. One each: values of lossy ones
@@ -223,19 +223,22 @@ def _compressed_frames(
     dataset: Dataset, data: bytes, plane: Instance, wanted: Sequence[int]
 ) -> Iterator[tuple[int, NDArray]]:
     """Decode compressed frames, in a child process."""
+    rows, columns = plane.stored_shape
+    values = plane.samples * rows * columns * len(wanted)
+    if values > max(LARGE_FRAME_VALUES, MOST_SHRINKING * len(data)):
+        reason = f"has {len(data)} bytes for {values} values"
+        raise ReadError("dicom-too-large", reason, where=plane.path, fix="export it again")
     for number, frame in _encoded_frames(dataset, data, plane, wanted):
         size = _codestream_size(frame)
         if size is not None and size != plane.stored_shape:
             raise _other_size(plane)
-        rows, columns = plane.stored_shape
-        if rows * columns > max(LARGE_FRAME_VALUES, MOST_SHRINKING * len(frame)):
-            reason = f"has {len(frame)} bytes for {rows} x {columns} pixels"
-            raise ReadError("dicom-too-large", reason, where=plane.path, fix="export it again")
         yield number, _decode_compressed(dataset, frame, plane)
 
 
 def _decode_compressed(dataset: Dataset, frame: bytes, plane: Instance) -> NDArray:
     rows, columns = plane.stored_shape
+    with reporting_malformed(plane.path):
+        planar = int(dataset.get("PlanarConfiguration") or 0)
     request = {
         "transfer_syntax": plane.transfer_syntax,
         "plugin": DECODERS[plane.transfer_syntax][0],
@@ -246,7 +249,7 @@ def _decode_compressed(dataset: Dataset, frame: bytes, plane: Instance) -> NDArr
         "bits_allocated": plane.bits_allocated,
         "bits_stored": plane.bits_stored,
         "pixel_representation": int(plane.signed),
-        "planar_configuration": int(dataset.get("PlanarConfiguration") or 0),
+        "planar_configuration": planar,
     }
     try:
         stored = decode_frame(frame, request, rows * columns * plane.samples)
@@ -368,7 +371,7 @@ def _voi(dataset: Dataset, plane: Instance) -> Voi | None:
         data = table.LUTData
         entries = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.asarray(data)
         levels = (entries / (2.0**bits - 1)).astype(np.float32)
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, NotImplementedError, TypeError, ValueError):
         return plane.voi
     return VoiTable(float(first), levels) if len(levels) == (count or 2**16) else plane.voi
 

@@ -1,23 +1,26 @@
 """Deal the planes of a folder into the images that they form: one group for each volume or projection.
 
-Planes belong together by patient, study, series, matrix, contrast and orientation. Where several lie at one
-position even so, as in a dynamic or diffusion series, an element that tells them apart deals them into
-volumes; without one they stay together, and the stack refuses them.
+Planes belong together by patient, study, series, matrix and orientation. Where several lie at one position
+even so, as in a series of echoes, time points or diffusion weightings, an element that tells them apart deals
+them into volumes; without one they stay together, and the stack refuses them.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from medtl.imaging.formats.dicom_headers import MOMENT_KEYWORDS, Instance
+from medtl.imaging.formats.dicom_headers import CONTRAST_KEYWORDS, MOMENT_KEYWORDS, Instance
 from medtl.imaging.formats.dicom_stack import EVEN_MM, SAME_ORIENTATION
 from medtl.imaging.series import SLICED_MODALITIES
 
 # Elements of which every plane of a volume may have its own value, so that only their order tells.
 TIMES = frozenset({"TriggerTime", "AcquisitionDateTime", "AcquisitionTime", "ContentTime"})
+
+Parts = list[list[Instance]]
 
 
 @dataclass(frozen=True)
@@ -31,15 +34,11 @@ class Group:
 def deal_planes(planes: Sequence[Instance]) -> list[Group]:
     """Return the groups, in the order in which their first planes are given."""
     series: dict[tuple, list[Instance]] = defaultdict(list)
-    orientations: dict[tuple, list[Instance]] = defaultdict(list)
     for plane in planes:
-        if not is_slice(plane):
-            series[(plane.path, plane.frame)].append(plane)
-            continue
         uid = plane.series_uid or str(plane.path.parent)
-        key = (plane.patient_id, plane.study_uid, uid, *_matrix(plane), plane.contrast)
-        series[(*key, _orientation_number(plane, orientations[key]))].append(plane)
-    return [group for members in series.values() for group in _volumes(members)]
+        whole = (plane.patient_id, plane.study_uid, uid)
+        series[whole if is_slice(plane) else (plane.path, plane.frame)].append(plane)
+    return [group for members in series.values() for group in _divide(members, SPLITS, ())]
 
 
 def is_slice(plane: Instance) -> bool:
@@ -47,8 +46,46 @@ def is_slice(plane: Instance) -> bool:
     return plane.modality in SLICED_MODALITIES or plane.frames > 1 or plane.mosaic > 1
 
 
-def _matrix(plane: Instance) -> tuple[int, int, int]:
-    return plane.rows, plane.columns, plane.samples
+def _divide(
+    planes: list[Instance],
+    splits: Sequence[tuple[str, Callable[[list[Instance]], Parts]]],
+    notes: tuple[str, ...],
+) -> list[Group]:
+    """Divide planes by one split after the other."""
+    if not splits:
+        return [Group(tuple(planes), (*notes, *_differences(planes)))]
+    (name, split), *rest = splits
+    parts = split(planes)
+    if len(parts) > 1:
+        notes = (*notes, f"one of {len(parts)} parts of its series, told apart by {name}")
+    return [group for part in parts for group in _divide(part, rest, notes)]
+
+
+def _differences(planes: Sequence[Instance]) -> list[str]:
+    """Say where planes that form one volume differ in what usually tells volumes apart."""
+    values = zip(*(plane.contrast for plane in planes), strict=True)
+    return [
+        f"its slices differ in {keyword}"
+        for keyword, found in zip(CONTRAST_KEYWORDS, values, strict=True)
+        if len(set(map(_number_or_text, found))) > 1
+    ]
+
+
+def _gather(planes: Sequence[Instance], keys: Iterable[Hashable]) -> Parts:
+    """Put planes of the same key together, in order of appearance."""
+    parts: dict[Hashable, list[Instance]] = defaultdict(list)
+    for plane, key in zip(planes, keys, strict=True):
+        parts[key].append(plane)
+    return list(parts.values())
+
+
+def _by_matrix(planes: list[Instance]) -> Parts:
+    return _gather(planes, [(plane.rows, plane.columns, plane.samples) for plane in planes])
+
+
+def _by_orientation(planes: list[Instance]) -> Parts:
+    known: list[Instance] = []
+    return _gather(planes, [_orientation_number(plane, known) for plane in planes])
 
 
 def _orientation_number(plane: Instance, known: list[Instance]) -> int:
@@ -66,18 +103,30 @@ def _same_orientation(one: Instance, other: Instance) -> bool:
     return bool(np.abs(np.subtract(one.orientation, other.orientation)).max() <= SAME_ORIENTATION)
 
 
-def _volumes(planes: Sequence[Instance], notes: tuple[str, ...] = ()) -> list[Group]:
-    """Deal planes that share positions into volumes that do not, or leave them together."""
+def _by_contrast(planes: list[Instance]) -> Parts:
+    """Deal planes by echo, time point and b-value, unless each has a position of its own."""
+    places = _places(planes)
+    if places is not None and len(set(places)) == len(planes):
+        return [planes]  # some scanners count time points slice by slice
+    return _gather(planes, [tuple(map(_number_or_text, plane.contrast)) for plane in planes])
+
+
+def _by_moment(planes: list[Instance], number: int) -> Parts:
+    """Deal planes that share positions by one more element, where it tells them apart."""
     places = _places(planes)
     if places is None or len(set(places)) == len(planes):
-        return [Group(tuple(planes), notes)]
-    for number, keyword in enumerate(MOMENT_KEYWORDS):
-        values = [plane.moments[number] for plane in planes]
-        parts = _by_rank(planes, places, values) if keyword in TIMES else _by_value(planes, places, values)
-        if len(parts) > 1:
-            note = f"one of {len(parts)} parts of its series, told apart by {keyword}"
-            return [group for part in parts for group in _volumes(part, (*notes, note))]
-    return [Group(tuple(planes), notes)]
+        return [planes]
+    values = [plane.moments[number] for plane in planes]
+    deal = _by_rank if MOMENT_KEYWORDS[number] in TIMES else _by_value
+    return deal(planes, places, values) or [planes]
+
+
+SPLITS: tuple[tuple[str, Callable[[list[Instance]], Parts]], ...] = (
+    ("matrix", _by_matrix),
+    ("orientation", _by_orientation),
+    ("echo, time or b-value", _by_contrast),
+    *((keyword, partial(_by_moment, number=number)) for number, keyword in enumerate(MOMENT_KEYWORDS)),
+)
 
 
 def _places(planes: Sequence[Instance]) -> list[int] | None:
@@ -93,9 +142,7 @@ def _places(planes: Sequence[Instance]) -> list[int] | None:
     return numbers.tolist()
 
 
-def _by_value(
-    planes: Sequence[Instance], places: Sequence[int], values: Sequence[str]
-) -> list[list[Instance]]:
+def _by_value(planes: Sequence[Instance], places: Sequence[int], values: Sequence[str]) -> Parts:
     """Deal planes by the value of an element; into nothing unless each value has every position alike."""
     parts: dict[str, list[int]] = defaultdict(list)
     for index, value in enumerate(values):
@@ -108,9 +155,7 @@ def _by_value(
     return [[planes[index] for index in indices] for indices in parts.values()]
 
 
-def _by_rank(
-    planes: Sequence[Instance], places: Sequence[int], values: Sequence[str]
-) -> list[list[Instance]]:
+def _by_rank(planes: Sequence[Instance], places: Sequence[int], values: Sequence[str]) -> Parts:
     """Deal planes by the order of their times at each position; into nothing where times tell no order."""
     times: dict[int, list[tuple[Any, int]]] = defaultdict(list)
     for index, (place, time) in enumerate(zip(places, _comparable(values), strict=True)):
@@ -122,6 +167,13 @@ def _by_rank(
         return []
     ranked = [[planes[index] for _, index in sorted(row)] for _, row in sorted(times.items())]
     return [list(volume) for volume in zip(*ranked, strict=True)]
+
+
+def _number_or_text(value: str) -> float | str:
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def _comparable(values: Sequence[str]) -> Sequence[float] | Sequence[str]:

@@ -26,6 +26,7 @@ ZIP_MAGIC = b"PK\x03\x04"
 PARTS = ("train", "val", "test")
 # Bytes of one array, decompressed. Checked by its header, before it is decompressed.
 MOST_BYTES = 2**31
+MOST_ITEMS = 2**20  # of one array; each becomes a series
 COLOUR_CHANNELS = 3
 
 Shape = tuple[int, ...]
@@ -134,6 +135,9 @@ def _check_array(archive: zipfile.ZipFile, name: str, path: Path) -> Shape:
         raise ReadError(
             "archive-too-large", f"{name} has more than {MOST_BYTES} bytes", where=path, fix="split it"
         )
+    if name.endswith("_images") and shape and shape[0] > MOST_ITEMS:
+        reason = f"{name} has {shape[0]} images, more than {MOST_ITEMS}"
+        raise ReadError("archive-too-large", reason, where=path, fix="split it")
     if dtype.hasobject or size != info.file_size:
         raise ValueError("array of objects, or of another size than its header says")
     if name.endswith("_images") and (dtype != np.uint8 or len(shape) not in (3, 4) or min(shape[1:]) < 1):

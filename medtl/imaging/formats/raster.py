@@ -32,6 +32,9 @@ ORIENTATION_TAG = 0x0112
 # Pixels in one image. Below pillow's own limit, and checked before anything is decompressed.
 MOST_PIXELS = 2**26
 
+# More values than any radiograph has, out of almost no bytes, are no image (a bomb).
+LARGE_VALUES, MOST_SHRINKING = 2**25, 500
+
 # What each mode of pillow is brought to; a mode that is not here is refused.
 TARGET_MODES = {
     "1": "L",
@@ -75,6 +78,10 @@ def read(series: Series) -> Image:
         _check_png(data, path)
     picture = _open(io.BytesIO(data), path)
     _check(picture, path)
+    values = picture.width * picture.height * len(picture.getbands())
+    if values > max(LARGE_VALUES, MOST_SHRINKING * len(data)):
+        reason = f"has {len(data)} bytes for {values} values"
+        raise ReadError("raster-too-large", reason, where=path, fix="shrink it")
     pixels, notes = _pixels(picture, path)
     facts = ImageFacts(
         source=str(path),
