@@ -20,7 +20,8 @@ from torchvision import transforms
 
 from medtl.imaging.manifest import TaskConfig, load_manifest
 from medtl.imaging.splits import read_splits
-from medtl.learning.backbones.efficientnet import LITE0_IMAGENET, _rename_by_position
+from medtl.learning.backbones.efficientnet import LITE0_IMAGENET
+from medtl.learning.backbones.timm_network import rename_by_position
 from medtl.learning.weights import locate, read_state_dict
 
 SIZE, BATCH, HEAD_EPOCHS, FULL_EPOCHS = 160, 32, 3, 4
@@ -53,8 +54,9 @@ class Files(Dataset):
 
 def make_network(classes: int) -> nn.Module:
     """Return EfficientNet-Lite0 with ImageNet weights and a new head."""
-    net = timm.create_model("tf_efficientnet_lite0", num_classes=1000)
-    net.load_state_dict(_rename_by_position(read_state_dict(locate(LITE0_IMAGENET)), net), strict=False)
+    name = "tf_efficientnet_lite0"
+    net = timm.create_model(name, num_classes=1000)
+    net.load_state_dict(rename_by_position(read_state_dict(locate(LITE0_IMAGENET)), name), strict=False)
     net.reset_classifier(classes)
     return net
 

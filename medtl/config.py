@@ -52,11 +52,15 @@ class RunConfig(BaseModel):
     def _names_are_known(self) -> "RunConfig":
         _check_name("backbone.name", self.backbone.name, list(BACKBONES))
         _check_name("fit.imbalance", self.fit.imbalance, list(IMBALANCE))
-        dims, size = BACKBONES[self.backbone.name].spatial_dims, self.preprocessing.size
+        entry, size = BACKBONES[self.backbone.name], self.preprocessing.size
+        dims = entry.spatial_dims
         if len(size) != dims:
             raise ValueError(
                 f"backbone {self.backbone.name} takes {dims}D, preprocessing.size has {len(size)} axes"
             )
+        problem = entry.sizes.problem(size)
+        if problem:
+            raise ValueError(f"preprocessing.size: backbone {entry.name} {problem}")
         if self.augmentation.flip and dims == 3 and self.preprocessing.orientation[-1] not in "LR":
             raise ValueError(
                 "augmentation.flip mirrors the last axis, which must be left-right: see orientation"

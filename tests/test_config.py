@@ -69,6 +69,17 @@ def test_a_bad_override_is_one_line_that_names_the_remedy(override, code, words)
     assert len(str(caught.value)) <= 200 and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "size", "words"),
+    [("vit_tiny", "[200,224]", "16 not 200x224"), ("inception_v3", "[64,64]", "75 not 64x64")],
+)
+def test_a_size_that_the_backbone_cannot_take_is_one_line(backbone, size, words):
+    with pytest.raises(ConfigError) as caught:
+        load_config("xray", None, [f"backbone.name={backbone}", f"preprocessing.size={size}"])
+    assert caught.value.code == "config-value"
+    assert all(word in str(caught.value) for word in words.split()) and "\n" not in str(caught.value)
+
+
 def test_a_missing_recipe_names_the_nearest(tmp_path):
     with pytest.raises(ConfigError, match=r"xray\.yaml") as caught:
         load_config("xray", tmp_path / "xry.yaml")

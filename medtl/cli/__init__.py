@@ -20,6 +20,7 @@ from medtl.cli.inspect import inspect
 from medtl.cli.report import report
 from medtl.cli.score import score
 from medtl.cli.train import train
+from medtl.cli.weights import weights
 from medtl.errors import MedtlError
 
 PROBLEMS_SHOWN = 20
@@ -60,7 +61,7 @@ def main(debug: bool) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
 
 
-for command in (demo, inspect, train, evaluate, score, report, backbones, config):
+for command in (demo, inspect, train, evaluate, score, report, backbones, weights, config):
     main.add_command(command)
 
 

@@ -5,12 +5,18 @@ import click
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list on stdout.")
-def backbones(as_json: bool) -> None:
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print docs/backbones.md on stdout.")
+def backbones(as_json: bool, as_markdown: bool) -> None:
     """List the backbones: size, layer groups, input, weights, and whether those are on this machine."""
     import json
 
-    from medtl.learning.catalogue import describe_backbones
+    from medtl.learning.catalogue import backbones_page, describe_backbones
 
+    if as_json and as_markdown:
+        raise click.UsageError("--json and --markdown exclude each other")
+    if as_markdown:
+        click.echo(backbones_page(), nl=False)
+        return
     rows = describe_backbones()
     if as_json:
         click.echo(json.dumps(rows, indent=2))

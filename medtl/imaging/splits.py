@@ -1,4 +1,4 @@
-"""Deal samples into train, val and test: each patient wholly in one part, classes in proportion.
+"""Deal samples into train, val and test, or into folds: each patient in one part, classes in proportion.
 
 Patients are dealt one by one, the largest first, each to the part where it brings the counts of the classes
 nearest to what is wanted (the chi-square distance). Before that each class gets a patient in every part.
@@ -7,10 +7,10 @@ nearest to what is wanted (the chi-square distance). Before that each class gets
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,20 +24,40 @@ from medtl.imaging.storage import write_csv
 ATTEMPTS = 20
 HEADER = ["sample_id", "split", "target"]
 
+NearDuplicates = Literal["group", "warn", "ignore"]
+
 
 class SplitConfig(BaseModel):
-    """Shares of the samples in the parts; the rest is train. A split column of the table comes before it."""
+    """Shares of the samples in the parts; the rest is train. A split column of the table comes before it.
+
+    folds: deal what test leaves into this many folds; val is number `fold` of them, from 0, train the others,
+    and the share `val` is not used. repeat: another deal into folds, with the same test. near_duplicates:
+    `group` makes one patient of a group of near-duplicates, `warn` only tells of it, `ignore` does not look;
+    without it a group is joined where a sample in it has no patient id, and told of where all have one.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     val: float = Field(default=0.2, gt=0, lt=1)
     test: float = Field(default=0.0, ge=0, lt=1)
     seed: int = 0
+    folds: int | None = Field(default=None, ge=2)
+    fold: int = Field(default=0, ge=0)
+    repeat: int = Field(default=0, ge=0)
+    near_duplicates: NearDuplicates | None = None
 
     @model_validator(mode="after")
     def _train_is_left(self) -> "SplitConfig":
-        if self.val + self.test >= 1:
+        if self.folds is None and self.val + self.test >= 1:
             raise ValueError("val and test leave nothing to train on")
+        return self
+
+    @model_validator(mode="after")
+    def _fold_is_one_of_them(self) -> "SplitConfig":
+        if self.folds is None and (self.fold or self.repeat):
+            raise ValueError("fold and repeat need folds: say how many")
+        if self.folds is not None and self.fold >= self.folds:
+            raise ValueError(f"fold {self.fold} is not one of 0 to {self.folds - 1}")
         return self
 
 
@@ -66,17 +86,20 @@ def split_samples(samples: Sequence[Sample], task: Task, config: SplitConfig) ->
     """Return the samples with their part of the split, in the order given.
 
     A split that the samples bring is kept; where it has no val, val is drawn from its train. Raises
-    SplitError split-empty, split-incomplete, class-too-small, patient-leak.
+    SplitError split-empty, split-incomplete, split-brought, class-too-small, patient-leak.
     """
     brought = [sample.split for sample in samples]
     if not any(brought):
-        return _deal(samples, task, {"val": config.val, "test": config.test}, config.seed)
+        return _deal(samples, task, config)
     if not all(brought):
         reason = f"{brought.count(None)} of {len(brought)} samples have no split"
         raise SplitError("split-incomplete", reason, fix="fill the split column in, or remove it")
     check_no_leak(samples)
     if "val" not in brought:
         samples = _draw_val(samples, task, config)
+    elif config.folds is not None:
+        fix = "leave split.folds out, or call val train in the table"
+        raise SplitError("split-brought", "folds are asked for, and the table has a val part", fix=fix)
     _check_filled(samples, ("train", "val"))
     _check_trainable(samples, task)
     return tuple(samples)
@@ -93,6 +116,11 @@ def check_no_leak(samples: Sequence[Sample]) -> None:
         names, ids = " and ".join(leaks[0]), ", ".join(leaks[0].values())
         reason = f"{len(leaks)} patients are in several parts, one is in {names} (samples {ids})"
         raise SplitError("patient-leak", reason, fix="split by patient_id")
+
+
+def has_patient_id(sample: Sample) -> bool:
+    """Say whether the patient is known: where not, the manifest lets each sample be its own patient."""
+    return sample.patient_id != sample.sample_id
 
 
 def write_splits(path: Path, samples: Sequence[Sample]) -> None:
@@ -149,11 +177,12 @@ def _part(text: str) -> Split:
 
 
 def _draw_val(samples: Sequence[Sample], task: Task, config: SplitConfig) -> tuple[Sample, ...]:
-    """Move patients from train to val."""
+    """Move patients from train to val; test stays as it is."""
     _check_filled(samples, ("train",))
     train = [sample for sample in samples if sample.split == "train"]
-    share = config.val * len(samples) / len(train)
-    dealt = {sample.sample_id: sample for sample in _deal(train, task, {"val": min(share, 0.5)}, config.seed)}
+    share = min(config.val * len(samples) / len(train), 0.5)
+    drawing = config.model_copy(update={"val": share, "test": 0.0})
+    dealt = {sample.sample_id: sample for sample in _deal(train, task, drawing)}
     return tuple(dealt.get(sample.sample_id, sample) for sample in samples)
 
 
@@ -174,27 +203,62 @@ def _check_trainable(samples: Sequence[Sample], task: Task) -> None:
             raise SplitError("class-too-small", reason, fix="mend the split column, or remove it")
 
 
-def _deal(
-    samples: Sequence[Sample], task: Task, shares: Mapping[Split, float], seed: int
-) -> tuple[Sample, ...]:
-    """Deal patients into train and the parts of `shares`, until train and val have each class."""
+def _deal(samples: Sequence[Sample], task: Task, config: SplitConfig) -> tuple[Sample, ...]:
+    """Deal patients into parts, so that train and val have each class."""
     patients = group_patients(samples, task)
-    _check_patients(patients)
+    parts = _deal_folds(patients, config) if config.folds else _deal_shares(patients, config)
+    return _with_parts(samples, patients, parts)
+
+
+def _deal_shares(patients: Patients, config: SplitConfig) -> list[Split]:
+    _check_patients(patients, 2, "one for train and one for val")
+    shares: dict[Split, float] = {"val": config.val, "test": config.test}
     wanted = {part: share for part, share in shares.items() if share > 0}
     parts: list[Split] = ["train", *wanted]
-    portions = np.array([1 - sum(wanted.values()), *wanted.values()])
+    dealt = _deal_whole(
+        patients.counts, [1 - sum(wanted.values()), *wanted.values()], 2, config.seed, "split"
+    )
+    return [parts[index] for index in dealt]
+
+
+def _deal_folds(patients: Patients, config: SplitConfig) -> list[Split]:
+    """Deal twice: into folds and test, by the seed alone, then all but test into folds."""
+    folds = config.folds or 0
+    _check_patients(patients, folds, "one for each fold")
+    rest = np.arange(len(patients.counts))
+    if config.test > 0:
+        portions = [*[(1 - config.test) / folds] * folds, config.test]
+        dealt = _deal_whole(patients.counts, portions, folds, config.seed, "test")
+        rest = np.flatnonzero(dealt < folds)
+    purpose = ("fold", config.repeat)
+    dealt = _deal_whole(patients.counts[rest], [1 / folds] * folds, folds, config.seed, *purpose)
+    parts: list[Split] = ["test"] * len(patients.counts)
+    for patient, fold in zip(rest, dealt, strict=True):
+        parts[patient] = "val" if fold == config.fold else "train"
+    return parts
+
+
+def _deal_whole(
+    counts: NDArray[np.float64],
+    portions: Sequence[float],
+    whole: int,
+    seed: int,
+    purpose: str,
+    *counters: int,
+) -> NDArray[np.int64]:
+    """Return the part of each patient, so that the first `whole` parts have every class."""
     for attempt in range(ATTEMPTS):
-        order = make_generator(seed, "split", attempt).permutation(len(patients.samples))
-        dealt = deal_patients(patients.counts, portions, order)
-        if _is_usable(patients.counts, dealt, len(parts)):
-            return _with_parts(samples, patients, [parts[index] for index in dealt])
-    reason = f"no way was found to have each class in {' and '.join(parts[:2])}, and every part filled"
+        order = make_generator(seed, purpose, *counters, attempt).permutation(len(counts))
+        dealt = deal_patients(counts, np.array(portions), order)
+        if _is_usable(counts, dealt, len(portions), whole):
+            return dealt
+    reason = "no way was found to have each class in train and val, and every part filled"
     raise SplitError("class-too-small", reason, fix="add patients of the rare classes, or leave those out")
 
 
 def group_patients(samples: Sequence[Sample], task: Task) -> Patients:
     """Group samples by patient, in order of their paths, and count their classes."""
-    order = sorted(range(len(samples)), key=lambda index: _place(samples[index]))
+    order = sorted(range(len(samples)), key=lambda index: place_of(samples[index]))
     members: dict[str, list[int]] = defaultdict(list)
     for index in order:
         members[samples[index].patient_id].append(index)
@@ -208,7 +272,8 @@ def group_patients(samples: Sequence[Sample], task: Task) -> Patients:
     )
 
 
-def _place(sample: Sample) -> tuple[str, str, str]:
+def place_of(sample: Sample) -> tuple[str, str, str]:
+    """Return what puts samples into an order that depends on neither the rows' order nor the salt."""
     return sample.series.path.as_posix(), sample.series.item or "", sample.sample_id
 
 
@@ -225,10 +290,11 @@ def _membership(sample: Sample, task: Task) -> list[bool]:
     return [sample.target == index for index in range(len(task.classes))]
 
 
-def _check_patients(patients: Patients) -> None:
+def _check_patients(patients: Patients, least: int, what_for: str) -> None:
     for name, count in zip(patients.strata, (patients.counts > 0).sum(axis=0), strict=True):
-        if count < 2:
-            reason = f"{name} needs two patients, one for train and one for val, and has {count}"
+        if count < least:
+            needed = "two" if least == 2 else least
+            reason = f"{name} needs {needed} patients, {what_for}, and has {count}"
             raise SplitError("class-too-small", reason, fix="add patients, or leave the class out")
 
 
@@ -238,8 +304,8 @@ def deal_patients(
     """Return the part (patients,) of each patient.
 
     counts: (patients, strata); portions: (parts,), which add up to 1; order: of the patients, before the
-    largest are put first. Train and val come first among the parts: a class that only two patients have is
-    in these.
+    largest are put first. The parts that need every class come first: a class that only two patients have is
+    in the first two.
     """
     wanted = np.outer(portions, counts.sum(axis=0))
     filled = np.zeros_like(wanted)
@@ -269,10 +335,10 @@ def _costs(
     return (counts * (2 * (filled - wanted) + counts) / wanted).sum(axis=-1)
 
 
-def _is_usable(counts: NDArray[np.float64], dealt: NDArray[np.int64], parts: int) -> bool:
-    """Return whether every part has a patient, and train and val have every class."""
+def _is_usable(counts: NDArray[np.float64], dealt: NDArray[np.int64], parts: int, whole: int) -> bool:
+    """Return whether every part has a patient, and the first `whole` parts have every class."""
     filled = [counts[dealt == part] for part in range(parts)]
-    return all(map(len, filled)) and all((part.sum(axis=0) > 0).all() for part in filled[:2])
+    return all(map(len, filled)) and all((part.sum(axis=0) > 0).all() for part in filled[:whole])
 
 
 def _with_parts(samples: Sequence[Sample], patients: Patients, parts: Sequence[Split]) -> tuple[Sample, ...]:

@@ -1,12 +1,25 @@
-"""Describe the backbones as plain data: size, groups, input, and which weights are on this machine."""
+"""Describe the backbones as plain data and as a page: size, groups, input, and which weights there are."""
 
 from typing import Any
 
 import torch
 
 from medtl.learning.backbones import BACKBONES
-from medtl.learning.backbones.backbone import BackboneEntry
-from medtl.learning.weights import locate
+from medtl.learning.backbones.backbone import Backbone, BackboneEntry, Standardise
+from medtl.learning.backbones.published import imagenet_top1
+from medtl.learning.weights import KnownWeights, locate
+
+# What the page says before its tables.
+INTRODUCTION = """# Backbones
+
+Written by `medtl backbones --markdown` from what `medtl backbones --json` says; do not edit it by hand.
+
+Every line is a name for `backbone.name` in a recipe. A backbone is a chain of layer groups, stem first, that
+freezing and thawing count; Grad-CAM weighs the map that comes out of the group named here. Images go in as
+[0, 1] and are standardised by the backbone itself. One input channel gives what three equal channels gave.
+Nothing is downloaded by itself: put a file at the name given here into the weights folder, or give its path.
+Top-1 is on ImageNet-1k, where the publisher's package states it.
+"""
 
 
 def describe_backbones() -> list[dict[str, Any]]:
@@ -22,17 +35,88 @@ def _describe(entry: BackboneEntry) -> dict[str, Any]:
         "family": entry.family,
         "spatial_dims": entry.spatial_dims,
         "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
+        "features": backbone.num_features,
         "layer_groups": list(backbone.layer_groups),
+        "saliency_group": backbone.layer_groups[backbone.saliency_group - 1],
         "input_size": list(entry.input_size),
-        "weights": [
-            {
-                "name": known.name,
-                "file": known.file,
-                "sha256": known.sha256,
-                "licence": known.licence,
-                "source": known.source,
-                "present": locate(known) is not None,
-            }
-            for known in entry.known_weights
-        ],
+        "smallest_side": entry.sizes.smallest,
+        "side_multiple": entry.sizes.multiple,
+        **_statistics(backbone),
+        "weights": [_describe_weights(known) for known in entry.known_weights],
     }
+
+
+def _statistics(backbone: Backbone) -> dict[str, Any]:
+    """Return mean and std as published, or null for both where images are standardised one by one."""
+    normalise = backbone.normalise
+    if not isinstance(normalise, Standardise):
+        return {"mean": None, "std": None}
+    mean, std = normalise.published
+    return {"mean": list(mean), "std": list(std)}
+
+
+def _describe_weights(known: KnownWeights) -> dict[str, Any]:
+    return {
+        "name": known.name,
+        "file": known.file,
+        "sha256": known.sha256,
+        "licence": known.licence,
+        "source": known.source,
+        "top1": imagenet_top1(known),
+        "present": locate(known) is not None,
+    }
+
+
+def backbones_page() -> str:
+    """Return docs/backbones.md: what does not depend on the machine, one table for each family."""
+    rows = describe_backbones()
+    families = dict.fromkeys(row["family"] for row in rows)
+    sections = [_family_section(name, [row for row in rows if row["family"] == name]) for name in families]
+    return "\n".join([INTRODUCTION, *sections])
+
+
+def _family_section(family: str, rows: list[dict[str, Any]]) -> str:
+    head = ("backbone", "parameters", "features", "input", "sides", "mean", "std", "Grad-CAM after", "groups")
+    backbones = [_backbone_cells(row) for row in rows]
+    weights = [(f"`{row['name']}`", *_weights_cells(w)) for row in rows for w in row["weights"]]
+    tables = [_table(head, backbones)]
+    if weights:
+        tables.append(_table(("backbone", "weights", "file", "from", "licence", "top-1"), weights))
+    return "\n".join([f"## {family[0].upper()}{family[1:]}", "", *tables])
+
+
+def _backbone_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    step = f", steps of {row['side_multiple']}" if row["side_multiple"] > 1 else ""
+    return (
+        f"`{row['name']}`",
+        f"{row['parameters'] / 1e6:.1f} M",
+        str(row["features"]),
+        " x ".join(map(str, row["input_size"])),
+        f"{row['smallest_side']} or more{step}",
+        _numbers(row["mean"]),
+        _numbers(row["std"]),
+        row["saliency_group"],
+        _shortened(row["layer_groups"]),
+    )
+
+
+def _weights_cells(weights: dict[str, Any]) -> tuple[str, ...]:
+    top1 = "" if weights["top1"] is None else f"{weights['top1']:.1f} %"
+    return f"`{weights['name']}`", f"`{weights['file']}`", weights["source"], weights["licence"], top1
+
+
+def _numbers(values: list[float] | None) -> str:
+    if values is None:
+        return "each image's own"
+    return ", ".join(f"{value:g}" for value in values[: 1 if len(set(values)) == 1 else None])
+
+
+def _shortened(groups: list[str]) -> str:
+    """Name the groups, or the first and last two of more than nine."""
+    shown = groups if len(groups) <= 9 else [*groups[:2], "...", *groups[-2:]]
+    return f"{len(groups)}: {', '.join(shown)}"
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -5,7 +5,10 @@ Nothing is downloaded here. A file that is absent is named, with the place to pu
 
 import hashlib
 import importlib.util
+import logging
+import os
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,9 @@ from safetensors.torch import load_file
 
 from medtl.errors import WeightsError
 from medtl.imaging.locations import medtl_home
+from medtl.imaging.storage import read_json
+
+log = logging.getLogger(__name__)
 
 StateDict = dict[str, torch.Tensor]
 
@@ -32,13 +38,19 @@ UNREADABLE = (
     OSError,
 )
 
+# Remedies.
+AGAIN = "get the file again"
+PLAIN = "save it as safetensors or as torch.save(model.state_dict())"
+TENSORS = "medtl weights import --unsafe-module takes a known module's tensors alone"
+
 
 @dataclass(frozen=True)
 class KnownWeights:
     """One published weights file.
 
     sha256: leading hex digits of the published SHA-256, empty where its publisher states none. package: the
-    Python package that carries the file, if any, with the file's place inside it.
+    Python package that carries the file, if any, with the file's place inside it. origin: who hands the file
+    out: "torchvision", "hub:OWNER/NAME/FILE" (Hugging Face), another of weights_store.HOSTS, or nobody: "".
     """
 
     name: str
@@ -48,6 +60,7 @@ class KnownWeights:
     source: str
     package: str = ""
     package_path: str = ""
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,18 +74,73 @@ class LoadedWeights:
     source: str
 
 
+@dataclass(frozen=True)
+class WeightsRecord:
+    """What was noted beside a file when it came into the weights folder: from then on it must stay so.
+
+    converted_from: the SHA-256 of the whole module whose tensors these are, if they are.
+    """
+
+    sha256: str
+    origin: str
+    converted_from: str = ""
+
+
 def weights_folder() -> Path:
     """Return the folder that holds weights files which the user put on this machine."""
     return medtl_home() / "weights"
 
 
+def record_path(path: Path) -> Path:
+    """Return where the record of a weights file lies: beside it."""
+    return path.with_name(f"{path.name}.json")
+
+
+def read_record(path: Path) -> WeightsRecord | None:
+    """Return the record of a weights file, or None where it has none. Raises WeightsError weights-hash."""
+    place = record_path(path)
+    if not place.is_file():
+        return None
+    try:
+        record = WeightsRecord(**read_json(place))
+    except (OSError, ValueError, TypeError) as error:
+        raise WeightsError("weights-hash", "the record is damaged", where=place, fix=AGAIN) from error
+    return record
+
+
+def converted_path(known: KnownWeights) -> Path:
+    """Return where the tensors lie that were taken out of a whole module."""
+    return weights_folder() / f"{known.file}.safetensors"
+
+
 def locate(known: KnownWeights) -> Path | None:
-    """Return where the file is on this machine: in its package or in the weights folder; None if absent."""
-    candidates = [weights_folder() / known.file]
+    """Return where the file is on this machine, unread: see own_places and cached_places; None if absent."""
+    return next((path for path in (*own_places(known), *cached_places(known)) if path.is_file()), None)
+
+
+def own_places(known: KnownWeights) -> list[Path]:
+    """Return where the file may be: in its package, or in the weights folder, converted or not."""
+    places = [weights_folder() / known.file]
+    if record_path(converted_path(known)).is_file():
+        places.insert(0, converted_path(known))
     spec = importlib.util.find_spec(known.package) if known.package else None
     if spec and spec.submodule_search_locations:
-        candidates.insert(0, Path(spec.submodule_search_locations[0]) / known.package_path)
-    return next((path for path in candidates if path.is_file()), None)
+        places.insert(0, Path(spec.submodule_search_locations[0]) / known.package_path)
+    return places
+
+
+def cached_places(known: KnownWeights) -> list[Path]:
+    """Return where torchvision or the Hugging Face hub would have kept the file."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    if known.origin == "torchvision":
+        torch_home = Path(os.environ.get("TORCH_HOME") or cache / "torch")
+        return [torch_home / "hub" / "checkpoints" / known.file]
+    if known.origin.startswith("hub:"):
+        owner, name, file = known.origin.removeprefix("hub:").split("/", 2)
+        hub_home = Path(os.environ.get("HF_HOME") or cache / "huggingface")
+        hub = Path(os.environ.get("HF_HUB_CACHE") or hub_home / "hub")
+        return sorted(hub.glob(f"models--{owner}--{name}/snapshots/*/{file}"))
+    return []
 
 
 def load_known(known: KnownWeights, backbone: str) -> tuple[StateDict, LoadedWeights]:
@@ -80,25 +148,80 @@ def load_known(known: KnownWeights, backbone: str) -> tuple[StateDict, LoadedWei
 
     Raises WeightsError weights-missing, weights-hash, weights-unsafe.
     """
-    path = locate(known)
-    if path is None:
-        place = weights_folder() / known.file
-        how = f"install medtl[offline] or put it at {place}" if known.package else f"put it at {place}"
-        raise WeightsError(
-            "weights-missing", f"needs {known.file} ({known.licence})", where=backbone, fix=f"{how}"
-        )
-    digest = sha256_of(path)
-    if not digest.startswith(known.sha256):
-        reason = f"SHA-256 is {digest[:12]}, published is {known.sha256[:12]}"
-        raise WeightsError("weights-hash", reason, where=path, fix="get the file again")
+    found = find_verified(known)
+    if found is None:
+        raise missing(known, backbone)
+    path, digest = found
     return read_state_dict(path), LoadedWeights(known.name, path.name, digest, known.licence, known.source)
 
 
+def find_verified(known: KnownWeights) -> tuple[Path, str] | None:
+    """Return the file and its SHA-256, or None where it is absent.
+
+    A file of medtl's own that is not the right one is refused: WeightsError weights-hash. A cache of another
+    program is passed over where its file is not the published one, or where nothing says what was published.
+    """
+    for path in own_places(known):
+        if path.is_file():
+            return path, check_digest(known, path)
+    for path in cached_places(known):
+        if path.is_file():
+            digest = sha256_of(path)
+            if digest.startswith(_published_in_cache(known, path)):
+                return path, digest
+            log.warning("%s is not the published file: passed over", path)
+    return None
+
+
+def _published_in_cache(known: KnownWeights, path: Path) -> str:
+    """Return the digits that the SHA-256 of a cached file starts with; the hub names its blobs by it."""
+    blob = path.resolve().name
+    named = blob if re.fullmatch("[0-9a-f]{64}", blob) else ""
+    return known.sha256 or named or "unknown"
+
+
+def check_digest(known: KnownWeights, path: Path) -> str:
+    """Return the SHA-256 of a file, which must be the published and the recorded one.
+
+    Raises WeightsError weights-hash.
+    """
+    digest = sha256_of(path)
+    if path != converted_path(known) and not digest.startswith(known.sha256):
+        reason = f"SHA-256 is {digest[:12]}, published is {known.sha256[:12]}"
+        raise WeightsError("weights-hash", reason, where=path, fix=AGAIN)
+    check_record(path, digest)
+    return digest
+
+
+def check_record(path: Path, digest: str) -> None:
+    """Refuse a file that is not what it was when it was recorded. Raises WeightsError weights-hash."""
+    record = read_record(path)
+    if record and record.sha256 != digest:
+        reason = f"SHA-256 is {digest[:12]}, was {record.sha256[:12]} when it came here"
+        raise WeightsError("weights-hash", reason, where=path, fix=AGAIN)
+
+
+def missing(known: KnownWeights, backbone: str) -> WeightsError:
+    """Return the error that says which file is needed, its licence, and how to get it."""
+    ways = [f"put it into {weights_folder()}"]
+    if known.origin:
+        ways.append("see medtl weights fetch")
+    if known.package:
+        ways.insert(0, "install medtl[offline]")
+    reason = f"needs {known.file} ({known.licence})"
+    return WeightsError("weights-missing", reason, where=backbone, fix=" or ".join(ways))
+
+
 def load_path(path: Path) -> tuple[StateDict, LoadedWeights]:
-    """Return the state dict of a file of the user's. Raises WeightsError weights-missing, weights-unsafe."""
+    """Return the state dict of a file of the user's.
+
+    Raises WeightsError weights-missing, weights-unsafe, and weights-hash where it has a record and changed.
+    """
     if not path.is_file():
         raise WeightsError("weights-missing", "no such file", where=path, fix="give a file or a known name")
-    loaded = LoadedWeights("file", path.name, sha256_of(path), "unknown: the user's own file", "file")
+    digest = sha256_of(path)
+    check_record(path, digest)
+    loaded = LoadedWeights("file", path.name, digest, "unknown: the user's own file", "file")
     return read_state_dict(path), loaded
 
 
@@ -109,9 +232,13 @@ def read_state_dict(path: Path) -> StateDict:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if named:
+            raise WeightsError(
+                "weights-unsafe", f"holds code: {named[1]}", where=path, fix=TENSORS
+            ) from error
         reason = "not a plain state dict, or damaged"
-        fix = "save it as safetensors or as torch.save(model.state_dict())"
-        raise WeightsError("weights-unsafe", reason, where=path, fix=fix) from error
+        raise WeightsError("weights-unsafe", reason, where=path, fix=PLAIN) from error
     return _unwrap(content, path)
 
 
@@ -163,7 +290,7 @@ def sum_input_kernels(state: StateDict, key: str, in_channels: int) -> StateDict
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file as hex digits."""
+    """Return the SHA-256 of a file as hex digits. Raises WeightsError weights-unsafe."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

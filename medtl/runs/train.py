@@ -14,11 +14,17 @@ from numpy.typing import NDArray
 
 from medtl import __version__
 from medtl.config import RunConfig, to_yaml
-from medtl.errors import LabelError, ReadError, TrainingError
+from medtl.errors import LabelError, ReadError, SplitError, TrainingError
 from medtl.imaging.augmentation import Augmentation
 from medtl.imaging.manifest import Sample, Task, load_manifest, targets
-from medtl.imaging.prepared import PreparedDataset, prepare_samples
-from medtl.imaging.splits import check_no_leak, read_splits, split_samples, write_splits
+from medtl.imaging.near_duplicates import (
+    NO_LINKS,
+    describe_near_duplicates,
+    find_near_duplicates,
+    join_patients,
+)
+from medtl.imaging.prepared import PreparedDataset, oddity_notes, prepare_samples
+from medtl.imaging.splits import SplitConfig, check_no_leak, read_splits, split_samples, write_splits
 from medtl.imaging.storage import write_json, write_text
 from medtl.learning.backbones import BACKBONES
 from medtl.learning.checkpoint import (
@@ -64,26 +70,34 @@ def train_run(
         _check_resumable(run, config, resume)
         clock = {"total": -time.perf_counter()}
         manifest = load_manifest(data, labels, config.task)
-        samples = split_samples(manifest.samples, manifest.task, config.split)
-        check_no_leak(samples)
-        tell(watcher, manifest.notes, [_describe_samples(samples, manifest.task)])
-        prepared, samples = _prepare(samples, config, watcher, clock)
+        # What reading cannot mend is refused before hours of it.
+        split_samples(manifest.samples, manifest.task, config.split)
+        tell(watcher, manifest.notes)
+        prepared, readable = _prepare(manifest.samples, config, watcher, clock)
+        samples = _split(readable, prepared, manifest.task, config.split, watcher, clock)
+        tell(watcher, oddity_notes(prepared), [_describe_samples(samples, manifest.task, config.split)])
         fit = _make_fit(run, config, manifest.task, samples, prepared, watcher)
-        _record_start(run, config, samples, prepared, watcher, resume)
+        _record_start(run, config, samples, prepared, resume)
         fit.run(resume=resume)
         clock |= {"total": clock["total"] + time.perf_counter(), **fit.seconds}
         evaluation = _finish(run, fit, samples, clock)
     return TrainOutcome(run, evaluation, all_refusals(manifest, prepared), tuple(fit.plans), clock)
 
 
-def _describe_samples(samples: Sequence[Sample], task: Task) -> str:
+def _describe_samples(samples: Sequence[Sample], task: Task, config: SplitConfig) -> str:
     """Say how many samples of each class and part there are, and of how many patients."""
     parts = [f"{sum(s.split == part for s in samples)} {part}" for part in ("train", "val", "test")]
     patients = len({sample.patient_id for sample in samples})
     shown = [part for part in parts if not part.startswith("0 ")]
     positive = f", positive is {task.classes[-1]}" if task.kind == "binary" else ""
-    counts = f"{len(samples)} samples of {patients} patients: {', '.join(shown)}"
+    fold = f" ({_describe_fold(config)})" if config.folds else ""
+    counts = f"{len(samples)} samples of {patients} patients: {', '.join(shown)}{fold}"
     return f"{counts}; {', '.join(task.classes)}{positive}"
+
+
+def _describe_fold(config: SplitConfig) -> str:
+    repeat = f", repeat {config.repeat}" if config.repeat else ""
+    return f"val is fold {config.fold} of 0 to {(config.folds or 0) - 1}{repeat}"
 
 
 def _check_resumable(run: RunFolder, config: RunConfig, resume: bool) -> None:
@@ -99,21 +113,53 @@ def _check_resumable(run: RunFolder, config: RunConfig, resume: bool) -> None:
 def _prepare(
     samples: Sequence[Sample], config: RunConfig, watcher: Watcher, clock: dict[str, float]
 ) -> tuple[PreparedDataset, tuple[Sample, ...]]:
-    """Return the prepared dataset and the samples that are in it."""
+    """Return the prepared dataset and the samples that are in it, row by row."""
     started = time.perf_counter()
     prepared = prepare_samples(
         samples, config.preprocessing, progress=lambda done, total: watcher.progress("reading", done, total)
     )
     clock["reading"] = time.perf_counter() - started
-    readable = set(prepared.sample_ids)
-    kept = tuple(sample for sample in samples if sample.sample_id in readable)
-    for part in ("train", "val"):
-        if not any(sample.split == part for sample in kept):
-            reason = f"no sample of the {part} part could be read"
-            raise LabelError(
-                "split-empty", reason, fix=str(prepared.refusals[0][1]) if prepared.refusals else ""
-            )
-    return prepared, kept
+    if not prepared.sample_ids:
+        reason = f"none of {len(samples)} samples can be read"
+        raise LabelError("split-empty", reason, fix=str(prepared.refusals[0][1]))
+    named = {sample.sample_id: sample for sample in samples}
+    return prepared, tuple(named[sample_id] for sample_id in prepared.sample_ids)
+
+
+def _split(
+    samples: Sequence[Sample],
+    prepared: PreparedDataset,
+    task: Task,
+    config: SplitConfig,
+    watcher: Watcher,
+    clock: dict[str, float],
+) -> tuple[Sample, ...]:
+    """Return the samples, the rows of `prepared`, with their part, and near-duplicates joined as asked."""
+    started = time.perf_counter()
+    links = NO_LINKS
+    if config.near_duplicates != "ignore":
+        links = find_near_duplicates(prepared, progress=lambda n, of: watcher.progress("comparing", n, of))
+    clock["comparing"] = time.perf_counter() - started
+    joined = join_patients(samples, links, config.near_duplicates)
+    try:
+        split = split_samples(joined, task, config)
+    except SplitError as error:
+        raise _explain(error, joined != tuple(samples), prepared) from error
+    check_no_leak(split)
+    for label, text in describe_near_duplicates(samples, split, links, prepared.content_hashes):
+        watcher.note(label, text)
+    return split
+
+
+def _explain(error: SplitError, joined: bool, prepared: PreparedDataset) -> SplitError:
+    """Say what has changed since the split of all samples was found possible."""
+    if joined:
+        reason = f"{error.reason}, where near-duplicates count as one patient"
+        return SplitError(error.code, reason, fix="add patients, or set split.near_duplicates=warn")
+    if prepared.refusals:
+        reason = f"{error.reason}, as {len(prepared.refusals)} inputs cannot be read"
+        return SplitError(error.code, reason, fix=str(prepared.refusals[0][1]))
+    return error
 
 
 def _make_fit(
@@ -161,6 +207,7 @@ def _provenance(config: RunConfig, samples: Sequence[Sample], prepared: Prepared
         "samples": ", ".join(f"{count} {part}" for part, count in counts.items() if count),
         "patients": ", ".join(f"{count} {part}" for part, count in patients.items() if count),
         "prepared dataset": prepared.folder.name,
+        **({"split": _describe_fold(config.split)} if config.split.folds else {}),
         "schedule": config.schedule.name if config.schedule.stages is None else "stages of the recipe",
         "imbalance": config.fit.imbalance,
         "seed": str(config.fit.seed),
@@ -175,7 +222,6 @@ def _record_start(
     config: RunConfig,
     samples: Sequence[Sample],
     prepared: PreparedDataset,
-    watcher: Watcher,
     resume: bool,
 ) -> None:
     """Write the recipe and the split; on resuming, the split must be the run's own."""
@@ -192,10 +238,6 @@ def _record_start(
         write_text(run.config, to_yaml(config))
         write_splits(run.splits, samples)
         write_json(run.pixels, _parts_by_pixels(samples, prepared))
-        if shared := _count_shared(samples, prepared):
-            watcher.note(
-                "leak", f"{shared} validation or test images have the very pixels of a training image"
-            )
     run.log("resumed" if resume else "started", samples=len(samples))
 
 
@@ -204,13 +246,6 @@ def _parts_by_pixels(samples: Sequence[Sample], prepared: PreparedDataset) -> di
     contents = dict(zip(prepared.sample_ids, prepared.content_hashes, strict=True))
     ordered = sorted(samples, key=lambda sample: sample.split == "train")  # the last one stays
     return {contents[sample.sample_id]: sample.split for sample in ordered}
-
-
-def _count_shared(samples: Sequence[Sample], prepared: PreparedDataset) -> int:
-    """Count the images outside the training part whose very pixels are in it as well."""
-    parts = _parts_by_pixels(samples, prepared)
-    contents = dict(zip(prepared.sample_ids, prepared.content_hashes, strict=True))
-    return sum(s.split != "train" and parts[contents[s.sample_id]] == "train" for s in samples)
 
 
 def _finish(run: RunFolder, fit: Fit, samples: Sequence[Sample], clock: Mapping[str, float]) -> Evaluation:

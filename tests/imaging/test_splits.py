@@ -200,6 +200,126 @@ def test_shares_that_leave_a_part_empty_are_no_config(values: dict[str, float]) 
         SplitConfig(**values)
 
 
+def fold_of(samples: tuple[Sample, ...], folds: int, **settings: float) -> list[tuple[Sample, ...]]:
+    """Split samples once for each fold."""
+    configs = [
+        SplitConfig.model_validate({"folds": folds, "fold": fold, **settings}) for fold in range(folds)
+    ]
+    return [split_samples(samples, BINARY, config) for config in configs]
+
+
+def names_in(split: tuple[Sample, ...], part: str) -> set[str]:
+    """Return the paths of a part; they do not depend on the salt."""
+    return {sample.series.path.as_posix() for sample in split if sample.split == part}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=5), min_size=2, max_size=40),
+    st.integers(2, 5),
+    st.sampled_from([0.0, 0.2]),
+    st.integers(0, 2),
+    st.integers(0, 2),
+)
+def test_every_patient_is_in_val_once_over_the_folds(
+    groups: list[list[int]], folds: int, test: float, seed: int, repeat: int
+) -> None:
+    samples = make_samples(groups)
+    if min(sum(target in group for group in groups) for target in (0, 1)) < folds:
+        with pytest.raises(SplitError, match="class-too-small"):
+            fold_of(samples, folds, test=test, seed=seed, repeat=repeat)
+        return
+    try:
+        splits = fold_of(samples, folds, test=test, seed=seed, repeat=repeat)
+    except SplitError as error:  # patients who share classes may leave no way
+        assert error.code == "class-too-small" and "no way was found" in error.reason
+        return
+    held_back = names_in(splits[0], "test")
+    assert bool(held_back) == bool(test)
+    everything = {sample.series.path.as_posix() for sample in samples}
+    for split in splits:
+        check_no_leak(split)
+        assert names_in(split, "test") == held_back
+        assert names_in(split, "train") | names_in(split, "val") | held_back == everything
+        for part in ("train", "val"):
+            assert {sample.target for sample in split if sample.split == part} == {0, 1}
+    turns = Counter(name for split in splits for name in names_in(split, "val"))
+    assert turns == dict.fromkeys(everything - held_back, 1)
+
+
+def test_folds_are_of_one_size_and_keep_the_proportions() -> None:
+    generator = np.random.default_rng(0)
+    groups = [[int(generator.random() < 0.2)] * int(generator.integers(1, 5)) for _ in range(200)]
+    for split in fold_of(make_samples(groups), 5, test=0.1):
+        assert shares(split, "val") == pytest.approx({0: 0.18, 1: 0.18}, abs=0.03)
+        assert shares(split, "test") == pytest.approx({0: 0.1, 1: 0.1}, abs=0.03)
+
+
+def test_folds_depend_on_seed_and_repeat_and_not_on_row_order_or_salt() -> None:
+    groups = [[index % 2] * (1 + index % 3) for index in range(40)]
+    samples = make_samples(groups)
+    expected = [parts_of(split) for split in fold_of(samples, 4, test=0.2)]
+    shuffled = random.Random(1).sample(make_samples(groups, salt="other"), len(samples))
+    assert [parts_of(split) for split in fold_of(tuple(shuffled), 4, test=0.2)] == expected
+    assert [parts_of(split) for split in fold_of(samples, 4, test=0.2, seed=1)] != expected
+
+
+def test_a_repeat_deals_the_folds_anew_and_keeps_test() -> None:
+    samples = make_samples([[index % 2] for index in range(60)])
+    first, second = (fold_of(samples, 3, test=0.2, repeat=repeat) for repeat in (0, 1))
+    assert names_in(first[0], "test") == names_in(second[0], "test")
+    assert {frozenset(names_in(split, "val")) for split in first}.isdisjoint(
+        frozenset(names_in(split, "val")) for split in second
+    )
+
+
+def test_a_class_with_fewer_patients_than_folds_is_refused_by_name() -> None:
+    samples = make_samples([*[[1]] * 4, *[[0]] * 30])
+    with pytest.raises(SplitError, match=r"class 'lesion' needs 5 patients, one for each fold, and has 4"):
+        fold_of(samples, 5)
+
+
+def test_folds_are_dealt_from_the_train_that_the_table_brings() -> None:
+    samples = make_samples([[index % 2] for index in range(40)])
+    given = give_parts(samples, ["test" if index % 4 == 0 else "train" for index in range(40)])
+    splits = fold_of(given, 3, test=0.5)
+    for split in splits:
+        assert names_in(split, "test") == names_in(given, "test")
+    turns = Counter(name for split in splits for name in names_in(split, "val"))
+    assert turns == dict.fromkeys(names_in(given, "train"), 1)
+
+
+def test_folds_and_a_val_of_the_table_contradict_each_other() -> None:
+    given = give_parts(make_samples([[0], [1], [0], [1]]), ["train", "train", "val", "val"])
+    with pytest.raises(SplitError) as caught:
+        fold_of(given, 2)
+    assert caught.value.code == "split-brought"
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"folds": 1}, "greater than or equal to 2"),
+        ({"folds": 2.5}, "integer"),
+        ({"folds": 5, "fold": 5}, "fold 5 is not one of 0 to 4"),
+        ({"folds": 5, "fold": -1}, "greater than or equal to 0"),
+        ({"folds": 5, "repeat": -1}, "greater than or equal to 0"),
+        ({"fold": 1}, "need folds"),
+        ({"repeat": 1}, "need folds"),
+        ({"near_duplicates": "drop"}, "'group', 'warn' or 'ignore'"),
+    ],
+    ids=str,
+)
+def test_folds_that_do_not_exist_are_no_config(values: dict[str, float], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        SplitConfig.model_validate(values)
+
+
+def test_the_share_of_val_does_not_matter_where_there_are_folds() -> None:
+    samples = make_samples([[index % 2] for index in range(30)])
+    assert fold_of(samples, 3, val=0.9, test=0.2) == fold_of(samples, 3, test=0.2)
+
+
 def test_splits_come_back_as_written_without_paths_or_patients(tmp_path: Path) -> None:
     samples = give_parts(make_samples([[0], [1], [0]], salt="Doe"), ["train", "val", "test"])
     samples = tuple(replace(sample, sample_id=f"s{index}") for index, sample in enumerate(samples))

@@ -1,6 +1,7 @@
 """Weights files: the published formats load, everything else is refused by name."""
 
 import importlib.util
+import json
 import pickle
 from dataclasses import replace
 
@@ -13,13 +14,15 @@ from torch import nn
 
 from medtl.errors import WeightsError
 from medtl.learning.backbones import BACKBONES
-from medtl.learning.backbones.efficientnet import LITE0_IMAGENET, _rename_by_position
-from medtl.learning.backbones.medicalnet import MedicalNetResNet10
+from medtl.learning.backbones.efficientnet import LITE0_IMAGENET
+from medtl.learning.backbones.medicalnet import MedicalNet
+from medtl.learning.backbones.timm_network import rename_by_position
 from medtl.learning.weights import (
     KnownWeights,
     load_known,
     locate,
     read_state_dict,
+    record_path,
     sha256_of,
     sum_input_kernels,
 )
@@ -34,9 +37,8 @@ DAISY = 985
 @needs_package
 def test_package_weights_know_a_daisy():
     """The published network, through medtl's backbone, names the flower on scikit-learn's photograph."""
-    published = timm.create_model("tf_efficientnet_lite0", num_classes=1000)
     path = locate(LITE0_IMAGENET)
-    state = _rename_by_position(read_state_dict(path), published)
+    state = rename_by_position(read_state_dict(path), "tf_efficientnet_lite0")
     backbone = BACKBONES["efficientnet_lite0"]("imagenet", in_channels=3).eval()
     photo = torch.tensor(load_sample_image("flower.jpg") / 255.0, dtype=torch.float32).permute(2, 0, 1)[None]
     photo = nn.functional.interpolate(photo[..., 100:527], size=(224, 224), mode="bilinear", antialias=True)
@@ -105,7 +107,7 @@ def _early_name(key: str) -> str:
 
 def test_medicalnet_file_with_module_prefix_loads_strictly(tmp_path):
     torch.manual_seed(0)
-    net = MedicalNetResNet10(1)
+    net = MedicalNet(10, 1)
     torch.save(
         {"state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}}, tmp_path / "resnet_10.pth"
     )
@@ -175,3 +177,88 @@ def test_unknown_hash_is_recorded(tmp_path, monkeypatch):
     torch.save({"a": torch.zeros(1)}, tmp_path / "weights" / "a.pth")
     _, loaded = load_known(KnownWeights("x", "a.pth", "", "MIT", "made here"), "resnet18")
     assert loaded.sha256 == sha256_of(tmp_path / "weights" / "a.pth")
+
+
+@pytest.fixture
+def caches(tmp_path, monkeypatch):
+    """Give other programs' caches a place of the test's own."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    return tmp_path
+
+
+def small_resnet(path):
+    """Write the tensors of an untrained ResNet-18 as torchvision does, and return the file's SHA-256."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    torch.save(timm.create_model("resnet18").state_dict(), path)
+    return sha256_of(path)
+
+
+def test_torchvisions_own_cache_is_used(caches):
+    digest = small_resnet(caches / "torch/hub/checkpoints/made.pth")
+    known = KnownWeights("imagenet", "made.pth", digest[:8], "BSD", "made here", origin="torchvision")
+    assert load_known(known, "resnet18")[1].sha256 == digest
+
+
+def test_a_cached_file_that_is_not_the_published_one_is_passed_over(caches):
+    small_resnet(caches / "torch/hub/checkpoints/made.pth")
+    known = KnownWeights("imagenet", "made.pth", "00000000", "BSD", "made here", origin="torchvision")
+    with pytest.raises(WeightsError) as caught:
+        load_known(known, "resnet18")
+    assert caught.value.code == "weights-missing" and "medtl weights fetch" in caught.value.fix
+
+
+def hub_cache(caches, blob_name=None):
+    """Write a file as the hub's client caches it: a link in a snapshot to a blob named by its SHA-256."""
+    folder = caches / "hf/hub/models--owner--net"
+    digest = small_resnet(folder / "blobs/incoming")
+    blob = (folder / "blobs/incoming").rename(folder / "blobs" / (blob_name or digest))
+    link = folder / "snapshots/0123abcd/model.pth"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(blob)
+    known = KnownWeights("imagenet", "owner--net.pth", "", "MIT", "x", origin="hub:owner/net/model.pth")
+    return known, digest
+
+
+def test_the_hubs_cache_is_used_where_its_blob_says_the_hash(caches):
+    known, digest = hub_cache(caches)
+    assert load_known(known, "resnet18")[1].sha256 == digest
+
+
+@pytest.mark.parametrize("blob_name", ["0" * 64, "not-a-hash"])
+def test_the_hubs_cache_is_passed_over_where_the_blob_says_another_hash_or_none(caches, blob_name):
+    known, _ = hub_cache(caches, blob_name)
+    with pytest.raises(WeightsError) as caught:
+        load_known(known, "resnet18")
+    assert caught.value.code == "weights-missing"
+
+
+def test_a_file_is_held_to_its_record_at_every_load(own_home):
+    path = own_home / "weights/made.pth"
+    digest = small_resnet(path)
+    known = KnownWeights("imagenet", "made.pth", "", "MIT", "made here")
+    record_path(path).write_text(json.dumps({"sha256": digest, "origin": "made here"}))
+    assert load_known(known, "resnet18")[1].sha256 == digest
+    torch.save({"conv1.weight": torch.zeros(1)}, path)
+    for load in (lambda: load_known(known, "resnet18"), lambda: BACKBONES["resnet18"](path)):
+        with pytest.raises(WeightsError, match=f"was {digest[:12]}") as caught:
+            load()
+        assert caught.value.code == "weights-hash"
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"sha256": 1', '{"colour": "red"}'])
+def test_a_damaged_record_is_named(own_home, text):
+    small_resnet(own_home / "weights/made.pth")
+    (own_home / "weights/made.pth.json").write_text(text)
+    with pytest.raises(WeightsError, match="record is damaged") as caught:
+        load_known(KnownWeights("x", "made.pth", "", "MIT", "made here"), "resnet18")
+    assert caught.value.code == "weights-hash"
+
+
+def test_a_whole_module_is_refused_by_the_class_that_it_names(tmp_path):
+    torch.save(nn.Sequential(nn.Linear(2, 2)), tmp_path / "module.pt")
+    with pytest.raises(WeightsError, match=r"torch\.nn\.modules\.container\.Sequential") as caught:
+        BACKBONES["resnet18"](tmp_path / "module.pt")
+    assert caught.value.code == "weights-unsafe" and "--unsafe-module" in caught.value.fix

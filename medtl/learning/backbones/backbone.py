@@ -1,6 +1,6 @@
 """The backbone contract: an ordered chain of layer groups from images to a feature map."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,11 +31,28 @@ class BackboneConfig(BaseModel):
     weights: str | None = "imagenet"
 
 
+@dataclass(frozen=True)
+class SizeRule:
+    """Which heights and widths a network takes: at least `smallest` pixels, and a multiple of `multiple`."""
+
+    smallest: int = 1
+    multiple: int = 1
+
+    def problem(self, size: Sequence[int]) -> str | None:
+        """Return what is wrong with an image size (..., H, W), or None where the network takes it."""
+        plane = tuple(size)[-2:]
+        if all(side >= self.smallest and side % self.multiple == 0 for side in plane):
+            return None
+        steps = f" in steps of {self.multiple}" if self.multiple > 1 else ""
+        return f"takes {self.smallest} pixels a side or more{steps}, not {'x'.join(map(str, plane))}"
+
+
 class Standardise(nn.Module):
     """(x - mean) / std per channel, for images in [0, 1] (N, C, *spatial)."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], in_channels: int) -> None:
         super().__init__()
+        self.published = mean, std
         self.mean, self.std = _per_channel(mean, in_channels), _per_channel(std, in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,7 +79,8 @@ class Backbone(nn.Module):
 
     Images (N, in_channels, *spatial) in [0, 1] go through `normalise` and then through the groups, stem
     first; the last one gives the feature map (N, num_features, *grid). The groups partition the parameters.
-    `saliency_group` counts the groups whose output Grad-CAM weighs; it is the whole chain by default.
+    No group alters its input: the feature cache and Grad-CAM keep it. `saliency_group` counts the groups
+    whose output Grad-CAM weighs, a map (N, C, *grid); it is the whole chain by default.
     """
 
     def __init__(
@@ -88,6 +106,7 @@ class Backbone(nn.Module):
         self.weights = weights
         self.pooling = pooling
         self.saliency_group = len(self.groups) if saliency_group is None else saliency_group
+        self.sizes = SizeRule()
 
     @property
     def layer_groups(self) -> tuple[str, ...]:
@@ -122,6 +141,9 @@ class Backbone(nn.Module):
         if x.ndim != self.spatial_dims + 2 or x.shape[1] != self.in_channels:
             wanted = f"(N, {self.in_channels}, {'D, ' if self.spatial_dims == 3 else ''}H, W)"
             raise ValueError(f"{self.name} takes {wanted}, not {tuple(x.shape)}")
+        problem = self.sizes.problem(x.shape[2:])
+        if problem:
+            raise ValueError(f"{self.name} {problem}")
         return x
 
 
@@ -138,13 +160,16 @@ class BackboneEntry:
     input_size: tuple[int, ...]
     known_weights: tuple[KnownWeights, ...]
     build: Callable[[int, "WeightsRequest"], Backbone]
+    sizes: SizeRule = SizeRule()
 
     def __call__(self, weights: str | Path | None = None, in_channels: int = 1) -> Backbone:
         """Build the backbone from known weights by name, from a file, or untrained (None).
 
         Raises WeightsError with the codes weights-unknown, -missing, -hash, -mismatch, -unsafe.
         """
-        return self.build(in_channels, WeightsRequest(self.name, weights, self.known_weights))
+        backbone = self.build(in_channels, WeightsRequest(self.name, weights, self.known_weights))
+        backbone.sizes = self.sizes
+        return backbone
 
 
 @dataclass(frozen=True)

