@@ -15,7 +15,8 @@ class ImageFacts:
     `source` is the path as it was given; it is for the user's own tables, never for a report. The keys are
     salted hashes (deidentify.py), empty where the file does not say. `voi` is the transformation in which
     the pixels are meant to be looked at, `padding` the range of values that stand for no image, both in the
-    units of the pixels, None where the file names none. `notes` are repairs and oddities, one phrase each.
+    units of the pixels, and those of the first slice; None where it names none. `notes` are repairs and
+    oddities, one phrase each.
     """
 
     source: str
