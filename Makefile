@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fuzz check lint format bench clean
+.PHONY: demo test fuzz long check lint format bench clean
 
 demo: $(VENV)/.offline  ## install with the offline weights and run the whole tour
 	$(BIN)/medtl demo
@@ -13,6 +13,9 @@ test: $(VENV)/.dev  ## install what the tests need and run them
 
 fuzz: $(VENV)/.dev  ## 10,000 mutated DICOM files, read or refused: some minutes
 	$(BIN)/python -m pytest -n 2 -m long tests/fuzz
+
+long: $(VENV)/.dev  ## the contract of every backbone, the large ones too: some ten minutes
+	$(BIN)/python -m pytest -n 2 -m long tests/learning
 
 check: lint test  ## what CI runs
 
