@@ -24,6 +24,7 @@ from medtl.imaging.near_duplicates import (
     join_patients,
 )
 from medtl.imaging.prepared import PreparedDataset, oddity_notes, prepare_samples
+from medtl.imaging.randomness import derive_seed
 from medtl.imaging.splits import SplitConfig, check_no_leak, read_splits, split_samples, write_splits
 from medtl.imaging.storage import write_json, write_text
 from medtl.learning.backbones import BACKBONES
@@ -170,9 +171,10 @@ def _make_fit(
     prepared: PreparedDataset,
     watcher: Watcher,
 ) -> Fit:
-    torch.manual_seed(config.fit.seed)  # the head's initial weights
+    torch.manual_seed(derive_seed(config.fit.seed, "backbone"))  # of an untrained one
     weights = None if config.schedule.name == "scratch" else config.backbone.weights
     backbone = BACKBONES[config.backbone.name](weights=weights, in_channels=config.preprocessing.channels)
+    torch.manual_seed(derive_seed(config.fit.seed, "head"))  # whatever was drawn to build the backbone
     classifier = Classifier(backbone, task, config.fit.dropout)
     header = CheckpointHeader(
         **describe_classifier(classifier, config.fit.dropout),
