@@ -8,6 +8,7 @@ decoders print is thrown away.
 import json
 import os
 import sys
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -77,7 +78,8 @@ def _decode_twelve_bits(frame: bytes, rows: int, columns: int, bits_stored: int,
 def _load_decoders() -> None:
     """Import the decoders before memory is limited."""
     for name in ("gdcm", "openjpeg", "rle", "jpeg_ls", "PIL.Image"):
-        __import__(name)
+        with suppress(ImportError):  # then pydicom says which one a frame wants
+            __import__(name)
 
 
 def _limit_memory() -> None:

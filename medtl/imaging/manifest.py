@@ -174,10 +174,16 @@ def _find(folder: Folder, columns: Columns, cell: str) -> Series | ReadError | P
 def _located(row: Row, columns: Columns, series: Series, folder: Folder) -> Located:
     sample_id = sample_key(source_name(series, folder.data))
     given = row.cells[columns.patient] if columns.patient else ""
-    # Volumes of one file are of one patient, whoever that is; items of an archive need not be.
+    study = (row.cells[columns.study] if columns.study else "") or _study_of(series, folder)
+    # A study is of one patient, whoever that is.
+    return Located(row, series, sample_id, given or series.patient_key or study or sample_id, study)
+
+
+def _study_of(series: Series, folder: Folder) -> str:
+    """Return the study of a series, "" where it names none; the volumes of one file are a study."""
     several = series.item is not None and series.format != "medmnist"
-    alone = sample_key(source_name(replace(series, item=None), folder.data)) if several else sample_id
-    return Located(row, series, sample_id, given or series.patient_key or alone)
+    file = sample_key(source_name(replace(series, item=None), folder.data)) if several else ""
+    return series.study_key or file
 
 
 def _raise_problems(problems: Sequence[RowProblem], leaks: Sequence[str], where: Path) -> None:
@@ -195,7 +201,7 @@ def _sample(entry: Located, columns: Columns, task: Task) -> Sample:
         entry.sample_id,
         entry.series,
         entry.patient_id,
-        study_id=(cells[columns.study] if columns.study else "") or entry.series.study_key,
+        study_id=entry.study_id,
         target=_target(entry.row, columns, task),
         split=cells[columns.split].casefold() if columns.split else None,  # type: ignore[arg-type]
         attributes={name: cells[name] for name in columns.attributes},
@@ -235,10 +241,11 @@ def _patient_notes(source: Source, located: Sequence[Located]) -> list[str]:
     near = next((name for name in source.table.columns if compared_name(name) in PATIENT_NAMES), None)
     hint = f"; is it column {near}? then set task.patient_column" if near else ""
     missing = sum(not entry.series.patient_key for entry in located)
+    alone = "each study" if any(entry.study_id for entry in located) else "each path"
     if missing == len(located):
-        return [f"no patient ids: each path is its own patient{hint}"]
+        return [f"no patient ids: {alone} is its own patient{hint}"]
     notes = [f"no {source.config.patient_column} column: DICOM PatientID (hashed) groups the split{hint}"]
-    return notes + ([f"{missing} inputs have no PatientID: each is its own patient"] if missing else [])
+    return notes + ([f"{missing} inputs have no PatientID: {alone} is its own patient"] if missing else [])
 
 
 def _alias_notes(column: str, located: Sequence[Located]) -> list[str]:

@@ -5,18 +5,18 @@ import signal
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from medtl.errors import ReadError, TrainingError
+from medtl.imaging.in_order import in_order
 from medtl.imaging.preprocessing import PreprocessingConfig, prepare_image
 from medtl.imaging.quality import Oddity, find_oddity
 from medtl.imaging.series import Series, read_series
@@ -29,9 +29,6 @@ ALONE_SECONDS = 2.0
 # A bound on memory: each holds an image, and two are under way for each.
 MOST_CHILDREN = 16
 PARENT_CHECK_SECONDS = 0.5
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class Pixels(NamedTuple):
@@ -121,16 +118,3 @@ def _prepare_for_parent(series: Series, config: PreprocessingConfig) -> Pixels |
 
 def _to_error(code: str, reason: str, where: str, fix: str) -> ReadError:
     return ReadError(code, reason, where=where, fix=fix)
-
-
-def in_order(
-    submit: Callable[[Item], "Future[Result]"], items: Iterable[Item], most: int
-) -> Iterator[Result]:
-    """Yield the results of items in order, with at most `most` that are submitted and not yet taken."""
-    waiting: deque[Future[Result]] = deque()
-    for item in items:
-        if len(waiting) == most:
-            yield waiting.popleft().result()
-        waiting.append(submit(item))
-    while waiting:
-        yield waiting.popleft().result()

@@ -224,19 +224,11 @@ def _with_plane(inspection: Inspection, series: Series) -> Inspection:
         photometric=_shown(plane.photometric),
         bits=plane.bits_stored,
         matrix=(*([count] if count > 1 else []), plane.rows, plane.columns),
-        spacing_mm=_spacing(series.planes, series),
+        spacing_mm=arrange(series.planes, str(series.path)).spacing_mm if count > 1 else plane.flat_spacing,
         windowed=plane.voi is not None,
         missing=tuple(keyword for keyword, absent in _wanted(plane, count) if absent),
         notes=(*inspection.notes, *dicom.notes_of(plane)),
     )
-
-
-def _spacing(planes: Sequence[Instance], series: Series) -> tuple[float, ...] | None:
-    """Return what reading the series would give as its spacing."""
-    if len(planes) > 1:
-        return arrange(planes, str(series.path)).spacing_mm
-    known = (planes[0].pixel_spacing, planes[0].imager_spacing)
-    return next((spacing for spacing in known if spacing is not None and min(spacing) > 0), None)
 
 
 def _wanted(plane: Instance, count: int) -> Iterator[tuple[str, bool]]:

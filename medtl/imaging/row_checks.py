@@ -24,6 +24,7 @@ class Located:
     series: Series
     sample_id: str
     patient_id: str
+    study_id: str
 
 
 def list_class_problems(classes: Sequence[str], config: TaskConfig) -> list[RowProblem]:

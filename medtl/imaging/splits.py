@@ -119,8 +119,8 @@ def check_no_leak(samples: Sequence[Sample]) -> None:
 
 
 def has_patient_id(sample: Sample) -> bool:
-    """Say whether the patient is known: where not, the manifest lets each sample be its own patient."""
-    return sample.patient_id != sample.sample_id
+    """Say whether the patient is known: where not, the manifest lets each study or sample be its own."""
+    return sample.patient_id not in (sample.sample_id, sample.study_id)
 
 
 def write_splits(path: Path, samples: Sequence[Sample]) -> None:

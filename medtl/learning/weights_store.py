@@ -21,9 +21,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from huggingface_hub.constants import ENDPOINT
+
 from medtl.errors import WeightsError
 from medtl.imaging.storage import make_folder, replacing, unwritable, write_json
 from medtl.learning.backbones import BACKBONES, BackboneEntry
+from medtl.learning.backbones.published import TORCHVISION_FOLDER
 from medtl.learning.weights import (
     AGAIN,
     KnownWeights,
@@ -43,10 +46,10 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]  # (bytes here, bytes of the file; 0 where the server does not say)
 
-# Where files are fetched from, and only by fetch_weights. A mirror of the hub may be named by HF_ENDPOINT.
+# Where files are fetched from, by fetch_weights alone: what packages state. HF_ENDPOINT names a mirror.
 HOSTS = {
-    "torchvision": "https://download.pytorch.org/models",
-    "hub": "https://huggingface.co",
+    "torchvision": TORCHVISION_FOLDER,
+    "hub": ENDPOINT,
     "torchxrayvision": "https://github.com/mlmed/torchxrayvision/releases/download/v1",
 }
 

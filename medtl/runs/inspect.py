@@ -1,16 +1,16 @@
 """Look through a folder: what is in it, what is refused, what is odd, and a contact sheet of its images."""
 
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medtl.errors import CODES, ReadError
 from medtl.imaging.image import Image
+from medtl.imaging.in_order import in_order
 from medtl.imaging.naming import refused_name, sample_key, source_name
 from medtl.imaging.quality import (
     BURNED_IN,
@@ -171,14 +171,10 @@ def patients_text(patients: int, unidentified: int) -> str:
 def _inspect_all(found: Scan, watcher: "Watcher", headers_only: bool) -> Iterator[tuple[Series, Result]]:
     """Yield each series with what was found, in order."""
     what = "reading headers" if headers_only else "reading pixels"
-    under_way: deque[tuple[Series, Future[Result]]] = deque()
-    rest = iter(found.series)
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
-        for done in range(1, len(found.series) + 1):
-            for series in islice(rest, READ_AT_ONCE - len(under_way)):
-                under_way.append((series, pool.submit(_inspect, series, headers_only)))
-            series, result = under_way.popleft()
-            yield series, result.result()
+        results = in_order(lambda one: pool.submit(_inspect, one, headers_only), found.series, READ_AT_ONCE)
+        for done, pair in enumerate(zip(found.series, results, strict=True), start=1):
+            yield pair
             watcher.progress(what, done, len(found.series))
 
 

@@ -14,6 +14,7 @@ from medtl.errors import LabelError, ReadError, SplitError
 from medtl.imaging.deidentify import hash_identifier
 from medtl.imaging.label_table import LabelRowsError, LeakRowsError
 from medtl.imaging.manifest import Manifest, Task, TaskConfig, load_manifest, targets
+from medtl.imaging.splits import has_patient_id
 
 NOTHING = TaskConfig()
 
@@ -493,3 +494,18 @@ def test_a_lone_file_of_several_volumes_needs_a_table(make_nifti: Callable) -> N
     with pytest.raises(LabelError) as caught:
         load_manifest(path, None, TaskConfig())
     assert caught.value.code == "label-table"
+
+
+def test_series_of_one_study_are_of_one_patient_though_none_is_named(
+    make_series: Callable, tmp_path: Path
+) -> None:
+    for patient in (1, 2):
+        for folder in ("t1", "flair"):
+            make_series(patient=patient, folder=f"{patient}/{folder}", PatientID="")
+    rows = [f"{patient}/{folder},{'ab'[patient - 1]}" for patient in (1, 2) for folder in ("t1", "flair")]
+    (tmp_path / "labels.csv").write_text("path,label\n" + "\n".join(rows))
+    manifest = load_manifest(tmp_path, None, TaskConfig())
+    patients = [sample.patient_id for sample in manifest.samples]
+    assert patients[0] == patients[1] != patients[2] == patients[3]
+    assert not any(has_patient_id(sample) for sample in manifest.samples)
+    assert "no patient ids: each study is its own patient" in manifest.notes

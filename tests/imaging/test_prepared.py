@@ -18,6 +18,7 @@ import torch
 from medtl.errors import OutputError, ReadError, TrainingError
 from medtl.imaging import prepared as module
 from medtl.imaging import preparing
+from medtl.imaging.in_order import in_order
 from medtl.imaging.manifest import Sample
 from medtl.imaging.prepared import prepare_samples
 from medtl.imaging.preprocessing import PreprocessingConfig, prepare_image
@@ -495,7 +496,7 @@ def test_results_come_in_order_and_few_are_under_way(most: int) -> None:
         return pool.submit(take, item)
 
     with ThreadPoolExecutor(4) as pool:
-        for taken, result in enumerate(preparing.in_order(submit, range(20), most)):
+        for taken, result in enumerate(in_order(submit, range(20), most)):
             assert result == taken
             assert len(under_way) - taken <= most
     assert under_way == list(range(20))

@@ -81,7 +81,7 @@ def read(series: Series) -> Image:
         notes=(*series.notes, *dict.fromkeys(note for plane, _ in decoded for note in notes_of(plane))),
     )
     if len(decoded) == 1:
-        return Image(np.ascontiguousarray(pixels.values, np.float32), None, _flat_spacing(first), facts)
+        return Image(np.ascontiguousarray(pixels.values, np.float32), None, first.flat_spacing, facts)
     return _volume(decoded, series, facts)
 
 
@@ -222,11 +222,3 @@ def _volume(decoded: Sequence[tuple[Instance, Pixels]], series: Series, facts: I
     planes = [values[one.path, one.frame] for one in stack.instances]
     pixels = np.stack(planes, axis=1, dtype=np.float32, casting="same_kind")  # (C, D, H, W)
     return Image(pixels, stack.affine, stack.spacing_mm, facts)
-
-
-def _flat_spacing(instance: Instance) -> tuple[float, ...] | None:
-    """Return the spacing of rows and columns, at the patient or else at the detector; None if unknown."""
-    for spacing in (instance.pixel_spacing, instance.imager_spacing):
-        if spacing is not None and min(spacing) > 0:
-            return spacing
-    return None

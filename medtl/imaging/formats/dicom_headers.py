@@ -197,6 +197,12 @@ class Instance:
         return self.rows * self.columns * self.samples
 
     @property
+    def flat_spacing(self) -> tuple[float, ...] | None:
+        """Spacing of rows and columns in mm, at the patient or else at the detector; None if unknown."""
+        known = (self.pixel_spacing, self.imager_spacing)
+        return next((spacing for spacing in known if spacing is not None and min(spacing) > 0), None)
+
+    @property
     def stored_shape(self) -> tuple[int, int]:
         """Rows and columns of the stored frame that the plane is, or is a tile of."""
         return self.rows * self.mosaic, self.columns * self.mosaic

@@ -9,6 +9,8 @@ from torchvision.models import get_model_weights, list_models
 
 from medtl.learning.weights import KnownWeights
 
+# Where torchvision hands its files out.
+TORCHVISION_FOLDER = get_model_weights("resnet18").DEFAULT.url.rsplit("/", 1)[0]
 # Names of torchvision's releases of one architecture -> ours. Others carry other input statistics or terms.
 RELEASES = {"IMAGENET1K_V1": "imagenet", "IMAGENET1K_V2": "imagenet-v2"}
 
