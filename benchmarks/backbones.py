@@ -1,45 +1,56 @@
-"""How many images a second each backbone takes on this machine's processor: prints a table.
+"""How many images a second each backbone takes on one processor core: writes what the catalogue shows.
 
-python -m benchmarks.backbones [NAME ...] [--batch N] [--threads N] [--rounds N]
+python -m benchmarks.backbones [NAME ...] [--batch N] [--rounds N] [--write]
 
-Each backbone is untrained, at its own input size, in fp32 and channels last. Forward: evaluation mode, no
-gradient. Train: forward, backward and an optimizer step through everything, with a head of two classes. The
-first round is not counted; the numbers are medians. All of them take a long time: name some.
+Each backbone is untrained, in fp32 and channels last, on one thread: planar ones at their own input size,
+volumes at 32 x 112 x 112, one at a time. Slice encoders are left out: they cost their planar network once a
+slice. Forward: evaluation mode, no gradient. Train: forward, backward and an optimizer step through
+everything, with a head of two classes. The first round is not counted; the numbers are medians of processor
+seconds, which hold beside other work. --write keeps them in medtl/learning/backbones/speeds.json, after each
+backbone; one that is there already is not measured again. All of them take an hour: name some.
 """
 
 import argparse
+import json
+import platform
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from medtl.imaging.manifest import Task
+from medtl.imaging.storage import write_json
 from medtl.learning.backbones import BACKBONES
+from medtl.learning.backbones.backbone import BackboneEntry
+from medtl.learning.catalogue import SPEEDS
 from medtl.learning.classifier import Classifier
 from medtl.learning.features import lay_out, place_images
 
 TASK = Task("binary", ("normal", "abnormal"))
+VOLUME = (32, 112, 112)
 
 
 def images_per_second(step: Callable[[], object], batch: int, rounds: int) -> float:
-    """Return images a second: the batch over the median time of a step."""
+    """Return images a processor second: the batch over the median of a step."""
     step()
     seconds = []
     for _ in range(rounds):
-        start = time.perf_counter()
+        start = time.process_time()
         step()
-        seconds.append(time.perf_counter() - start)
-    return batch / statistics.median(seconds)
+        seconds.append(time.process_time() - start)
+    return float(f"{batch / statistics.median(seconds):.3g}")
 
 
-def measure(name: str, batch: int, rounds: int) -> tuple[float, float]:
-    """Return images a second of a backbone: forward alone, and in training."""
+def measure(entry: BackboneEntry, batch: int, rounds: int) -> dict:
+    """Return the row of a backbone: images a second forward alone, and in training."""
     torch.manual_seed(0)
-    entry = BACKBONES[name]
+    size = entry.input_size if entry.spatial_dims == 2 else VOLUME
+    batch = batch if entry.spatial_dims == 2 else 1
     classifier = lay_out(Classifier(entry(), TASK))
-    x = place_images(torch.rand(batch, 1, *entry.input_size), classifier)
+    x = place_images(torch.rand(batch, 1, *size), classifier)
 
     def forward() -> Tensor:
         with torch.inference_mode():
@@ -55,30 +66,47 @@ def measure(name: str, batch: int, rounds: int) -> tuple[float, float]:
 
     classifier.eval()
     forwards = images_per_second(forward, batch, rounds)
+    # Batch norm cannot follow a single image down to one value a channel.
+    classifier.freeze(0, batch_norm_follows_data=batch > 1)
     classifier.train()
-    return forwards, images_per_second(train, batch, rounds)
+    return {"input": list(size), "forward": forwards, "train": images_per_second(train, batch, rounds)}
+
+
+def machine() -> str:
+    """Say what the numbers hold for."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"one core of {names[0] if names else platform.processor()}, torch {torch.__version__}"
 
 
 def main() -> None:
+    """Measure the chosen backbones."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="backbones; all 2D ones by default")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="backbones; all but slice encoders by default"
+    )
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--write", action="store_true", help="keep the numbers for the catalogue")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in BACKBONES]
     if unknown:
         parser.error(f"no backbone {unknown[0]}: see medtl backbones")
-    torch.set_num_threads(options.threads)
-    names = options.names or [name for name, entry in BACKBONES.items() if entry.spatial_dims == 2]
-    print(f"batch {options.batch}, {options.threads} thread(s), median of {options.rounds}\n")
+    torch.set_num_threads(1)
+    kept = json.loads(SPEEDS.read_text(encoding="utf-8")) if SPEEDS.is_file() else {"backbones": {}}
+    print(f"{machine()}, median of {options.rounds}\n")
     print("| backbone | input | forward, images/s | train, images/s |\n| --- | --- | --- | --- |")
-    for name in names:
-        forward, train = measure(name, options.batch, options.rounds)
-        size = " x ".join(map(str, BACKBONES[name].input_size))
-        print(f"| `{name}` | {size} | {forward:.1f} | {train:.1f} |", flush=True)
+    for name in options.names or [name for name in BACKBONES if not name.startswith("slices_")]:
+        row = (options.write and kept["backbones"].get(name)) or measure(
+            BACKBONES[name], options.batch, options.rounds
+        )
+        size = " x ".join(map(str, row["input"]))
+        print(f"| `{name}` | {size} | {row['forward']} | {row['train']} |", flush=True)
+        if options.write:
+            kept = {"machine": machine(), "backbones": {**kept["backbones"], name: row}}
+            write_json(SPEEDS, kept)
 
 
 if __name__ == "__main__":

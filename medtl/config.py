@@ -51,7 +51,7 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _names_are_known(self) -> "RunConfig":
         _check_name("backbone.name", self.backbone.name, list(BACKBONES))
-        _check_name("fit.imbalance", self.fit.imbalance, list(IMBALANCE))
+        _check_name("fit.imbalance", self.fit.imbalance.name, list(IMBALANCE))
         entry, size = BACKBONES[self.backbone.name], self.preprocessing.size
         dims = entry.spatial_dims
         if len(size) != dims:

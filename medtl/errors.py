@@ -83,6 +83,9 @@ CODES: dict[str, str] = {
     "split-incomplete": "some samples have a part of the split and some have none",
     "split-brought": "the label table brings a split that the recipe contradicts",
     "split-damaged": "a splits.csv is not what medtl wrote",
+    # prepared datasets
+    "dataset-damaged": "a prepared dataset is incomplete, was altered or is of another version",
+    "dataset-recipe": "a prepared dataset was made with other settings than the recipe's",
     # configuration
     "config-missing": "the recipe does not exist",
     "config-unknown": "a key is not known; the nearest known one is named",
@@ -95,9 +98,11 @@ CODES: dict[str, str] = {
     "weights-unsafe": "the weights file holds code, or is not a state dict",
     "weights-download": "the weights file cannot be downloaded",
     # training and runs
+    "interrupted": "the user stopped the command; what was saved is kept",
     "loss-not-finite": "the loss became NaN or infinite",
     "out-of-memory": "the device has no room for a training step",
-    "worker-lost": "a process that loads batches was killed",
+    "worker-lost": "a process that reads or loads images was killed",
+    "predictions-missing": "the run kept no validation predictions, from which thresholds could be chosen",
     "run-unfinished": "the run was not finished, so it has no thresholds",
     "run-exists": "the run folder already holds a run",
     "run-locked": "another process is working in the folder",
@@ -108,6 +113,16 @@ CODES: dict[str, str] = {
     "device-missing": "the device that was asked for is not here",
     "scores-damaged": "the record of a scored folder cannot be read",
     "output-unwritable": "the output cannot be written",
+    "cache-full": "there is no room for cached activations: training goes on without them",
+    # searching
+    "extra-missing": "an optional package that the command needs is not installed",
+    "study-changed": "a search cannot be gone on with over another space, recipe, metric, seed or data",
+    "study-damaged": "the database of a search cannot be read",
+    "study-empty": "no trial of a search came to an end",
+    # explanations
+    "saliency-method": "the saliency method is not known, or does not suit the network",
+    "audit-empty": "no image can serve to check saliency maps",
+    "mask-grid": "a mask is not on the grid of its image",
     # reports
     "finding-invalid": "a finding cannot be shown as it is",
     "finding-repeated": "two findings of a report have the same sample id",

@@ -16,10 +16,13 @@ from medtl.cli.backbones import backbones
 from medtl.cli.config import config
 from medtl.cli.demo import demo
 from medtl.cli.evaluate import evaluate
+from medtl.cli.explain import explain
 from medtl.cli.inspect import inspect
+from medtl.cli.prepare import prepare
 from medtl.cli.report import report
 from medtl.cli.score import score
 from medtl.cli.train import train
+from medtl.cli.tune import tune
 from medtl.cli.weights import weights
 from medtl.errors import MedtlError
 
@@ -61,7 +64,8 @@ def main(debug: bool) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
 
 
-for command in (demo, inspect, train, evaluate, score, report, backbones, weights, config):
+COMMANDS = (demo, inspect, prepare, train, tune, evaluate, score, explain, report, backbones, weights, config)
+for command in COMMANDS:
     main.add_command(command)
 
 

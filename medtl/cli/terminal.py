@@ -9,7 +9,7 @@ import click
 from medtl.errors import ReadError
 
 if TYPE_CHECKING:
-    from medtl.learning.features import CachePlan
+    from medtl.learning.cache_plan import CachePlan
     from medtl.learning.stages import Stage
     from medtl.prediction.evaluation import Evaluation, Interval
 

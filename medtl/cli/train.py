@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from medtl.cli.stopping import StopSignal
+
 EXISTING = click.Path(path_type=Path)
 
 
@@ -36,11 +38,15 @@ def train(
 ) -> None:
     """Train a classifier by transfer, in stages of unfreezing.
 
+    Ctrl-C and SIGTERM end it after the current step with all that was done saved; a second one ends it at
+    once. --resume then goes on to the same model, to the bit on a processor.
+
     \b
     medtl train --modality xray --data FOLDER --labels labels.csv --out RUN
     """
     from medtl.cli.terminal import TerminalWatcher, print_evaluation, print_refusals
     from medtl.config import load_config
+    from medtl.learning.watching import StoppedError
     from medtl.runs.common import sample_data
     from medtl.runs.train import train_run
 
@@ -50,11 +56,20 @@ def train(
         raise click.UsageError("give --modality xray or mri, or a recipe with --config")
     config = load_config(modality, recipe, overrides)
     out = out or Path("runs") / config.modality
-    with TerminalWatcher(f"medtl train · {config.modality}") as watcher:
-        if data is None:
-            data = sample_data(config.modality)
-            watcher.note("data", f"no --data was named: training on the phantoms of {data}")
-        outcome = train_run(data, labels, out, config, watcher, resume=resume)
+    stop = StopSignal()
+    try:
+        with stop, TerminalWatcher(f"medtl train · {config.modality}") as watcher:
+            if data is None:
+                data = sample_data(config.modality)
+                watcher.note("data", f"no --data was named: training on the phantoms of {data}")
+            outcome = train_run(data, labels, out, config, watcher, resume=resume, stop=stop)
+    except StoppedError as error:
+        click.echo(f"medtl: {error}", err=True)
+        ctx.exit(stop.exit_code)
+    except KeyboardInterrupt:
+        fix = "what was saved is kept: go on with the same command and --resume"
+        click.echo(f"medtl: [interrupted] {out}: stopped by the user; {fix}", err=True)
+        ctx.exit(stop.exit_code)
     if as_json:
         click.echo(outcome.run.metrics.read_text(encoding="utf-8"), nl=False)
     else:

@@ -2,11 +2,12 @@
 
 labels.csv -> Table -> each row looked up in the scan of its folder -> Samples of a Task
 archive.npz (its labels are inside)                                 -> Samples of a Task
+prepared dataset (its dataset.json holds them)                      -> Samples of a Task
 """
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtl.errors import LabelError, ReadError
+from medtl.imaging.dataset import is_dataset, load_dataset
 from medtl.imaging.formats.medmnist import archive_labels
 from medtl.imaging.label_columns import PATIENT_NAMES, Columns, assign_columns, listed
 from medtl.imaging.label_table import (
@@ -36,6 +38,7 @@ from medtl.imaging.row_checks import (
     list_leaks,
     list_repeats,
 )
+from medtl.imaging.sample import Manifest, Sample, refusal_notes
 from medtl.imaging.series import Series, scan
 from medtl.imaging.task import Split, Target, Task, TaskConfig, TaskKind, order_classes
 
@@ -54,46 +57,20 @@ __all__ = [
 LABELS_FILE = "labels.csv"
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One labelled (or unlabelled) unit.
-
-    target: class index for binary and multiclass; for multilabel one of 1.0, 0.0 or None (not labelled) per
-    class; None for an unlabelled sample. patient_id and study_id are for grouping and are never shown.
-    """
-
-    sample_id: str
-    series: Series
-    patient_id: str
-    study_id: str = ""
-    target: Target | None = None
-    split: Split | None = None
-    attributes: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The samples of one task. notes: one plain line for each thing that the user should know of them.
-
-    refusals: labelled inputs that were found and cannot be read; no sample stands for them.
-    """
-
-    task: Task
-    samples: tuple[Sample, ...]
-    notes: tuple[str, ...]
-    refusals: tuple[ReadError, ...] = ()
-
-
 def load_manifest(data: Path, labels: Path | None, config: TaskConfig) -> Manifest:
     """Read what the samples of a folder, file or archive are, from a label table or from the archive itself.
 
-    Without `labels` the folder's labels.csv is used, or the labels inside a MedMNIST archive. A table has a
+    Without `labels` the folder's labels.csv is used, or the labels inside a MedMNIST archive; a prepared
+    dataset (`medtl prepare`) holds its own, and takes no others. A table has a
     column `path` (relative to the folder; for an item of an archive "file.npz#train/17"), `series_uid` or
     `study_uid`; a column `label`, or one 0/1/empty column per class (TaskConfig.classes, or named
     label_<class>); optionally `patient_id`, `study_id`, `split`; every other column is an attribute.
 
-    Raises LabelError label-table; LabelRowsError, with all problems; LeakRowsError; ReadError of the scan.
+    Raises LabelError label-table; LabelRowsError, with all problems; LeakRowsError; ReadError of the scan;
+    ReadError dataset-damaged; ConfigError dataset-recipe.
     """
+    if is_dataset(data):
+        return load_dataset(data, labels, config)
     if labels is None and (data / LABELS_FILE).is_file():
         labels = data / LABELS_FILE
     if labels is None:
@@ -221,11 +198,7 @@ def _notes(
     unlisted = len(source.folder.found.series) - len(located)
     if unlisted:
         notes.append(f"{unlisted} images or series of the folder are not in the table")
-    if refusals:
-        notes.append(
-            f"labelled inputs that cannot be read and are left out: {len(refusals)}, first {refusals[0]}"
-        )
-    return tuple(notes)
+    return (*notes, *refusal_notes(refusals))
 
 
 def _class_notes(config: TaskConfig, task: Task) -> list[str]:

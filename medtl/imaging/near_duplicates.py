@@ -18,9 +18,9 @@ from scipy.ndimage import gaussian_filter
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from medtl.imaging.manifest import Sample
 from medtl.imaging.prepared import PreparedDataset, Progress
-from medtl.imaging.splits import NearDuplicates, has_patient_id, place_of
+from medtl.imaging.sample import Sample, has_patient_id, place_of
+from medtl.imaging.splits import NearDuplicates
 
 # By spatial dimensions: the longest side of a thumbnail, and the cosine waves along each axis in its code.
 SIDES = {2: 64, 3: 32}

@@ -16,9 +16,9 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,18 +26,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medtl import __version__
-from medtl.errors import ReadError
+from medtl.errors import LabelError, OutputError, ReadError
+from medtl.imaging.dataset import DATASET_FILE, check_preprocessing, dataset_of, read_record
+from medtl.imaging.journal import JOURNAL, LOCK, PIXELS, Entry, append, resume
 from medtl.imaging.locations import medtl_home
-from medtl.imaging.manifest import Sample
-from medtl.imaging.preparing import STEPS, Outcome, Pixels, prepare_in_order, prepare_one
+from medtl.imaging.preparing import STEPS, prepare_in_order, prepare_one
 from medtl.imaging.preprocessing import PreprocessingConfig
 from medtl.imaging.quality import Oddity
+from medtl.imaging.sample import Sample
 from medtl.imaging.storage import make_folder, read_json, unwritable, write_json
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 3
-HEADER, PIXELS, JOURNAL, LOCK = "prepared.json", "pixels.u16", "journal.jsonl", ".lock"
+FORMAT_VERSION = 4
+HEADER = "prepared.json"
+# What the folder of a dataset may hold. A folder that holds anything else is no place for one.
+OWN_FILES = frozenset({HEADER, PIXELS, JOURNAL, LOCK, DATASET_FILE})
 
 Progress = Callable[[int, int], None]
 Refusals = tuple[tuple[str, ReadError], ...]
@@ -84,31 +88,95 @@ def prepare_samples(
     samples: Sequence[Sample],
     config: PreprocessingConfig,
     *,
+    folder: Path | None = None,
     progress: Progress | None = None,
     workers: int | None = None,
 ) -> PreparedDataset:
     """Decode and prepare samples, or open what an earlier call with the same files and settings left.
 
+    folder: where the dataset goes, for the user to keep; what it was prepared from before is replaced. By
+    default it goes to medtl's home. Samples of such a dataset (load_manifest) are opened where they lie.
+
     A call that was interrupted, by whatever, is continued; a call that runs elsewhere is waited for. A sample
     that cannot be read is refused and the rest go on. workers: 1 stays in this process, more are so many
     child processes; by default children come in once the job has proved long. None of this changes a bit of
-    the result. Raises OutputError output-unwritable, as on a full disk; TrainingError worker-lost.
+    the result. Raises OutputError output-unwritable, as on a full disk, or where `folder` holds anything
+    else; LabelError split-empty, where nothing could be read for it; TrainingError worker-lost; ReadError
+    dataset-damaged; ConfigError dataset-recipe.
     """
-    folder = medtl_home() / "prepared" / _content_key(samples, config)
+    kept = dataset_of(samples)
+    if kept is not None:
+        return open_dataset(kept, samples, config)
+    key = content_key(samples, config)
+    at_users_place = folder is not None
+    if folder is not None:
+        _check_place(folder)
+    folder = (folder or medtl_home() / "prepared" / key).absolute()
     staging = folder.with_name(f".preparing-{folder.name}")
     while True:
         seen = _inode(folder / HEADER)
-        refusals = _confirm_refusals(folder, samples, config)
+        refusals = _confirm_refusals(folder, samples, config, key)
         if refusals is not None:
             return _open(folder, refusals)
         with _held(staging) as held:
             if held and _inode(folder / HEADER) == seen:  # otherwise another process was faster
                 # Perhaps it is whole already, and was broken off before it was renamed.
-                refusals = _confirm_refusals(staging, samples, config)
+                refusals = _confirm_refusals(staging, samples, config, key)
                 if refusals is None:
-                    refusals = _fill(staging, samples, config, progress, workers)
+                    refusals = _fill(staging, samples, config, key, progress, workers)
+                if at_users_place and len(refusals) == len(samples):
+                    shutil.rmtree(staging)
+                    raise _nothing_readable(refusals)
                 _publish(staging, folder)
                 return _open(folder, refusals)
+
+
+def open_dataset(folder: Path, samples: Sequence[Sample], config: PreprocessingConfig) -> PreparedDataset:
+    """Open the rows of samples of a dataset that a user keeps, in its order.
+
+    Raises ReadError dataset-damaged; ConfigError dataset-recipe where it was prepared with other settings.
+    """
+    record = read_record(folder)
+    check_preprocessing(folder, record, config.model_dump(mode="json"))
+    header = _read_whole_header(folder, record.key)
+    if header is None:
+        reason = "has pixels that are incomplete, or not those of its dataset.json"
+        raise ReadError("dataset-damaged", reason, where=folder, fix="copy or prepare it again")
+    wanted = {sample.sample_id for sample in samples}
+    refusals = ((one.sample_id, one.to_error()) for one in record.refusals if one.sample_id in wanted)
+    whole = _open(folder, tuple((name, error) for name, error in refusals if name is not None))
+    return whole if wanted >= set(whole.sample_ids) else _select(whole, wanted)
+
+
+def _select(dataset: PreparedDataset, sample_ids: set[str]) -> PreparedDataset:
+    """Return the rows of some samples."""
+    rows = [row for row, name in enumerate(dataset.sample_ids) if name in sample_ids]
+    return replace(
+        dataset,
+        pixels=dataset.pixels[_slice_or_rows(np.array(rows, dtype=np.int64))],
+        sample_ids=tuple(dataset.sample_ids[row] for row in rows),
+        content_hashes=tuple(dataset.content_hashes[row] for row in rows),
+        oddities=tuple(pair for pair in dataset.oddities if pair[0] in sample_ids),
+    )
+
+
+def _nothing_readable(refusals: Refusals) -> LabelError:
+    """Return the error in place of an empty dataset, which might replace a good one."""
+    reason = f"none of {len(refusals)} samples can be read"
+    return LabelError("split-empty", reason, fix=str(refusals[0][1]))
+
+
+def _check_place(folder: Path) -> None:
+    """Refuse a folder that holds what medtl did not write: it would be lost."""
+    try:
+        strange = sorted(path.name for path in folder.iterdir() if path.name not in OWN_FILES)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    if strange:
+        reason = f"holds {strange[0]}, which is no part of a prepared dataset"
+        raise OutputError("output-unwritable", reason, where=folder, fix="choose another --out")
 
 
 def _slice_or_rows(rows: NDArray[np.int64]) -> slice | NDArray[np.int64]:
@@ -117,7 +185,8 @@ def _slice_or_rows(rows: NDArray[np.int64]) -> slice | NDArray[np.int64]:
     return slice(int(rows[0]), int(rows[-1]) + 1) if follow else rows
 
 
-def _content_key(samples: Sequence[Sample], config: PreprocessingConfig) -> str:
+def content_key(samples: Sequence[Sample], config: PreprocessingConfig) -> str:
+    """Return what names the pixels: the preprocessing and the identity of each source file."""
     digest = hashlib.sha256(f"{FORMAT_VERSION} {__version__} {config.model_dump_json()}".encode())
     for sample in samples:
         digest.update(json.dumps([sample.sample_id, sample.series.item, _file_facts(sample)]).encode())
@@ -149,13 +218,13 @@ def _inode(path: Path) -> int | None:
 
 
 def _confirm_refusals(
-    folder: Path, samples: Sequence[Sample], config: PreprocessingConfig
+    folder: Path, samples: Sequence[Sample], config: PreprocessingConfig, key: str
 ) -> Refusals | None:
     """Read again what an earlier call refused; None where there is no whole dataset that still holds.
 
     So a file that was out of reach for a moment is not left out for ever, and no error text is kept.
     """
-    header = _read_whole_header(folder)
+    header = _read_whole_header(folder, key)
     if header is None:
         return None
     refused = set(header["refused"])
@@ -164,12 +233,14 @@ def _confirm_refusals(
     return confirmed if len(confirmed) == len(refused) else None
 
 
-def _read_whole_header(folder: Path) -> dict[str, Any] | None:
-    """Return the header of a dataset whose pixels are all there, None otherwise."""
+def _read_whole_header(folder: Path, key: str) -> dict[str, Any] | None:
+    """Return the header of a dataset whose pixels are those of `key` and all there, None otherwise."""
     try:
         header = read_json(folder / HEADER)
         size = (folder / PIXELS).stat().st_size
     except (OSError, ValueError):
+        return None
+    if header.get("key") != key:
         return None
     expected = 2 * len(header["sample_ids"]) * math.prod(header["shape"])
     return header if size == expected else None
@@ -228,27 +299,16 @@ def _is_lock_of(descriptor: int, staging: Path) -> bool:
     return os.fstat(descriptor).st_ino == _inode(staging / LOCK)
 
 
-class Entry(NamedTuple):
-    """A line of the journal: a sample, and the hash and oddity of its pixels, or neither: it was refused."""
-
-    sample_id: str
-    content_hash: str | None
-    oddity: Oddity | None = None
-
-    def line(self) -> bytes:
-        """Return the entry as it is written."""
-        return json.dumps([self.sample_id, self.content_hash, self.oddity]).encode() + b"\n"
-
-
 def _fill(
     staging: Path,
     samples: Sequence[Sample],
     config: PreprocessingConfig,
+    key: str,
     progress: Progress | None,
     workers: int | None,
 ) -> Refusals:
     """Prepare what the journal of a staging folder lacks, and write the header."""
-    entries, refusals = _resume(staging, samples, config)
+    entries, refusals = resume(staging, samples, config, key)
     left = samples[len(entries) :]
     with (
         (staging / PIXELS).open("ab") as pixels,
@@ -258,86 +318,19 @@ def _fill(
         for sample, outcome in zip(left, outcomes, strict=True):
             if isinstance(outcome, ReadError):
                 refusals.append((sample.sample_id, outcome))
-            entries.append(_append(sample.sample_id, outcome, pixels, journal))
+            entries.append(append(sample.sample_id, outcome, pixels, journal))
             if progress:
                 progress(len(entries), len(samples))
         os.fsync(pixels.fileno())
-    write_json(staging / HEADER, _header(config, entries))
+    write_json(staging / HEADER, _header(config, key, entries))
     return tuple(refusals)
 
 
-def _append(sample_id: str, outcome: Outcome, pixels: BinaryIO, journal: BinaryIO) -> Entry:
-    """Write pixels, then their line: what the journal tells of is there."""
-    entry = Entry(sample_id, None)
-    if isinstance(outcome, Pixels):
-        content = outcome.values.tobytes()
-        pixels.write(content)
-        pixels.flush()
-        entry = Entry(sample_id, _hash(content), outcome.oddity)
-    journal.write(entry.line())
-    journal.flush()
-    return entry
-
-
-def _resume(
-    staging: Path, samples: Sequence[Sample], config: PreprocessingConfig
-) -> tuple[list[Entry], list[tuple[str, ReadError]]]:
-    """Cut pixels and journal to what holds of them, and return that.
-
-    An entry holds where its pixels have its hash, or where its sample is refused again. A machine that lost
-    power may have kept a line and not its pixels, so the journal is not taken at its word.
-    """
-    entries: list[Entry] = []
-    refusals: list[tuple[str, ReadError]] = []
-    bytes_each = 2 * config.channels * math.prod(config.size)
-    _tidy(staging)
-    with (staging / PIXELS).open("ab+") as pixels:
-        pixels.seek(0)
-        for entry, sample in zip(_read_journal(staging / JOURNAL), samples, strict=False):
-            if entry.sample_id != sample.sample_id:
-                break
-            if entry.content_hash is None:
-                outcome = prepare_one(sample.series, config)
-                if not isinstance(outcome, ReadError):
-                    break
-                refusals.append((sample.sample_id, outcome))
-            elif entry.content_hash != _hash(pixels.read(bytes_each)):
-                break
-            entries.append(entry)
-        pixels.truncate(bytes_each * (len(entries) - len(refusals)))
-    with (staging / JOURNAL).open("ab") as journal:
-        journal.truncate(sum(len(entry.line()) for entry in entries))
-    return entries, refusals
-
-
-def _tidy(staging: Path) -> None:
-    """Remove a header that no longer holds, and half-written ones."""
-    for path in staging.iterdir():
-        if path.name not in (PIXELS, JOURNAL, LOCK):
-            path.unlink()
-
-
-def _read_journal(path: Path) -> Iterator[Entry]:
-    """Yield the entries up to the first line that is torn."""
-    for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
-        try:
-            sample_id, content_hash, oddity = json.loads(line)
-            entry = Entry(sample_id, content_hash, Oddity(*oddity) if oddity else None)
-        except (ValueError, TypeError):
-            return
-        if entry.line() != line:
-            return
-        yield entry
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:24]
-
-
-def _header(config: PreprocessingConfig, entries: Sequence[Entry]) -> dict[str, Any]:
+def _header(config: PreprocessingConfig, key: str, entries: Sequence[Entry]) -> dict[str, Any]:
     kept = [entry for entry in entries if entry.content_hash is not None]
     return {
         "version": FORMAT_VERSION,
+        "key": key,
         "preprocessing": config.model_dump(mode="json"),
         "shape": [config.channels, *config.size],
         "sample_ids": [entry.sample_id for entry in kept],

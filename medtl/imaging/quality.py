@@ -5,22 +5,19 @@ modality, format and kind. What was read exactly and is odd all the same is an O
 user, no reason to refuse it.
 """
 
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from medtl.errors import ReadError
 from medtl.imaging.formats import dicom, nifti, raster
-from medtl.imaging.formats.dicom_headers import Instance
+from medtl.imaging.formats.dicom_instance import Instance
 from medtl.imaging.formats.dicom_stack import arrange
 from medtl.imaging.image import Image
-from medtl.imaging.series import COMPANY_CODES, IMAGE_SUFFIXES, Scan, Series, scan
+from medtl.imaging.series import Series
 
 Kind = Literal["image", "volume", "item"]
 
@@ -32,13 +29,6 @@ BURNED_IN = dicom.BURNED_IN
 PERCENTILES = (1.0, 50.0, 99.0)
 # Percentiles come from this many values at most, evenly spread; minimum and maximum from all.
 SAMPLED_VALUES = 2**20
-
-SKIPPED_NAMES = {
-    "dicom-localizer": "localizers",
-    "dicom-no-image": "DICOM objects that are no images",
-    "file-unknown": "files of other formats",
-}
-SKIPPED_REST = "exact copies of other files, or files that are empty or unreadable"
 
 
 class Oddity(NamedTuple):
@@ -190,18 +180,6 @@ def group_inspections(inspections: Iterable[Inspection]) -> tuple[Group, ...]:
     return tuple(_group(members[key]) for key in sorted(members))
 
 
-def count_skipped(root: Path, found: Scan) -> dict[str, int]:
-    """Say what the files are that a scan of `root` skipped: name -> count, in sum `found.skipped`."""
-    counts: Counter[str] = Counter()
-    if found.skipped:
-        for error in filter(None, map(_company, _left_over(root, found))):
-            name = SKIPPED_NAMES[error.code]
-            suffix = Path(error.where).suffix.lower() if error.code == "file-unknown" else ""
-            counts[f"{name} ({suffix})" if suffix else name] += 1
-    counts[SKIPPED_REST] = found.skipped - counts.total()
-    return {name: count for name, count in counts.most_common() if count > 0}
-
-
 def size_text(size: Sequence[float]) -> str:
     """Write a matrix or a spacing: "22 x 320 x 280"."""
     return " x ".join(f"{extent:.4g}" if extent % 1 else f"{extent:.0f}" for extent in size)
@@ -295,26 +273,3 @@ def _extremes(intensities: Sequence[Intensity]) -> tuple[float, float] | None:
 def _typical(intensities: Sequence[Intensity]) -> Intensity | None:
     """Return the median of each number."""
     return Intensity(*np.median(intensities, axis=0).tolist()) if intensities else None
-
-
-def _left_over(root: Path, found: Scan) -> Iterator[Path]:
-    """Yield the files of a folder that are in no series and are not refused by name; hidden ones excepted."""
-    used = {path for series in found.series for path in series.files}
-    used |= {Path(error.where) for error in found.refusals}
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths = (Path(folder, name) for name in sorted(names) if not name.startswith("."))
-        yield from (path for path in paths if path not in used and not path.is_symlink())
-
-
-def _company(path: Path) -> ReadError | None:
-    """Return why a file is no image, None where it is one or was meant to be."""
-    try:
-        refusals = scan(path).refusals
-    except ReadError:
-        return None
-    for error in refusals:
-        stranger = error.code == "file-unknown" and not path.name.lower().endswith(IMAGE_SUFFIXES)
-        if error.code in COMPANY_CODES or stranger:
-            return error
-    return None

@@ -7,7 +7,8 @@ headers; a Series becomes one Image. What cannot be read exactly becomes a refus
 import logging
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,16 @@ SLICED_MODALITIES = frozenset({"CT", "MR", "PT"})
 
 # Normal company of images in a folder: counted, and refused only where the user named the very file.
 COMPANY_CODES = frozenset({"dicom-no-image", "dicom-localizer"})
+
+# What files are that are skipped, by the code that a file of this kind has where it is refused.
+SKIPPED_NAMES = {
+    "dicom-localizer": "localizers",
+    "dicom-no-image": "DICOM objects that are no images",
+    "file-empty": "empty files",
+    "file-missing": "files that are gone",
+    "file-unknown": "files of other formats",
+    "file-unreadable": "files that cannot be read",
+}
 
 # Refusals of a file that may have been a slice of the series beside it.
 DAMAGE_CODES = frozenset(
@@ -72,11 +83,19 @@ class Series:
 
 @dataclass(frozen=True)
 class Scan:
-    """What a folder holds: series to read, what was refused, and how many files are no images at all."""
+    """What a folder holds: series to read, what was refused, and files that count for neither.
+
+    left_out: why files were skipped -> how many.
+    """
 
     series: tuple[Series, ...]
     refusals: tuple[ReadError, ...]
-    skipped: int
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def skipped(self) -> int:
+        """How many files were skipped."""
+        return sum(self.left_out.values())
 
 
 def read_images(
@@ -99,31 +118,34 @@ def read_images(
     return images
 
 
-def scan(source: str | Path | Sequence[str | Path]) -> Scan:
+def scan(source: str | Path | Sequence[str | Path], *, workers: int | None = None) -> Scan:
     """List the series in a file, a folder or a list of them, by reading headers only.
 
     The result is sorted by path. In folders hidden files and links that lead out of the folder are left
-    out. Raises ReadError file-missing for an absent path, folder-empty where there is nothing to read.
+    out. workers: 1 stays in this process, more are so many child processes; by default children come in
+    where a folder proves large. Raises ReadError file-missing for an absent path, folder-empty where there
+    is nothing to read; TrainingError worker-lost.
     """
     roots = [Path(source)] if isinstance(source, str | Path) else [Path(path) for path in source]
     refusals: list[ReadError] = []
     files, named = _list_files(roots, refusals)
-    claimed, skipped = _claim(files, named, refusals)
+    claimed, left_out = _claim(files, named, refusals)
     series: list[Series] = []
     for reader, paths in claimed:
-        part = reader.scan(paths)
+        part = reader.scan(paths, workers)
         series += part.series
         refusals += [error for error in part.refusals if not _is_company(error, named)]
-        skipped += part.skipped + sum(_is_company(error, named) for error in part.refusals)
+        left_out.update(part.left_out)
+        left_out.update(SKIPPED_NAMES[error.code] for error in part.refusals if _is_company(error, named))
     if not series and not refusals:
-        reason = f"holds no readable image ({skipped} other files)"
+        reason = f"holds no readable image ({left_out.total()} other files)"
         where = roots[0] if roots else ""
         raise ReadError("folder-empty", reason, where=where, fix="name a folder of DICOM, NIfTI, PNG or JPEG")
     series, refusals = _refuse_incomplete(series, refusals)
     return Scan(
         tuple(sorted(series, key=lambda one: one.path.parts)),
         tuple(sorted(refusals, key=lambda error: Path(error.where).parts)),
-        skipped,
+        dict(left_out.most_common()),
     )
 
 
@@ -131,11 +153,14 @@ def read_series(series: Series) -> Image:
     """Read a series into one Image. Raises ReadError where it cannot be read exactly."""
     from medtl.imaging.formats import FORMATS
 
-    reader = next(candidate for candidate in FORMATS if series.format == candidate.NAME)
+    reader = next((candidate for candidate in FORMATS if series.format == candidate.NAME), None)
+    if reader is None:
+        reason = "is a sample of a prepared dataset, whose source is not here"
+        raise ReadError("file-missing", reason, where=series.path, fix="name the folder of its source")
     try:
         return reader.read(series)
     except OSError as error:
-        raise _unreadable(Path(error.filename or series.path), error) from error
+        raise unreadable(Path(error.filename or series.path), error) from error
     except ReadError as error:
         # Refusals are collected: with its frames and cause, each would keep the bytes of a file in memory.
         error.__cause__ = error.__context__ = None
@@ -168,7 +193,7 @@ def _list_files(roots: Iterable[Path], refusals: list[ReadError]) -> tuple[list[
 
 def _walk(root: Path, refusals: list[ReadError]) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
-        refusals.append(_unreadable(Path(error.filename or root), error))
+        refusals.append(unreadable(Path(error.filename or root), error))
 
     bounds = root.resolve()
     for folder, folders, names in os.walk(root, onerror=refuse):
@@ -189,8 +214,8 @@ def _stays_inside(link: Path, bounds: Path) -> bool:
 
 def _claim(
     files: Sequence[Path], named: set[Path], refusals: list[ReadError]
-) -> tuple[list[tuple["Format", list[Path]]], int]:
-    """Give each file to the format that recognises it; refuse or count the others."""
+) -> tuple[list[tuple["Format", list[Path]]], Counter[str]]:
+    """Give each file to the format that recognises it; refuse the others, or count what they are."""
     from medtl.imaging.formats import FORMATS
 
     claimed: list[tuple[Format, list[Path]]] = [(candidate, []) for candidate in FORMATS]
@@ -200,15 +225,25 @@ def _claim(
             head = _read_head(path)
             owner = next((paths for reader, paths in claimed if reader.recognises(path, head)), None)
         except OSError as error:
-            strangers.append(_unreadable(path, error))
+            strangers.append(unreadable(path, error))
         except ReadError as error:
             strangers.append(error)
         else:
             owner.append(path) if owner is not None else strangers.append(_unknown(path, head))
     homes = {(path.parent, path.suffix) for _, paths in claimed for path in paths}
-    refused = [error for error in strangers if _is_meant_as_image(error, named, homes)]
-    refusals += refused
-    return claimed, len(strangers) - len(refused)
+    left_out: Counter[str] = Counter()
+    for stranger in strangers:
+        if _is_meant_as_image(stranger, named, homes):
+            refusals.append(stranger)
+        else:
+            left_out[_skipped_name(stranger)] += 1
+    return claimed, left_out
+
+
+def _skipped_name(error: ReadError) -> str:
+    """Say what a file is that is skipped; of another format, by its suffix."""
+    suffix = Path(error.where).suffix.lower() if error.code == "file-unknown" else ""
+    return SKIPPED_NAMES[error.code] + (f" ({suffix})" if suffix else "")
 
 
 def _read_head(path: Path) -> bytes:
@@ -259,7 +294,8 @@ def _describe(head: bytes) -> str:
     return next((name for magic, name in known.items() if start.startswith(magic)), "unknown content")
 
 
-def _unreadable(path: Path, error: OSError) -> ReadError:
+def unreadable(path: Path, error: OSError) -> ReadError:
+    """Return the refusal of a file that cannot be opened or read."""
     if isinstance(error, FileNotFoundError):
         return ReadError("file-missing", "does not exist any more", where=path, fix="check the path")
     reason = (error.strerror or type(error).__name__).lower()

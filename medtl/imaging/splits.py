@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from medtl.errors import SplitError
-from medtl.imaging.manifest import Sample, Split, Target, Task
 from medtl.imaging.randomness import make_generator
+from medtl.imaging.sample import Sample, place_of
 from medtl.imaging.storage import write_csv
+from medtl.imaging.task import Split, Target, Task
 
 ATTEMPTS = 20
 HEADER = ["sample_id", "split", "target"]
@@ -116,11 +117,6 @@ def check_no_leak(samples: Sequence[Sample]) -> None:
         names, ids = " and ".join(leaks[0]), ", ".join(leaks[0].values())
         reason = f"{len(leaks)} patients are in several parts, one is in {names} (samples {ids})"
         raise SplitError("patient-leak", reason, fix="split by patient_id")
-
-
-def has_patient_id(sample: Sample) -> bool:
-    """Say whether the patient is known: where not, the manifest lets each study or sample be its own."""
-    return sample.patient_id not in (sample.sample_id, sample.study_id)
 
 
 def write_splits(path: Path, samples: Sequence[Sample]) -> None:
@@ -270,11 +266,6 @@ def group_patients(samples: Sequence[Sample], task: Task) -> Patients:
         strata,
         tuple(map(tuple, members.values())),
     )
-
-
-def place_of(sample: Sample) -> tuple[str, str, str]:
-    """Return what puts samples into an order that depends on neither the rows' order nor the salt."""
-    return sample.series.path.as_posix(), sample.series.item or "", sample.sample_id
 
 
 def _strata(task: Task) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
-"""Describe the backbones as plain data and as a page: size, groups, input, and which weights there are."""
+"""Describe the backbones as plain data and as a page: size, groups, input, speed, and their weights."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,6 +10,9 @@ from medtl.learning.backbones import BACKBONES
 from medtl.learning.backbones.backbone import Backbone, BackboneEntry, Standardise
 from medtl.learning.backbones.published import imagenet_top1
 from medtl.learning.weights import KnownWeights, locate
+
+# What benchmarks/backbones.py measured: {"machine", "backbones": {name: {"input", "forward", "train"}}}.
+SPEEDS = Path(__file__).parent / "backbones" / "speeds.json"
 
 # What the page says before its tables.
 INTRODUCTION = """# Backbones
@@ -19,12 +24,23 @@ freezing and thawing count; Grad-CAM weighs the map that comes out of the group 
 [0, 1] and are standardised by the backbone itself. One input channel gives what three equal channels gave.
 Nothing is downloaded by itself: put a file at the name given here into the weights folder, or give its path.
 Top-1 is on ImageNet-1k, where the publisher's package states it.
+
+Images a second, forward and in training of everything, are medians measured in 32 bits on {machine}
+([benchmarks/backbones.py](../benchmarks/backbones.py)): planar networks at the size given here, volumes at
+32 x 112 x 112. A slice encoder costs its planar network once a slice.
 """
 
 
 def describe_backbones() -> list[dict[str, Any]]:
     """Return what there is to know of each backbone, under the names of the command contract."""
-    return [_describe(entry) for entry in BACKBONES.values()]
+    speeds = measured_speeds()["backbones"]
+    return [{**_describe(entry), "images_per_second": speeds.get(entry.name)} for entry in BACKBONES.values()]
+
+
+def measured_speeds() -> dict[str, Any]:
+    """Return what was measured of each backbone, and on which machine."""
+    speeds: dict[str, Any] = json.loads(SPEEDS.read_text(encoding="utf-8"))
+    return speeds
 
 
 def _describe(entry: BackboneEntry) -> dict[str, Any]:
@@ -72,11 +88,23 @@ def backbones_page() -> str:
     rows = describe_backbones()
     families = dict.fromkeys(row["family"] for row in rows)
     sections = [_family_section(name, [row for row in rows if row["family"] == name]) for name in families]
-    return "\n".join([INTRODUCTION, *sections])
+    introduction = INTRODUCTION.format(machine=measured_speeds()["machine"])
+    return "\n".join([introduction, *sections])
 
 
 def _family_section(family: str, rows: list[dict[str, Any]]) -> str:
-    head = ("backbone", "parameters", "features", "input", "sides", "mean", "std", "Grad-CAM after", "groups")
+    head = (
+        "backbone",
+        "parameters",
+        "features",
+        "input",
+        "sides",
+        "mean",
+        "std",
+        "forward / train, images/s",
+        "Grad-CAM after",
+        "groups",
+    )
     backbones = [_backbone_cells(row) for row in rows]
     weights = [(f"`{row['name']}`", *_weights_cells(w)) for row in rows for w in row["weights"]]
     tables = [_table(head, backbones)]
@@ -95,6 +123,7 @@ def _backbone_cells(row: dict[str, Any]) -> tuple[str, ...]:
         f"{row['smallest_side']} or more{step}",
         _numbers(row["mean"]),
         _numbers(row["std"]),
+        _speed(row["images_per_second"]),
         row["saliency_group"],
         _shortened(row["layer_groups"]),
     )
@@ -109,6 +138,10 @@ def _numbers(values: list[float] | None) -> str:
     if values is None:
         return "each image's own"
     return ", ".join(f"{value:g}" for value in values[: 1 if len(set(values)) == 1 else None])
+
+
+def _speed(measured: dict[str, Any] | None) -> str:
+    return f"{measured['forward']:.2g} / {measured['train']:.2g}" if measured else ""
 
 
 def _shortened(groups: list[str]) -> str:

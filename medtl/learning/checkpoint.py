@@ -23,6 +23,8 @@ from medtl.imaging.manifest import Task
 from medtl.imaging.preprocessing import PreprocessingConfig
 from medtl.imaging.storage import make_folder, read_json, replacing, write_text
 from medtl.learning.backbones import BACKBONES
+from medtl.learning.cache_plan import CachePlan
+from medtl.learning.calibration import Calibration, ConformalFloors
 from medtl.learning.classifier import Classifier
 from medtl.learning.stages import Stage
 from medtl.learning.weights import sha256_of
@@ -34,8 +36,10 @@ HEADER = "checkpoint.json"
 class Position(BaseModel):
     """How far a schedule has come: `epoch` epochs of stage number `stage` are done, `step` steps in all.
 
-    best is (validation score, minus validation loss) of the best epoch so far.
-    waited counts the epochs of this stage since it last improved.
+    Of the next epoch `done` steps are done (they are among the `step`), with the losses `loss_sum` and in
+    `seconds`. best is what the best epoch so far was chosen by, the larger the better: (AUROC, minus loss) or
+    (minus loss, AUROC) on validation data. mark is what it was when it last rose by enough to count, and
+    waited the epochs of this stage since.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,7 +47,11 @@ class Position(BaseModel):
     stage: int = 0
     epoch: int = 0
     step: int = 0
+    done: int = 0
+    loss_sum: float = 0.0
+    seconds: float = 0.0
     best: tuple[float, float] | None = None
+    mark: tuple[float, float] | None = None
     waited: int = 0
 
 
@@ -72,9 +80,12 @@ class CheckpointHeader(BaseModel):
     preprocessing: PreprocessingConfig
     augmentation: AugmentationConfig
     schedule: tuple[Stage, ...]
+    plans: tuple[CachePlan, ...] = ()
     position: Position = Position()
     metrics: dict[str, float | None] = {}
     thresholds: tuple[float, ...] | None = None
+    calibration: Calibration | None = None
+    conformal: ConformalFloors | None = None
     provenance: dict[str, str] = {}
     tensors: dict[str, TensorFile] = {}
 
@@ -126,7 +137,7 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint so that the former one stays whole until the new one is.
 
-    tensors: one mapping for each tensor file ("model", "optimizer"). Raises OutputError.
+    tensors: one mapping for each tensor file ("model", "optimizer", "average"). Raises OutputError.
     """
     make_folder(folder)
     files = {name: _write_tensors(folder, name, content) for name, content in tensors.items()}
@@ -204,11 +215,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give an optimizer the state that optimizer_tensors flattened."""
+    """Give an optimizer the state that optimizer_tensors flattened, each moment laid out as its parameter."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
+        like = parameters[int(index)].detach()
+        moment = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+        state.setdefault(int(index), {})[key] = moment
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

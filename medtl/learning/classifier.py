@@ -77,6 +77,24 @@ class Classifier(nn.Module):
         return self
 
 
+class Placement:
+    """Puts batches where a classifier is: on its device, maps (N, C, *spatial) in the layout of its weights.
+
+    What it looks up is looked up once, since that takes as long as a step on pooled features.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        self.device = next(classifier.parameters()).device
+        volumetric = any(parameter.ndim == 5 for parameter in classifier.parameters())
+        self._axes = 5 if volumetric else 4
+        self._layout = torch.channels_last_3d if volumetric else torch.channels_last
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return x on the device, in the layout of the weights."""
+        x = x.to(self.device, non_blocking=True)
+        return x.to(memory_format=self._layout) if x.ndim == self._axes else x
+
+
 class LinearHead(nn.Module):
     """Dropout and one linear layer over pooled features (N, F)."""
 
@@ -130,5 +148,6 @@ def make_head(backbone: Backbone, num_classes: int, dropout: float) -> nn.Module
 
 def _hold_statistics(group: nn.Module) -> None:
     for module in group.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        # Batch norm, and instance norm where it tracks statistics.
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
             module.eval()

@@ -1,75 +1,34 @@
 """The loop over stages: thaw, compute the frozen prefix once, train, validate, keep the best, go on."""
 
-import csv
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from medtl.errors import TrainingError
-from medtl.imaging.randomness import derive_seed, make_generator
-from medtl.imaging.storage import replacing
-from medtl.learning.checkpoint import (
-    CheckpointHeader,
-    Position,
-    load_optimizer,
-    model_tensors,
-    optimizer_tensors,
-    read_header,
-    read_tensors,
-    save_checkpoint,
-)
+from medtl.errors import OutputError, TrainingError
+from medtl.learning.averaging import Average, estimate_batch_norm
+from medtl.learning.batches import Batch, BatchReader, MakeReader, Order, load, load_steps, split_evenly
+from medtl.learning.cache_plan import CachePlan, Wanted, plan_cache, shared_views
+from medtl.learning.checkpoint import CheckpointHeader, Position
 from medtl.learning.classifier import Classifier
-from medtl.learning.features import (
-    CachePlan,
-    FeatureCache,
-    FeatureStore,
-    Views,
-    lay_out,
-    place_images,
-    plan_cache,
-)
-from medtl.learning.imbalance import IMBALANCE
-from medtl.learning.metrics import auroc
+from medtl.learning.features import FeatureCache, FeatureStore, Views, lay_out
+from medtl.learning.fit_config import FitConfig, choose_precision, make_fabric
+from medtl.learning.imbalance import make_strategy
+from medtl.learning.keeping import Keeper
 from medtl.learning.run_folder import RunFolder
-from medtl.learning.stages import Stage, parameter_groups, rate_factor, thaw
+from medtl.learning.selection import after_epoch, is_better
+from medtl.learning.stages import Pace, Stage, thaw
+from medtl.learning.stepping import LossSum, Stepper, anchors_of, make_optimizer
+from medtl.learning.validation import validate
+from medtl.learning.watching import StoppedError, Watcher, never, stopped
 
-log = logging.getLogger(__name__)
-
-Batch = tuple[Tensor, Tensor]
-
-
-class FitConfig(BaseModel):
-    """How batches are drawn and steps are taken.
-
-    precision: `auto` is 32 bits on a processor, and bf16 (or fp16) mixed on a GPU; a resumed run is exact on
-    a processor, and fp16 begins its loss scale anew. cache_gb bounds the disk
-    that one run's cached activations may take; 0 turns the cache off. workers: processes that load and
-    augment batches; the result does not depend on it.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    seed: int = 0
-    batch_size: int = Field(default=32, ge=1)
-    workers: int = Field(default=0, ge=0)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
-    imbalance: str = "none"
-    dropout: float = Field(default=0.2, ge=0, lt=1)
-    gradient_clip: float | None = Field(default=1.0, gt=0)
-    cache_gb: float = Field(default=8.0, ge=0)
+Stores = tuple[FeatureStore, FeatureStore]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,55 +41,22 @@ class FitData:
     val_targets: NDArray
 
 
-class Watcher(Protocol):
-    """What a front door may want to show while a fit runs."""
-
-    def note(self, label: str, text: str) -> None:
-        """Something that the user should know."""
-
-    def stage(self, number: int, of: int, stage: Stage, plan: CachePlan) -> None:
-        """A stage begins."""
-
-    def progress(self, what: str, done: int, total: int) -> None:
-        """Something within a stage has come to `done` of `total`."""
-
-    def epoch(self, row: Mapping[str, Any]) -> None:
-        """An epoch is done; `row` is its line of history.csv."""
-
-
 @dataclass(frozen=True, eq=False)
-class BatchReader(Dataset[Batch]):
-    """Read whole batches: item i is batch number i of an epoch."""
+class StageRun:
+    """A stage while it runs: where its batches come from, and what they move."""
 
-    read: Callable[[NDArray[np.int64]], Tensor]
-    targets: NDArray
-    batches: list[NDArray[np.int64]]
+    number: int
+    plan: CachePlan
+    pace: Pace
+    optimizer: torch.optim.Optimizer
+    average: Average
+    stepper: Stepper
+    stores: Stores | None
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, number: int) -> Batch:
-        indices = self.batches[number]
-        return self.read(indices), torch.from_numpy(self.targets[indices])
-
-
-def make_fabric(config: FitConfig) -> Fabric:
-    """Return Fabric on the device and precision asked for. Raises TrainingError device-missing."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise TrainingError(
-            "device-missing", "no CUDA device is here", where="--device cuda", fix="use --device cpu"
-        )
-    on_gpu = config.device != "cpu" and torch.cuda.is_available()
-    accelerator = "cuda" if on_gpu else "cpu"
-    return Fabric(accelerator=accelerator, devices=1, precision=choose_precision(config, on_gpu))
-
-
-def choose_precision(config: FitConfig, on_gpu: bool) -> Any:
-    """Return the precision asked for; `auto` is 32 bits on a processor and half precision on a GPU."""
-    if config.precision != "auto":
-        return config.precision
-    half = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "16-mixed"
-    return half if on_gpu else "32-true"
+    @property
+    def stage(self) -> Stage:
+        """The stage."""
+        return self.pace.stage
 
 
 class Fit:
@@ -148,39 +74,46 @@ class Fit:
         self.fabric = make_fabric(config)
         self.classifier = lay_out(classifier)
         self.model = self.fabric.setup_module(self.classifier)
+        # Before anything of an earlier session is loaded: the weights that the run began from.
+        self.anchors = anchors_of(self.classifier, header.schedule)
         self.data = data
-        self.header = header
+        self.stages = header.schedule
         self.config = config
         self.run_folder = run
         self.watcher = watcher
-        self.strategy = IMBALANCE[config.imbalance](classifier.task, data.train_targets)
+        self.strategy = make_strategy(config.imbalance, classifier.task, data.train_targets)
+        per_step = config.batch_size * config.accumulate
+        self.order = Order(config.seed, len(data.train), self.strategy.sampling_weights, per_step)
+        self.keeper = Keeper(run, header, self.classifier)
+        self.stop: Callable[[], bool] = never
         self.position = Position()
-        self.history: list[dict[str, Any]] = []
         self.seconds: dict[str, float] = {}  # of each stage, earlier sessions of the run included
         self.plans: list[CachePlan] = []
+        self._saved_at = time.perf_counter()
 
     @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The resolved schedule."""
-        return self.header.schedule
+    def history(self) -> list[dict[str, Any]]:
+        """One row for each epoch."""
+        return self.keeper.history
 
-    def run(self, *, resume: bool) -> None:
+    def run(self, *, resume: bool, stop: Callable[[], bool] = never) -> None:
         """Train through the schedule, from the last checkpoint where `resume` is set.
 
-        The best checkpoint's weights are in the classifier afterwards. Raises TrainingError loss-not-finite,
-        OutputError; the last checkpoint is whole in any case.
+        stop is asked after each step; once it says so, what was done is saved, within an epoch too, and
+        StoppedError raised. The best checkpoint's weights are in the classifier afterwards. Raises
+        TrainingError loss-not-finite, OutputError; the last checkpoint is whole in any case.
         """
-        resumed = resume and (self.run_folder.last / "checkpoint.json").is_file()
+        self.stop = stop
+        resumed = resume and self.keeper.has_last()
         if resumed:
-            self._restore_last()
-        self.seconds = {
-            name: self._trained_seconds(name) for name in {str(row["stage"]) for row in self.history}
-        }
-        self.plans = self._plan()
+            self.position = self.keeper.load_last()
+        self.seconds = {str(row["stage"]): self._trained_seconds(str(row["stage"])) for row in self.history}
+        self.plans = self.keeper.plans = self._plan()
+        first, former = self.position.stage, None
         with self._telling_what_ran_out():
-            for number in range(self.position.stage, len(self.stages)):
-                self._run_stage(number, resumed and number == self.position.stage)
-        self._load_model(self.run_folder.best)
+            for number in range(first, len(self.stages)):
+                former = self._run_stage(number, former, resumed and number == first)
+        self.keeper.load_best()
 
     @contextmanager
     def _telling_what_ran_out(self) -> Iterator[None]:
@@ -188,234 +121,252 @@ class Fit:
         try:
             yield
         except torch.OutOfMemoryError as error:
-            fix = "lower fit.batch_size, then --resume"
+            fix = "lower fit.batch_size and raise fit.accumulate, in a new run"
             raise TrainingError(
                 "out-of-memory", "the device is full", where=self.run_folder.root, fix=fix
             ) from error
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker"):
                 raise
+            if self.stop():  # whoever stops all processes of a run stops its loaders too
+                raise self._stopped("as a loader process was; its last save is kept") from error
             fix = "set fit.workers=0 or free memory, then --resume"
             reason = "a loader process was killed"
             raise TrainingError("worker-lost", reason, where=self.run_folder.root, fix=fix) from error
 
     def _plan(self) -> list[CachePlan]:
-        image = self.data.train.read([0], 0)
-        samples = len(self.data.train) + len(self.data.val)
-        return plan_cache(self.classifier, self.stages, image, samples, self.config.cache_gb * 1e9)
+        """Return what the run planned when it began, or plan now."""
+        return plan_cache(
+            self.classifier,
+            self.stages,
+            self.data.train.image_shape,
+            len(self.data.train),
+            self.config.cache_gb * 1e9,
+            held_out=len(self.data.val),
+            epochs=[Pace(stage, self.order.steps).epochs for stage in self.stages],
+            recorded=self.keeper.plans,
+        )
 
-    def _run_stage(self, number: int, resumed: bool) -> None:
+    def _run_stage(
+        self, number: int, former: torch.optim.Optimizer | None, resumed: bool
+    ) -> torch.optim.Optimizer:
+        """Train one stage to its end; return its optimizer."""
         started = time.perf_counter()
         stage, plan = self.stages[number], self.plans[number]
         self.watcher.stage(number + 1, len(self.stages), stage, plan)
         thaw(self.classifier, stage)
-        optimizer = self._make_optimizer(stage, resumed)
-        if not resumed:
-            self._begin_stage(number)
-        stores = self._feature_stores(number)
-        while self.position.epoch < stage.epochs and not self._patience_is_spent(stage):
-            self._run_epoch(number, optimizer, stores)
-        self._load_model(self.run_folder.best)
+        at = self._enter_stage(number, former, resumed)
+        while not self._is_over(at.pace):
+            self._run_epoch(at)
+        if stage.restore_best:
+            self.keeper.load_best()
         self.seconds[stage.name] = max(time.perf_counter() - started, self._trained_seconds(stage.name))
+        return at.optimizer
+
+    def _enter_stage(self, number: int, former: torch.optim.Optimizer | None, resumed: bool) -> StageRun:
+        """Make what moves the weights, as it was left or anew."""
+        stage = self.stages[number]
+        pace = Pace(stage, self.order.steps)
+        before = self.stages[number - 1] if number else None
+        optimizer = make_optimizer(self.classifier, stage, before, former)
+        average = Average(self.classifier, pace)
+        if resumed:
+            self.keeper.load_last_state(optimizer, average)
+        else:
+            self._begin_stage(number, optimizer, average)
+        stores = None if self._is_over(pace) else self._feature_stores(number)
+        stepper = Stepper(
+            self.fabric,
+            self.model,
+            self.classifier,
+            optimizer,
+            self.strategy,
+            self.config,
+            pace,
+            start=self.plans[number].step if stores else 0,
+            anchors=self.anchors,
+        )
+        return StageRun(number, self.plans[number], pace, optimizer, average, stepper, stores)
+
+    def _begin_stage(self, number: int, optimizer: torch.optim.Optimizer, average: Average) -> None:
+        """Move to a stage; from the second on, keep where it begins before its epochs may change `best`."""
+        self.position = self.position.model_copy(update={"stage": number, "epoch": 0, "waited": 0})
+        if number:
+            self.keeper.save_last(self.position, optimizer, average, {})
+
+    def _is_over(self, pace: Pace) -> bool:
+        patience = pace.stage.patience
+        spent = patience is not None and self.position.waited >= patience
+        return spent or self.position.epoch >= pace.epochs
 
     def _trained_seconds(self, stage: str) -> float:
         return sum(float(row["seconds"]) for row in self.history if row["stage"] == stage)
 
-    def _begin_stage(self, number: int) -> None:
-        """Move to a stage; from the second on, keep where it begins before its epochs may change `best`."""
-        self.position = self.position.model_copy(update={"stage": number, "epoch": 0, "waited": 0})
-        if number:
-            self._save_last(self._header(), model_tensors(self.classifier), {})
-
-    def _make_optimizer(self, stage: Stage, resumed: bool) -> Any:
-        optimizer = torch.optim.AdamW(parameter_groups(self.classifier, stage))
-        if resumed:
-            header = read_header(self.run_folder.last)
-            load_optimizer(optimizer, read_tensors(self.run_folder.last, header, "optimizer"))
-        return self.fabric.setup_optimizers(optimizer)
-
-    def _patience_is_spent(self, stage: Stage) -> bool:
-        return stage.patience is not None and self.position.waited >= stage.patience
-
-    def _feature_stores(self, number: int) -> tuple[FeatureStore, FeatureStore] | None:
+    def _feature_stores(self, number: int) -> Stores | None:
         """Return the stage's training and validation activations, None where its prefix is not cached.
 
-        Groups that this stage freezes have been frozen in every stage before it, if the schedule only thaws.
-        Then all later stages start from the same pretrained prefix, and one pass over the images serves all.
+        A stage that finds no room goes on without, unless it has begun with: other bits would come of that.
         """
         if not self.plans[number].cached:
             return None
-        wanted: dict[int, int] = {}
-        for plan in self._plans_sharing_prefix(number):
-            wanted[plan.step] = max(plan.views, wanted.get(plan.step, 0))
-        cache = FeatureCache(self.classifier, self.fabric.autocast, self.config.batch_size, self._precision)
-        train = cache.ensure(self.data.train, wanted, partial(self.watcher.progress, "frozen prefix"))
-        val = cache.ensure(
-            self.data.val, dict.fromkeys(wanted, 1), partial(self.watcher.progress, "validation")
-        )
-        step = self.plans[number].step
-        return train[step], val[step]
+        try:
+            return self._ensure_stores(number)
+        except OutputError as error:
+            if error.code != "cache-full" or self.position.epoch or self.position.done:
+                raise
+            self.watcher.note("cache", f"{error}; the stage goes on without it")
+            self.plans[number] = self.plans[number].uncached(error.reason)
+            return None
 
-    def _plans_sharing_prefix(self, number: int) -> list[CachePlan]:
-        """Return the cached plans from this stage on whose prefix no stage before them trains."""
-        lowest, sharing = self.plans[number].step, []
-        for plan in self.plans[number:]:
-            lowest = min(lowest, plan.step)
-            if plan.cached and plan.step <= lowest:
-                sharing.append(plan)
-        return sharing
+    def _ensure_stores(self, number: int) -> Stores:
+        """Open the stores that this stage and the later ones on the same prefix read; one pass makes them.
+
+        Where there is no room for all of these, those of this stage alone.
+        """
+        plan, shared = self.plans[number], shared_views(self.plans, number)
+        alone = {plan.step: plan.views}
+        try:
+            train, val = self._pass_over(shared)
+        except OutputError as error:
+            if error.code != "cache-full" or shared == alone:
+                raise
+            train, val = self._pass_over(alone)
+        return train[plan.step], val[plan.step]
+
+    def _pass_over(self, wanted: Wanted) -> tuple[dict[int, FeatureStore], dict[int, FeatureStore]]:
+        cache = FeatureCache(
+            self.classifier,
+            self.fabric.autocast,
+            self._precision,
+            budget_bytes=self.config.cache_gb * 1e9,
+        )
+        train = cache.ensure(self.data.train, wanted, partial(self._pass_on, "frozen prefix"))
+        held_out = dict.fromkeys(wanted, 1)
+        val = cache.ensure(self.data.val, held_out, partial(self._pass_on, "frozen prefix, validation"))
+        return train, val
+
+    def _pass_on(self, what: str, done: int, total: int) -> None:
+        """Show how far a pass has come, and end it where a stop is asked for: nothing of it need be saved."""
+        self.watcher.progress(what, done, total)
+        if self.stop():
+            raise self._stopped(f"with {done} of {total} images through the {what}")
 
     @property
     def _precision(self) -> str:
         device = self.fabric.device.type
         return f"{device} {choose_precision(self.config, device == 'cuda')}"
 
-    def _run_epoch(
-        self, number: int, optimizer: Any, stores: tuple[FeatureStore, FeatureStore] | None
-    ) -> None:
-        started = time.perf_counter()
-        stage, epoch = self.stages[number], self.position.epoch
-        train_loss = self._train(number, optimizer, stores)
-        probabilities, val_loss = self._validate(number, stores)
-        score = float(auroc(probabilities, self.data.val_targets, kind=self.classifier.task.kind))
-        improved = self._advance(score, val_loss)
+    def _run_epoch(self, at: StageRun) -> None:
+        started = time.perf_counter() - self.position.seconds
+        train_loss = self._train(at, started)
+        try:
+            metrics = self._judge(at)
+        except StoppedError:
+            self._save_last(at)
+            raise
         row = {
-            "stage": stage.name,
-            "epoch": epoch + 1,
+            "stage": at.stage.name,
+            "epoch": self.position.epoch,
             "step": self.position.step,
             "train_loss": train_loss,
-            "val_loss": val_loss,
-            "val_auroc": None if np.isnan(score) else float(score),
+            **metrics,
             "seconds": round(time.perf_counter() - started, 3),
-            "cached": stores is not None,
+            "cached": at.stores is not None,
         }
-        self.history.append(row)
-        self._save(optimizer, improved, row)
+        self.keeper.record(row)
+        self._save_last(at, metrics)
+        self.run_folder.log("epoch", **row)
         self.watcher.epoch(row)
 
-    def _advance(self, score: float, val_loss: float) -> bool:
-        """Move the position past the epoch; return whether it was the best so far."""
-        reached = (-1.0 if np.isnan(score) else float(score), -val_loss)
-        improved = self.position.best is None or reached > self.position.best
-        self.position = self.position.model_copy(
-            update={
-                "epoch": self.position.epoch + 1,
-                "best": reached if improved else self.position.best,
-                "waited": 0 if improved else self.position.waited + 1,
-            }
-        )
-        return improved
-
-    def _train(self, number: int, optimizer: Any, stores: tuple[FeatureStore, FeatureStore] | None) -> float:
-        stage = self.stages[number]
-        batches = self._draw_batches(number)
-        total = stage.epochs * len(batches)
-        view = self._view(number)
-        reader = partial(stores[0].read, view=view) if stores else partial(self.data.train.read, view=view)
-        start = self.plans[number].step if stores else 0
+    def _train(self, at: StageRun, started: float) -> float:
+        """Take the steps of an epoch that are not yet done; return the mean loss of all of them."""
+        position = self.position
+        steps = self.order.draw(at.number, position.epoch)[: at.pace.steps_of(position.epoch)]
+        earlier, of_stage = position.step - position.done, position.epoch * at.pace.per_epoch
+        losses = LossSum(position.loss_sum, partial(self._check_finite, "training loss"))
         self.classifier.train()
-        losses = []
-        for index, (x, targets) in enumerate(self._load(reader, self.data.train_targets, batches)):
-            factor = rate_factor(self.position.epoch * len(batches) + index, total, stage.warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_rate"] * factor
-            losses.append(self._step(x, targets, start, optimizer))
-            self.watcher.progress(f"{stage.name} epoch {self.position.epoch + 1}", index + 1, len(batches))
-        return float(np.mean(losses))
+        loading = self.config.accumulate, *self._loading(at)
+        loaded = load_steps(self._train_reader(at), steps[position.done :], *loading)
+        for done, parts in enumerate(loaded, position.done):
+            loss = at.stepper.step(parts, earlier + done, of_stage + done)
+            losses.add(loss, earlier + done + 1)
+            at.average.after_step()
+            self.watcher.progress(f"{at.stage.name} epoch {position.epoch + 1}", done + 1, len(steps))
+            asked = self.stop()
+            if asked or self._is_due():
+                self._move_to(done + 1, earlier, losses, started)
+                self._save_last(at)
+            if asked:
+                raise self._stopped(f"after {done + 1} of {len(steps)} steps of epoch {position.epoch + 1}")
+        self._move_to(len(steps), earlier, losses, started)
+        return self.position.loss_sum / len(steps)
 
-    def _view(self, number: int) -> int:
+    def _move_to(self, done: int, earlier: int, losses: LossSum, started: float) -> None:
+        """Move the position to `done` steps of this epoch, after the `earlier` ones of all others."""
+        spent = time.perf_counter() - started
+        moved = {"done": done, "step": earlier + done, "loss_sum": losses.total(), "seconds": spent}
+        self.position = self.position.model_copy(update=moved)
+
+    def _is_due(self) -> bool:
+        minutes = self.config.save_minutes
+        return minutes is not None and time.perf_counter() - self._saved_at > 60 * minutes
+
+    def _train_reader(self, at: StageRun) -> MakeReader:
+        views = at.stores[0] if at.stores else self.data.train
+        return partial(BatchReader, partial(views.read, view=self._view(at)), self.data.train_targets)
+
+    def _val_reader(self, at: StageRun) -> MakeReader:
+        views = at.stores[1] if at.stores else self.data.val
+        return partial(BatchReader, partial(views.read, view=0), self.data.val_targets)
+
+    def _view(self, at: StageRun) -> int:
         """Return which view this epoch trains on: rotating where a prefix is frozen, otherwise always new."""
-        stage = self.stages[number]
-        if self.plans[number].step > 0:
-            return self.position.epoch % stage.views
-        return 1 + sum(earlier.epochs for earlier in self.stages[:number]) + self.position.epoch
+        if at.plan.step > 0:
+            return self.position.epoch % at.stage.views
+        return 1 + sum(earlier.epochs for earlier in self.stages[: at.number]) + self.position.epoch
 
-    def _draw_batches(self, number: int) -> list[NDArray[np.int64]]:
-        """Return this epoch's batches of indices, in sizes that differ by one at most."""
-        generator = make_generator(self.config.seed, "order", number, self.position.epoch)
-        count, weights = len(self.data.train), self.strategy.sampling_weights
-        if weights is None:
-            order = generator.permutation(count)
-        else:
-            order = generator.choice(count, size=count, replace=True, p=weights)
-        return np.array_split(order, max(1, round(count / self.config.batch_size)))
+    def _loading(self, at: StageRun) -> tuple[int, bool]:
+        """Return how many processes read, none where activations are cached, and whether into pinned memory.
 
-    def _step(self, x: Tensor, targets: Tensor, start: int, optimizer: Any) -> float:
-        """Take one step and return its loss. Dropout is seeded by the step's number."""
-        torch.manual_seed(derive_seed(self.config.seed, "step", self.position.step))
-        logits = self.model(place_images(x, self.classifier), start)
-        loss = self.strategy.loss(logits, targets.to(logits.device))
-        value = loss.item()
-        self._check_finite(value, "training loss")
-        optimizer.zero_grad()
-        self.fabric.backward(loss)
-        if self.config.gradient_clip:
-            self.fabric.clip_gradients(
-                self.model, optimizer, max_norm=self.config.gradient_clip, error_if_nonfinite=False
-            )
-        optimizer.step()
-        self.position = self.position.model_copy(update={"step": self.position.step + 1})
-        return value
+        A memory map is read faster than it could be handed from one process to another.
+        """
+        return 0 if at.stores else self.config.workers, self.fabric.device.type == "cuda"
 
-    def _check_finite(self, loss: float, name: str) -> None:
-        """Raise TrainingError loss-not-finite before anything of this epoch is saved."""
+    def _judge(self, at: StageRun) -> dict[str, float | None]:
+        """Validate what the epoch came to, move past it, and keep it if it is the best so far."""
+        at.average.after_epoch(self.position.epoch)
+        with at.average.applied():
+            if at.average.needs_statistics:
+                batches = self._load(at, self._train_reader(at), len(self.data.train))
+                estimate_batch_norm(self.model, self.classifier, batches, at.stepper.start)
+            batches, targets = self._load(at, self._val_reader(at), len(self.data.val)), self.data.val_targets
+            judged = self.model, self.classifier, self.strategy, batches, targets
+            loss, score = validate(*judged, at.stepper.start)
+            self._check_finite("validation loss", loss, self.position.step + 1)
+            metrics = {"val_loss": loss, "val_auroc": None if np.isnan(score) else score}
+            before = self.position
+            self.position = after_epoch(before, loss, score, self.config.select, at.stage.min_delta)
+            if is_better(self.position, before):
+                self.keeper.save_best(self.position, metrics)
+        return metrics
+
+    def _load(self, at: StageRun, make_reader: MakeReader, count: int) -> Iterator[Batch]:
+        """Yield all samples in order, for as long as no stop is asked for."""
+        reader = make_reader(split_evenly(count, self.config.batch_size))
+        for batch in load(reader, *self._loading(at)):
+            if self.stop():
+                raise self._stopped(f"while epoch {self.position.epoch + 1} was validated")
+            yield batch
+
+    def _check_finite(self, name: str, loss: float, step: int) -> None:
+        """Raise TrainingError loss-not-finite before anything that comes of it is saved."""
         if not np.isfinite(loss):
-            reason = f"the {name} is {loss} at step {self.position.step + 1}; the last epoch before is kept"
+            reason = f"the {name} is {loss} at step {step}; the last epoch before is kept"
             raise TrainingError("loss-not-finite", reason, where=self.run_folder.root, fix="lower the rate")
 
-    @torch.inference_mode()
-    def _validate(
-        self, number: int, stores: tuple[FeatureStore, FeatureStore] | None
-    ) -> tuple[NDArray, float]:
-        self.classifier.eval()
-        order = np.arange(len(self.data.val))
-        batches = np.array_split(order, -(-len(order) // self.config.batch_size))
-        reader = partial(stores[1].read, view=0) if stores else partial(self.data.val.read, view=0)
-        start = self.plans[number].step if stores else 0
-        loaded = self._load(reader, self.data.val_targets, batches)
-        logits = torch.cat([self.model(place_images(x, self.classifier), start).float() for x, _ in loaded])
-        targets = torch.from_numpy(self.data.val_targets).to(logits.device)
-        loss = float(self.strategy.loss(logits, targets))
-        self._check_finite(loss, "validation loss")
-        return self.classifier.probabilities(logits).cpu().numpy(), loss
+    def _save_last(self, at: StageRun, metrics: Mapping[str, float | None] | None = None) -> None:
+        self.keeper.save_last(self.position, at.optimizer, at.average, metrics or {})
+        self._saved_at = time.perf_counter()
 
-    def _load(
-        self, read: Callable[[NDArray[np.int64]], Tensor], targets: NDArray, batches: list[NDArray[np.int64]]
-    ) -> Iterator[Batch]:
-        on_gpu = self.fabric.device.type == "cuda"
-        reader = BatchReader(read, targets, batches)
-        yield from DataLoader(reader, batch_size=None, num_workers=self.config.workers, pin_memory=on_gpu)
-
-    def _save(self, optimizer: Any, improved: bool, row: Mapping[str, Any]) -> None:
-        """Write history, the best checkpoint if it is one, and last the checkpoint to resume from."""
-        header = self._header(val_loss=row["val_loss"], val_auroc=row["val_auroc"])
-        model = model_tensors(self.classifier)
-        if improved:
-            save_checkpoint(self.run_folder.best, header, {"model": model})
-        self._write_history()
-        self._save_last(header, model, optimizer_tensors(optimizer.optimizer))
-        self.run_folder.log("epoch", **row)
-
-    def _header(self, **metrics: float | None) -> CheckpointHeader:
-        return self.header.model_copy(update={"position": self.position, "metrics": metrics})
-
-    def _save_last(
-        self, header: CheckpointHeader, model: dict[str, Tensor], optimizer: dict[str, Tensor]
-    ) -> None:
-        save_checkpoint(self.run_folder.last, header, {"model": model, "optimizer": optimizer})
-
-    def _write_history(self) -> None:
-        with replacing(self.run_folder.history) as path, path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.history[0]))
-            writer.writeheader()
-            writer.writerows(self.history)
-
-    def _restore_last(self) -> None:
-        header = read_header(self.run_folder.last)
-        self.classifier.load_state_dict(read_tensors(self.run_folder.last, header, "model"))
-        self.position = header.position
-        rows = self.run_folder.read_history()
-        self.history = [row for row in rows if int(row["step"]) <= self.position.step]
-
-    def _load_model(self, folder: Any) -> None:
-        self.classifier.load_state_dict(read_tensors(folder, read_header(folder), "model"))
+    def _stopped(self, when: str) -> StoppedError:
+        return stopped(f"in stage {self.stages[self.position.stage].name} {when}", self.run_folder.root)

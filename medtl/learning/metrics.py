@@ -26,6 +26,8 @@ ScoreMetric = Callable[[Floats, NDArray[np.bool_], Floats], Floats]
 
 # Weightings are taken in blocks of about this many numbers (16 MB), which stay near the processor.
 BLOCK = 2_000_000
+# As many as a reliability diagram shows; each one more adds the noise of its own rate to the error.
+CALIBRATION_BINS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +112,83 @@ def specificity_by_class(
     return _share(~flagged, questions.truth == 0, weights)
 
 
+def ppv_by_class(
+    probabilities: ArrayLike,
+    targets: ArrayLike,
+    thresholds: ArrayLike,
+    weights: ArrayLike | None = None,
+    *,
+    kind: TaskKind,
+) -> Floats:
+    """Return the share of the samples at or above each class's threshold that are of it (the precision)."""
+    questions = one_vs_rest(probabilities, targets, kind)
+    flagged = questions.scores >= np.asarray(thresholds)
+    return _share(questions.truth == 1, flagged & np.isfinite(questions.truth), weights)
+
+
+def npv_by_class(
+    probabilities: ArrayLike,
+    targets: ArrayLike,
+    thresholds: ArrayLike,
+    weights: ArrayLike | None = None,
+    *,
+    kind: TaskKind,
+) -> Floats:
+    """Return the share of the samples below each class's threshold that are not of it."""
+    questions = one_vs_rest(probabilities, targets, kind)
+    flagged = questions.scores >= np.asarray(thresholds)
+    return _share(questions.truth == 0, ~flagged & np.isfinite(questions.truth), weights)
+
+
+def f1_by_class(
+    probabilities: ArrayLike,
+    targets: ArrayLike,
+    thresholds: ArrayLike,
+    weights: ArrayLike | None = None,
+    *,
+    kind: TaskKind,
+) -> Floats:
+    """Return the harmonic mean of sensitivity and PPV of each class; undefined where it is absent."""
+    questions = one_vs_rest(probabilities, targets, kind)
+    flagged = questions.scores >= np.asarray(thresholds)
+    rows = _weight_rows(weights, len(flagged))
+    positive, known = questions.truth == 1, np.isfinite(questions.truth)
+    hits, present, answered = (
+        rows @ mask.astype(np.float64) for mask in (flagged & positive, positive, flagged & known)
+    )
+    return _shaped(_divide(2 * hits, np.where(present > 0, present + answered, 0.0)), weights)
+
+
+def mcc(
+    probabilities: ArrayLike,
+    targets: ArrayLike,
+    thresholds: ArrayLike,
+    weights: ArrayLike | None = None,
+    *,
+    kind: TaskKind,
+) -> Floats:
+    """Return Matthews' correlation of answers with the truth (Matthews 1975; several classes: Gorodkin 2004).
+
+    In multilabel the mean over the classes. Undefined where the truth or the answers are all the same.
+    """
+    answers, truth = predict_classes(probabilities, thresholds, kind), np.asarray(targets)
+    rows = _weight_rows(weights, len(truth))
+    if kind == "multilabel":
+        pairs = [(answers[:, k], truth[:, k], 2) for k in range(truth.shape[1])]
+    else:
+        pairs = [(answers, truth, np.shape(probabilities)[1])]
+    columns = [_correlate(*pair, rows) for pair in pairs]
+    return mean_defined(_shaped(np.stack(columns, axis=-1), weights))
+
+
+def at_prevalence(sensitivity: Floats, specificity: Floats, prevalence: ArrayLike) -> tuple[Floats, Floats]:
+    """Return PPV and NPV where a share `prevalence` has the class, by Bayes' rule; all shapes alike."""
+    common = np.asarray(prevalence, np.float64)
+    flagged, missed = sensitivity * common, (1 - sensitivity) * common
+    alarmed, cleared = (1 - specificity) * (1 - common), specificity * (1 - common)
+    return _divide(flagged, flagged + alarmed), _divide(cleared, cleared + missed)
+
+
 def accuracy(
     probabilities: ArrayLike,
     targets: ArrayLike,
@@ -160,6 +239,24 @@ def brier(
     return by_class.sum(axis=-1) if kind == "multiclass" else mean_defined(by_class)
 
 
+def calibration_error(
+    probabilities: ArrayLike, targets: ArrayLike, weights: ArrayLike | None = None, *, kind: TaskKind
+) -> Floats:
+    """Return the expected calibration error in bins of equal weight (Naeini 2015, Nixon 2019)."""
+    return mean_defined(calibration_error_by_class(probabilities, targets, weights, kind=kind))
+
+
+def calibration_error_by_class(
+    probabilities: ArrayLike, targets: ArrayLike, weights: ArrayLike | None = None, *, kind: TaskKind
+) -> Floats:
+    """Return, for each class against the rest, how far its probability is from how often it came true.
+
+    The mean over bins of |mean probability - observed rate|. Bins of equal weight and not of equal width:
+    where a class is rare nearly all its probabilities would share one bin of those.
+    """
+    return _by_class(_calibration_error, one_vs_rest(probabilities, targets, kind), weights)
+
+
 def predict_classes(probabilities: ArrayLike, thresholds: ArrayLike, kind: TaskKind) -> NDArray[np.int64]:
     """Return the answer: class indices (N,), or 0/1 flags (N, K) in multilabel.
 
@@ -178,18 +275,36 @@ def youden_threshold(scores: ArrayLike, truth: ArrayLike) -> float:
     scores, truth: (N,); truth is NaN where not labelled. It lies midway between two scores, so that rounding
     cannot move a sample across it. Among equals it is the lowest, which misses the fewest.
     """
-    values, flags = _labelled(scores, truth)
-    if len(np.unique(flags)) < 2:
-        return float("nan")
-    order = np.argsort(values, kind="stable")
-    values, flags = values[order], flags[order]
-    first_at_or_above = np.flatnonzero(np.diff(values, prepend=-np.inf))
-    missed = np.concatenate([[0], np.cumsum(flags)])[first_at_or_above] / flags.sum()
-    cleared = np.concatenate([[0], np.cumsum(~flags)])[first_at_or_above] / (~flags).sum()
-    best = first_at_or_above[int(np.argmax(np.round(cleared - missed, 12)))]
-    below = values[best - 1] if best else min(0.0, values[0])
-    middle = float((below + values[best]) / 2)
-    return middle if middle > below else float(values[best])
+    return _choose_cut(scores, truth, lambda cuts: cuts.cleared - cuts.missed)
+
+
+def sensitivity_threshold(scores: ArrayLike, truth: ArrayLike, sensitivity: float) -> float:
+    """Return the highest threshold, the most specific one, that keeps this sensitivity; NaN for one class."""
+    reached = 1 - sensitivity + 1e-12
+    return _choose_cut(
+        scores, truth, lambda cuts: np.where(cuts.missed <= reached, np.arange(len(cuts.first)), -1)
+    )
+
+
+def specificity_threshold(scores: ArrayLike, truth: ArrayLike, specificity: float) -> float:
+    """Return the lowest threshold, the most sensitive one, with this specificity; NaN for one class."""
+    return _choose_cut(
+        scores,
+        truth,
+        lambda cuts: np.where(cuts.cleared >= specificity - 1e-12, -np.arange(len(cuts.first)), -np.inf),
+    )
+
+
+def cost_threshold(scores: ArrayLike, truth: ArrayLike, miss: float, alarm: float) -> float:
+    """Return the threshold of least cost, at `miss` for each missed and `alarm` for each false one.
+
+    NaN for one class. As common as the class is among the samples, so common it is taken to be.
+    """
+    return _choose_cut(
+        scores,
+        truth,
+        lambda cuts: -(miss * cuts.missed * cuts.positives + alarm * (1 - cuts.cleared) * cuts.negatives),
+    )
 
 
 def roc_points(scores: ArrayLike, truth: ArrayLike) -> tuple[Floats, Floats]:
@@ -236,6 +351,64 @@ def mean_defined(values: Floats) -> Floats:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)[()]
 
 
+@dataclass(frozen=True, eq=False)
+class _Cuts:
+    """Places between ascending scores to cut at: at first[i] and above is flagged.
+
+    missed: the share of positives below each; cleared: that of negatives. The last one flags nothing.
+    """
+
+    values: Floats
+    first: NDArray[np.int64]
+    missed: Floats
+    cleared: Floats
+    positives: int
+    negatives: int
+
+
+def _choose_cut(scores: ArrayLike, truth: ArrayLike, worth: Callable[[_Cuts], Floats]) -> float:
+    """Return the threshold of most worth, the lowest among equals; NaN for one class."""
+    values, flags = _labelled(scores, truth)
+    if len(np.unique(flags)) < 2:
+        return float("nan")
+    cuts = _list_cuts(values, flags)
+    best = int(cuts.first[int(np.argmax(np.round(worth(cuts), 12)))])
+    values = cuts.values
+    if best == len(values):
+        return _above(float(values[-1]))
+    below = values[best - 1] if best else min(0.0, values[0])
+    middle = float((below + values[best]) / 2)
+    return middle if middle > below else float(values[best])
+
+
+def _above(highest: float) -> float:
+    """Return a threshold that nothing reaches: midway to 1, or just above."""
+    middle = (highest + 1) / 2
+    return middle if middle > highest else float(np.nextafter(highest, np.inf))
+
+
+def _list_cuts(values: Floats, flags: NDArray[np.bool_]) -> _Cuts:
+    order = np.argsort(values, kind="stable")
+    values, flags = values[order], flags[order]
+    first = np.append(np.flatnonzero(np.diff(values, prepend=-np.inf)), len(values))
+    positives, negatives = int(flags.sum()), int((~flags).sum())
+    missed = np.concatenate([[0], np.cumsum(flags)])[first] / positives
+    cleared = np.concatenate([[0], np.cumsum(~flags)])[first] / negatives
+    return _Cuts(values, first, missed, cleared, positives, negatives)
+
+
+def _correlate(answers: NDArray, truth: NDArray, classes: int, weights: Floats) -> Floats:
+    """Return Matthews' correlation (B,) of class indices (N,), truth NaN where it is not known."""
+    known = np.isfinite(truth)
+    said = ((answers[:, None] == np.arange(classes)) & known[:, None]).astype(np.float64)
+    meant = (truth[:, None] == np.arange(classes)).astype(np.float64)
+    total = weights @ known.astype(np.float64)
+    right = weights @ (said * meant).sum(axis=1)
+    said_sums, meant_sums = weights @ said, weights @ meant
+    spread = [total**2 - (sums**2).sum(axis=1) for sums in (said_sums, meant_sums)]
+    return _divide(right * total - (said_sums * meant_sums).sum(axis=1), np.sqrt(spread[0] * spread[1]))
+
+
 def _by_class(metric: ScoreMetric, questions: Questions, weights: ArrayLike | None) -> Floats:
     """Return metric(scores, positive, weights (B, n)) for each question, over its labelled samples."""
     rows = _weight_rows(weights, len(questions.scores))
@@ -272,6 +445,18 @@ def _average_precision(scores: Floats, positive: NDArray[np.bool_], weights: Flo
     precision = np.divide(hits, flagged, out=np.zeros_like(hits), where=flagged > 0)
     total = np.where(negatives.sum(axis=1) > 0, positives.sum(axis=1), 0.0)
     return _divide((positives[:, ::-1] * precision).sum(axis=1), total)
+
+
+def _calibration_error(scores: Floats, positive: NDArray[np.bool_], weights: Floats) -> Floats:
+    """scores ascend; weights: (B, n); ties share a bin. Undefined without a positive or a negative."""
+    positives, negatives = _sums_of_ties(scores, positive, weights)
+    mass = positives + negatives
+    total = np.where(np.minimum(positives.sum(axis=1), negatives.sum(axis=1)) > 0, mass.sum(axis=1), 0.0)
+    middles = np.cumsum(mass, axis=1) - mass / 2
+    bins = np.floor(_divide(CALIBRATION_BINS * middles, total[:, None]))
+    excess = np.unique(scores) * mass - positives
+    gaps = [np.abs((excess * (bins == index)).sum(axis=1)) for index in range(CALIBRATION_BINS)]
+    return _divide(np.sum(gaps, axis=0), total)
 
 
 def _sums_of_ties(scores: Floats, positive: NDArray[np.bool_], weights: Floats) -> tuple[Floats, Floats]:

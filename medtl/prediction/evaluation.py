@@ -1,12 +1,12 @@
-"""Turn probabilities and targets into metrics, each with the interval that resampled patients give.
+"""Turn probabilities and targets into metrics, each with an interval in which patients are the units.
 
-The interval is the percentile bootstrap over patients (Efron 1979; Field and Welsh 2007 for clusters): the
-samples of a patient come and go together, because they are no independent evidence. Thresholds are taken as
-given. An interval cannot see beyond its samples: where every answer is right, all resamples say so too, and
-it is as narrow as a point.
+The samples of a patient come and go together, because they are no independent evidence. Areas have DeLong's
+interval, shares Wilson's, the calibration line the sandwich's, all clustered by patient; what else there is
+has the percentile bootstrap over patients (Efron 1979; Field and Welsh 2007 for clusters). Thresholds are
+taken as given. Resamples cannot see beyond their samples: where all of them agree, their interval would be a
+point, and is undefined instead.
 """
 
-import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,22 +20,42 @@ from medtl.imaging.manifest import Task
 from medtl.imaging.randomness import make_generator
 from medtl.learning import metrics
 from medtl.learning.metrics import Floats, ReliabilityBin
+from medtl.prediction import decision_curve
+from medtl.prediction.calibration_error import bin_gaps, draw_gaps, error_intervals
+from medtl.prediction.calibration_line import calibration_lines
+from medtl.prediction.decision_curve import DecisionCurve, decision_curves
+from medtl.prediction.delong import auroc_interval, mean_auroc_interval, place_all
+from medtl.prediction.intervals import (
+    FEWEST_DEFINED,
+    Interval,
+    interval_json,
+    mean_of_bounds,
+    percentile_interval,
+    share_interval,
+)
+from medtl.prediction.thresholds import FALLBACK_THRESHOLD, asked_classes, choose_thresholds
 
-log = logging.getLogger(__name__)
+__all__ = [
+    "FALLBACK_THRESHOLD",
+    "FEWEST_DEFINED",
+    "Evaluation",
+    "Interval",
+    "RocCurve",
+    "choose_thresholds",
+    "evaluate",
+    "to_json",
+]
 
-FALLBACK_THRESHOLD = 0.5
-FEWEST_DEFINED = 0.5  # the share of resamples below which an interval would be that of a chosen few
 BLOCK = 4_000_000  # numbers in one block of weights, 32 MB
 TOLERANCE = 1e-6
+# In the order in which a reader meets them.
+ORDER = (
+    *("auroc", "auprc", "sensitivity", "specificity", "ppv", "npv", "ppv_at_prevalence", "npv_at_prevalence"),
+    *("balanced_accuracy", "accuracy", "f1", "mcc", "brier", "ece"),
+    *("calibration_slope", "calibration_intercept"),
+)
 
-
-@dataclass(frozen=True)
-class Interval:
-    """A metric with the bounds of its interval; NaN is undefined."""
-
-    value: float
-    low: float
-    high: float
+Columns = dict[str, list[Interval]]
 
 
 @dataclass(frozen=True)
@@ -50,20 +70,25 @@ class RocCurve:
 class Evaluation:
     """What a set of predictions is worth.
 
-    metrics: by name; for several classes the mean over them, each against the rest. per_class: class -> name
-    -> interval, empty in binary, where it would repeat metrics. thresholds: as choose_thresholds returns
-    them. confusion: counts, rows are the truth; empty in multilabel. roc: by class, in binary of the positive
-    one. class_counts: samples that have each class. undefined: for each metric how many of the resamples had
-    no value for it.
+    metrics: by name; for several classes the mean over them, each against the rest. auroc_bootstrap: the area
+    with the interval of resampled patients, beside DeLong's. per_class: class -> name -> interval, empty in
+    binary, where it would repeat metrics. thresholds: as choose_thresholds returns them. confusion: counts,
+    rows are the truth; empty in multilabel. roc: by class, in binary of the positive one. decision: net
+    benefit by class. prevalence: by class, what ppv_at_prevalence and npv_at_prevalence are for.
+    class_counts: samples that have each class. undefined: for each metric how many of the resamples had no
+    value for it.
     """
 
     task: Task
     metrics: Mapping[str, Interval]
+    auroc_bootstrap: Interval
     per_class: Mapping[str, Mapping[str, Interval]]
     thresholds: tuple[float, ...]
     confusion: tuple[tuple[int, ...], ...]
     roc: Mapping[str, RocCurve]
     reliability: tuple[ReliabilityBin, ...]
+    decision: Mapping[str, DecisionCurve]
+    prevalence: Mapping[str, float]
     samples: int
     patients: int
     class_counts: Mapping[str, int]
@@ -72,19 +97,21 @@ class Evaluation:
     confidence: float
 
 
-def choose_thresholds(probabilities: ArrayLike, targets: ArrayLike, task: Task) -> tuple[float, ...]:
-    """Return Youden's threshold of each class against the rest: K of them, in binary one (of the last class).
+@dataclass(frozen=True, eq=False)
+class _Judged:
+    """What is judged: probabilities (N, K), targets, thresholds, whose samples they are (N,), and how."""
 
-    Meant for validation data. A class that is all or nothing there gets 0.5, with a warning.
-    """
-    questions = metrics.one_vs_rest(probabilities, targets, task.kind)
-    found = [
-        metrics.youden_threshold(*pair) for pair in zip(questions.scores.T, questions.truth.T, strict=True)
-    ]
-    for name, threshold in zip(_asked_classes(task), found, strict=True):
-        if math.isnan(threshold):
-            log.warning("no threshold can be chosen for class %s: %s is used", name, FALLBACK_THRESHOLD)
-    return tuple(FALLBACK_THRESHOLD if math.isnan(threshold) else threshold for threshold in found)
+    scores: Floats
+    truth: NDArray
+    task: Task
+    thresholds: tuple[float, ...]
+    patient_of: NDArray[np.int64]
+    prevalence: Floats | None
+    confidence: float
+
+    @property
+    def questions(self) -> metrics.Questions:
+        return metrics.one_vs_rest(self.scores, self.truth, self.task.kind)
 
 
 def evaluate(
@@ -94,34 +121,41 @@ def evaluate(
     patients: Sequence[str],
     thresholds: Sequence[float],
     *,
+    prevalence: Mapping[str, float] | None = None,
     resamples: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Evaluation:
     """Judge probabilities (N, K) by targets (N,), or (N, K) with NaN in multilabel.
 
-    patients: (N,), who each sample is of. thresholds: (K,), in binary (1,). Raises LabelError split-empty
-    without samples, and CheckpointError scores-invalid for probabilities that are none.
+    patients: (N,), who each sample is of. thresholds: (K,), in binary (1,). prevalence: how common a class is
+    where the model is to be used. Raises LabelError split-empty without samples, and CheckpointError
+    scores-invalid for probabilities that are none.
     """
     scores, truth = np.asarray(probabilities, dtype=np.float64), np.asarray(targets)
-    asked = _asked_classes(task)
+    asked = asked_classes(task)
     _check_scores(scores, truth, task)
     _check_thresholds(thresholds, asked)
     _, patient_of = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
-    point = _measure(scores, truth, thresholds, np.ones((1, len(scores))), task)
-    drawn = _measure_resamples(scores, truth, thresholds, patient_of, task, resamples, seed)
-    count = int(patient_of.max()) + 1
-    bounds = {name: _intervals(point[name][0], drawn[name], count, confidence) for name in point}
+    stated = np.array([(prevalence or {}).get(name, np.nan) for name in asked]) if prevalence else None
+    judged = _Judged(scores, truth, task, tuple(map(float, thresholds)), patient_of, stated, confidence)
+    point, drawn, gaps = _measure(judged, np.ones((1, len(scores)))), *_resample(judged, resamples, seed)
+    columns = _intervals(judged, point, drawn) | _calibration(judged, gaps)
+    bounds = {name: columns[name] for name in ORDER if name in columns}
+    areas = drawn["auroc"][:, 0] if patient_of.max() else drawn["auroc"][:0, 0]
     return Evaluation(
         task=task,
-        metrics={name: columns[0] for name, columns in bounds.items()},
+        metrics={name: column[0] for name, column in bounds.items()},
+        auroc_bootstrap=percentile_interval(float(point["auroc"][0, 0]), areas, confidence),
         per_class=_by_class(bounds, asked),
-        thresholds=tuple(map(float, thresholds)),
-        confusion=_confusion(scores, truth, thresholds, task),
-        roc=_roc_curves(scores, truth, task),
+        thresholds=judged.thresholds,
+        confusion=_confusion(judged),
+        roc=_roc_curves(judged),
         reliability=tuple(metrics.reliability_bins(scores, truth, kind=task.kind)),
+        decision=decision_curves(scores, truth, task, patient_of, confidence),
+        prevalence=dict(prevalence or {}),
         samples=len(truth),
-        patients=count,
+        patients=int(patient_of.max()) + 1,
         class_counts=_class_counts(truth, task),
         resamples=resamples,
         undefined={name: int(np.isnan(values[:, 0]).sum()) for name, values in drawn.items()},
@@ -135,9 +169,10 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
     What is undefined is None, and then the metric says "undefined": true.
     """
     return {
-        **{name: _interval_json(interval) for name, interval in evaluation.metrics.items()},
+        **{name: interval_json(interval) for name, interval in evaluation.metrics.items()},
+        "auroc_bootstrap": interval_json(evaluation.auroc_bootstrap),
         "per_class": {
-            name: {metric: _interval_json(interval) for metric, interval in rows.items()}
+            name: {metric: interval_json(interval) for metric, interval in rows.items()}
             for name, rows in evaluation.per_class.items()
         },
         "classes": list(evaluation.task.classes),
@@ -145,16 +180,13 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
         "confusion": [list(row) for row in evaluation.confusion],
         "roc": {name: {"fpr": list(c.fpr), "tpr": list(c.tpr)} for name, c in evaluation.roc.items()},
         "reliability": [asdict(entry) for entry in evaluation.reliability],
+        "decision": decision_curve.to_json(evaluation.decision),
+        **({"prevalence": dict(evaluation.prevalence)} if evaluation.prevalence else {}),
         "counts": {"samples": evaluation.samples, "patients": evaluation.patients},
         "class_counts": dict(evaluation.class_counts),
         "confidence": evaluation.confidence,
         "resamples": {"drawn": evaluation.resamples, "undefined": dict(evaluation.undefined)},
     }
-
-
-def _asked_classes(task: Task) -> tuple[str, ...]:
-    """Return the classes that are judged against the rest: all, or in binary the positive one."""
-    return task.classes[-1:] if task.kind == "binary" else task.classes
 
 
 def _check_scores(scores: Floats, truth: NDArray, task: Task) -> None:
@@ -176,20 +208,26 @@ def _check_thresholds(thresholds: Sequence[float], asked: Sequence[str]) -> None
         raise CheckpointError("scores-invalid", reason, fix="choose them again on validation data")
 
 
-def _measure(
-    scores: Floats, truth: NDArray, thresholds: Sequence[float], weights: Floats, task: Task
-) -> dict[str, Floats]:
+def _measure(judged: _Judged, weights: Floats) -> dict[str, Floats]:
     """Return each metric for B weightings: (B, 1), or (B, 1 + R) with its R classes after the mean."""
-    kind = task.kind
+    scores, truth, cuts, kind = judged.scores, judged.truth, judged.thresholds, judged.task.kind
     by_class = {
         "auroc": metrics.auroc_by_class(scores, truth, weights, kind=kind),
         "auprc": metrics.auprc_by_class(scores, truth, weights, kind=kind),
-        "sensitivity": metrics.sensitivity_by_class(scores, truth, thresholds, weights, kind=kind),
-        "specificity": metrics.specificity_by_class(scores, truth, thresholds, weights, kind=kind),
+        "sensitivity": metrics.sensitivity_by_class(scores, truth, cuts, weights, kind=kind),
+        "specificity": metrics.specificity_by_class(scores, truth, cuts, weights, kind=kind),
+        "ppv": metrics.ppv_by_class(scores, truth, cuts, weights, kind=kind),
+        "npv": metrics.npv_by_class(scores, truth, cuts, weights, kind=kind),
+        "f1": metrics.f1_by_class(scores, truth, cuts, weights, kind=kind),
     }
+    if judged.prevalence is not None:
+        rates = by_class["sensitivity"], by_class["specificity"]
+        found = metrics.at_prevalence(*rates, np.broadcast_to(judged.prevalence, rates[0].shape))
+        by_class |= dict(zip(("ppv_at_prevalence", "npv_at_prevalence"), found, strict=True))
     overall = {
-        "balanced_accuracy": metrics.balanced_accuracy(scores, truth, thresholds, weights, kind=kind),
-        "accuracy": metrics.accuracy(scores, truth, thresholds, weights, kind=kind),
+        "balanced_accuracy": metrics.balanced_accuracy(scores, truth, cuts, weights, kind=kind),
+        "accuracy": metrics.accuracy(scores, truth, cuts, weights, kind=kind),
+        "mcc": metrics.mcc(scores, truth, cuts, weights, kind=kind),
         "brier": metrics.brier(scores, truth, weights, kind=kind),
     }
     table = {
@@ -198,20 +236,16 @@ def _measure(
     return table | {name: values[:, None] for name, values in overall.items()}
 
 
-def _measure_resamples(
-    scores: Floats,
-    truth: NDArray,
-    thresholds: Sequence[float],
-    patient_of: NDArray[np.int64],
-    task: Task,
-    resamples: int,
-    seed: int,
-) -> dict[str, Floats]:
-    blocks = [
-        _measure(scores, truth, thresholds, weights, task)
-        for weights in _draw_weights(patient_of, resamples, make_generator(seed, "bootstrap"))
-    ]
-    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+def _resample(judged: _Judged, resamples: int, seed: int) -> tuple[dict[str, Floats], Floats]:
+    """Return each metric of each resample, (B, 1 + R), and the gaps of calibration, (B, R, bins)."""
+    placed = bin_gaps(judged.questions)
+    blocks, gaps = [], []
+    for weights in _draw_weights(judged.patient_of, resamples, make_generator(seed, "bootstrap")):
+        blocks.append(_measure(judged, weights))
+        gaps.append(draw_gaps(*placed, weights))
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}, np.concatenate(
+        gaps
+    )
 
 
 def _draw_weights(
@@ -227,22 +261,86 @@ def _draw_weights(
         yield times[:, patient_of].astype(np.float64)
 
 
-def _intervals(point: Floats, drawn: Floats, patients: int, confidence: float) -> list[Interval]:
-    """Return an interval for each column of point (R,) and drawn (B, R)."""
+def _intervals(judged: _Judged, point: Mapping[str, Floats], drawn: Mapping[str, Floats]) -> Columns:
+    """Return for each metric the interval of its mean and of each class."""
+    several = judged.patient_of.max() > 0
+    columns = {
+        name: [
+            percentile_interval(float(value), column if several else column[:0], judged.confidence)
+            for value, column in zip(point[name][0], drawn[name].T, strict=True)
+        ]
+        for name in point
+    }
+    placed = place_all(judged.questions, judged.patient_of)
+    columns["auroc"] = [
+        mean_auroc_interval(placed, judged.confidence),
+        *(auroc_interval(area, judged.confidence) for area in placed),
+    ]
+    for name, each in _shares(judged).items():
+        columns[name] = [_or_bounds_of(each, columns[name][0]), *each]
+    return columns | _accuracies(judged, columns)
+
+
+def _shares(judged: _Judged) -> Columns:
+    """Return the intervals of what is a share of some samples, for each class."""
+    questions = judged.questions
+    known, positive = np.isfinite(questions.truth), questions.truth == 1
+    flagged = questions.scores >= np.asarray(judged.thresholds)
+    shares = {
+        "sensitivity": (flagged, positive),
+        "specificity": (~flagged, known & ~positive),
+        "ppv": (positive, flagged & known),
+        "npv": (~positive, ~flagged & known),
+    }
+    return {name: _share_columns(judged, *pair) for name, pair in shares.items()}
+
+
+def _accuracies(judged: _Judged, columns: Columns) -> Columns:
+    """Return accuracy, a share where there is one answer, and balanced accuracy, the mean of shares."""
+    truth, task = judged.truth, judged.task
+    answers = metrics.predict_classes(judged.scores, judged.thresholds, task.kind)
+    if task.kind == "multilabel":
+        groups = np.concatenate([truth == 0, truth == 1], axis=1)
+        right = np.concatenate([answers == truth] * 2, axis=1)
+        each = _share_columns(judged, answers == truth, np.isfinite(truth))
+    else:
+        groups = truth[:, None] == np.arange(len(task.classes))
+        right = np.broadcast_to((answers == truth)[:, None], groups.shape)
+        each = _share_columns(judged, right[:, :1], np.ones((len(truth), 1), bool))
+    return {
+        "accuracy": [_or_bounds_of(each, columns["accuracy"][0])],
+        "balanced_accuracy": [
+            _fill_bounds(_share_columns(judged, right, groups), columns["balanced_accuracy"][0])
+        ],
+    }
+
+
+def _share_columns(judged: _Judged, hits: NDArray[np.bool_], among: NDArray[np.bool_]) -> list[Interval]:
     return [
-        _interval(float(value), column if patients > 1 else column[:0], confidence)
-        for value, column in zip(point, drawn.T, strict=True)
+        share_interval(h, a, judged.patient_of, judged.confidence)
+        for h, a in zip(hits.T, among.T, strict=True)
     ]
 
 
-def _interval(value: float, drawn: Floats, confidence: float) -> Interval:
-    """Return the percentile interval; without bounds where most resamples have no value."""
-    defined = drawn[~np.isnan(drawn)]
-    if math.isnan(value) or not len(defined) or len(defined) < FEWEST_DEFINED * len(drawn):
-        return Interval(value, math.nan, math.nan)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(defined, [tail, 1 - tail])
-    return Interval(value, float(low), float(high))
+def _or_bounds_of(each: list[Interval], drawn: Interval) -> Interval:
+    """Return the interval of a single class, or that which resamples give the mean of several."""
+    return each[0] if len(each) == 1 else _fill_bounds(each, drawn)
+
+
+def _fill_bounds(each: list[Interval], drawn: Interval) -> Interval:
+    """Return what resamples give; where they give no bounds, those that the parts of the mean have."""
+    if math.isnan(drawn.value) or not math.isnan(drawn.low):
+        return drawn
+    return mean_of_bounds(drawn.value, each)
+
+
+def _calibration(judged: _Judged, drawn_gaps: Floats) -> Columns:
+    by_class = metrics.calibration_error_by_class(judged.scores, judged.truth, kind=judged.task.kind)
+    values = np.append(metrics.mean_defined(by_class), by_class)
+    (gaps,) = draw_gaps(*bin_gaps(judged.questions), np.ones((1, len(judged.truth))))
+    patients = int(judged.patient_of.max()) + 1
+    lines = calibration_lines(judged.questions, judged.patient_of, judged.confidence)
+    return {"ece": error_intervals(values, gaps, drawn_gaps, patients, judged.confidence), **lines}
 
 
 def _by_class(bounds: Mapping[str, list[Interval]], asked: Sequence[str]) -> dict[str, dict[str, Interval]]:
@@ -255,18 +353,16 @@ def _by_class(bounds: Mapping[str, list[Interval]], asked: Sequence[str]) -> dic
     }
 
 
-def _confusion(
-    scores: Floats, truth: NDArray, thresholds: Sequence[float], task: Task
-) -> tuple[tuple[int, ...], ...]:
-    counts = metrics.confusion_matrix(scores, truth, thresholds, kind=task.kind)
+def _confusion(judged: _Judged) -> tuple[tuple[int, ...], ...]:
+    counts = metrics.confusion_matrix(judged.scores, judged.truth, judged.thresholds, kind=judged.task.kind)
     return tuple(tuple(int(count) for count in row) for row in counts)
 
 
-def _roc_curves(scores: Floats, truth: NDArray, task: Task) -> dict[str, RocCurve]:
-    questions = metrics.one_vs_rest(scores, truth, task.kind)
-    curves = {}
-    for name, column, flags in zip(_asked_classes(task), questions.scores.T, questions.truth.T, strict=True):
-        fpr, tpr = metrics.roc_points(column, flags)
+def _roc_curves(judged: _Judged) -> dict[str, RocCurve]:
+    questions, curves = judged.questions, {}
+    columns = zip(asked_classes(judged.task), questions.scores.T, questions.truth.T, strict=True)
+    for name, scores, truth in columns:
+        fpr, tpr = metrics.roc_points(scores, truth)
         curves[name] = RocCurve(tuple(fpr.tolist()), tuple(tpr.tolist()))
     return curves
 
@@ -277,8 +373,3 @@ def _class_counts(truth: NDArray, task: Task) -> dict[str, int]:
     else:
         counts = np.bincount(truth, minlength=len(task.classes))
     return {name: int(count) for name, count in zip(task.classes, counts, strict=True)}
-
-
-def _interval_json(interval: Interval) -> dict[str, float | bool | None]:
-    numbers = {name: None if math.isnan(number) else number for name, number in asdict(interval).items()}
-    return {**numbers, "undefined": True} if numbers["value"] is None else numbers

@@ -18,8 +18,10 @@ from medtl.imaging.preprocessing import PreparedImage, prepare_image
 from medtl.imaging.quality import Oddity, find_oddity
 from medtl.imaging.series import Scan, Series, read_series
 from medtl.imaging.storage import write_csv
+from medtl.learning.calibration import to_probabilities
 from medtl.learning.checkpoint import Checkpoint
 from medtl.learning.features import place_images
+from medtl.prediction.conformal import set_texts
 
 COLUMNS = ("sample_id", "source", "status", "code", "reason", "predicted")
 
@@ -31,7 +33,8 @@ class Prediction:
     """One row of scores.csv: probabilities in the order of the task's classes, or why it was refused.
 
     A scored row has a code and a reason, too, where the image is odd. source is relative to the scored
-    folder; sample_id is a salted hash of it, for pages that others read.
+    folder; sample_id is a salted hash of it, for pages that others read. held: the prediction set, "" where
+    the checkpoint has none.
     """
 
     sample_id: str
@@ -42,6 +45,7 @@ class Prediction:
     fix: str = ""
     predicted: str = ""
     probabilities: tuple[float, ...] = ()
+    held: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,21 +117,26 @@ def _predict_prepared(checkpoint: Checkpoint, prepared: Sequence[PreparedImage])
     return predict(checkpoint, torch.stack([torch.from_numpy(image.pixels) for image in prepared]))
 
 
-@torch.inference_mode()
 def predict(checkpoint: Checkpoint, images: Tensor) -> NDArray[np.float64]:
-    """Return probabilities (N, K) of prepared images (N, C, *size).
+    """Return probabilities (N, K) of prepared images (N, C, *size), calibrated as the checkpoint says.
 
     Raises CheckpointError scores-invalid where one is no number, as from weights that are none.
     """
+    logits = predict_logits(checkpoint, images)
+    return to_probabilities(logits, checkpoint.task.kind, checkpoint.header.calibration)
+
+
+@torch.inference_mode()
+def predict_logits(checkpoint: Checkpoint, images: Tensor) -> NDArray[np.float64]:
+    """Return logits (N, K) of prepared images (N, C, *size). Raises CheckpointError scores-invalid."""
     classifier = checkpoint.classifier
-    logits = classifier(place_images(images, classifier)).double()
-    probabilities = classifier.probabilities(logits).cpu().numpy()
-    if not np.isfinite(probabilities).all():
+    logits = classifier(place_images(images, classifier)).double().cpu().numpy()
+    if not np.isfinite(logits).all():
         reason = "the model's probabilities are no numbers"
         raise CheckpointError(
             "scores-invalid", reason, where=checkpoint.folder, fix="train again, at a lower rate"
         )
-    return probabilities
+    return logits
 
 
 def predicted_class(checkpoint: Checkpoint, probabilities: NDArray[np.float64]) -> str:
@@ -146,11 +155,12 @@ def predicted_class(checkpoint: Checkpoint, probabilities: NDArray[np.float64]) 
 
 
 def write_scores(path: Path, classes: Sequence[str], predictions: Sequence[Prediction]) -> None:
-    """Write scores.csv atomically: sample_id, source, status, code, reason, predicted, p_<class>..."""
-    rows = [[*COLUMNS, *(f"p_{name}" for name in classes)]]
+    """Write scores.csv atomically: sample_id, source, status, code, reason, predicted, p_<class>..., set."""
+    rows = [[*COLUMNS, *(f"p_{name}" for name in classes), "set"]]
     for row in predictions:
         numbers = [f"{p:.6f}" for p in row.probabilities] or [""] * len(classes)
-        rows.append([row.sample_id, row.source, row.status, row.code, row.reason, row.predicted, *numbers])
+        facts = [row.sample_id, row.source, row.status, row.code, row.reason, row.predicted]
+        rows.append([*facts, *numbers, row.held])
     write_csv(path, rows)
 
 
@@ -170,7 +180,11 @@ def _scored_row(
     predicted = predicted_class(checkpoint, probabilities)
     values = tuple(float(p) for p in probabilities)
     code, reason = oddity or ("", "")
-    return Prediction(sample_id, source, "scored", code, reason, predicted=predicted, probabilities=values)
+    floors = checkpoint.header.conformal
+    held = set_texts(probabilities[None], floors, checkpoint.task)[0] if floors else ""
+    return Prediction(
+        sample_id, source, "scored", code, reason, predicted=predicted, probabilities=values, held=held
+    )
 
 
 def _refused_row(source: str, error: ReadError) -> Prediction:

@@ -115,6 +115,35 @@ def reliability_chart(bins: Sequence[Mapping[str, float | None]]) -> Chart | Non
     return _draw(plot, (4.4, 4.8))
 
 
+def decision_chart(curves: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Chart | None:
+    """Draw net benefit over thresholds from {thresholds, model, low, high, treat_all}; None without a curve.
+
+    One class: with its interval, and acting on all. Several: a line for each, and acting on none.
+    """
+    rows = {name: {key: _numbers(row) for key, row in curve.items()} for name, curve in curves.items()}
+    if not rows:
+        return None
+
+    def plot(figure: Figure, theme: Theme) -> None:
+        axes = figure.subplots()
+        axes.axhline(0, color=theme.muted, linewidth=1, linestyle=(0, (1, 3)))
+        for index, curve in enumerate(rows.values()):
+            axes.plot(curve["thresholds"], curve["model"], label=str(index), **_line(theme, index))
+        names = list(rows)
+        if len(rows) == 1:
+            (curve,) = rows.values()
+            band = curve["thresholds"], curve["low"], curve["high"]
+            axes.fill_between(*band, color=theme.series[0], alpha=0.15, linewidth=0)
+            axes.plot(curve["thresholds"], curve["treat_all"], label="1", **_line(theme, 1))
+            names = ["the model", "acting on all"]
+        top = max(float(np.nanmax([curve["model"], curve["treat_all"]])) for curve in rows.values())
+        axes.set(xlim=UNIT, ylim=(-0.3 * top - 0.01, 1.15 * top + 0.01))
+        axes.set(xlabel="probability at which one acts", ylabel="net benefit")
+        _legend(axes, theme, names)
+
+    return _draw(plot, (5.0, 3.8))
+
+
 def _draw(plot: Plot, size: tuple[float, float]) -> Chart:
     width, height = (round(side * PIXELS_PER_INCH) for side in size)
     return Chart(_svg(plot, size, LIGHT), _svg(plot, size, DARK), width, height)

@@ -32,8 +32,23 @@ METRICS: dict[str, MetricName] = {
         "Balanced accuracy", "Share of right answers, each class counting the same."
     ),
     "accuracy": MetricName("Accuracy", "Share of right answers; depends on how common each class is."),
-    "f1": MetricName("F1", "Harmonic mean of sensitivity and precision."),
-    "precision": MetricName("Precision", "Share of the flagged studies that have the finding."),
+    "auroc_bootstrap": MetricName(
+        "AUROC, by resampling", "The same area with the interval that resampled patients give."
+    ),
+    "ppv": MetricName(
+        "PPV", "Share of the flagged studies that have the finding, at the prevalence of these data."
+    ),
+    "npv": MetricName(
+        "NPV", "Share of the cleared studies that are without it, at the prevalence of these data."
+    ),
+    "ppv_at_prevalence": MetricName("PPV at the stated prevalence", "By Bayes' rule."),
+    "npv_at_prevalence": MetricName("NPV at the stated prevalence", "By Bayes' rule."),
+    "f1": MetricName("F1", "Harmonic mean of sensitivity and PPV."),
+    "mcc": MetricName("MCC", "Matthews' correlation of answers and truth: 1 is perfect, 0 is guessing."),
+    "calibration_slope": MetricName("Calibration slope", "1 is right; below it the model is too sure."),
+    "calibration_intercept": MetricName(
+        "Calibration intercept", "0 is right; above it probabilities are too low."
+    ),
     "brier": MetricName("Brier score", "Mean squared error of the probabilities; 0 is perfect."),
     "ece": MetricName("Calibration error", "Mean gap between probability and observed share; 0 is perfect."),
 }

@@ -1,26 +1,31 @@
 """Judge a run on labelled samples."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medtl.config import load_config
-from medtl.errors import LabelError, ReadError
+from medtl.errors import CheckpointError, ConfigError, LabelError, ReadError
 from medtl.imaging.manifest import Sample, Task, TaskConfig, load_manifest, targets
 from medtl.imaging.prepared import PreparedDataset, oddity_notes, prepare_samples
 from medtl.imaging.splits import read_splits
 from medtl.imaging.storage import write_json
-from medtl.learning.checkpoint import (
-    Checkpoint,
-)
+from medtl.learning.checkpoint import Checkpoint
 from medtl.learning.fit import Watcher
+from medtl.learning.metrics import predict_classes
 from medtl.learning.run_folder import RunFolder
+from medtl.prediction import subgroups
+from medtl.prediction.conformal import coverage_json, measure_coverage, set_texts
 from medtl.prediction.evaluation import Evaluation, evaluate, to_json
+from medtl.prediction.evaluation_tables import write_metrics, write_subgroups
+from medtl.prediction.predictions_table import FILE, predictions_of, read_predictions, write_predictions
 from medtl.prediction.scoring import predict
+from medtl.prediction.subgroups import Grouping, judge_subgroups
+from medtl.prediction.thresholds import ThresholdRule, asked_classes, choose_thresholds
 from medtl.reporting.evaluation_page import write_evaluation_page
 from medtl.reporting.model_card import model_card
 from medtl.runs.common import all_refusals, load_finished, tell
@@ -29,10 +34,27 @@ EvaluationPart = Literal["unseen", "train", "val", "test", "all"]
 
 
 @dataclass(frozen=True)
+class EvaluateOptions:
+    """How to judge.
+
+    part: `unseen` leaves out what the run was trained on; `train`, `val` and `test` are the parts of the
+    run's own split, `all` is every sample. rule: how to choose thresholds on the run's validation data anew;
+    None keeps those of the checkpoint. prevalence: by class, "" is the positive one of a binary task.
+    attributes: columns of the label table to form subgroups by; None is all of them.
+    """
+
+    part: EvaluationPart = "unseen"
+    rule: ThresholdRule | None = None
+    prevalence: Mapping[str, float] = field(default_factory=dict)
+    attributes: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
 class EvaluateOutcome:
     """What an evaluation came to."""
 
     evaluation: Evaluation
+    groupings: tuple[Grouping, ...]
     page: Path
     refusals: tuple[ReadError, ...]
 
@@ -46,29 +68,108 @@ def evaluate_run(
     *,
     part: EvaluationPart = "unseen",
     any_modality: bool = False,
+    options: EvaluateOptions | None = None,
 ) -> EvaluateOutcome:
-    """Evaluate a run on labelled samples: metrics with intervals as JSON, predictions as CSV, and a page.
+    """Evaluate a run on labelled samples: metrics with intervals as JSON and CSV, predictions, and a page.
 
-    part: `unseen` leaves out what the run was trained on; `train`, `val` and `test` are the parts of the
-    run's own split, `all` is every sample. The thresholds are those chosen on validation data.
+    part, where no options are given, is theirs. Raises MedtlError in one of its kinds.
     """
+    options = options or EvaluateOptions(part)
     checkpoint = load_finished(run, any_modality=any_modality)
     task = checkpoint.task
+    prevalence = _prevalence(options.prevalence, task)
+    thresholds = _thresholds(checkpoint, run, options.rule)
     manifest = load_manifest(data, labels, _task_config(run, task))
     prepared = prepare_samples(
         manifest.samples,
         checkpoint.preprocessing,
         progress=lambda done, total: watcher.progress("reading", done, total),
     )
-    kept, notes = _select_part(manifest.samples, prepared, run, part)
+    kept, notes = _select_part(manifest.samples, prepared, run, options.part)
+    attributes = _attributes(kept, options.attributes)
     tell(watcher, manifest.notes, notes, oddity_notes(prepared))
     probabilities = _predict_rows(checkpoint, prepared, prepared.rows_of(kept), watcher)
     truth, patients = targets(task, kept), [sample.patient_id for sample in kept]
-    evaluation = evaluate(probabilities, truth, task, patients, checkpoint.header.thresholds or ())
-    content = {"run": run.name, "part": part, "model_sha256": checkpoint.sha256, **to_json(evaluation)}
-    write_json(out / "metrics.json", content)
+    evaluation = evaluate(probabilities, truth, task, patients, thresholds, prevalence=prevalence)
+    groupings, more = judge_subgroups(probabilities, truth, task, patients, thresholds, attributes)
+    tell(watcher, more)
+    content = {
+        "run": run.name,
+        "part": options.part,
+        "model_sha256": checkpoint.sha256,
+        "threshold_rule": str(options.rule or ThresholdRule()),
+        **to_json(evaluation),
+        "subgroups": subgroups.to_json(groupings),
+        "notes": [*notes[1:], *more],
+    }
+    answers = {"predicted": [_answer(task, row, thresholds) for row in probabilities]}
+    floors, calibration = checkpoint.header.conformal, checkpoint.header.calibration
+    if calibration is not None:
+        content["calibration"] = f"probabilities are calibrated by {calibration.method} on validation data"
+    if floors is not None:
+        content["conformal"] = coverage_json(measure_coverage(probabilities, truth, task, patients, floors))
+        answers["set"] = set_texts(probabilities, floors, task)
+    _write(out, content, evaluation, groupings)
+    write_predictions(out / FILE, task, predictions_of(kept, task, probabilities), answers)
     page = write_evaluation_page(out, content, model_card(run, checkpoint))
-    return EvaluateOutcome(evaluation, page, all_refusals(manifest, prepared))
+    return EvaluateOutcome(evaluation, tuple(groupings), page, all_refusals(manifest, prepared))
+
+
+def _write(
+    out: Path, content: Mapping[str, Any], evaluation: Evaluation, groupings: Sequence[Grouping]
+) -> None:
+    write_json(out / "metrics.json", content)
+    write_metrics(out / "metrics.csv", evaluation)
+    write_subgroups(out / "subgroups.csv", groupings)
+
+
+def _prevalence(stated: Mapping[str, float], task: Task) -> dict[str, float]:
+    """Return how common each class is said to be. Raises ConfigError config-value."""
+    asked = asked_classes(task)
+    found = {(name or (asked[-1] if task.kind == "binary" else "")): share for name, share in stated.items()}
+    for name, share in found.items():
+        if name not in asked:
+            reason = f"{name or 'a share without a class'} is for no class that is judged"
+            fix = f"write CLASS=SHARE with one of {', '.join(asked)}"
+            raise ConfigError("config-value", reason, where="--prevalence", fix=fix)
+        if not 0 < share < 1:
+            raise ConfigError(
+                "config-value", f"{share:g} is no share", where="--prevalence", fix="between 0 and 1"
+            )
+    return found
+
+
+def _thresholds(checkpoint: Checkpoint, run: Path, rule: ThresholdRule | None) -> tuple[float, ...]:
+    """Return the checkpoint's thresholds, or those that a rule gives on the run's validation data."""
+    if rule is None:
+        return checkpoint.header.thresholds or ()
+    path = run / FILE
+    if not path.is_file():
+        reason = "the run kept no validation predictions to choose a threshold on"
+        fix = "train again, or leave --threshold out"
+        raise CheckpointError("predictions-missing", reason, where=run, fix=fix)
+    kept = read_predictions(path, checkpoint.task)
+    rows = np.array([part == "val" for part in kept.split])
+    return choose_thresholds(kept.probabilities[rows], kept.targets[rows], checkpoint.task, rule)
+
+
+def _attributes(samples: Sequence[Sample], asked: Sequence[str] | None) -> dict[str, list[str]]:
+    """Return the values of each attribute to form subgroups by. Raises LabelError label-table."""
+    known = list(dict.fromkeys(name for sample in samples for name in sample.attributes))
+    absent = [name for name in asked or () if name not in known]
+    if absent:
+        fix = f"one of {', '.join(known)}" if known else "add the column"
+        raise LabelError("label-table", f"no column {absent[0]} to group by", where="--subgroup", fix=fix)
+    names = known if asked is None else asked
+    return {name: [sample.attributes.get(name, "") for sample in samples] for name in names}
+
+
+def _answer(task: Task, probabilities: NDArray[np.float64], thresholds: Sequence[float]) -> str:
+    """Name what is answered at the thresholds; in multilabel all classes that are."""
+    answers = predict_classes(probabilities[None], thresholds, task.kind)
+    if task.kind == "multilabel":
+        return "|".join(name for name, flag in zip(task.classes, answers[0], strict=True) if flag)
+    return task.classes[int(answers[0])]
 
 
 def _task_config(run: Path, task: Task) -> TaskConfig:

@@ -17,7 +17,6 @@ from medtl.imaging.quality import (
     Group,
     Inspection,
     Sizes,
-    count_skipped,
     group_inspections,
     inspect_header,
     inspect_image,
@@ -133,7 +132,7 @@ def inspect_folder(
         inspected.append((source, inspection))
         if html is not None and image is not None and picker.wants(number, inspection):
             picker.add(number, _tile(source, inspection, image))
-    outcome = _outcome(inspected, refused, count_skipped(folder, found), pixels_read=not headers_only)
+    outcome = _outcome(inspected, refused, dict(found.left_out), pixels_read=not headers_only)
     return outcome if html is None else _with_page(outcome, html, picker.tiles(), refused)
 
 

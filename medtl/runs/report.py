@@ -20,7 +20,14 @@ from medtl.reporting.report import WrittenReport, write_report
 from medtl.runs.common import load_finished
 
 # How pages name the saliency methods.
-METHOD_NAMES = {"grad-cam": "Grad-CAM"}
+METHOD_NAMES = {
+    "grad-cam": "Grad-CAM",
+    "grad-cam++": "Grad-CAM++",
+    "eigen-cam": "Eigen-CAM",
+    "integrated-gradients": "Integrated gradients",
+    "occlusion": "Occlusion",
+    "attention-rollout": "Attention rollout",
+}
 
 
 def report_run(

@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from medtl import __version__
-from medtl.config import RunConfig, to_yaml
-from medtl.errors import LabelError, ReadError, SplitError, TrainingError
+from medtl.config import RunConfig, load_config, to_yaml
+from medtl.errors import ConfigError, LabelError, ReadError, SplitError, TrainingError
 from medtl.imaging.augmentation import Augmentation
 from medtl.imaging.manifest import Sample, Task, load_manifest, targets
 from medtl.imaging.near_duplicates import (
@@ -28,6 +28,8 @@ from medtl.imaging.randomness import derive_seed
 from medtl.imaging.splits import SplitConfig, check_no_leak, read_splits, split_samples, write_splits
 from medtl.imaging.storage import write_json, write_text
 from medtl.learning.backbones import BACKBONES
+from medtl.learning.cache_plan import CachePlan
+from medtl.learning.calibration import to_probabilities
 from medtl.learning.checkpoint import (
     Checkpoint,
     CheckpointHeader,
@@ -37,14 +39,19 @@ from medtl.learning.checkpoint import (
     save_checkpoint,
 )
 from medtl.learning.classifier import Classifier
-from medtl.learning.features import CachePlan, Views
-from medtl.learning.fit import Fit, FitData, Watcher
+from medtl.learning.features import Views
+from medtl.learning.fit import Fit, FitData
 from medtl.learning.run_folder import RunFolder
 from medtl.learning.stages import resolve_schedule
+from medtl.learning.watching import Watcher, never, stopped
+from medtl.prediction.calibration import fit_calibration
+from medtl.prediction.conformal import fit_floors
 from medtl.prediction.evaluation import Evaluation, choose_thresholds, evaluate, to_json
-from medtl.prediction.scoring import predict
+from medtl.prediction.predictions_table import FILE, predictions_of, write_predictions
+from medtl.prediction.scoring import predict_logits
 from medtl.runs.common import all_refusals, tell
 
+BATCH = 32
 VERSIONED = ("torch", "monai", "timm", "pydicom", "nibabel", "numpy")
 
 
@@ -59,30 +66,89 @@ class TrainOutcome:
     seconds: Mapping[str, float]
 
 
+@dataclass(frozen=True, eq=False)
+class OpenedData:
+    """Labelled samples, prepared and split, for any number of runs over them.
+
+    Such runs may differ in all but task, split and preprocessing. seconds: of "reading" and "comparing".
+    """
+
+    task: Task
+    prepared: PreparedDataset
+    samples: tuple[Sample, ...]
+    refusals: tuple[ReadError, ...]
+    seconds: Mapping[str, float]
+
+
 def train_run(
-    data: Path, labels: Path | None, out: Path, config: RunConfig, watcher: Watcher, *, resume: bool = False
+    data: Path,
+    labels: Path | None,
+    out: Path,
+    config: RunConfig,
+    watcher: Watcher,
+    *,
+    resume: bool = False,
+    stop: Callable[[], bool] = never,
 ) -> TrainOutcome:
     """Train on a labelled folder and leave a run: checkpoints, history, splits and metrics with intervals.
 
-    Raises MedtlError in one of its kinds; a run that was there before stays loadable in any case.
+    stop is asked from the first stage on, after each step: once it says so, what was done is saved and
+    StoppedError raised. Raises MedtlError in one of its kinds; a run that was there before stays loadable in
+    any case.
     """
-    run = RunFolder(out)
+    run, started = RunFolder(out), time.perf_counter()
     with run.locked():
         _check_resumable(run, config, resume)
-        clock = {"total": -time.perf_counter()}
-        manifest = load_manifest(data, labels, config.task)
-        # What reading cannot mend is refused before hours of it.
-        split_samples(manifest.samples, manifest.task, config.split)
-        tell(watcher, manifest.notes)
-        prepared, readable = _prepare(manifest.samples, config, watcher, clock)
-        samples = _split(readable, prepared, manifest.task, config.split, watcher, clock)
-        tell(watcher, oddity_notes(prepared), [_describe_samples(samples, manifest.task, config.split)])
-        fit = _make_fit(run, config, manifest.task, samples, prepared, watcher)
-        _record_start(run, config, samples, prepared, resume)
-        fit.run(resume=resume)
-        clock |= {"total": clock["total"] + time.perf_counter(), **fit.seconds}
-        evaluation = _finish(run, fit, samples, clock)
-    return TrainOutcome(run, evaluation, all_refusals(manifest, prepared), tuple(fit.plans), clock)
+        opened = open_data(data, labels, config, watcher)
+        outcome = _train(run, opened, config, watcher, resume, stop, {"total": started, **opened.seconds})
+    return outcome
+
+
+def train_prepared(
+    opened: OpenedData,
+    out: Path,
+    config: RunConfig,
+    watcher: Watcher,
+    *,
+    resume: bool = False,
+    stop: Callable[[], bool] = never,
+) -> TrainOutcome:
+    """Train as train_run does, on data that are open already."""
+    run, started = RunFolder(out), time.perf_counter()
+    with run.locked():
+        _check_resumable(run, config, resume)
+        return _train(run, opened, config, watcher, resume, stop, {"total": started})
+
+
+def open_data(data: Path, labels: Path | None, config: RunConfig, watcher: Watcher) -> OpenedData:
+    """Read, prepare and split a labelled folder. Raises MedtlError in one of its kinds."""
+    clock: dict[str, float] = {}
+    manifest = load_manifest(data, labels, config.task)
+    # What reading cannot mend is refused before hours of it.
+    split_samples(manifest.samples, manifest.task, config.split)
+    tell(watcher, manifest.notes)
+    prepared, readable = _prepare(manifest.samples, config, watcher, clock)
+    samples = _split(readable, prepared, manifest.task, config.split, watcher, clock)
+    tell(watcher, oddity_notes(prepared), [_describe_samples(samples, manifest.task, config.split)])
+    return OpenedData(manifest.task, prepared, samples, all_refusals(manifest, prepared), clock)
+
+
+def _train(
+    run: RunFolder,
+    opened: OpenedData,
+    config: RunConfig,
+    watcher: Watcher,
+    resume: bool,
+    stop: Callable[[], bool],
+    clock: Mapping[str, float],
+) -> TrainOutcome:
+    """Fit and judge; clock says when the run began, as "total", and what its data took."""
+    fit = _make_fit(run, config, opened.task, opened.samples, opened.prepared, watcher)
+    _record_start(run, config, opened.samples, opened.prepared, resume)
+    fit.run(resume=resume, stop=stop)
+    clock = {**clock, "total": time.perf_counter() - clock["total"], **fit.seconds}
+    evaluation = _finish(run, fit, opened.samples, clock, stop, watcher)
+    return TrainOutcome(run, evaluation, opened.refusals, tuple(fit.plans), clock)
 
 
 def _describe_samples(samples: Sequence[Sample], task: Task, config: SplitConfig) -> str:
@@ -106,9 +172,25 @@ def _check_resumable(run: RunFolder, config: RunConfig, resume: bool) -> None:
     if started and not resume:
         fix = "add --resume to go on with it, or choose another --out"
         raise TrainingError("run-exists", "holds a run already", where=run.root, fix=fix)
-    if resume and (started or run.config.is_file()) and run.read(run.config) != to_yaml(config):
+    if resume and (started or run.config.is_file()) and not _is_same(run, config):
         reason = "the recipe differs from the run's config.yaml"
         raise TrainingError("run-changed", reason, where=run.root, fix=f"use --config {run.config}")
+
+
+def _is_same(run: RunFolder, config: RunConfig) -> bool:
+    """Return whether a recipe is the run's, but for what changes no result."""
+    kept = run.read(run.config)
+    if kept == to_yaml(config):
+        return True
+    try:
+        return _without_means(load_config(None, run.config)) == _without_means(config)
+    except ConfigError:  # it was damaged, or is an older medtl's
+        return False
+
+
+def _without_means(config: RunConfig) -> RunConfig:
+    means = {"workers": 0, "save_minutes": None}
+    return config.model_copy(update={"fit": config.fit.model_copy(update=means)})
 
 
 def _prepare(
@@ -211,7 +293,7 @@ def _provenance(config: RunConfig, samples: Sequence[Sample], prepared: Prepared
         "prepared dataset": prepared.folder.name,
         **({"split": _describe_fold(config.split)} if config.split.folds else {}),
         "schedule": config.schedule.name if config.schedule.stages is None else "stages of the recipe",
-        "imbalance": config.fit.imbalance,
+        "imbalance": str(config.fit.imbalance),
         "seed": str(config.fit.seed),
         "medtl": __version__,
         "python": platform.python_version(),
@@ -250,25 +332,48 @@ def _parts_by_pixels(samples: Sequence[Sample], prepared: PreparedDataset) -> di
     return {contents[sample.sample_id]: sample.split for sample in ordered}
 
 
-def _finish(run: RunFolder, fit: Fit, samples: Sequence[Sample], clock: Mapping[str, float]) -> Evaluation:
-    """Judge the best checkpoint on validation data, keep its thresholds, write metrics.json."""
+def _finish(
+    run: RunFolder,
+    fit: Fit,
+    samples: Sequence[Sample],
+    clock: Mapping[str, float],
+    stop: Callable[[], bool],
+    watcher: Watcher,
+) -> Evaluation:
+    """Calibrate and judge the best checkpoint on validation data, keep what they say, write metrics.json."""
     checkpoint = load_checkpoint(run.root)
     task, truth = checkpoint.task, fit.data.val_targets
-    probabilities = _predict_views(checkpoint, fit.data.val)
+    judged = [sample for sample in samples if sample.split == "val"]
+    patients = [sample.patient_id for sample in judged]
+    logits = _predict_views(checkpoint, fit.data.val, run, stop)
+    fitted = fit_calibration(logits, truth, task)
+    tell(watcher, [fitted.note])
+    probabilities = to_probabilities(logits, task.kind, fitted.calibration)
     thresholds = choose_thresholds(probabilities, truth, task)
-    patients = [sample.patient_id for sample in samples if sample.split == "val"]
+    kept = {
+        "thresholds": tuple(thresholds),
+        "calibration": fitted.calibration,
+        "conformal": fit_floors(probabilities, truth, task, patients),
+    }
     evaluation = evaluate(probabilities, truth, task, patients, thresholds)
-    header = checkpoint.header.model_copy(update={"thresholds": tuple(thresholds)})
+    header = checkpoint.header.model_copy(update=kept)
+    write_predictions(run.root / FILE, task, predictions_of(judged, task, probabilities, logits))
     save_checkpoint(run.best, header, {"model": model_tensors(checkpoint.classifier)})
     write_json(run.metrics, _metrics(fit, evaluation, header, clock))
     run.log("finished", seconds=round(clock["total"], 1))
     return evaluation
 
 
-def _predict_views(checkpoint: Checkpoint, views: Views, batch_size: int = 32) -> NDArray[np.float64]:
-    starts = range(0, len(views), batch_size)
-    batches = [np.arange(start, min(start + batch_size, len(views))) for start in starts]
-    return np.concatenate([predict(checkpoint, views.read(batch, 0)) for batch in batches])
+def _predict_views(
+    checkpoint: Checkpoint, views: Views, run: RunFolder, stop: Callable[[], bool]
+) -> NDArray[np.float64]:
+    logits = []
+    for start in range(0, len(views), BATCH):
+        if stop():
+            raise stopped("while the best epoch was judged", run.root)
+        batch = np.arange(start, min(start + BATCH, len(views)))
+        logits.append(predict_logits(checkpoint, views.read(batch, 0)))
+    return np.concatenate(logits)
 
 
 def _metrics(

@@ -14,7 +14,20 @@ from medtl import __version__
 from medtl.cli import main
 from tests.cli import jobs
 
-COMMANDS = ("demo", "inspect", "train", "evaluate", "score", "report", "backbones", "weights", "config")
+COMMANDS = (
+    "demo",
+    "inspect",
+    "prepare",
+    "train",
+    "tune",
+    "evaluate",
+    "score",
+    "explain",
+    "report",
+    "backbones",
+    "weights",
+    "config",
+)
 HEAVY = ("torch", "monai", "numpy", "pydicom", "pandas", "timm")
 BACKBONE_KEYS = {"name", "family", "spatial_dims", "parameters", "layer_groups", "input_size", "weights"}
 

@@ -7,10 +7,12 @@ import shutil
 import signal
 import subprocess
 import time
+from itertools import count
 from pathlib import Path
 
 import pytest
 
+from medtl.cli.stopping import StopSignal
 from medtl.learning.checkpoint import load_checkpoint
 from medtl.learning.run_folder import RunFolder
 from tests.cli import jobs
@@ -50,20 +52,25 @@ def unbroken(studies: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.parametrize(("name", "epochs"), [("SIGKILL", 10), ("SIGTERM", 3)], ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    ("name", "epochs", "code"), [("SIGKILL", 10, -9), ("SIGTERM", 3, 143), ("SIGINT", 9, 130)]
+)
 def test_a_killed_run_goes_on_to_the_same_model(
-    name: str, epochs: int, studies: Path, unbroken: Path, own_home: Path, tmp_path: Path
+    name: str, epochs: int, code: int, studies: Path, unbroken: Path, own_home: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     command = ["train", "--modality", "xray", "--data", studies, "--out", run]
     process = jobs.start(*command, *jobs.settings(*LONG), home=own_home)
     wait_for_epochs(process, run, epochs)
     process.send_signal(getattr(signal, name))
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=10)
+    assert process.returncode == code
     assert epochs <= epochs_logged(run) < 16
     load_checkpoint(run)
-    if name == "SIGTERM":
-        assert process.returncode == 1 and "medtl: [interrupted]" in stderr and "Traceback" not in stderr
+    if name != "SIGKILL":
+        lines = [line for line in stderr.splitlines() if line.startswith("medtl: ")]
+        assert len(lines) == 1 and "[interrupted]" in lines[0] and "--resume" in lines[0]
+        assert "Traceback" not in stderr
 
     assert jobs.train(studies, run, "--resume", overrides=LONG).exit_code == 0
     for which in ("best", "last"):
@@ -73,6 +80,52 @@ def test_a_killed_run_goes_on_to_the_same_model(
         [{**row, "seconds": ""} for row in jobs.read_rows(path / "history.csv")] for path in (run, unbroken)
     ]
     assert without_seconds[0] == without_seconds[1]
+
+
+def test_a_run_that_is_stopped_at_any_question_goes_on_to_the_same_model(
+    studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the pass, after a step, in a validation, in another stage, and while the best epoch is judged."""
+    recipe = ["schedule.head_epochs=2"]  # one epoch alone would not be worth a cache
+    assert jobs.train(studies, tmp_path / "unbroken", overrides=recipe).exit_code == 0
+    told = []
+    for poll in range(1, 20):
+        run = tmp_path / f"stopped-{poll}"
+        monkeypatch.setenv("MEDTL_HOME", str(tmp_path / f"home-{poll}"))
+        with monkeypatch.context() as patch:
+            asked = count(1)
+            patch.setattr(StopSignal, "__call__", lambda _, asked=asked, poll=poll: next(asked) == poll)
+            result = jobs.train(studies, run, overrides=recipe)
+        if result.exit_code == 0:
+            break
+        assert jobs.fault(result, exit_code=130) == "interrupted"
+        told.append(result.stderr.splitlines()[-1].split(": ")[2])
+        assert jobs.train(studies, run, "--resume", overrides=recipe).exit_code == 0
+        assert load_checkpoint(run, "last").sha256 == load_checkpoint(tmp_path / "unbroken", "last").sha256
+        assert load_checkpoint(run).sha256 == load_checkpoint(tmp_path / "unbroken").sha256
+    assert result.exit_code == 0, "there are not so many questions in three epochs"
+    for word in ("frozen prefix", "steps of epoch", "validated", "stage all", "the best epoch was judged"):
+        assert any(word in line for line in told), (word, told)
+
+
+def test_ctrl_c_before_the_first_step_is_one_line_and_130(
+    studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    monkeypatch.setattr("medtl.runs.train.prepare_samples", interrupt)
+    result = jobs.train(studies, tmp_path / "run")
+    assert jobs.fault(result, exit_code=130) == "interrupted"
+    monkeypatch.undo()
+
+
+def test_another_number_of_loaders_is_the_same_run(trained: Trained, own_run: Path) -> None:
+    """It changes no result, and whoever lost a loader needs it."""
+    more = ["fit.workers=1", "fit.save_minutes=1"]
+    assert jobs.train(trained.data, own_run, "--resume", overrides=more).exit_code == 0
+    assert load_checkpoint(own_run).sha256 == load_checkpoint(trained.run).sha256
 
 
 def test_resuming_a_finished_run_changes_no_number(trained: Trained, own_run: Path) -> None:
@@ -107,7 +160,7 @@ def test_the_recipe_that_is_kept_is_the_one_that_was_used(
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr("medtl.runs.train.Fit.run", stop)
-        assert jobs.fault(jobs.train(studies, run)) == "interrupted"
+        assert jobs.fault(jobs.train(studies, run), exit_code=130) == "interrupted"
     result = jobs.train(studies, run, "--resume", overrides=["schedule.rate=0.0123"])
     if result.exit_code:
         assert jobs.fault(result) == "run-changed"

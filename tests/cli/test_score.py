@@ -13,7 +13,7 @@ from tests.cli import jobs
 from tests.cli.conftest import Trained
 from tests.imaging.conftest import build_dataset, pattern, save
 
-COLUMNS = ["sample_id", "source", "status", "code", "reason", "predicted", "p_normal", "p_lesion"]
+COLUMNS = ["sample_id", "source", "status", "code", "reason", "predicted", "p_normal", "p_lesion", "set"]
 
 
 def score(run: Path, folder: Path, out: Path, exit_code: int = 0) -> dict[str, dict[str, str]]:

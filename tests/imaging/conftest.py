@@ -16,10 +16,12 @@ from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import (
+    HTJ2K,
     UID,
     ComputedRadiographyImageStorage,
     EnhancedMRImageStorage,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
     JPEGBaseline8Bit,
     JPEGLosslessSV1,
     MRImageStorage,
@@ -252,6 +254,18 @@ def compress_with_lossless_jpeg(dataset: Dataset) -> Dataset:
         assert writer.Write()
         stream = get_frame(dcmread(packed).PixelData, 0, number_of_frames=1)
     return _encapsulate(dataset, stream, JPEGLosslessSV1)
+
+
+def compress_with_htj2k(dataset: Dataset, syntax: UID = HTJ2KLossless) -> Dataset:
+    """Compress grey or RGB with High-Throughput JPEG 2000, in place; with loss where the syntax allows it."""
+    import imagecodecs
+
+    pixels = dataset.pixel_array
+    lossless = syntax != HTJ2K
+    stream = imagecodecs.htj2k_encode(pixels, None if lossless else 0.001, reversible=lossless, tlm=True)
+    if dataset.SamplesPerPixel == 3:
+        dataset.PhotometricInterpretation = "YBR_RCT" if lossless else "YBR_ICT"
+    return _encapsulate(dataset, stream, syntax)
 
 
 def _encapsulate(dataset: Dataset, stream: bytes, syntax: UID) -> Dataset:

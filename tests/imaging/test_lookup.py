@@ -33,7 +33,7 @@ def dicom_folder(tmp_path: Path) -> Folder:
         make_series(tmp_path, "a/t2", patient_key="A", study_key="1.1", series_key="1.1.2"),
         make_series(tmp_path, "b/t1", patient_key="B", study_key="1.2", series_key="1.2.1"),
     )
-    return Folder(tmp_path, Scan(series, (), 0))
+    return Folder(tmp_path, Scan(series, ()))
 
 
 def test_a_series_is_found_by_folder_and_by_uid(dicom_folder: Folder) -> None:
@@ -59,7 +59,7 @@ def test_a_folder_with_a_refused_series_beside_a_readable_one_is_a_problem(tmp_p
     series = make_series(tmp_path, "a/t1")
     (tmp_path / "a" / "bad").mkdir()
     refused = ReadError("file-empty", "has no bytes", where=tmp_path / "a" / "bad")
-    folder = Folder(tmp_path, Scan((series,), (refused,), 0))
+    folder = Folder(tmp_path, Scan((series,), (refused,)))
     assert folder.find_path("a") == Problem("a holds 1 readable and 1 refused series: name one of them")
     assert folder.find_path("a/t1") is series
     assert folder.find_path("a/bad") is refused

@@ -14,7 +14,7 @@ from medtl.errors import LabelError, ReadError, SplitError
 from medtl.imaging.deidentify import hash_identifier
 from medtl.imaging.label_table import LabelRowsError, LeakRowsError
 from medtl.imaging.manifest import Manifest, Task, TaskConfig, load_manifest, targets
-from medtl.imaging.splits import has_patient_id
+from medtl.imaging.sample import has_patient_id
 
 NOTHING = TaskConfig()
 

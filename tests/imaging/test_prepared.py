@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from medtl.errors import OutputError, ReadError, TrainingError
+from medtl.imaging import in_children, preparing
 from medtl.imaging import prepared as module
-from medtl.imaging import preparing
 from medtl.imaging.in_order import in_order
 from medtl.imaging.manifest import Sample
 from medtl.imaging.prepared import prepare_samples
@@ -410,6 +410,43 @@ def test_a_disk_that_fills_within_a_sample_keeps_those_before(
     assert reads == ["2.dcm", "3.dcm"]
 
 
+def test_at_a_place_of_the_users_choice_it_goes_on_too(
+    radiographs: list[Sample], unbroken: dict[str, bytes], own_home: Path, tmp_path: Path, reads: list[str]
+) -> None:
+    def stop(done: int, _: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    kept = tmp_path / "kept"
+    with pytest.raises(KeyboardInterrupt):
+        prepare_samples(radiographs, CONFIG, folder=kept, progress=stop, workers=1)
+    assert contents(prepare_samples(radiographs, CONFIG, folder=kept, workers=1).folder) == unbroken
+    assert reads == ["0.dcm", "1.dcm", "2.dcm", "3.dcm"] and left_behind(own_home) == []
+    prepare_samples(radiographs, CONFIG, folder=kept)
+    assert len(reads) == 4
+
+
+def test_what_was_begun_of_other_samples_is_not_gone_on_with(
+    radiographs: list[Sample], unbroken: dict[str, bytes], tmp_path: Path, reads: list[str]
+) -> None:
+    def stop(*_: int) -> None:
+        raise KeyboardInterrupt
+
+    kept, other = tmp_path / "kept", CONFIG.model_copy(update={"percentiles": (5.0, 95.0)})
+    with pytest.raises(KeyboardInterrupt):
+        prepare_samples(radiographs, other, folder=kept, progress=stop, workers=1)
+    assert contents(prepare_samples(radiographs, CONFIG, folder=kept, workers=1).folder) == unbroken
+    assert contents(prepare_samples(radiographs, other, folder=kept, workers=1).folder) != unbroken
+
+
+def test_a_folder_of_the_users_is_never_replaced(radiographs: list[Sample], tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/a.txt").write_text("mine")
+    with pytest.raises(OutputError):
+        prepare_samples(radiographs, CONFIG, folder=tmp_path / "mine")
+    assert contents(tmp_path / "mine") == {"a.txt": b"mine"}
+
+
 def test_no_one_else_may_look_into_a_dataset(radiographs: list[Sample]) -> None:
     assert prepare_samples(radiographs, CONFIG).folder.stat().st_mode & 0o077 == 0
 
@@ -419,7 +456,7 @@ def test_the_number_of_processes_changes_no_byte(
     radiographs: list[Sample], monkeypatch: pytest.MonkeyPatch, workers: int | None
 ) -> None:
     monkeypatch.setattr(preparing, "ALONE_SECONDS", 0.0)
-    monkeypatch.setattr(preparing, "_usable_processors", lambda: 2)
+    monkeypatch.setattr(in_children, "_usable_processors", lambda: 2)
     radiographs[1].series.path.write_bytes(b"")
     alone = prepare_samples(radiographs, CONFIG, workers=1)
     before = contents(alone.folder)
@@ -435,7 +472,7 @@ def test_the_number_of_processes_changes_no_byte(
 def test_a_long_job_is_shared_with_children(
     radiographs: list[Sample], reads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preparing, "_usable_processors", lambda: 2)
+    monkeypatch.setattr(in_children, "_usable_processors", lambda: 2)
     monkeypatch.setattr(preparing, "ALONE_SECONDS", 0.0)
     assert len(prepare_samples(radiographs, CONFIG).sample_ids) == 4
     assert reads == []  # children keep lists of their own

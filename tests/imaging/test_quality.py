@@ -1,4 +1,4 @@
-"""What is in a folder: inspections, groups, skipped files; nothing in them says who the patients are."""
+"""What is in a folder: inspections and groups; nothing in them says who the patients are."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,10 +14,8 @@ from medtl.imaging.quality import (
     BURNED_IN,
     NOT_SHOWN,
     SAMPLED_VALUES,
-    SKIPPED_REST,
     Inspection,
     Oddity,
-    count_skipped,
     find_oddity,
     group_inspections,
     inspect_header,
@@ -27,8 +25,6 @@ from medtl.imaging.quality import (
 )
 from medtl.imaging.series import read_series, scan
 from tests.imaging.conftest import pattern
-
-SECONDARY_CAPTURE_REPORT = "1.2.840.10008.5.1.4.1.1.88.11"
 
 
 def make_image(pixels: np.ndarray, **facts: object) -> Image:
@@ -179,49 +175,6 @@ def test_sizes_are_counted_with_their_range(tmp_path: Path) -> None:
 
 def test_of_no_inspections_there_are_no_groups() -> None:
     assert group_inspections([]) == ()
-
-
-def test_skipped_files_are_told_apart(
-    make_radiograph: Callable[..., Path], make_series: Callable[..., list[Path]], tmp_path: Path
-) -> None:
-    image = make_radiograph(name="cr/a.dcm")
-    (tmp_path / "cr/copy.dcm").write_bytes(image.read_bytes())
-    make_radiograph(name="cr/scout.dcm", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
-    make_radiograph(name="cr/report.dcm", SOPClassUID=SECONDARY_CAPTURE_REPORT)
-    make_series(folder="mr")
-    for name in ("a.txt", "b.TXT", "README"):
-        (tmp_path / name).write_text("no image")
-    found = scan(tmp_path)
-    skipped = count_skipped(tmp_path, found)
-    assert skipped == {
-        "files of other formats (.txt)": 2,
-        "files of other formats": 1,
-        "localizers": 1,
-        "DICOM objects that are no images": 1,
-        SKIPPED_REST: 1,
-    }
-    assert sum(skipped.values()) == found.skipped
-
-
-def test_slices_of_a_refused_series_are_not_called_skipped(
-    make_series: Callable[..., list[Path]], tmp_path: Path
-) -> None:
-    paths = make_series(instances=6)
-    paths[2].unlink()
-    (tmp_path / "mr/notes.txt").write_text("no image")
-    found = scan(tmp_path)
-    assert [error.code for error in found.refusals] == ["series-gap"]
-    assert count_skipped(tmp_path, found) == {"files of other formats (.txt)": 1}
-
-
-def test_a_damaged_slice_is_not_called_skipped(
-    make_series: Callable[..., list[Path]], tmp_path: Path
-) -> None:
-    paths = make_series(instances=4)
-    paths[1].write_bytes(b"")
-    found = scan(tmp_path)
-    assert found.refusals and found.skipped == 0
-    assert count_skipped(tmp_path, found) == {}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from medtl.errors import ReadError
 from medtl.imaging.series import scan
 from tests.imaging.conftest import pattern, refusal
 
+BASIC_TEXT_REPORT = "1.2.840.10008.5.1.4.1.1.88.11"
+
 
 def test_a_mixed_folder_is_told_apart_by_content(
     make_series: Callable,
@@ -145,3 +147,47 @@ def test_hundreds_of_files_are_scanned_by_their_headers(make_radiograph: Callabl
     for number in range(1, 300):
         (tmp_path / "in" / f"{number}.dcm").write_bytes(data)
     assert len(scan(tmp_path / "in").series) == 300
+
+
+def test_skipped_files_are_told_apart(
+    make_radiograph: Callable[..., Path], make_series: Callable[..., list[Path]], tmp_path: Path
+) -> None:
+    image = make_radiograph(name="cr/a.dcm")
+    (tmp_path / "cr/copy.dcm").write_bytes(image.read_bytes())
+    make_radiograph(name="cr/scout.dcm", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    make_radiograph(name="cr/report.dcm", SOPClassUID=BASIC_TEXT_REPORT)
+    make_series(folder="mr")
+    for name in ("a.txt", "b.TXT", "README"):
+        (tmp_path / name).write_text("no image")
+    (tmp_path / "empty.log").touch()
+    found = scan(tmp_path)
+    assert found.left_out == {
+        "files of other formats (.txt)": 2,
+        "files of other formats": 1,
+        "localizers": 1,
+        "DICOM objects that are no images": 1,
+        "exact copies of other files": 1,
+        "empty files": 1,
+    }
+    assert found.skipped == 7
+
+
+def test_slices_of_a_refused_series_are_not_called_skipped(
+    make_series: Callable[..., list[Path]], tmp_path: Path
+) -> None:
+    paths = make_series(instances=6)
+    paths[2].unlink()
+    (tmp_path / "mr/notes.txt").write_text("no image")
+    found = scan(tmp_path)
+    assert [error.code for error in found.refusals] == ["series-gap"]
+    assert found.left_out == {"files of other formats (.txt)": 1}
+
+
+def test_a_damaged_slice_is_not_called_skipped(
+    make_series: Callable[..., list[Path]], tmp_path: Path
+) -> None:
+    paths = make_series(instances=4)
+    paths[1].write_bytes(b"")
+    found = scan(tmp_path)
+    assert found.refusals
+    assert found.left_out == {}

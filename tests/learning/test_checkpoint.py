@@ -108,6 +108,18 @@ def test_optimizer_state_survives(make_classifier):
     assert all(torch.equal(first[i][key], second[i][key]) for i in first for key in first[i])
 
 
+def test_moments_are_laid_out_as_their_parameters(make_classifier):
+    """Otherwise the optimizer's fast path is lost for the rest of a resumed run."""
+    classifier = make_classifier().to(memory_format=torch.channels_last)
+    optimizers = [torch.optim.AdamW(classifier.parameters(), lr=1e-3) for _ in range(2)]
+    classifier(torch.rand(4, 1, 32, 32)).sum().backward()
+    optimizers[0].step()
+    load_optimizer(optimizers[1], optimizer_tensors(optimizers[0]))
+    weight = classifier.backbone.groups["middle"][0].weight
+    assert optimizers[1].state[weight]["exp_avg"].stride() == weight.stride()
+    assert weight.stride() != weight.contiguous().stride()
+
+
 def test_a_second_process_is_kept_out(tmp_path):
     run = RunFolder(tmp_path / "run")
     with run.locked(), pytest.raises(TrainingError) as caught, run.locked():

@@ -1,14 +1,18 @@
 """The loop over stages: it learns, resumes to the bit, and stops without loss."""
 
 import hashlib
+from functools import partial
 
 import pytest
 import torch
 
-from medtl.errors import TrainingError
-from medtl.learning.checkpoint import load_checkpoint, model_tensors, read_header
+from medtl.errors import OutputError, TrainingError
+from medtl.learning.checkpoint import load_checkpoint, model_tensors, read_header, read_tensors
 from medtl.learning.fit import FitConfig, make_fabric
-from medtl.learning.stages import ScheduleConfig
+from medtl.learning.imbalance import IMBALANCE
+from medtl.learning.run_folder import RunFolder
+from medtl.learning.stages import ScheduleConfig, Stage
+from medtl.learning.watching import StoppedError
 
 from .conftest import SMALL, SilentWatcher
 
@@ -47,7 +51,7 @@ def test_a_visible_difference_is_learned_in_2d_and_3d(make_fit, tmp_path, backbo
     assert (tmp_path / "run" / "history.csv").read_text().count("\n") == 1 + 18
 
 
-@pytest.mark.parametrize("after", [1, 2, 4, 7, 9, 11, 13, 14])
+@pytest.mark.parametrize("after", [0, 1, 3, 5, 7, 9, 11, 13])
 def test_a_killed_run_ends_in_the_same_bits_when_resumed(make_fit, tmp_path, monkeypatch, after):
     unbroken = make_fit(tmp_path / "unbroken")
     unbroken.run(resume=False)
@@ -61,20 +65,118 @@ def test_a_killed_run_ends_in_the_same_bits_when_resumed(make_fit, tmp_path, mon
     assert len(kept[0]) == len(kept[1])
 
 
+# What a run may carry from step to step beside its weights, each with a schedule that uses it.
+CARRIED = {
+    "plain": {},
+    "kept moments": {"optimizer_state": "keep", "warmup_new": 0.3},
+    "ema": {"average": "ema", "ema_decay": 0.8, "batch_norm": "follow"},
+    "swa": {"average": "swa", "swa_share": 0.7, "batch_norm": "follow"},
+    "l2-sp": {"l2_sp": 0.5},
+    "last weights go on": {"restore_best": False, "average": "ema", "optimizer_state": "keep"},
+    "step budgets": {"head_steps": 3, "thawed_steps": 7},
+    "plateau": {"patience": 1, "min_delta": 0.05},
+}
+MIXED = {
+    "accumulation": {"accumulate": 2},
+    "mixup and cutmix": {"mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1},
+    "by loss": {"select": "loss"},
+}
+
+
+class StopAt:
+    """Asks to stop at the polls of that number, once in a session."""
+
+    def __init__(self, poll: int) -> None:
+        self.left = poll
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left == 0
+
+
+def run_in_sessions(build, polls) -> int:
+    """Run, stop at some poll, resume by a fit of its own, and so on to the end; return the sessions."""
+    for session in range(100):
+        try:
+            build().run(resume=True, stop=StopAt(polls[session % len(polls)]))
+        except StoppedError as error:
+            assert error.code == "interrupted" and "--resume" in str(error)
+        else:
+            return session + 1
+    raise AssertionError("it never ends")
+
+
+def assert_same_run(make_fit, tmp_path, polls, schedule, config) -> None:
+    """Check that a run that is stopped again and again is the unbroken one, in every byte that it keeps."""
+    make_fit(tmp_path / "unbroken", schedule=schedule, **config).run(resume=False)
+    build = partial(make_fit, tmp_path / "broken", schedule=schedule, **config)
+    assert run_in_sessions(build, polls) > 2
+    runs = [RunFolder(tmp_path / name) for name in ("unbroken", "broken")]
+    for which in ("best", "last"):
+        headers = [read_header(getattr(run, which)) for run in runs]
+        assert headers[0].tensors == headers[1].tensors, which
+        assert headers[0].position == headers[1].position
+    rows = [[{**row, "seconds": ""} for row in run.read_history()] for run in runs]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("carried", CARRIED)
+def test_a_run_that_is_stopped_within_epochs_ends_in_the_same_bits(make_fit, tmp_path, carried):
+    schedule = SMALL.model_copy(update=CARRIED[carried])
+    assert_same_run(make_fit, tmp_path, (4, 5, 7), schedule, {})
+
+
+@pytest.mark.parametrize("mixed", MIXED)
+def test_so_does_one_whose_steps_are_accumulated_or_mixed(make_fit, tmp_path, mixed):
+    assert_same_run(make_fit, tmp_path, (3, 4, 5), SMALL, MIXED[mixed])
+
+
+def test_so_does_one_with_everything_at_once_and_loader_workers(make_fit, tmp_path):
+    everything = {"optimizer_state": "keep", "average": "swa", "batch_norm": "follow", "l2_sp": 0.1}
+    schedule = SMALL.model_copy(update={**everything, "thawed_epochs": 2, "views": 2})
+    config = {"workers": 2, "accumulate": 2, "mixup": 1.0, "cache_gb": 0}
+    assert_same_run(make_fit, tmp_path, (6, 7), schedule, config)
+
+
+def test_an_epoch_is_saved_within_whenever_the_minutes_have_passed(make_fit, tmp_path, monkeypatch):
+    schedule = ScheduleConfig(name="linear-probe", head_epochs=1)
+    fit = make_fit(tmp_path / "run", schedule=schedule, save_minutes=1e-9)
+    saved, real = [], fit.keeper.save_last
+    monkeypatch.setattr(
+        fit.keeper, "save_last", lambda position, *state: (saved.append(position), real(position, *state))
+    )
+    fit.run(resume=False)
+    assert [(position.epoch, position.done) for position in saved] == [(0, 1), (0, 2), (1, 0)]
+
+
+def test_a_stop_while_validating_need_not_train_again(make_fit, tmp_path):
+    """Two steps an epoch and one validation batch: the third poll after the pass is in the validation."""
+    fit = make_fit(tmp_path / "run", cache_gb=0)
+    with pytest.raises(StoppedError, match="validated"):
+        fit.run(resume=False, stop=StopAt(3))
+    watcher = SilentWatcher()
+    resumed = make_fit(tmp_path / "run", cache_gb=0, watcher=watcher)
+    assert resumed.keeper.load_last().done == 2
+    seen = []
+    watcher.progress = lambda what, done, total: seen.append(what)
+    resumed.run(resume=True)
+    assert watcher.rows[0]["epoch"] == 1 and "head epoch 1" not in seen
+
+
 def test_a_run_that_dies_between_best_and_last_of_a_new_stage_ends_in_the_same_bits(
     make_fit, tmp_path, monkeypatch
 ):
     unbroken = make_fit(tmp_path / "unbroken")
     unbroken.run(resume=False)
     fit = make_fit(tmp_path / "killed")
-    real = fit._save_last
+    real = fit.keeper.save_last
 
-    def die_in_the_first_epoch_of_the_second_stage(header, model, optimizer):
-        if header.position.stage == 1 and header.position.epoch == 1:
+    def die_in_the_first_epoch_of_the_second_stage(position, *state):
+        if position.stage == 1 and position.epoch == 1:
             raise Killed
-        real(header, model, optimizer)
+        real(position, *state)
 
-    monkeypatch.setattr(fit, "_save_last", die_in_the_first_epoch_of_the_second_stage)
+    monkeypatch.setattr(fit.keeper, "save_last", die_in_the_first_epoch_of_the_second_stage)
     with pytest.raises(Killed):
         fit.run(resume=False)
     resumed = make_fit(tmp_path / "killed")
@@ -119,9 +221,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_epoch(make_fit, tmp_
     fit = make_fit(tmp_path / "run")
     real, calls = fit.strategy.loss, []
 
-    def fail_in_the_second_epoch(logits, targets):
+    def fail_in_the_second_epoch(logits, targets, smoothing=0.0):
         calls.append(1)
-        return real(logits, targets) * (float("nan") if len(calls) == 5 else 1.0)
+        return real(logits, targets, smoothing) * (float("nan") if len(calls) == 5 else 1.0)
 
     fit.strategy.loss = fail_in_the_second_epoch
     with pytest.raises(TrainingError, match="step 4") as caught:
@@ -141,7 +243,104 @@ def test_patience_ends_a_stage_early(make_fit, tmp_path):
     assert len(watcher.rows) < 30
 
 
-@pytest.mark.parametrize("imbalance", ["none", "class-weighted", "balanced-sampler", "focal"])
+def test_patience_waits_for_more_than_min_delta(make_fit, tmp_path):
+    update = {"name": "linear-probe", "head_epochs": 12, "patience": 2, "min_delta": 2.0}
+    watcher = SilentWatcher()
+    make_fit(tmp_path / "run", schedule=SMALL.model_copy(update=update), watcher=watcher).run(resume=False)
+    assert len(watcher.rows) == 3, "the first epoch counts, and no AUROC rises by 2"
+
+
+def test_a_step_budget_ends_a_stage_within_its_epoch(make_fit, tmp_path):
+    """16 training images in batches of 8 are 2 steps an epoch."""
+    schedule = ScheduleConfig(name="linear-probe", head_epochs=10, head_steps=5)
+    fit = make_fit(tmp_path / "run", schedule=schedule)
+    fit.run(resume=False)
+    assert [row["step"] for row in fit.history] == [2, 4, 5]
+
+
+def test_the_next_stage_begins_from_the_best_weights_or_from_the_last(make_fit, tmp_path):
+    begun = {}
+    for restore in (True, False):
+        stages = (
+            Stage(name="wild", groups=0, epochs=3, head_rate=5.0, restore_best=restore),
+            Stage(name="still", groups=0, epochs=1, head_rate=1e-12, warmup=0),
+        )
+        root = tmp_path / str(restore)
+        fit = make_fit(root, schedule=ScheduleConfig(stages=stages), gradient_clip=None, select="loss")
+        real = fit.keeper.save_last
+
+        def keep(position, *state, keeper=fit.keeper, real=real, restore=restore):
+            if position.stage == 1 and position.epoch == 0:
+                best = read_tensors(keeper.run.best, read_header(keeper.run.best), "model")
+                begun[restore, "best"] = torch.equal(
+                    best["head.linear.weight"], keeper.classifier.head.linear.weight
+                )
+            real(position, *state)
+
+        fit.keeper.save_last = keep
+        fit.run(resume=False)
+        assert fit.history[2]["val_loss"] > min(row["val_loss"] for row in fit.history[:3]), (
+            "best is not last"
+        )
+    assert begun[True, "best"] and not begun[False, "best"]
+
+
+def test_what_is_validated_and_kept_is_the_average(make_fit, tmp_path):
+    """best holds the average, last the weights that are trained, and both score as history says."""
+    update = {"name": "full", "thawed_epochs": 3, "average": "ema", "ema_decay": 0.9}
+    fit = make_fit(tmp_path / "run", schedule=SMALL.model_copy(update=update))
+    fit.run(resume=False)
+    run = RunFolder(tmp_path / "run")
+    assert read_header(run.best).position.epoch == 3, "otherwise the two hold different epochs"
+    last = read_header(run.last)
+    best = read_tensors(run.best, read_header(run.best), "model")
+    trained, average = read_tensors(run.last, last, "model"), read_tensors(run.last, last, "average")
+    name = "backbone.groups.stem.0.weight"
+    assert torch.equal(best[name], average[name]) and not torch.equal(best[name], trained[name])
+    classifier = load_checkpoint(tmp_path / "run").classifier
+    with torch.no_grad():
+        logits = classifier(fit.data.val.read(range(8), 0))
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(fit.data.val_targets))
+    assert loss.item() == pytest.approx(fit.history[-1]["val_loss"], abs=1e-5)
+
+
+def test_swa_scores_with_statistics_of_the_averaged_network(make_fit, tmp_path):
+    """They equal those of torch's own update_bn over the training images."""
+    update = {"name": "full", "thawed_epochs": 4, "average": "swa", "swa_share": 1.0, "batch_norm": "follow"}
+    fit = make_fit(tmp_path / "run", schedule=SMALL.model_copy(update=update), dropout=0.0)
+    for module in fit.classifier.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    fit.run(resume=False)
+    classifier = load_checkpoint(tmp_path / "run").classifier
+    view = read_header(RunFolder(tmp_path / "run").best).position.epoch  # each epoch has its own
+    kept = {key: value.clone() for key, value in classifier.state_dict().items() if "running" in key}
+    batches = [fit.data.train.read(range(start, start + 8), view) for start in (0, 8)]
+    for module in classifier.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    torch.optim.swa_utils.update_bn(batches, classifier)
+    for key, value in classifier.state_dict().items():
+        if "running" in key:
+            assert torch.allclose(value, kept[key], atol=1e-5), key
+
+
+def test_a_prefix_that_finds_no_room_is_computed_in_each_epoch(make_fit, tmp_path, monkeypatch):
+    def no_room(*_, **__):
+        raise OutputError("cache-full", "there is no room", where="features")
+
+    fit = make_fit(tmp_path / "run", schedule=ScheduleConfig(name="linear-probe", head_epochs=3))
+    told = []
+    fit.watcher.note = lambda label, text: told.append(text)
+    with monkeypatch.context() as patch:
+        patch.setattr("medtl.learning.fit.FeatureCache.ensure", no_room)
+        fit.run(resume=False)
+    assert any("no room" in line for line in told)
+    assert not fit.plans[0].cached and len(fit.history) == 3
+    assert read_header(RunFolder(tmp_path / "run").last).plans == tuple(fit.plans)
+
+
+@pytest.mark.parametrize("imbalance", list(IMBALANCE))
 def test_every_imbalance_strategy_trains(make_fit, tmp_path, imbalance):
     schedule = ScheduleConfig(name="linear-probe", head_epochs=1)
     fit = make_fit(tmp_path / "run", schedule=schedule, imbalance=imbalance)

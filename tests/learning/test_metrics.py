@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
+from sklearn.calibration import calibration_curve
 
 from medtl.learning import metrics
 
@@ -67,7 +68,9 @@ def test_unlabelled_cells_of_multilabel_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["auroc", "auprc", "brier", "accuracy", "balanced_accuracy"])
+@pytest.mark.parametrize(
+    "name", ["auroc", "auprc", "brier", "calibration_error", "accuracy", "balanced_accuracy"]
+)
 def test_weights_count_as_repeated_samples_one_weighting_at_a_time_or_many(kind: str, name: str) -> None:
     classes = classes_of(kind)
     scores, truth = make_scores(60, classes, digits=1), make_targets(60, classes, kind)
@@ -129,6 +132,7 @@ def test_one_class_leaves_what_compares_classes_undefined(kind: str, value: int)
     thresholds = np.full(1 if kind == "binary" else classes, 0.5)
     assert np.isnan(metrics.auroc(scores, truth, kind=kind))
     assert np.isnan(metrics.auprc(scores, truth, kind=kind))
+    assert np.isnan(metrics.calibration_error(scores, truth, kind=kind))
     assert np.isnan(metrics.balanced_accuracy(scores, truth, thresholds, kind=kind))
     assert np.isfinite(metrics.accuracy(scores, truth, thresholds, kind=kind))
 
@@ -192,3 +196,32 @@ def test_reliability_bins_hold_every_labelled_sample() -> None:
     truth = make_targets(50, 3, "multilabel")
     labelled = metrics.reliability_bins(make_scores(50, 3), truth, kind="multilabel")
     assert sum(entry.count for entry in labelled) == np.isfinite(truth).sum()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_calibration_error_is_the_mean_gap_of_scikit_learns_curve(kind: str) -> None:
+    scores, truth = make_scores(500, classes_of(kind)), make_targets(500, classes_of(kind), kind)
+    questions = metrics.one_vs_rest(scores, truth, kind)
+    expected = []
+    for column, flags in zip(questions.scores.T, questions.truth.T, strict=True):
+        known = np.flatnonzero(~np.isnan(flags))[:390]  # as many in each of ten bins
+        observed, stated = calibration_curve(flags[known], column[known], n_bins=10, strategy="quantile")
+        expected.append(np.abs(observed - stated).mean())
+        flags[np.setdiff1d(np.arange(500), known)] = np.nan
+    found = metrics.calibration_error_by_class(questions.scores, questions.truth, kind="multilabel")
+    assert found == pytest.approx(expected)
+
+
+def test_calibration_error_is_derived_by_hand() -> None:
+    scores = np.repeat([0.1, 0.6], [15, 5])  # 15 samples told 0.1 with 3 positives, 5 told 0.6 with 4
+    truth = np.array([1] * 3 + [0] * 12 + [1] * 4 + [0])
+    found = metrics.calibration_error(np.stack([1 - scores, scores], axis=1), truth, kind="binary")
+    assert found == pytest.approx(15 / 20 * abs(3 / 15 - 0.1) + 5 / 20 * abs(4 / 5 - 0.6))
+
+
+def test_calibration_error_sees_a_rare_class_overstated() -> None:
+    """At one to nine, told 0.5 for all: balanced posteriors are off by the difference of the priors."""
+    truth = np.array([1] + [0] * 9)
+    assert metrics.calibration_error(np.full((10, 2), 0.5), truth, kind="binary") == pytest.approx(0.4)
+    weights = np.where(truth == 1, 9, 1)  # as though both were equally common
+    assert metrics.calibration_error(np.full((10, 2), 0.5), truth, weights, kind="binary") == 0

@@ -5,6 +5,8 @@ import torch
 from pydantic import ValidationError
 
 from medtl.learning.stages import (
+    SHARED,
+    Pace,
     ScheduleConfig,
     Stage,
     entry_step,
@@ -91,3 +93,91 @@ def test_rate_rises_then_falls_to_nearly_nothing():
     factors = [rate_factor(step, 100, 0.1) for step in range(100)]
     assert max(factors) == 1.0 and factors.index(1.0) in (9, 10)
     assert factors[-1] < 0.01 and all(0 < factor <= 1 for factor in factors)
+
+
+def test_every_shared_knob_of_a_schedule_reaches_its_stages():
+    knobs = {
+        "patience": 3,
+        "min_delta": 0.01,
+        "restore_best": False,
+        "rate": 5e-4,
+        "decay": 0.7,
+        "weight_decay": 0.2,
+        "l2_sp": 0.3,
+        "warmup": 0.2,
+        "warmup_new": 0.4,
+        "optimizer_state": "keep",
+        "average": "swa",
+        "ema_decay": 0.9,
+        "swa_share": 0.5,
+        "views": 3,
+    }
+    assert knobs.keys() == set(SHARED) - {"head_rate", "batch_norm"}
+    for stage in resolve_schedule(ScheduleConfig(**knobs), 9):
+        assert {name: getattr(stage, name) for name in knobs} == knobs
+    head, *thawed = resolve_schedule(ScheduleConfig(head_rate=0.1, rate=0.2, batch_norm="follow"), 9)
+    assert (head.head_rate, head.batch_norm) == (0.1, "pretrained")
+    assert {(stage.head_rate, stage.batch_norm) for stage in thawed} == {(0.2, "follow")}
+
+
+def test_step_budgets_are_shared_like_epochs():
+    schedule = ScheduleConfig(thawed_epochs=9, head_steps=50, thawed_steps=101)
+    assert [stage.steps for stage in resolve_schedule(schedule, 9)] == [50, 50, 51]
+    with pytest.raises(ValidationError, match="thawed_steps 1 are fewer than steps"):
+        ScheduleConfig(thawed_steps=1)
+
+
+def test_scratch_is_pulled_towards_no_random_weights():
+    (stage,) = resolve_schedule(ScheduleConfig(name="scratch", l2_sp=0.5), 9)
+    assert stage.l2_sp == 0
+
+
+def pace(per_epoch=10, **knobs):
+    return Pace(Stage(**{"name": "s", "groups": 1, "epochs": 4, "head_rate": 1.0, **knobs}), per_epoch)
+
+
+@pytest.mark.parametrize(
+    ("steps", "total", "epochs", "last"),
+    [(None, 40, 4, 10), (25, 25, 3, 5), (20, 20, 2, 10), (99, 40, 4, 10)],
+)
+def test_a_stage_ends_by_epochs_or_by_steps_to_the_step(steps, total, epochs, last):
+    found = pace(steps=steps)
+    assert (found.total, found.epochs, found.steps_of(found.epochs - 1)) == (total, epochs, last)
+    assert sum(found.steps_of(epoch) for epoch in range(found.epochs)) == total
+    assert found.rate_factor(total - 1) < 0.02, "the rate falls over the steps there are"
+
+
+def test_new_groups_warm_up_besides_and_only_they():
+    found = pace(warmup=0.0, warmup_new=0.25)
+    old = [found.rate_factor(step) for step in range(40)]
+    new = [found.rate_factor(step, new=True) for step in range(40)]
+    assert old == [rate_factor(step, 40, 0.0) for step in range(40)]
+    assert [n / o for n, o in zip(new, old, strict=True)] == pytest.approx(
+        [min(1, (s + 1) / 10) for s in range(40)]
+    )
+
+
+def test_the_rate_stays_where_it_is_while_weights_are_averaged():
+    found = pace(average="swa", swa_share=0.5)
+    factors = [found.rate_factor(step) for step in range(40)]
+    assert found.first_averaged_epoch == 2
+    assert factors[:20] == [rate_factor(step, 40, 0.1) for step in range(20)]
+    assert len(set(factors[20:])) == 1 and 0.1 < factors[-1] < 0.9
+    whole = pace(average="swa", swa_share=1.0)
+    assert [whole.rate_factor(step) for step in (0, 4, 39)] == [0.25, 1.0, 1.0], "it warms up before it stays"
+
+
+def test_parameters_know_whether_they_are_new_and_whither_they_are_drawn(make_classifier):
+    classifier = make_classifier()
+    before = Stage(name="top", groups=1, epochs=1, head_rate=1e-3)
+    stage = Stage(name="more", groups=2, epochs=1, head_rate=1e-3, l2_sp=0.1, weight_decay=0.5)
+    groups = parameter_groups(classifier, stage, before)
+    kind = {
+        id(p): (group["new"], group["pull"], group["weight_decay"])
+        for group in groups
+        for p in group["params"]
+    }
+    assert kind[id(classifier.head.linear.weight)] == (False, 0.0, 0.5)
+    assert kind[id(classifier.backbone.groups["top"][0].weight)] == (False, 0.1, 0.0)
+    assert kind[id(classifier.backbone.groups["middle"][0].bias)] == (True, 0.1, 0.0)
+    assert all(group["new"] for group in parameter_groups(classifier, stage))

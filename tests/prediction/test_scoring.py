@@ -175,9 +175,19 @@ def test_the_table_reads_back_as_it_was_written(tmp_path: Path) -> None:
     write_scores(tmp_path / "out/scores.csv", ("normal", "=lesion"), rows)
     with (tmp_path / "out/scores.csv").open(newline="", encoding="utf-8") as file:
         header, first, second = list(csv.reader(file))
-    assert header == ["sample_id", "source", "status", "code", "reason", "predicted", "p_normal", "p_=lesion"]
-    assert first == ["s1", 'a "b", c\nd.png', "scored", "", "", "lesion", "0.250000", "0.750000"]
-    assert second == ["s2", "'=b.png", "refused", "file-empty", "has no bytes", "", "", ""]
+    assert header == [
+        "sample_id",
+        "source",
+        "status",
+        "code",
+        "reason",
+        "predicted",
+        "p_normal",
+        "p_=lesion",
+        "set",
+    ]
+    assert first == ["s1", 'a "b", c\nd.png', "scored", "", "", "lesion", "0.250000", "0.750000", ""]
+    assert second == ["s2", "'=b.png", "refused", "file-empty", "has no bytes", "", "", "", ""]
 
 
 def test_a_table_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,15 @@ from xml.etree import ElementTree
 
 import matplotlib
 
-from medtl.reporting.charts import DARK, LIGHT, Chart, history_chart, reliability_chart, roc_chart
+from medtl.reporting.charts import (
+    DARK,
+    LIGHT,
+    Chart,
+    decision_chart,
+    history_chart,
+    reliability_chart,
+    roc_chart,
+)
 
 HISTORY = [
     {"stage": "head", "train_loss": 0.9, "val_loss": 0.8},
@@ -72,3 +80,12 @@ def test_dark_chart_has_the_inks_of_the_dark_theme():
     assert chart is not None
     light, dark = (base64.b64decode(uri.partition(",")[2]).decode() for uri in (chart.light, chart.dark))
     assert LIGHT.ink in light and LIGHT.ink not in dark and DARK.ink in dark
+
+
+def test_net_benefit_of_one_class_is_beside_acting_on_all_and_of_several_by_name():
+    curve = {"thresholds": [0.1, 0.5], "model": [0.3, 0.2], "low": [0.2, None], "high": [0.4, None]}
+    curve["treat_all"] = [0.3, -0.2]
+    assert {"the model", "acting on all"} <= set(texts(decision_chart({"lesion": curve})))
+    shown = set(texts(decision_chart({"glioma": curve, "none": curve})))
+    assert {"glioma", "none"} <= shown and "acting on all" not in shown
+    assert decision_chart({}) is None

@@ -87,7 +87,7 @@ def test_what_an_evaluation_writes_is_what_the_page_reads(tmp_path, card, kind):
     assert interval_text((auroc["value"], auroc["low"], auroc["high"])) in page.words
     assert all(f"Threshold for {name}" in page.words for name in task.classes[-len(thresholds) :])
     assert ("Confusion matrix" in page.words) == (kind != "multilabel")
-    assert len(page.values("img", "src")) == 2
+    assert len(page.values("img", "src")) == 3
 
 
 def test_only_what_has_a_value_and_bounds_is_a_metric():
@@ -116,3 +116,59 @@ def test_any_number_of_classes_is_drawn(tmp_path, card, count):
     )
     path = write_evaluation_page(tmp_path, evaluation, card())
     check_page(read_pages(tmp_path)[path.name], path)
+
+
+def make_groups(evil: str = "") -> list:
+    def bounds(value, low, high):
+        return {"auroc": {"value": value, "low": low, "high": high}}
+
+    rows = [
+        {"name": f"F{evil}", "samples": 40, "patients": 30, "metrics": bounds(0.9, 0.8, 0.95), "reason": ""},
+        {"name": "M", "samples": 30, "patients": 25, "metrics": bounds(0.7, 0.6, 0.8), "reason": ""},
+        {"name": "O", "samples": 3, "patients": 3, "metrics": bounds(None, None, None), "reason": "too few"},
+    ]
+    gap = {"value": 0.2, "low": 0.05, "high": 0.3}
+    return [{"attribute": f"sex{evil}", "worst": "M", "gap": gap, "groups": rows}]
+
+
+def test_subgroups_sets_and_calibration_are_said_in_words(tmp_path, card):
+    conformal = {
+        "promised": 0.9,
+        "coverage": {"value": 0.88, "low": 0.8, "high": 0.93},
+        "by_class": {"opacity": {"value": 0.91, "low": 0.8, "high": 0.97}},
+        "sizes": {"1": 30, "2": 10},
+    }
+    evaluation = make_evaluation(
+        subgroups=make_groups(),
+        conformal=conformal,
+        calibration="probabilities are calibrated by temperature on validation data",
+        calibration_slope={"value": 0.6, "low": 0.4, "high": 0.8},
+        calibration_intercept={"value": 0.1, "low": -0.2, "high": 0.4},
+        threshold_rule="cost=10:1",
+        prevalence={"opacity": 0.05},
+    )
+    path = write_evaluation_page(tmp_path, evaluation, card())
+    page = read_pages(tmp_path)[path.name]
+    check_page(page, path)
+    for text in (
+        "Worst by AUROC: M, below all others together by 0.20 (95% interval 0.05 to 0.30)",
+        "3 studies, too few",
+        "90% of new patients",
+        "0.88 (95% interval 0.80 to 0.93)",
+        "30 (75%)",
+        "The model is too sure of itself: calibration slope 0.60",
+        "not shown to be too high or too low",
+        "a missed case to a false alarm 10:1",
+        "5.0%",
+        "Clopper and Pearson",
+    ):
+        assert text in page.words, text
+    assert "do not show that it is worse" not in page.words
+
+
+def test_markup_in_subgroups_stays_text(tmp_path, card):
+    tags = []
+    for name, evil in (("marked", "\"'><script>alert(1)</script>"), ("plain", "")):
+        write_evaluation_page(tmp_path / name, make_evaluation(subgroups=make_groups(evil)), card())
+        tags.append(read_pages(tmp_path / name)["evaluation.html"].tags)
+    assert tags[0] == tags[1]

@@ -24,8 +24,8 @@ class Format(Protocol):
     def recognises(self, path: Path, head: bytes) -> bool:
         """Say whether the content is of this format; head is the first HEAD_BYTES of the file."""
 
-    def scan(self, files: Sequence[Path]) -> Scan:
-        """List the series in files of this format from their headers alone."""
+    def scan(self, files: Sequence[Path], workers: int | None = None) -> Scan:
+        """List the series in files of this format from their headers alone; workers as for work_in_order."""
 
     def read(self, series: Series) -> Image:
         """Read one series. Raises ReadError."""

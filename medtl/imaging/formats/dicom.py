@@ -11,12 +11,16 @@ import numpy as np
 from medtl.errors import ReadError
 from medtl.imaging.deidentify import hash_identifier
 from medtl.imaging.formats.dicom_frames import planes_of
-from medtl.imaging.formats.dicom_headers import Instance, read_dataset, read_header
+from medtl.imaging.formats.dicom_instance import Instance
+from medtl.imaging.formats.dicom_parsing import read_dataset, read_header
 from medtl.imaging.formats.dicom_pixels import Pixels, check_decodable, decode, decode_directly
 from medtl.imaging.formats.dicom_stack import arrange
-from medtl.imaging.formats.dicom_volumes import Group, deal_planes
+from medtl.imaging.formats.dicom_volumes import PlaneSet, deal_planes
+from medtl.imaging.formats.dicom_walk import walk_header
+from medtl.imaging.headers import read_headers
 from medtl.imaging.image import Image, ImageFacts
 from medtl.imaging.series import SLICED_MODALITIES, Scan, Series
+from medtl.imaging.voi import VoiTable
 
 NAME = "dicom"
 
@@ -24,6 +28,7 @@ PREAMBLE_BYTES = 128
 # Value representations that the first elements of a file may have.
 FIRST_VRS = frozenset({b"UL", b"OB", b"UI", b"SH", b"AE", b"CS", b"DA", b"TM"})
 BURNED_IN = "has burned-in annotation"
+COPIES = "exact copies of other files"
 
 
 def recognises(path: Path, head: bytes) -> bool:
@@ -36,9 +41,9 @@ def recognises(path: Path, head: bytes) -> bool:
     return head[4:6] in FIRST_VRS or (head[3] == 0 and 0 < length <= 64)
 
 
-def scan(files: Sequence[Path]) -> Scan:
+def scan(files: Sequence[Path], workers: int | None = None) -> Scan:
     """Group the planes in files into series, from headers alone."""
-    found, refusals = _read_headers(files)
+    found, refusals = read_headers(_read_planes, files, workers)
     kept, copies = _drop_copies(found)
     uses = Counter(planes[0].sop_uid for planes in kept)
     groups = deal_planes([plane for planes in kept for plane in planes])
@@ -52,7 +57,7 @@ def scan(files: Sequence[Path]) -> Scan:
             series.append(_series(group.planes, where, item, notes))
         except ReadError as error:
             refusals.append(error)
-    return Scan(tuple(series), tuple(refusals), sum(copies.values()))
+    return Scan(tuple(series), tuple(refusals), {COPIES: copies.total()} if copies else {})
 
 
 def read(series: Series) -> Image:
@@ -78,7 +83,7 @@ def read(series: Series) -> Image:
         patient_key=hash_identifier(first.patient_id),
         study_key=hash_identifier(first.study_uid),
         series_key=hash_identifier(first.series_uid),
-        notes=(*series.notes, *dict.fromkeys(note for plane, _ in decoded for note in notes_of(plane))),
+        notes=(*series.notes, *dict.fromkeys(_notes_of_slices(decoded))),
     )
     if len(decoded) == 1:
         return Image(np.ascontiguousarray(pixels.values, np.float32), None, first.flat_spacing, facts)
@@ -97,24 +102,22 @@ def notes_of(plane: Instance) -> Iterator[str]:
         yield "was derived from other images"
 
 
-def _read_headers(files: Sequence[Path]) -> tuple[list[list[Instance]], list[ReadError]]:
-    """Return the planes of each file, in order, and the refusals of others."""
-    # One by one: parsing is Python, and eight threads that wait for each other took three times as long.
-    results = [_planes_or_error(path) for path in files]
-    planes = [result for result in results if not isinstance(result, ReadError)]
-    return planes, [result for result in results if isinstance(result, ReadError)]
+def _notes_of_slices(decoded: Sequence[tuple[Instance, Pixels]]) -> Iterator[str]:
+    """Yield what the headers say, and where the facts of an image are those of its first slice alone."""
+    for plane, _ in decoded:
+        yield from notes_of(plane)
+    windows = {pixels.voi for _, pixels in decoded if not isinstance(pixels.voi, VoiTable)}
+    for what, found in (("window", windows), ("padding", {pixels.padding for _, pixels in decoded})):
+        if len(found) > 1:
+            yield f"its slices differ in {what}: that of the first one counts"
 
 
-def _planes_or_error(path: Path) -> list[Instance] | ReadError:
-    try:
-        planes = planes_of(read_header(path))
-    except ReadError as error:
-        return error
-    except OSError as error:
-        reason = f"cannot be read: {(error.strerror or type(error).__name__).lower()}"
-        return ReadError("file-unreadable", reason, where=path, fix="check its permissions")
+def _read_planes(path: Path) -> list[Instance]:
+    """Return the planes of a file, in order, from its header."""
+    plain = walk_header(path)
+    planes = [plain] if plain is not None else planes_of(read_header(path))
     if "LOCALIZER" in planes[0].image_type:
-        return ReadError("dicom-localizer", "is a localizer", where=path, fix="name image files only")
+        raise ReadError("dicom-localizer", "is a localizer", where=path, fix="name image files only")
     return planes
 
 
@@ -143,7 +146,7 @@ def _same_content(one: Instance, other: Instance) -> bool:
     return read_dataset(one.path, first).dataset == read_dataset(other.path, second).dataset
 
 
-def _name_groups(groups: Sequence[Group]) -> list[tuple[Path, str | None]]:
+def _name_groups(groups: Sequence[PlaneSet]) -> list[tuple[Path, str | None]]:
     """Name each group by the folder that its slices have to themselves, otherwise by its first file.
 
     Where several groups come from one file they are its items, "volume/0" and so on.
@@ -158,7 +161,7 @@ def _name_groups(groups: Sequence[Group]) -> list[tuple[Path, str | None]]:
     return names
 
 
-def _path_of(group: Group, folders: Counter[Path]) -> Path:
+def _path_of(group: PlaneSet, folders: Counter[Path]) -> Path:
     files = {plane.path for plane in group.planes}
     first = group.planes[0].path
     alone = folders[first.parent] == 1 and all(path.parent == first.parent for path in files)

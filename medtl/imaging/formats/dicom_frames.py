@@ -14,17 +14,16 @@ from pydicom import Dataset
 from pydicom.tag import Tag
 
 from medtl.errors import ReadError
-from medtl.imaging.formats.dicom_headers import (
+from medtl.imaging.formats.dicom_elements import (
     FRAME_GROUP_KEYWORDS,
     KEYWORDS_BY_TAG,
     Header,
-    Instance,
-    Parsed,
-    describe,
     header_of,
-    reporting_malformed,
     values_of,
 )
+from medtl.imaging.formats.dicom_faults import reporting_malformed
+from medtl.imaging.formats.dicom_instance import Instance, describe
+from medtl.imaging.formats.dicom_parsing import Parsed
 
 # What enhanced images call an element of classic ones.
 ENHANCED_NAMES = {
@@ -53,7 +52,7 @@ def planes_of(parsed: Parsed) -> list[Instance]:
     dataset = parsed.dataset
     with reporting_malformed(parsed.path):
         header = header_of(dataset)
-    instance = describe(header, parsed)
+    instance = describe(header, parsed.path, parsed.transfer_syntax, parsed.place)
     with reporting_malformed(parsed.path):
         if "MOSAIC" in instance.image_type:
             return _tiles(dataset, instance)
@@ -72,7 +71,8 @@ def _frames(parsed: Parsed, header: Header, instance: Instance) -> list[Instance
         reason = f"has functional groups for {len(own)} of {instance.frames} frames"
         raise ReadError("dicom-header", reason, where=instance.path, fix="export it again")
     common = {**header, **(_gather(shared[0]) if shared else {})}
-    frames = [describe({**common, **_gather(item)}, parsed) for item in own]
+    source = (parsed.path, parsed.transfer_syntax, parsed.place)
+    frames = [describe({**common, **_gather(item)}, *source) for item in own]
     return [replace(frame, frame=index, frames=instance.frames) for index, frame in enumerate(frames)]
 
 

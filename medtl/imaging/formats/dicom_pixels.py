@@ -15,6 +15,7 @@ from pydicom import Dataset
 from pydicom.encaps import generate_frames, get_frame
 from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 from pydicom.uid import (
+    HTJ2K,
     JPEG2000,
     UID,
     ExplicitVRBigEndian,
@@ -34,7 +35,8 @@ from pydicom.uid import (
 
 from medtl.errors import ReadError
 from medtl.imaging.decoding import DecoderLostError, FrameRefusedError, decode_frame
-from medtl.imaging.formats.dicom_headers import Instance, Place, reporting_malformed
+from medtl.imaging.formats.dicom_faults import reporting_malformed
+from medtl.imaging.formats.dicom_instance import Instance, Place
 from medtl.imaging.voi import Voi, VoiTable
 
 # The plugin of pydicom and the distribution that decode a transfer syntax. One each: values of lossy ones
@@ -52,6 +54,7 @@ DECODERS: dict[UID, tuple[str, str]] = {
     JPEG2000: ("pylibjpeg", "pylibjpeg-openjpeg"),
     HTJ2KLossless: ("pylibjpeg", "pylibjpeg-openjpeg"),
     HTJ2KLosslessRPCL: ("pylibjpeg", "pylibjpeg-openjpeg"),
+    HTJ2K: ("pylibjpeg", "pylibjpeg-openjpeg"),
 }
 
 # Pixel values in one image, 1 GiB as float32. Checked before anything is decoded.

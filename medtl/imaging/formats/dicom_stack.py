@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtl.errors import ReadError
-from medtl.imaging.formats.dicom_headers import Instance
+from medtl.imaging.formats.dicom_instance import Instance
 
 # Slices may lie this far from an even stack: positions are written with as few as two decimals, which moves
 # a gap by up to 0.02 mm, and a hundredth of the spacing is far below what resampling blurs.

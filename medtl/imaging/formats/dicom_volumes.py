@@ -1,4 +1,4 @@
-"""Deal the planes of a folder into the images that they form: one group for each volume or projection.
+"""Deal the planes of a folder into the images that they form: one set for each volume or projection.
 
 Planes belong together by patient, study, series, matrix and orientation. Where several lie at one position
 even so, as in a series of echoes, time points or diffusion weightings, an element that tells them apart deals
@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from medtl.imaging.formats.dicom_headers import CONTRAST_KEYWORDS, MOMENT_KEYWORDS, Instance
+from medtl.imaging.formats.dicom_elements import CONTRAST_KEYWORDS, MOMENT_KEYWORDS
+from medtl.imaging.formats.dicom_instance import Instance
 from medtl.imaging.formats.dicom_stack import EVEN_MM, SAME_ORIENTATION
 from medtl.imaging.series import SLICED_MODALITIES
 
@@ -24,21 +25,21 @@ Parts = list[list[Instance]]
 
 
 @dataclass(frozen=True)
-class Group:
+class PlaneSet:
     """Planes that should form one image; notes say how they were told apart from others of their series."""
 
     planes: tuple[Instance, ...]
     notes: tuple[str, ...] = ()
 
 
-def deal_planes(planes: Sequence[Instance]) -> list[Group]:
-    """Return the groups, in the order in which their first planes are given."""
+def deal_planes(planes: Sequence[Instance]) -> list[PlaneSet]:
+    """Return the sets, in the order in which their first planes are given."""
     series: dict[tuple, list[Instance]] = defaultdict(list)
     for plane in planes:
         uid = plane.series_uid or str(plane.path.parent)
         whole = (plane.patient_id, plane.study_uid, uid)
         series[whole if is_slice(plane) else (plane.path, plane.frame)].append(plane)
-    return [group for members in series.values() for group in _divide(members, SPLITS, ())]
+    return [one for members in series.values() for one in _divide(members, SPLITS, ())]
 
 
 def is_slice(plane: Instance) -> bool:
@@ -50,15 +51,15 @@ def _divide(
     planes: list[Instance],
     splits: Sequence[tuple[str, Callable[[list[Instance]], Parts]]],
     notes: tuple[str, ...],
-) -> list[Group]:
+) -> list[PlaneSet]:
     """Divide planes by one split after the other."""
     if not splits:
-        return [Group(tuple(planes), (*notes, *_differences(planes)))]
+        return [PlaneSet(tuple(planes), (*notes, *_differences(planes)))]
     (name, split), *rest = splits
     parts = split(planes)
     if len(parts) > 1:
         notes = (*notes, f"one of {len(parts)} parts of its series, told apart by {name}")
-    return [group for part in parts for group in _divide(part, rest, notes)]
+    return [one for part in parts for one in _divide(part, rest, notes)]
 
 
 def _differences(planes: Sequence[Instance]) -> list[str]:

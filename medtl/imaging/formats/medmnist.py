@@ -11,12 +11,14 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medtl.errors import ReadError
+from medtl.imaging.headers import read_headers
 from medtl.imaging.image import Image, ImageFacts
 from medtl.imaging.series import Scan, Series
 
@@ -43,18 +45,10 @@ def recognises(path: Path, head: bytes) -> bool:
         return False
 
 
-def scan(files: Sequence[Path]) -> Scan:
+def scan(files: Sequence[Path], workers: int | None = None) -> Scan:
     """List every item of each archive, from the headers of its arrays alone."""
-    series: list[Series] = []
-    refusals: list[ReadError] = []
-    for path in files:
-        try:
-            items = [f"{part}/{row}" for part, shape in _shapes(path) for row in range(shape[0])]
-        except ReadError as error:
-            refusals.append(error)
-        else:
-            series += [Series(path, (path,), NAME, item=item) for item in items]
-    return Scan(tuple(series), tuple(refusals), 0)
+    found, refusals = read_headers(_list_items, files, workers)
+    return Scan(tuple(chain.from_iterable(found)), tuple(refusals))
 
 
 def read(series: Series) -> Image:
@@ -77,6 +71,11 @@ def read(series: Series) -> Image:
         notes=series.notes,
     )
     return Image(np.ascontiguousarray(pixels, dtype=np.float32), None, None, facts)
+
+
+def _list_items(path: Path) -> list[Series]:
+    items = [f"{part}/{row}" for part, shape in _shapes(path) for row in range(shape[0])]
+    return [Series(path, (path,), NAME, item=item) for item in items]
 
 
 def archive_labels(path: Path) -> dict[str, tuple[int, ...]]:

@@ -19,6 +19,7 @@ from PIL import Image as PillowImage
 from PIL import ImageOps, UnidentifiedImageError
 
 from medtl.errors import ReadError
+from medtl.imaging.headers import read_headers
 from medtl.imaging.image import Image, ImageFacts
 from medtl.imaging.series import Scan, Series
 
@@ -55,19 +56,10 @@ def recognises(path: Path, head: bytes) -> bool:
     return head.startswith((PNG_MAGIC, JPEG_MAGIC))
 
 
-def scan(files: Sequence[Path]) -> Scan:
+def scan(files: Sequence[Path], workers: int | None = None) -> Scan:
     """List each file as a series; refuse by the header what would not be read exactly."""
-    series: list[Series] = []
-    refusals: list[ReadError] = []
-    for path in files:
-        try:
-            with path.open("rb") as file:
-                _check(_open(file, path), path)
-        except ReadError as error:
-            refusals.append(error)
-        else:
-            series.append(Series(path, (path,), NAME))
-    return Scan(tuple(series), tuple(refusals), 0)
+    found, refusals = read_headers(_check_file, files, workers)
+    return Scan(tuple(found), tuple(refusals))
 
 
 def read(series: Series) -> Image:
@@ -93,6 +85,12 @@ def read(series: Series) -> Image:
         notes=(*series.notes, *notes),
     )
     return Image(pixels, None, None, facts)
+
+
+def _check_file(path: Path) -> Series:
+    with path.open("rb") as file:
+        _check(_open(file, path), path)
+    return Series(path, (path,), NAME)
 
 
 def _open(file: IO[bytes], path: Path) -> PillowImage.Image:

@@ -610,3 +610,19 @@ def test_reading_straight_from_the_bytes_equals_reading_through_pydicom(
     parsed = read_one(path)
     np.testing.assert_array_equal(direct.pixels, parsed.pixels)
     assert replace(direct.facts, source="") == replace(parsed.facts, source="")
+
+
+def test_a_window_or_padding_that_is_not_that_of_every_slice_is_noted(
+    make_series: Callable[..., list[Path]], tmp_path: Path
+) -> None:
+    def change(k: int, dataset: Dataset) -> None:
+        dataset.WindowCenter, dataset.WindowWidth, dataset.RescaleIntercept = 40 + k, 400, 0
+        dataset.PixelPaddingValue, dataset.RescaleSlope = 3, 1 + k // 2
+
+    make_series(instances=3, change=change)
+    (image,) = read_images(tmp_path / "mr")
+    assert image.facts.padding == (3.0, 3.0) and image.facts.voi == Window(40, 400)
+    assert image.facts.notes == (
+        "its slices differ in window: that of the first one counts",
+        "its slices differ in padding: that of the first one counts",
+    )

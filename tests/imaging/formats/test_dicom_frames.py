@@ -11,7 +11,8 @@ from pydicom import Dataset
 from medtl.errors import ReadError
 from medtl.imaging import read_images
 from medtl.imaging.formats.dicom_frames import planes_of
-from medtl.imaging.formats.dicom_headers import Instance, read_header
+from medtl.imaging.formats.dicom_instance import Instance
+from medtl.imaging.formats.dicom_parsing import read_header
 from medtl.imaging.series import scan
 from tests.imaging.conftest import AXIAL, build_enhanced, build_mosaic, csa_header, pattern, refusal, save
 

@@ -10,8 +10,8 @@ from pydicom import Dataset
 
 from medtl.imaging import read_images
 from medtl.imaging.formats.dicom_frames import planes_of
-from medtl.imaging.formats.dicom_headers import read_header
-from medtl.imaging.formats.dicom_volumes import Group, deal_planes
+from medtl.imaging.formats.dicom_parsing import read_header
+from medtl.imaging.formats.dicom_volumes import PlaneSet, deal_planes
 from medtl.imaging.naming import source_name
 from medtl.imaging.series import scan
 from tests.imaging.conftest import fixed_uid, pattern, refusal
@@ -20,17 +20,17 @@ Change = Callable[[int, Dataset], object]
 
 
 @pytest.fixture
-def deal(make_series: Callable) -> Callable[..., list[Group]]:
+def deal(make_series: Callable) -> Callable[..., list[PlaneSet]]:
     """Return a dealer of the planes of a series of six, of which `change` edits each."""
 
-    def run(change: Change, **options: Any) -> list[Group]:
+    def run(change: Change, **options: Any) -> list[PlaneSet]:
         paths = make_series(**{"instances": 6, "change": change, **options})
         return deal_planes([plane for path in paths for plane in planes_of(read_header(path))])
 
     return run
 
 
-def numbers(groups: Sequence[Group]) -> list[list[int]]:
+def numbers(groups: Sequence[PlaneSet]) -> list[list[int]]:
     """Return the slice numbers of make_series in each group, by the names that it gives."""
     return [[int(plane.path.name.split("-")[1]) for plane in group.planes] for group in groups]
 

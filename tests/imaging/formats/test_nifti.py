@@ -6,6 +6,7 @@ import struct
 import time
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from medtl.errors import ReadError
 from medtl.imaging import read_images
+from medtl.imaging.formats import nifti, nifti_stream
 from medtl.imaging.image import Image
 from medtl.imaging.naming import source_name
 from medtl.imaging.series import read_series, scan
@@ -249,7 +251,10 @@ def test_each_volume_is_scaled(make_nifti: Callable) -> None:
 
 
 @pytest.mark.parametrize("name", ["bold.nii", "bold.nii.gz"])
-def test_one_volume_takes_the_memory_of_one_volume(make_nifti: Callable, name: str) -> None:
+def test_one_volume_takes_the_memory_of_one_volume(
+    make_nifti: Callable, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nifti, "MOST_KEPT_BYTES", 0)
     series = scan(make_nifti(pattern(32, 32, 32, 40, dtype="int16"), name=name)).series
     tracemalloc.start()
     image = read_series(series[20])
@@ -257,6 +262,55 @@ def test_one_volume_takes_the_memory_of_one_volume(make_nifti: Callable, name: s
     tracemalloc.stop()
     # stored and converted, a check and a piece of the stream: all volumes would take 40 times as much
     assert image.pixels.nbytes < peak < 4 * image.pixels.nbytes
+
+
+@pytest.fixture
+def inflations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are inflated from here on."""
+    seen: list[str] = []
+
+    def inflate(raw: Any, header: Any, path: Path) -> Any:
+        seen.append(path.name)
+        return nifti_stream.inflate(raw, header, path)
+
+    monkeypatch.setattr(nifti, "inflate", inflate)
+    monkeypatch.setattr(nifti, "_last", None)
+    return seen
+
+
+def test_a_4d_file_is_inflated_once_for_all_its_volumes(make_nifti: Callable, inflations: list[str]) -> None:
+    values = pattern(4, 5, 6, 8, dtype="int16")
+    images = read_images(make_nifti(values, name="bold.nii.gz"))
+    np.testing.assert_array_equal([image.pixels[0] for image in images], np.moveaxis(values, -1, 0))
+    assert inflations == ["bold.nii.gz"] and nifti._last is None, "dropped behind the last volume"
+
+
+def test_a_large_4d_file_is_not_kept(
+    make_nifti: Callable, inflations: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = pattern(4, 5, 6, 3, dtype="int16")
+    monkeypatch.setattr(nifti, "MOST_KEPT_BYTES", values.nbytes - 1)
+    assert len(read_images(make_nifti(values))) == 3 and len(inflations) == 3 and nifti._last is None
+
+
+def test_a_4d_file_that_was_written_anew_is_inflated_anew(
+    make_nifti: Callable, inflations: list[str]
+) -> None:
+    series = scan(make_nifti(pattern(4, 5, 6, 3, dtype="int16"))).series
+    read_series(series[0])
+    other = pattern(4, 5, 6, 3, dtype="int16", seed=1)
+    make_nifti(other)
+    np.testing.assert_array_equal(read_series(series[1]).pixels[0], other[..., 1])
+    assert len(inflations) == 2
+
+
+def test_threads_that_want_the_same_file_inflate_it_once(make_nifti: Callable, inflations: list[str]) -> None:
+    values = pattern(20, 20, 20, 12, dtype="int16")
+    series = scan(make_nifti(values)).series
+    with ThreadPoolExecutor(4) as pool:
+        images = list(pool.map(read_series, series[:-1]))
+    np.testing.assert_array_equal([image.pixels[0] for image in images], np.moveaxis(values, -1, 0)[:-1])
+    assert len(inflations) == 1
 
 
 def test_a_value_that_is_not_finite_refuses_its_volume_alone(make_nifti: Callable) -> None:

@@ -1,6 +1,6 @@
 """Every transfer syntax: each image among pydicom's files is read as pydicom reads it, or refused by name.
 
-HTJ2K is in the table of decoders, but nothing here writes it, and pydicom ships no such file.
+pydicom ships no file in HTJ2K: those are written here, by OpenJPH in imagecodecs, which medtl does not need.
 """
 
 import warnings
@@ -16,8 +16,13 @@ from pydicom import Dataset
 from pydicom.data import get_testdata_files
 from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 from pydicom.uid import (
+    HTJ2K,
+    UID,
+    ComputedRadiographyImageStorage,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
@@ -28,7 +33,15 @@ from pydicom.uid import (
 
 from medtl.imaging import read_images
 from medtl.imaging.formats.dicom_pixels import DECODERS, NATIVE
-from tests.imaging.conftest import compress_with_jpeg, compress_with_lossless_jpeg, pattern, refusal, save
+from tests.imaging.conftest import (
+    build_dataset,
+    compress_with_htj2k,
+    compress_with_jpeg,
+    compress_with_lossless_jpeg,
+    pattern,
+    refusal,
+    save,
+)
 
 # Images that are refused, and why; any other image of pydicom's files has to be read.
 REFUSED = {
@@ -122,6 +135,7 @@ def test_the_files_cover_the_syntaxes_that_are_decoded() -> None:
         "JPEG Lossless, Non-Hierarchical (Process 14)",
         "High-Throughput JPEG 2000 Image Compression (Lossless Only)",
         "High-Throughput JPEG 2000 with RPCL Options Image Compression (Lossless Only)",
+        "High-Throughput JPEG 2000 Image Compression",
     }
 
 
@@ -164,6 +178,60 @@ def test_signed_values_survive_compression(make_radiograph: Callable, syntax: py
     pixels = (pattern(33, 40, top=4000) - 2000.0).astype("int16")
     (image,) = read_images(make_radiograph(pixels, BitsStored=16, syntax=syntax))
     np.testing.assert_array_equal(image.pixels[0], pixels)
+
+
+HTJ2K_KINDS = [("uint8", 8), ("int8", 8), ("uint16", 12), ("int16", 12), ("uint16", 16), ("int16", 16)]
+
+
+def over_the_range(dtype: str, bits: int) -> NDArray:
+    """Return values (38, 51) over all that so many bits hold, both ends among them."""
+    lowest = -(2 ** (bits - 1)) if dtype.startswith("i") else 0
+    values = np.random.default_rng(bits).integers(lowest, lowest + 2**bits, (38, 51))
+    values[0, :2] = lowest, lowest + 2**bits - 1
+    return values.astype(dtype)
+
+
+@pytest.mark.parametrize("syntax", [HTJ2KLossless, HTJ2KLosslessRPCL], ids=["lossless", "RPCL"])
+@pytest.mark.parametrize(("dtype", "bits"), HTJ2K_KINDS, ids=str)
+def test_htj2k_of_any_depth_and_sign_is_read_exactly(
+    tmp_path: Path, dtype: str, bits: int, syntax: UID
+) -> None:
+    pytest.importorskip("imagecodecs", reason="imagecodecs writes HTJ2K")
+    pixels = over_the_range(dtype, bits)
+    dataset = build_dataset(pixels, ComputedRadiographyImageStorage, BitsStored=bits)
+    (image,) = read_images(save(compress_with_htj2k(dataset, syntax), tmp_path / "a.dcm"))
+    np.testing.assert_array_equal(image.pixels[0], pixels)
+    assert image.facts.decoder.startswith("pylibjpeg-openjpeg ")
+
+
+def test_htj2k_in_colour_is_read_exactly(tmp_path: Path) -> None:
+    pytest.importorskip("imagecodecs", reason="imagecodecs writes HTJ2K")
+    pixels = pattern(38, 51, 3, dtype="uint8", top=255)
+    dataset = build_dataset(pixels, ComputedRadiographyImageStorage)
+    (image,) = read_images(save(compress_with_htj2k(dataset), tmp_path / "a.dcm"))
+    np.testing.assert_array_equal(image.pixels, np.moveaxis(pixels, -1, 0))
+
+
+def test_htj2k_with_loss_is_read_as_another_decoder_reads_it(tmp_path: Path) -> None:
+    imagecodecs = pytest.importorskip("imagecodecs", reason="imagecodecs writes HTJ2K")
+    smooth = np.add.outer(np.arange(64) * 30, np.arange(80) * 20).astype("uint16")
+    dataset = compress_with_htj2k(
+        build_dataset(smooth, ComputedRadiographyImageStorage, BitsStored=12), HTJ2K
+    )
+    stream = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
+    (image,) = read_images(save(dataset, tmp_path / "a.dcm"))
+    assert np.abs(image.pixels[0] - imagecodecs.htj2k_decode(stream)).max() <= 1
+    assert 0 < np.abs(image.pixels[0] - smooth).max() < 64
+
+
+def test_damaged_htj2k_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("imagecodecs", reason="imagecodecs writes HTJ2K")
+    dataset = compress_with_htj2k(
+        build_dataset(over_the_range("uint16", 12), ComputedRadiographyImageStorage, BitsStored=12)
+    )
+    stream = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
+    dataset.PixelData = pydicom.encaps.encapsulate([stream[:300]])
+    assert refusal(save(dataset, tmp_path / "a.dcm")).code == "dicom-pixels"
 
 
 @pytest.mark.parametrize("samples", [1, 3], ids=["grey", "colour"])

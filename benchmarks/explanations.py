@@ -1,0 +1,88 @@
+"""What saliency maps are worth, by method and backbone, on planted lesions: prints the faithfulness tables.
+
+python -m benchmarks.explanations [--backbones NAME ...] [--out DIR] [--images N]
+
+Trains each backbone on the X-ray phantoms of sample_data (a quarter of the patients kept for the test), then
+audits every method that suits it on the test images in which the model found the lesion. A run that is there
+already is used again.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+from medtl.cli.explain import audit_table
+from medtl.cli.terminal import TerminalWatcher
+from medtl.config import load_config
+from medtl.imaging.manifest import TaskConfig, load_manifest
+from medtl.imaging.preprocessing import prepare_image
+from medtl.imaging.series import read_series
+from medtl.imaging.splits import read_splits
+from medtl.learning.checkpoint import Checkpoint
+from medtl.prediction.audit import Case, audit
+from medtl.prediction.explanation import target_of
+from medtl.prediction.saliency import methods_for
+from medtl.prediction.scoring import score_images
+from medtl.runs.common import load_finished, sample_data
+from medtl.runs.explain import find_mask
+from medtl.runs.train import train_run
+
+BACKBONES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
+OVERRIDES = ("split.val=0.2", "split.test=0.25")
+
+
+def train(backbone: str, run: Path) -> Checkpoint:
+    """Train a backbone on the phantoms, unless the run is there."""
+    data = sample_data("xray")
+    config = load_config("xray", None, (*OVERRIDES, f"backbone.name={backbone}"))
+    with TerminalWatcher(f"training {backbone}") as watcher:
+        train_run(data, None, run, config, watcher, resume=True)
+    return load_finished(run)
+
+
+def found_cases(checkpoint: Checkpoint, run: Path, count: int) -> list[Case]:
+    """Return the test images in which the model found the lesion, with their masks."""
+    data, split = sample_data("xray"), read_splits(run / "splits.csv")
+    cases: list[Case] = []
+    for sample in load_manifest(data, None, TaskConfig()).samples:
+        if split[sample.sample_id].split != "test" or len(cases) == count:
+            continue
+        image = read_series(sample.series)
+        (scored,) = score_images(checkpoint, [image])
+        target = target_of(checkpoint.task, scored.probabilities)
+        if scored.predicted == checkpoint.task.classes[target]:
+            prepared = prepare_image(image, checkpoint.preprocessing)
+            mask = find_mask(data / "masks", sample.series.path)
+            cases.append(Case(image, prepared, target, sample.patient_id, mask))
+    return cases
+
+
+def report(backbone: str, out: Path, count: int) -> None:
+    """Print one backbone's table, the words, and what the audit took."""
+    run = out / backbone
+    checkpoint = train(backbone, run)
+    cases = found_cases(checkpoint, run, count)
+    started = time.perf_counter()
+    rows = audit(checkpoint.classifier, cases, methods_for(checkpoint.classifier))
+    seconds = time.perf_counter() - started
+    print(f"\n{backbone}: {len(cases)} images, audited in {seconds:.0f} s\n")
+    print("\n".join([*audit_table(tuple(rows)), *(row.words for row in rows)]), flush=True)
+
+
+def main() -> None:
+    """Print the tables of the chosen backbones."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--backbones", nargs="+", default=BACKBONES)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--images", type=int, default=20)
+    chosen = parser.parse_args()
+    out = chosen.out or Path(tempfile.mkdtemp(prefix="medtl-explanations-"))
+    for backbone in chosen.backbones:
+        report(backbone, out, chosen.images)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""What each strategy against class imbalance is worth where a finding is rare: prints a row for each.
+
+python -m benchmarks.imbalance [--data DIR] [--out DIR] [--ratios N ..] [--seeds N] [--only NAME ..] [--thaw]
+
+DIR holds chest-xray-pneumonia/ (PneumoniaMNIST of MedMNIST v2). Pneumonia, most of the archive, is made rare:
+one to so many normal ones, in training and in validation alike, since a threshold is chosen on data that are
+as hard to come by as those for training. Each seed deals the 1,214 normal images of the archive's training
+part (three quarters train) with its own few pneumonias, and draws the head. All runs are judged on the
+archive's own validation part, which no run has seen: all of its images, the pneumonias weighing together one
+to so many as well, so that AUPRC and calibration error are those of the prevalence trained for (sensitivity,
+specificity and balanced accuracy do not depend on it).
+
+EfficientNet-Lite0 from ImageNet at 64 px, frozen: the head alone is trained, on cached features. With --thaw
+the top two layer groups are trained after it, for 4 epochs. Intervals are Student's t over the seeds, 95%: of
+dealing and drawing again, not of other evaluation images. Differences to `none` are paired by seed. Rows that
+--out holds already are not run again.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+
+from benchmarks.main_job import DEFAULT_DATA
+from medtl.config import RunConfig, load_config
+from medtl.imaging.manifest import load_manifest, targets
+from medtl.imaging.prepared import prepare_samples
+from medtl.imaging.randomness import make_generator
+from medtl.learning import metrics
+from medtl.learning.checkpoint import Checkpoint, load_checkpoint
+from medtl.learning.imbalance import IMBALANCE
+from medtl.learning.stages import entry_step
+from medtl.runs.train import train_run
+
+VALIDATION_SHARE = 0.25
+FROZEN = (
+    "preprocessing.size=[64,64]",
+    "split.near_duplicates=ignore",  # the archive's parts are given; looking for copies would only cost time
+    "schedule=linear-probe",
+    "schedule.head_epochs=20",
+    "schedule.views=1",
+    "schedule.patience=null",
+    "fit.batch_size=32",
+)
+THAWED = ("schedule=gradual", "schedule.thaw=2", "schedule.steps=1", "schedule.thawed_epochs=4")
+DIFFERENCES = ("AUPRC", "balanced accuracy", "ECE")  # of which the difference to `none` is shown
+SHOWN = ("AUPRC", "balanced accuracy", "at 0.5", "sensitivity", "specificity", "ECE")
+
+Archive = Mapping[str, NDArray]
+
+
+class Silence:
+    """A watcher that shows nothing."""
+
+    def note(self, label: str, text: str) -> None:
+        pass
+
+    def stage(self, number: int, of: int, stage: Any, plan: Any) -> None:
+        pass
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        pass
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        pass
+
+
+class Evaluation:
+    """The evaluation images, and what the frozen prefix makes of them: the same for all runs."""
+
+    def __init__(self, source: Archive, folder: Path, config: RunConfig) -> None:
+        path = folder / "evaluation.npz"
+        np.savez(path, test_images=source["val_images"], test_labels=source["val_labels"])
+        manifest = load_manifest(path, None, config.task)
+        prepared = prepare_samples(manifest.samples, config.preprocessing)
+        self.images = prepared.read(prepared.rows_of(manifest.samples))
+        self.truth = targets(manifest.task, manifest.samples)
+        self.activations: torch.Tensor | None = None
+
+    @torch.inference_mode()
+    def probabilities(self, checkpoint: Checkpoint) -> NDArray[np.float64]:
+        """Return (N, 2)."""
+        classifier = checkpoint.classifier
+        step = min(entry_step(classifier, stage) for stage in checkpoint.header.schedule)
+        if self.activations is None:
+            self.activations = torch.cat([classifier.run(x, 0, step) for x in self.images.split(32)])
+        return classifier.probabilities(classifier(self.activations, step).double()).numpy()
+
+    def judge(self, checkpoint: Checkpoint, ratio: int) -> dict[str, float]:
+        """Return the metrics at a prevalence of one to `ratio`, and at the run's own threshold."""
+        scores, truth, chosen = self.probabilities(checkpoint), self.truth, checkpoint.header.thresholds
+        positive = truth == 1
+        weights = np.where(positive, (~positive).sum() / positive.sum() / ratio, 1.0)
+        found = (
+            metrics.auprc(scores, truth, weights, kind="binary"),
+            metrics.balanced_accuracy(scores, truth, chosen, kind="binary"),
+            metrics.balanced_accuracy(scores, truth, [0.5], kind="binary"),
+            metrics.sensitivity_by_class(scores, truth, chosen, kind="binary")[0],
+            metrics.specificity_by_class(scores, truth, chosen, kind="binary")[0],
+            metrics.calibration_error(scores, truth, weights, kind="binary"),
+        )
+        return dict(zip(SHOWN, map(float, found), strict=True))
+
+
+def thin(source: Archive, ratio: int, seed: int, folder: Path) -> Path:
+    """Return an archive with one pneumonia to `ratio` normal images in training and in validation."""
+    path = folder / f"{ratio}-{seed}.npz"
+    if path.is_file():  # written anew it would have another hash, and be prepared anew
+        return path
+    generator = make_generator(seed, "thin", ratio)
+    labels = source["train_labels"].ravel()
+    normal, pneumonia = (generator.permutation(np.flatnonzero(labels == flag)) for flag in (0, 1))
+    held = round(VALIDATION_SHARE * len(normal))
+    rare = [round(count / ratio) for count in (held, len(normal) - held)]
+    rows = {
+        "val": np.concatenate([normal[:held], pneumonia[: rare[0]]]),
+        "train": np.concatenate([normal[held:], pneumonia[rare[0] : sum(rare)]]),
+    }
+    arrays = {
+        f"{part}_{what}": source[f"train_{what}"][at]
+        for part, at in rows.items()
+        for what in ("images", "labels")
+    }
+    np.savez(path, **arrays)
+    return path
+
+
+def run_row(
+    source: Archive, evaluation: Evaluation, out: Path, choice: tuple[int, str, int], overrides: Sequence[str]
+) -> dict[str, float]:
+    """Return the metrics of one training (ratio, strategy, seed), run unless `out` has them."""
+    ratio, strategy, seed = choice
+    kept = out / f"{ratio}-{strategy}-{seed}.json"
+    if not kept.is_file():
+        config = load_config("xray", None, (*overrides, f"fit.imbalance={strategy}", f"fit.seed={seed}"))
+        with tempfile.TemporaryDirectory(dir=out) as run:
+            train_run(thin(source, ratio, seed, out), None, Path(run), config, Silence())
+            row = evaluation.judge(load_checkpoint(Path(run)), ratio)
+        kept.write_text(json.dumps(row), encoding="utf-8")
+    return json.loads(kept.read_text(encoding="utf-8"))
+
+
+def margin(values: NDArray[np.float64]) -> float:
+    """Return half the width of Student's 95% interval of the mean."""
+    return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+
+
+def print_row(ratio: int, strategy: str, rows: Sequence[dict], baseline: Sequence[dict]) -> None:
+    """Print the mean of each metric with its margin, and the differences to the baseline."""
+    cells = []
+    for name in SHOWN:
+        values, before = (np.array([row[name] for row in part]) for part in (rows, baseline))
+        cells.append(f"{values.mean():.3f} ± {margin(values):.3f}")
+        if name in DIFFERENCES and rows is not baseline:
+            cells[-1] += f" ({(values - before).mean():+.3f} ± {margin(values - before):.3f})"
+    print(f"| 1:{ratio} | {strategy} | {' | '.join(cells)} |", flush=True)
+
+
+def main() -> None:
+    """Run every strategy at every ratio with every seed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=DEFAULT_DATA)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--ratios", type=int, nargs="+", default=[20, 100])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=list(IMBALANCE), default=list(IMBALANCE))
+    parser.add_argument("--thaw", action="store_true")
+    chosen = parser.parse_args()
+    path = chosen.data / "chest-xray-pneumonia" / "pneumoniamnist.npz"
+    if not path.is_file():
+        parser.error(f"{path} is not here: name the folder of real images with --data")
+    if chosen.seeds < 2 or min(chosen.ratios) < 1:
+        parser.error("--seeds must be 2 or more, for an interval, and --ratios 1 or more")
+    out = chosen.out or Path(tempfile.mkdtemp(prefix="medtl-imbalance-"))
+    out, overrides = (out / "thawed", FROZEN + THAWED) if chosen.thaw else (out / "frozen", FROZEN)
+    out.mkdir(parents=True, exist_ok=True)
+    os.environ["MEDTL_HOME"] = str(out / "home")  # one for all runs: strategies share the cached features
+    with np.load(path) as archive:
+        source = {name: archive[name] for name in archive.files}
+    evaluation = Evaluation(source, out, load_config("xray", None, overrides))
+    header = " | ".join(("prevalence", "strategy", *SHOWN))
+    print(f"| {header} |\n|{' --- |' * (2 + len(SHOWN))}")
+    for ratio in chosen.ratios:
+        rows = {}
+        for strategy in dict.fromkeys(("none", *chosen.only)):
+            choices = [(ratio, strategy, seed) for seed in range(chosen.seeds)]
+            rows[strategy] = [run_row(source, evaluation, out, choice, overrides) for choice in choices]
+            print_row(ratio, strategy, rows[strategy], rows["none"])
+
+
+if __name__ == "__main__":
+    main()

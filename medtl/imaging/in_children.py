@@ -1,0 +1,91 @@
+"""Results of many tasks in order: in this process, or in child processes where the tasks take long.
+
+Threads would not help: parsing headers and the transforms' bookkeeping are Python, which runs one at a time.
+"""
+
+import copyreg
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import current_process, get_context
+from typing import TypeVar
+
+from medtl.errors import ReadError, TrainingError
+from medtl.imaging.in_order import in_order
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# A bound on memory: each holds what it works on, and two tasks are under way for each.
+MOST_CHILDREN = 16
+PARENT_CHECK_SECONDS = 0.5
+
+
+def work_in_order(
+    task: Callable[[Item], Result], items: Sequence[Item], workers: int | None, patience: float
+) -> Generator[Result, None, None]:
+    """Yield task(item) of each item, in order.
+
+    workers: 1 stays in this process, more are so many children; None takes a child for each processor once
+    `patience` seconds have passed and more is left than was done. A task and its results can be pickled.
+    Raises TrainingError worker-lost where a child was ended.
+    """
+    count = _usable_processors() if workers is None else workers
+    patience = patience if workers is None else 0.0
+    started, done = time.monotonic(), 0
+    while done < len(items) and (
+        count <= 1 or time.monotonic() - started < patience or len(items) - done < done
+    ):
+        yield task(items[done])
+        done += 1
+    if done < len(items):
+        yield from _work_in_children(task, items[done:], min(count, len(items) - done))
+
+
+def _usable_processors() -> int:
+    """Return how many children pay: none where forking is not safe, as with macOS's libraries, or allowed."""
+    if sys.platform != "linux" or current_process().daemon:
+        return 1
+    return min(MOST_CHILDREN, len(os.sched_getaffinity(0)))
+
+
+def _work_in_children(task: Callable[[Item], Result], items: Sequence[Item], count: int) -> Iterator[Result]:
+    pool = ProcessPoolExecutor(count, get_context("fork"), _begin_child, (os.getpid(),))
+    try:
+        yield from in_order(lambda item: pool.submit(task, item), items, 2 * count)
+    except BrokenProcessPool as error:
+        reason = "a process that reads images was ended; memory may have run out"
+        fix = "free memory and start again: it goes on where it was"
+        raise TrainingError("worker-lost", reason, fix=fix) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin_child(parent: int) -> None:
+    """Leave the terminal, the threads and the signals of the parent to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # a progress bar's hold locks of its thread
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process once its parent has gone, however it went."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_SECONDS)
+    os._exit(1)
+
+
+def _error_of(code: str, reason: str, where: str, fix: str) -> ReadError:
+    return ReadError(code, reason, where=where, fix=fix)
+
+
+# A ReadError takes keywords, with which pickle alone cannot make it again.
+copyreg.pickle(ReadError, lambda error: (_error_of, (error.code, error.reason, error.where, error.fix)))

@@ -1,0 +1,173 @@
+"""The optimizer step: the batches of one step go in, the weights move, the step's loss comes out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from medtl.imaging.randomness import derive_seed, make_generator
+from medtl.learning.batches import Batch
+from medtl.learning.classifier import Classifier, Placement
+from medtl.learning.fit_config import FitConfig
+from medtl.learning.imbalance import NoCorrection
+from medtl.learning.mixing import Mixture, mix
+from medtl.learning.stages import Pace, Stage, entry_step, parameter_groups
+
+Anchors = Mapping[nn.Parameter, Tensor]
+
+
+class Stepper:
+    """Takes the steps of one stage.
+
+    Everything that is random in a step is seeded by its number in the whole run, and by the part of it, so
+    that a step can be repeated. `start` is where batches enter the classifier's chain: 0 for images.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        model: nn.Module,
+        classifier: Classifier,
+        optimizer: torch.optim.Optimizer,
+        strategy: NoCorrection,
+        config: FitConfig,
+        pace: Pace,
+        *,
+        start: int,
+        anchors: Anchors,
+    ) -> None:
+        self.fabric, self.model, self.classifier = fabric, model, classifier
+        self.optimizer: Any = fabric.setup_optimizers(optimizer)
+        self.strategy, self.config, self.pace = strategy, config, pace
+        self.start = start
+        self.place = Placement(classifier)
+        self.entry = entry_step(classifier, pace.stage)
+        self._pulled = _pulled_groups(optimizer, anchors)
+
+    def step(self, parts: Sequence[Batch], number: int, of_stage: int) -> Tensor:
+        """Take step `number` of the run, the stage's step `of_stage`; return its loss, not yet waited for.
+
+        The gradient is that of the loss over all parts' samples together, whatever the strategy's weights.
+        """
+        self.optimizer.zero_grad()
+        shares = self._shares(parts)
+        losses = [
+            self._backward(x, targets, share, (number, *((part,) if part else ())))
+            for part, ((x, targets), share) in enumerate(zip(parts, shares, strict=True))
+        ]
+        if self.config.gradient_clip:
+            self.fabric.clip_gradients(
+                self.model, self.optimizer, max_norm=self.config.gradient_clip, error_if_nonfinite=False
+            )
+        self._set_rates(of_stage)
+        self._pull()
+        self.optimizer.step()
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def _backward(
+        self, x: Tensor, targets: Tensor, share: Tensor | None, counters: tuple[int, ...]
+    ) -> Tensor:
+        torch.manual_seed(derive_seed(self.config.seed, "step", *counters))  # dropout
+        loss = self._loss(self.place(x), targets.to(self.place.device, non_blocking=True), counters)
+        loss = loss if share is None else loss * share
+        self.fabric.backward(loss)
+        return loss.detach()
+
+    def _loss(self, x: Tensor, targets: Tensor, counters: tuple[int, ...]) -> Tensor:
+        smoothing = self.config.label_smoothing
+        if not (self.config.mixup or self.config.cutmix):
+            return self.strategy.loss(self.model(x, self.start), targets, smoothing)
+        mixed = self._mix(x, counters)
+        logits = self.model(mixed.x, self.entry)
+        own = self.strategy.loss(logits, targets, smoothing)
+        other = self.strategy.loss(logits, targets[mixed.partners], smoothing)
+        return mixed.share * own + (1 - mixed.share) * other
+
+    def _mix(self, x: Tensor, counters: tuple[int, ...]) -> Mixture:
+        """Mix a batch where the trained part of the stage begins."""
+        if self.start < self.entry:
+            with torch.no_grad(), self.fabric.autocast():
+                x = self.classifier.run(x, self.start, self.entry).float()
+        generator = make_generator(self.config.seed, "mix", *counters)
+        return mix(x, self.config.mixup, self.config.cutmix, generator)
+
+    def _shares(self, parts: Sequence[Batch]) -> list[Tensor | None]:
+        """Return what each part's mean loss counts in that of the step: its share of the weights."""
+        if len(parts) == 1:
+            return [None]
+        classes = len(self.classifier.task.classes)
+        weights = torch.stack(
+            [self.strategy.loss_parts(torch.zeros(len(t), classes), t)[1] for _, t in parts]
+        )
+        shares = weights / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+        return list(shares.to(self.place.device, non_blocking=True))
+
+    def _set_rates(self, of_stage: int) -> None:
+        factors = {new: self.pace.rate_factor(of_stage, new=new) for new in (False, True)}
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_rate"] * factors[group["new"]]
+
+    @torch.no_grad()
+    def _pull(self) -> None:
+        """Draw thawed weights towards where the run began: w -= rate * l2_sp * (w - w0)."""
+        for group, anchors in self._pulled:
+            torch._foreach_lerp_(group["params"], anchors, group["lr"] * group["pull"])
+
+
+class LossSum:
+    """Adds up the losses of steps, each waited for when the next one has been launched.
+
+    check(loss, number of the step) raises where a loss is not finite.
+    """
+
+    def __init__(self, before: float, check: Callable[[float, int], None]) -> None:
+        self._sum, self._check = before, check
+        self._pending: tuple[Tensor, int] | None = None
+
+    def add(self, loss: Tensor, step: int) -> None:
+        """Take in the loss of a step, and settle that of the step before."""
+        self.total()
+        self._pending = loss, step
+
+    def total(self) -> float:
+        """Return the sum of all losses."""
+        if self._pending is not None:
+            loss, step = self._pending[0].item(), self._pending[1]
+            self._pending = None
+            self._check(loss, step)
+            self._sum += loss
+        return self._sum
+
+
+def make_optimizer(
+    classifier: Classifier,
+    stage: Stage,
+    before: Stage | None = None,
+    former: torch.optim.Optimizer | None = None,
+) -> torch.optim.Optimizer:
+    """Return AdamW for a stage, with the moments of the stage before, `former`, where it keeps them."""
+    optimizer = torch.optim.AdamW(parameter_groups(classifier, stage, before))
+    if former is not None and stage.optimizer_state == "keep":
+        for group in optimizer.param_groups:
+            kept = {p: former.state[p] for p in group["params"] if p in former.state}
+            optimizer.state.update(kept)
+    return optimizer
+
+
+def anchors_of(classifier: Classifier, stages: Sequence[Stage]) -> dict[nn.Parameter, Tensor]:
+    """Return copies of the backbone's parameters as they are, for stages that pull towards them."""
+    if not any(stage.l2_sp for stage in stages):
+        return {}
+    return {parameter: parameter.detach().clone() for parameter in classifier.backbone.parameters()}
+
+
+def _pulled_groups(
+    optimizer: torch.optim.Optimizer, anchors: Anchors
+) -> list[tuple[dict[str, Any], list[Tensor]]]:
+    return [
+        (group, [anchors[parameter] for parameter in group["params"]])
+        for group in optimizer.param_groups
+        if group["pull"]
+    ]

@@ -1,0 +1,40 @@
+"""What a fit tells whoever watches it, and how it is asked to stop."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from medtl.errors import TrainingError
+from medtl.learning.cache_plan import CachePlan
+from medtl.learning.stages import Stage
+
+
+class Watcher(Protocol):
+    """What a front door may want to show while a fit runs."""
+
+    def note(self, label: str, text: str) -> None:
+        """Something that the user should know."""
+
+    def stage(self, number: int, of: int, stage: Stage, plan: CachePlan) -> None:
+        """A stage begins."""
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Something within a stage has come to `done` of `total`."""
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """An epoch is done; `row` is its line of history.csv."""
+
+
+class StoppedError(TrainingError):
+    """Training was asked to stop; it goes on from there when it is resumed."""
+
+
+def never() -> bool:
+    """Ask for no stop."""
+    return False
+
+
+def stopped(when: str, run: Path) -> StoppedError:
+    """Return the error that says where a run was stopped, and how it goes on."""
+    fix = "go on with the same command and --resume"
+    return StoppedError("interrupted", f"stopped {when}", where=run, fix=fix)

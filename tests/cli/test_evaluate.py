@@ -1,0 +1,66 @@
+"""medtl evaluate: thresholds by a rule, stated prevalence, subgroups, prediction sets and tables."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from medtl.learning.checkpoint import load_checkpoint
+from tests.cli import jobs
+from tests.cli.conftest import Trained
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_keeps_its_validation_predictions_calibration_and_floors(trained: Trained) -> None:
+    header = load_checkpoint(trained.run).header
+    assert header.conformal is not None and len(header.conformal.floors) == 2
+    kept = rows_of(trained.run / "predictions.csv")
+    assert len(kept) == 8 and {row["split"] for row in kept} == {"val"}
+    assert {"sample_id", "patient", "target", "logit_normal", "p_lesion"} <= kept[0].keys()
+
+
+def test_rule_prevalence_and_subgroups_reach_every_output(trained: Trained, tmp_path: Path) -> None:
+    arguments = ["--data", trained.data, "--out", tmp_path, "--threshold", "sensitivity=1"]
+    result = jobs.medtl("evaluate", trained.run, *arguments, "--prevalence", "0.05", "--part", "val")
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert found["threshold_rule"] == "sensitivity=1" and found["sensitivity"]["value"] == 1.0
+    assert found["sensitivity"]["low"] < 1 and found["prevalence"] == {"lesion": 0.05}
+    assert {"conformal", "subgroups", "decision", "auroc_bootstrap", "ppv_at_prevalence"} <= found.keys()
+    predictions = rows_of(tmp_path / "predictions.csv")
+    assert len(predictions) == 8 and {"predicted", "set"} <= predictions[0].keys()
+    assert rows_of(tmp_path / "metrics.csv") and (tmp_path / "subgroups.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--threshold", "best"],
+        ["--prevalence", "x"],
+        ["--prevalence", "1.5"],
+        ["--prevalence", "normal=0.5"],
+        ["--subgroup", "scanner"],
+    ],
+)
+def test_what_is_not_understood_is_refused_in_one_line(
+    more: list[str], trained: Trained, tmp_path: Path
+) -> None:
+    result = jobs.medtl("evaluate", trained.run, "--data", trained.data, "--out", tmp_path / "out", *more)
+    assert result.exit_code in (1, 2) and "Traceback" not in result.output
+    assert "[config-value]" in result.stderr or "[label-table]" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_without_predictions_keeps_its_own_thresholds(trained: Trained, tmp_path: Path) -> None:
+    import shutil
+
+    run = Path(shutil.copytree(trained.run, tmp_path / "run"))
+    (run / "predictions.csv").unlink()
+    arguments = ["evaluate", run, "--data", trained.data, "--out", tmp_path / "out"]
+    assert "[predictions-missing]" in jobs.medtl(*arguments, "--threshold", "youden").stderr
+    assert jobs.medtl(*arguments).exit_code == 0
