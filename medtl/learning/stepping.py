@@ -69,7 +69,7 @@ class Stepper:
     def _backward(
         self, x: Tensor, targets: Tensor, share: Tensor | None, counters: tuple[int, ...]
     ) -> Tensor:
-        torch.manual_seed(derive_seed(self.config.seed, "step", *counters))  # dropout
+        _seed_dropout(derive_seed(self.config.seed, "step", *counters), self.place.device)
         loss = self._loss(self.place(x), targets.to(self.place.device, non_blocking=True), counters)
         loss = loss if share is None else loss * share
         self.fabric.backward(loss)
@@ -114,6 +114,17 @@ class Stepper:
         """Draw thawed weights towards where the run began: w -= rate * l2_sp * (w - w0)."""
         for group, anchors in self._pulled:
             torch._foreach_lerp_(group["params"], anchors, group["lr"] * group["pull"])
+
+
+def _seed_dropout(seed: int, device: torch.device) -> None:
+    """Seed what dropout draws from.
+
+    torch.manual_seed would queue a seeding of CUDA, with the traceback of its call, until CUDA is first used:
+    without a GPU this takes as long as a step on pooled features, and memory grows with each.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 class LossSum:

@@ -10,7 +10,7 @@ from medtl.imaging.manifest import Task
 from medtl.learning.checkpoint import model_tensors
 from medtl.learning.classifier import Placement
 from medtl.learning.fit_config import FitConfig, make_fabric
-from medtl.learning.imbalance import IMBALANCE
+from medtl.learning.imbalance import make_strategy
 from medtl.learning.stages import Pace, Stage, entry_step, thaw
 from medtl.learning.stepping import LossSum, Stepper, anchors_of, make_optimizer
 
@@ -34,7 +34,7 @@ def make_stepper(classifier, stage, *, targets=None, start=0, optimizer=None, an
         fabric.setup_module(classifier),
         classifier,
         optimizer or make_optimizer(classifier, stage),
-        IMBALANCE[config.imbalance](classifier.task, targets),
+        make_strategy(config.imbalance, classifier.task, targets),
         config,
         Pace(stage, 2),
         start=start,
@@ -222,3 +222,12 @@ def test_losses_are_waited_for_one_step_later_and_named_by_their_step():
     assert checked == [(1.0, 4)]
     assert losses.total() == losses.total() == 13.0
     assert checked == [(1.0, 4), (2.0, 5)]
+
+
+def test_seeding_a_step_queues_nothing_for_a_gpu_that_is_not_there(make_classifier):
+    """torch.manual_seed would keep a traceback for each step until CUDA is used."""
+    stepper = make_stepper(make_classifier(), make_stage(0))
+    before = len(torch.cuda._queued_calls)
+    for number in range(3):
+        stepper.step([(images(), labels(BINARY))], number, 0)
+    assert len(torch.cuda._queued_calls) == before
