@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from medtl.imaging.series import Series
 
 DEFAULT_DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
-RADIOGRAPHS, COMPRESSED, SERIES, SLICES = 24, 8, 20, 22
+RADIOGRAPHS, COMPRESSED, SERIES, SLICES = 24, 24, 20, 22
 CONTENDERS = ("plain", "monai", "medtl")
 KINDS = ("uncompressed", "jpeg2000", "series")
 
@@ -81,7 +81,7 @@ def measure(contender: str, kind: str, workers: int, folder: Path) -> dict[str, 
     """Read a folder in this process; return its seconds and the peak memory of it and its children."""
     units = sorted((folder / kind).iterdir())
     pool = ProcessPoolExecutor(workers) if workers > 1 else None
-    read_all(contender, units[:workers], pool)  # imports, decoder children
+    read_all(contender, units[: 4 * workers], pool)  # imports; each worker starts its decoder child
     started = time.perf_counter()
     read_all(contender, units, pool)
     seconds = time.perf_counter() - started

@@ -38,7 +38,7 @@ def append(sample_id: str, outcome: Outcome, pixels: BinaryIO, journal: BinaryIO
         content = outcome.values.tobytes()
         pixels.write(content)
         pixels.flush()
-        entry = Entry(sample_id, _hash(content), outcome.oddity)
+        entry = Entry(sample_id, hash_pixels(content), outcome.oddity)
     journal.write(entry.line())
     journal.flush()
     return entry
@@ -66,7 +66,7 @@ def resume(
                 if not isinstance(outcome, ReadError):
                     break
                 refusals.append((sample.sample_id, outcome))
-            elif entry.content_hash != _hash(pixels.read(bytes_each)):
+            elif entry.content_hash != hash_pixels(pixels.read(bytes_each)):
                 break
             entries.append(entry)
         pixels.truncate(bytes_each * (len(entries) - len(refusals)))
@@ -110,5 +110,6 @@ def _first_line(key: str) -> bytes:
     return json.dumps({"key": key}).encode() + b"\n"
 
 
-def _hash(content: bytes) -> str:
+def hash_pixels(content: bytes) -> str:
+    """Return what pixels are known by."""
     return hashlib.sha256(content).hexdigest()[:24]

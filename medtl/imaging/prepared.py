@@ -28,7 +28,7 @@ from torch import Tensor
 from medtl import __version__
 from medtl.errors import LabelError, OutputError, ReadError
 from medtl.imaging.dataset import DATASET_FILE, check_preprocessing, dataset_of, read_record
-from medtl.imaging.journal import JOURNAL, LOCK, PIXELS, Entry, append, resume
+from medtl.imaging.journal import JOURNAL, LOCK, PIXELS, Entry, append, hash_pixels, resume
 from medtl.imaging.locations import medtl_home
 from medtl.imaging.preparing import STEPS, prepare_in_order, prepare_one
 from medtl.imaging.preprocessing import PreprocessingConfig
@@ -140,7 +140,7 @@ def open_dataset(folder: Path, samples: Sequence[Sample], config: PreprocessingC
     check_preprocessing(folder, record, config.model_dump(mode="json"))
     header = _read_whole_header(folder, record.key)
     if header is None:
-        reason = "has pixels that are incomplete, or not those of its dataset.json"
+        reason = "has pixels that are incomplete or altered, or not those of its dataset.json"
         raise ReadError("dataset-damaged", reason, where=folder, fix="copy or prepare it again")
     wanted = {sample.sample_id for sample in samples}
     refusals = ((one.sample_id, one.to_error()) for one in record.refusals if one.sample_id in wanted)
@@ -234,16 +234,25 @@ def _confirm_refusals(
 
 
 def _read_whole_header(folder: Path, key: str) -> dict[str, Any] | None:
-    """Return the header of a dataset whose pixels are those of `key` and all there, None otherwise."""
+    """Return the header of a dataset whose pixels are those of `key`, whole and unchanged, None otherwise.
+
+    Each pixel is read and hashed, at 1 to 2 GB a second: a disk or a copy may have changed some.
+    """
     try:
         header = read_json(folder / HEADER)
-        size = (folder / PIXELS).stat().st_size
+        if header.get("key") != key:
+            return None
+        return header if _has_its_pixels(folder / PIXELS, header) else None
     except (OSError, ValueError):
         return None
-    if header.get("key") != key:
-        return None
-    expected = 2 * len(header["sample_ids"]) * math.prod(header["shape"])
-    return header if size == expected else None
+
+
+def _has_its_pixels(path: Path, header: dict[str, Any]) -> bool:
+    bytes_each = 2 * math.prod(header["shape"])
+    if path.stat().st_size != bytes_each * len(header["sample_ids"]):
+        return False
+    with path.open("rb") as pixels:
+        return all(hash_pixels(pixels.read(bytes_each)) == known for known in header["content_hashes"])
 
 
 def _open(folder: Path, refusals: Refusals) -> PreparedDataset:

@@ -250,11 +250,20 @@ def test_a_dataset_is_not_prepared_again(dataset: Path, tmp_path: Path) -> None:
     assert jobs.fault(prepare(dataset, tmp_path / "again")) == "dataset-recipe"
 
 
-@pytest.mark.parametrize("damage", ["pixels cut", "pixels gone", "header gone", "json", "key", "version"])
+def flip_a_bit(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", ["pixels cut", "pixels gone", "pixel flipped", "header gone", "json", "key", "version"])
 def test_a_damaged_dataset_is_refused_by_name(damage: str, dataset: Path, tmp_path: Path) -> None:
     pixels, record = dataset / "pixels.u16", dataset / "dataset.json"
     if damage == "pixels cut":
         pixels.write_bytes(pixels.read_bytes()[:-2])
+    elif damage == "pixel flipped":
+        flip_a_bit(pixels)
     elif damage.endswith("gone"):
         (pixels if damage == "pixels gone" else dataset / "prepared.json").unlink()
     elif damage == "json":
@@ -265,9 +274,13 @@ def test_a_damaged_dataset_is_refused_by_name(damage: str, dataset: Path, tmp_pa
     assert jobs.fault(jobs.train(dataset, tmp_path / "run")) == "dataset-damaged"
 
 
-def test_a_damaged_dataset_is_mended_by_preparing_again(studies: Path, dataset: Path) -> None:
-    (dataset / "pixels.u16").unlink()
+@pytest.mark.parametrize("damage", [Path.unlink, flip_a_bit])
+def test_a_damaged_dataset_is_mended_by_preparing_again(
+    damage: Callable[[Path], None], studies: Path, dataset: Path
+) -> None:
+    damage(dataset / "pixels.u16")
     assert "24 decoded" in prepare(studies, dataset).stdout
+    assert "nothing had changed" in prepare(studies, dataset).stdout
 
 
 def test_another_dataset_json_makes_no_dataset(own_studies: Path, tmp_path: Path) -> None:
