@@ -257,7 +257,9 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", ["pixels cut", "pixels gone", "pixel flipped", "header gone", "json", "key", "version"])
+@pytest.mark.parametrize(
+    "damage", ["pixels cut", "pixels gone", "pixel flipped", "header gone", "json", "key", "version"]
+)
 def test_a_damaged_dataset_is_refused_by_name(damage: str, dataset: Path, tmp_path: Path) -> None:
     pixels, record = dataset / "pixels.u16", dataset / "dataset.json"
     if damage == "pixels cut":
