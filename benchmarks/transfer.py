@@ -1,7 +1,7 @@
 """medtl's transfer against what users would pick instead: prints tables, and which aims are met.
 
-python -m benchmarks.transfer [--data DIR] [--samples N] [--seeds N] [--augment] [--only PART ...] [--out
-DIR]
+python -m benchmarks.transfer [--data DIR] [--samples N] [--seeds N] [--augment] [--only PART ...]
+[--device cpu|cuda] [--out DIR]
 
 DIR holds brain-mri-tumour/ (Bhuvaji et al., 2,870 MR slices of 4 classes). medtl, the plain PyTorch recipe,
 Lightning with BackboneFinetuning, Lightning with finetuning-scheduler, and MONAI's SupervisedTrainer with
@@ -89,8 +89,8 @@ def _by_name(results: Sequence[dict[str, Any]], key: str) -> dict[str, list[floa
 class Bench:
     """Where results are kept, and the images that all jobs share."""
 
-    def __init__(self, data: Path, out: Path, samples: int, augment: bool) -> None:
-        self.data, self.out, self.augment = data, out, augment
+    def __init__(self, data: Path, out: Path, samples: int, augment: bool, device: str = "cpu") -> None:
+        self.data, self.out, self.augment, self.device = data, out, augment, device
         self.labels, self.images = out / f"{samples}.csv", out / f"{samples}.npz"
         self.counts = choose(data, self.labels, samples, samples // 4, Job.batch)
 
@@ -106,7 +106,8 @@ class Bench:
 
     def job(self, phases: tuple[Phase, ...], seed: int) -> Job:
         """Return a job on the bench's images."""
-        return Job(str(self.data), str(self.labels), str(self.images), phases, seed, self.augment)
+        shared = str(self.data), str(self.labels), str(self.images)
+        return Job(*shared, phases, seed, self.augment, device=self.device)
 
     def run(self, name: str, module: str, job: Job) -> dict[str, Any]:
         """Run a job in a process of its own, unless its result is there already; return its result.
@@ -267,7 +268,7 @@ def growth(bench: Bench, base: int, seed: int = 0) -> None:
     for times in GROWTH:
         out = bench.out / f"growth-{times}x"
         out.mkdir(exist_ok=True)
-        part = Bench(bench.data, out, times * base, bench.augment)
+        part = Bench(bench.data, out, times * base, bench.augment, bench.device)
         part.prepare()
         row = row_of(OURS, [part.run("medtl", PEERS[OURS].module, part.job(SCENARIOS["gradual"], seed))])
         counts.append(part.counts[0])
@@ -309,6 +310,7 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--growth-base", type=int, default=128, help="training images of 1x")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     folder = (chosen.data / "brain-mri-tumour").resolve()
@@ -320,7 +322,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     os.environ["MEDTL_SALT"] = "benchmark"
     os.environ["OMP_NUM_THREADS"] = str(chosen.threads)
-    run(Bench(folder, out.resolve(), chosen.samples, chosen.augment), chosen)
+    run(Bench(folder, out.resolve(), chosen.samples, chosen.augment, chosen.device), chosen)
 
 
 def run(bench: Bench, chosen: argparse.Namespace) -> None:
@@ -329,7 +331,7 @@ def run(bench: Bench, chosen: argparse.Namespace) -> None:
     views = "augmented" if bench.augment else "not augmented"
     print(
         f"{train} training and {val} validation images of {Job.size} px, {views}, batches of {Job.batch}, "
-        f"{chosen.seeds} seed(s), {chosen.threads} thread(s)"
+        f"{chosen.seeds} seed(s), {chosen.threads} thread(s), on {chosen.device}"
     )
     print(f"images prepared for the peers in {bench.prepare():.1f} s, which no row counts")
     verdicts: list[str] = []

@@ -223,7 +223,7 @@ def test_blocks_of_medtl_and_the_bare_loop_alternate_within_an_epoch() -> None:
 
 
 def test_the_bare_loop_has_the_images_of_the_job(images: Images) -> None:
-    batches = batches_of(images, 8)
+    batches = batches_of(images, 8, "cpu")
     assert torch.equal(torch.cat([x for x, _ in batches]), images.train)
     assert torch.equal(torch.cat([targets for _, targets in batches]), images.train_targets)
 

@@ -29,11 +29,12 @@ class BareLoop:
     def __init__(self, job: Job, images: Images) -> None:
         self.network = make_classifier(job, images).train()
         self.optimizer = torch.optim.AdamW(self.network.parameters(), 1e-4, weight_decay=job.weight_decay)
-        self.batches = batches_of(images, job.batch)
+        self.batches = batches_of(images, job.batch, job.device)
         self.at = 0
 
     def run(self, steps: int) -> float:
         """Take steps; return their seconds."""
+        settle()
         started = time.perf_counter()
         for _ in range(steps):
             x, targets = self.batches[self.at % len(self.batches)]
@@ -42,13 +43,20 @@ class BareLoop:
             loss.backward()
             self.optimizer.step()
             self.at += 1
+        settle()
         return time.perf_counter() - started
 
 
-def batches_of(images: Images, batch: int) -> list[tuple[Tensor, Tensor]]:
-    """Return the training images in whole batches, channels last."""
-    pixels = images.train.to(memory_format=torch.channels_last)
-    return list(zip(pixels.split(batch), images.train_targets.split(batch), strict=True))
+def settle() -> None:
+    """Wait for what the GPU was given, if there is one."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def batches_of(images: Images, batch: int, device: str) -> list[tuple[Tensor, Tensor]]:
+    """Return the training images in whole batches on the device, channels last."""
+    pixels = images.train.to(device, memory_format=torch.channels_last)
+    return list(zip(pixels.split(batch), images.train_targets.to(device).split(batch), strict=True))
 
 
 class TakingTurns:
@@ -73,9 +81,11 @@ class TakingTurns:
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Time from the first step of an epoch on, block after block."""
-        now = time.perf_counter()
         if not what.startswith(self.label):
             return
+        if (done - 1) % self.block == 0:
+            settle()
+        now = time.perf_counter()
         if done > 1 and (done - 1) % self.block == 0:
             self.pairs.append((now - self.begun, self.bare.run(self.block)))
         if done == 1 or (done - 1) % self.block == 0:

@@ -103,13 +103,13 @@ def load_images(path: Path) -> Images:
 
 
 def make_classifier(job: Job, images: Images) -> Classifier:
-    """Return medtl's own network, channels last, with the head that medtl draws for this seed."""
+    """Return medtl's own network, on the device and channels last, with the head drawn as medtl does."""
     torch.manual_seed(derive_seed(job.seed, "backbone"))
     backbone = BACKBONES[job.backbone](weights=job.weights, in_channels=1)
     torch.manual_seed(derive_seed(job.seed, "head"))
     classifier = Classifier(backbone, images.task, job.dropout)
     torch.manual_seed(job.seed)
-    return classifier.to(memory_format=torch.channels_last)
+    return classifier.to(job.device, memory_format=torch.channels_last)
 
 
 def top_groups(classifier: Classifier, phase: Phase) -> list[nn.Module]:
@@ -163,8 +163,11 @@ def make_loaders(job: Job, images: Images) -> tuple[DataLoader, DataLoader]:
     if job.augment:
         train = RandomViews(images.train, images.train_targets, job)
     generator = torch.Generator().manual_seed(job.seed)
-    val = TensorDataset(images.val, images.val_targets)
-    return DataLoader(train, job.batch, shuffle=True, generator=generator), DataLoader(val, job.batch)
+    val, pinned = TensorDataset(images.val, images.val_targets), job.device == "cuda"
+    return (
+        DataLoader(train, job.batch, shuffle=True, generator=generator, pin_memory=pinned),
+        DataLoader(val, job.batch, pin_memory=pinned),
+    )
 
 
 def to_score(probabilities: NDArray, targets: NDArray) -> float:
@@ -178,5 +181,6 @@ def macro_auroc(classifier: Classifier, images: Images) -> float:
     """Return the AUROC of the validation images."""
     classifier.eval()
     batches = images.val.split(64)
-    logits = torch.cat([classifier(x.to(memory_format=torch.channels_last)) for x in batches])
-    return to_score(logits.softmax(1).numpy(), images.val_targets.numpy())
+    device = next(classifier.parameters()).device
+    logits = torch.cat([classifier(x.to(device, memory_format=torch.channels_last)) for x in batches])
+    return to_score(logits.softmax(1).cpu().numpy(), images.val_targets.numpy())

@@ -23,7 +23,8 @@ class Job:
 
     data and labels: the folder of images and the table with its `split`, for who reads files; images: a .npz
     of the same images, prepared, for who does not. augment: a new random view of each image in each epoch;
-    without it all train on the images themselves. backbone, weights: of medtl's BACKBONES.
+    without it all train on the images themselves. backbone, weights: of medtl's BACKBONES. device: cpu or
+    cuda, in 32 bits on either.
     """
 
     data: str
@@ -39,6 +40,7 @@ class Job:
     dropout: float = 0.2
     weight_decay: float = 0.01
     warmup: float = 0.1
+    device: str = "cpu"
 
     def write(self, path: Path) -> None:
         """Write the job file."""

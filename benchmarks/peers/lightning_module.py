@@ -35,7 +35,7 @@ class Transfer(lightning.LightningModule):
         self.found.append((self(batch[0]).softmax(1), batch[1]))
 
     def on_validation_epoch_end(self) -> None:
-        probabilities, targets = (torch.cat(parts).numpy() for parts in zip(*self.found, strict=True))
+        probabilities, targets = (torch.cat(parts).cpu().numpy() for parts in zip(*self.found, strict=True))
         self.found.clear()
         self.log("val_auroc", to_score(probabilities, targets))
 
@@ -96,7 +96,8 @@ def fit(
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     job = module.job
     trainer = lightning.Trainer(
-        accelerator="cpu",
+        accelerator=job.device,
+        devices=1,
         max_epochs=sum(phase.epochs for phase in job.phases),
         callbacks=[*callbacks, Rates(job, clock), checkpoint],
         default_root_dir=folder,

@@ -105,7 +105,7 @@ def make_trainer(
         optimizer, lambda step: rate_factor(step, total, job.warmup)
     )
     return SupervisedTrainer(
-        device=torch.device("cpu"),
+        device=torch.device(job.device),
         max_epochs=phase.epochs,
         train_data_loader=loader,
         network=classifier,
@@ -126,7 +126,7 @@ def make_evaluator(
 ) -> SupervisedEvaluator:
     """Return an evaluator that keeps the network of the best AUROC."""
     return SupervisedEvaluator(
-        device=torch.device("cpu"),
+        device=next(classifier.parameters()).device,
         val_data_loader=loader,
         network=classifier,
         prepare_batch=channels_last,

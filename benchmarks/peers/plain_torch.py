@@ -71,8 +71,10 @@ def train_epoch(
     classifier.eval()
     for module in (*top_groups(classifier, phase), classifier.head):
         module.train()
+    device = next(classifier.parameters()).device
     for x, targets in loader:
-        loss = nn.functional.cross_entropy(classifier(x.to(memory_format=torch.channels_last)), targets)
+        x = x.to(device, non_blocking=True, memory_format=torch.channels_last)
+        loss = nn.functional.cross_entropy(classifier(x), targets.to(device, non_blocking=True))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -85,8 +87,10 @@ def validate(classifier: Classifier, loader: DataLoader) -> float:
     """Return the AUROC."""
     classifier.eval()
     found: list[tuple[Tensor, Tensor]] = []
+    device = next(classifier.parameters()).device
     for x, targets in loader:
-        found.append((classifier(x.to(memory_format=torch.channels_last)).softmax(1), targets))
+        x = x.to(device, non_blocking=True, memory_format=torch.channels_last)
+        found.append((classifier(x).softmax(1).cpu(), targets))
     probabilities, targets = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
     return to_score(np.asarray(probabilities), np.asarray(targets))
 

@@ -73,7 +73,8 @@ class Fit:
     ) -> None:
         self.fabric = make_fabric(config)
         self.classifier = lay_out(classifier)
-        self.model = self.fabric.setup_module(self.classifier)
+        network = torch.compile(self.classifier) if config.compile else self.classifier
+        self.model = self.fabric.setup_module(network)
         # Before anything of an earlier session is loaded: the weights that the run began from.
         self.anchors = anchors_of(self.classifier, header.schedule)
         self.data = data

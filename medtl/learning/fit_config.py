@@ -21,7 +21,8 @@ class FitConfig(BaseModel):
 
     precision: `auto` is 32 bits on a processor, and bf16 (or fp16) mixed on a GPU; a resumed run is exact on
     a processor, and fp16 begins its loss scale anew. cache_gb bounds the disk that all cached
-    activations below medtl's home may take together; 0 turns the cache off.
+    activations below medtl's home may take together; 0 turns the cache off. compile: let torch.compile make
+    kernels for the network, anew for each stage: worth its minutes in long stages on a GPU.
 
     imbalance: see imbalance.py. label_smoothing: the chance by which a label is replaced by any of the
     possible ones (Szegedy 2016). mixup, cutmix: the parameter a of the Beta(a, a) distribution by which a
@@ -40,6 +41,7 @@ class FitConfig(BaseModel):
     workers: int = Field(default=0, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    compile: bool = False
     imbalance: ImbalanceConfig = ImbalanceConfig(name="none")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     mixup: float = Field(default=0.0, ge=0, le=100)

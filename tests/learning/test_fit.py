@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from medtl.errors import OutputError, TrainingError
+from medtl.learning import cache_plan
 from medtl.learning.checkpoint import load_checkpoint, model_tensors, read_header, read_tensors
 from medtl.learning.fit import FitConfig, make_fabric
 from medtl.learning.imbalance import IMBALANCE
@@ -362,6 +363,107 @@ def test_an_absent_gpu_is_named():
     with pytest.raises(TrainingError) as caught:
         make_fabric(FitConfig(device="cuda"))
     assert caught.value.code == "device-missing"
+
+
+def test_a_compiled_network_trains_to_the_same_numbers(make_fit, tmp_path, monkeypatch):
+    plain, made = make_fit(tmp_path / "plain"), []
+    plain.run(resume=False)
+
+    really_compile = torch.compile
+
+    def compile_quickly(network, **_):
+        made.append(network)
+        return really_compile(network, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", compile_quickly)
+    compiled = make_fit(tmp_path / "compiled", compile=True)
+    compiled.run(resume=False)
+    assert made[0] is compiled.classifier
+    assert_close(compiled.classifier, plain.classifier, 1e-4)
+    assert load_checkpoint(tmp_path / "compiled").header.schedule == plain.stages
+
+
+def assert_close(one, other, tolerance):
+    for (name, here), there in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.allclose(here.cpu().float(), there.cpu().float(), atol=tolerance), name
+
+
+@pytest.fixture
+def make_gpu_fit(make_fit):
+    """Return make_fit on a GPU, in 32 bits: skip without one."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device is here")
+    torch.backends.cudnn.allow_tf32, before = False, torch.backends.cudnn.allow_tf32
+    yield partial(make_fit, device="cuda", precision="32-true")
+    torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.cuda
+def test_a_gpu_trains_to_what_a_processor_does(make_fit, make_gpu_fit, tmp_path):
+    here, there = make_fit(tmp_path / "cpu", dropout=0.0), make_gpu_fit(tmp_path / "cuda", dropout=0.0)
+    for fit in (here, there):
+        fit.run(resume=False)
+    assert_close(there.classifier, here.classifier, 5e-3)
+    for ours, theirs in zip(there.history, here.history, strict=True):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=1e-3)
+
+
+@pytest.mark.cuda
+def test_cached_and_uncached_training_agree_on_a_gpu(make_gpu_fit, tmp_path, monkeypatch):
+    monkeypatch.setitem(cache_plan.SPEEDS, "cuda", cache_plan.Speed(1e6, 1e6))
+    cached, uncached = make_gpu_fit(tmp_path / "a"), make_gpu_fit(tmp_path / "b", cache_gb=0)
+    for fit in (cached, uncached):
+        fit.run(resume=False)
+    assert [any(plan.cached for plan in fit.plans) for fit in (cached, uncached)] == [True, False]
+    assert_close(cached.classifier, uncached.classifier, 1e-4)
+
+
+@pytest.mark.cuda
+def test_what_is_frozen_keeps_its_bytes_on_a_gpu(make_gpu_fit, tmp_path):
+    fit = make_gpu_fit(tmp_path / "run", schedule=ScheduleConfig(name="linear-probe", head_epochs=2))
+    before = {name: tensor.clone() for name, tensor in fit.classifier.backbone.state_dict().items()}
+    fit.run(resume=False)
+    after = fit.classifier.backbone.state_dict()
+    assert after and all(
+        tensor.is_cuda and torch.equal(before[name], tensor) for name, tensor in after.items()
+    )
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("after", [3, 9])
+def test_a_killed_run_on_a_gpu_goes_on_where_it_was(make_gpu_fit, tmp_path, after):
+    unbroken = make_gpu_fit(tmp_path / "unbroken")
+    unbroken.run(resume=False)
+    with pytest.raises(Killed):
+        make_gpu_fit(tmp_path / "killed", watcher=KillingWatcher(after)).run(resume=False)
+    resumed = make_gpu_fit(tmp_path / "killed")
+    resumed.run(resume=True)
+    assert_close(resumed.classifier, unbroken.classifier, 1e-4)
+
+
+@pytest.mark.cuda
+def test_compiled_kernels_train_on_a_gpu(make_gpu_fit, tmp_path):
+    fit = make_gpu_fit(tmp_path / "run", compile=True, cache_gb=0)
+    fit.run(resume=False)
+    assert fit.position.best[0] > 0.9
+
+
+@pytest.mark.cuda
+def test_a_full_gpu_is_one_line_and_keeps_the_last_epoch(make_gpu_fit, tmp_path):
+    fit = make_gpu_fit(tmp_path / "run")
+    real, calls = fit.strategy.loss, []
+
+    def fill_up_in_the_second_epoch(logits, targets, smoothing=0.0):
+        calls.append(1)
+        if len(calls) > 3:
+            torch.empty(2**45, dtype=torch.uint8, device="cuda")
+        return real(logits, targets, smoothing)
+
+    fit.strategy.loss = fill_up_in_the_second_epoch
+    with pytest.raises(TrainingError) as caught:
+        fit.run(resume=False)
+    assert caught.value.code == "out-of-memory" and "batch_size" in caught.value.fix
+    assert len(fit.history) == 1 and load_checkpoint(tmp_path / "run").header
 
 
 @pytest.mark.cuda
