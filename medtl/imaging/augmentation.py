@@ -2,8 +2,8 @@
 
 import math
 
-import torch
 from monai.transforms import Compose, RandAdjustContrast, RandAffine, RandFlip, RandGaussianNoise
+from monai.utils import convert_to_tensor
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
@@ -38,7 +38,9 @@ class Augmentation:
         if not self._transform.transforms:
             return pixels
         self._transform.set_random_state(derive_seed(seed, "augment", *counters) % 2**32)
-        return torch.as_tensor(self._transform(pixels)).clamp(0.0, 1.0)
+        # Metadata would make each operation of a network on it a call of Python.
+        view: Tensor = convert_to_tensor(self._transform(pixels), track_meta=False)
+        return view.clamp(0.0, 1.0)
 
 
 def _transforms(config: AugmentationConfig, size: tuple[int, ...]) -> list:
