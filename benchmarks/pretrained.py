@@ -1,6 +1,6 @@
 """What pretrained weights are worth by backbone and schedule: prints a row for each training.
 
-python -m benchmarks.pretrained [--data DIR] [--out DIR] [--only PART] [--threads N]
+python -m benchmarks.pretrained [--data DIR] [--out DIR] [--only PART] [--threads N] [--device D]
 
 DIR holds brain-mri-tumour/ (Bhuvaji et al.), chest-xray-pneumonia/ (PneumoniaMNIST of MedMNIST v2) and
 hippocampus-mri/ (Medical Segmentation Decathlon Task04). The planar parts train EfficientNet-Lite0, 1 and 2
@@ -50,7 +50,9 @@ VOLUMES = (
 )
 
 
-def row_of(name: str, out: Path, arguments: Sequence[str], overrides: Sequence[str], threads: int) -> dict:
+def row_of(
+    name: str, out: Path, arguments: Sequence[str], overrides: Sequence[str], threads: int, device: str
+) -> dict:
     """Return the row of one training, run in a fresh home unless `out` has it."""
     kept = out / f"{name}.json"
     if kept.is_file():
@@ -58,6 +60,7 @@ def row_of(name: str, out: Path, arguments: Sequence[str], overrides: Sequence[s
     with tempfile.TemporaryDirectory(prefix="home-", dir=out) as home:
         settings = [part for override in overrides for part in ("--set", override)]
         command = [sys.executable, "-m", "medtl", "train", *arguments, "--out", str(Path(home) / "run")]
+        command += ["--device", device]
         environment = {**os.environ, "MEDTL_HOME": home, "OMP_NUM_THREADS": str(threads)}
         before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         done = subprocess.run([*command, "--json", *settings], env=environment, stdout=subprocess.PIPE)
@@ -81,34 +84,34 @@ def print_row(row: dict) -> None:
 
 
 def planar_rows(
-    part: str, out: Path, arguments: Sequence[str], overrides: Sequence[str], threads: int
+    part: str, out: Path, arguments: Sequence[str], overrides: Sequence[str], threads: int, device: str
 ) -> None:
     """Run each backbone with each schedule."""
     for backbone in PLANAR:
         for schedule in SCHEDULES:
             chosen = (f"backbone.name={backbone}", f"schedule={schedule}", *overrides)
-            print_row(row_of(f"{part} {backbone} {schedule}", out, arguments, chosen, threads))
+            print_row(row_of(f"{part} {backbone} {schedule}", out, arguments, chosen, threads, device))
 
 
-def brain(data: Path, out: Path, threads: int) -> None:
+def brain(data: Path, out: Path, threads: int, device: str) -> None:
     """2,870 MR slices of four classes at 160 px."""
     folder = str(data / "brain-mri-tumour")
     recipe = ["--modality", "mri", "--config", "configs/mri-slices.yaml", "--data", folder]
-    planar_rows("brain", out, recipe, BRAIN, threads)
+    planar_rows("brain", out, recipe, BRAIN, threads, device)
 
 
-def chest(data: Path, out: Path, threads: int) -> None:
+def chest(data: Path, out: Path, threads: int, device: str) -> None:
     """5,232 small radiographs of two classes, enlarged to 64 px."""
     archive = str(data / "chest-xray-pneumonia" / "pneumoniamnist.npz")
-    planar_rows("chest", out, ["--modality", "xray", "--data", archive], CHEST, threads)
+    planar_rows("chest", out, ["--modality", "xray", "--data", archive], CHEST, threads, device)
 
 
-def hippocampus(data: Path, out: Path, threads: int) -> None:
+def hippocampus(data: Path, out: Path, threads: int, device: str) -> None:
     """130 volumes of two classes: three ways to three dimensions."""
     recipe = ["--modality", "mri", "--data", str(data / "hippocampus-mri")]
     for backbone, choices in VOLUMES:
         overrides = (f"backbone.name={backbone}", *HIPPOCAMPUS, *choices)
-        print_row(row_of(f"hippocampus {backbone}", out, recipe, overrides, threads))
+        print_row(row_of(f"hippocampus {backbone}", out, recipe, overrides, threads, device))
 
 
 PARTS = (brain, hippocampus, chest)
@@ -123,6 +126,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", choices=[part.__name__ for part in PARTS])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     chosen = parser.parse_args()
     if not chosen.data.is_dir():
         parser.error(f"{chosen.data} is not here: name the folder of real images with --data")
@@ -132,7 +136,7 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- |")
     for part in PARTS:
         if chosen.only in (None, part.__name__):
-            part(chosen.data.resolve(), out, chosen.threads)
+            part(chosen.data.resolve(), out, chosen.threads, chosen.device)
 
 
 if __name__ == "__main__":
