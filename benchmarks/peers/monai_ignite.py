@@ -23,6 +23,7 @@ from monai.transforms import (
     RandAdjustContrastd,
     RandAffined,
     RandFlipd,
+    ToDeviced,
 )
 from torch import Tensor, nn
 
@@ -132,7 +133,11 @@ def make_evaluator(
         prepare_batch=channels_last,
         inferer=SimpleInferer(),
         postprocessing=Compose(
-            [Activationsd(keys="pred", softmax=True), AsDiscreted(keys="label", to_onehot=classes)]
+            [
+                Activationsd(keys="pred", softmax=True),
+                AsDiscreted(keys="label", to_onehot=classes),
+                ToDeviced(keys=["pred", "label"], device="cpu"),
+            ]
         ),
         key_val_metric={"auroc": ROCAUC(average="macro", output_transform=from_engine(["pred", "label"]))},
         val_handlers=[saver],

@@ -64,15 +64,18 @@ class Classifier(nn.Module):
         self.batch_norm_follows_data = batch_norm_follows_data
         for index, group in enumerate(self.backbone.groups.values()):
             group.requires_grad_(index >= groups)
+        super().train(self.training)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Set training mode, except for what is frozen."""
-        super().train(mode)
+        """Set training mode, except for what is frozen. A group that has its mode is left as it is."""
+        self.training = self.backbone.training = mode
+        self.head.train(mode)
         for index, group in enumerate(self.backbone.groups.values()):
-            if index < self.frozen:
-                group.eval()
-            elif not self.batch_norm_follows_data:
+            trains = mode and index >= self.frozen
+            if group.training != trains:
+                group.train(trains)
+            if trains and not self.batch_norm_follows_data:
                 _hold_statistics(group)
         return self
 

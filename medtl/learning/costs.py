@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -37,13 +38,24 @@ class StepCost:
         return FLOAT_BYTES * math.prod(self.output_shape)
 
 
+_known: WeakKeyDictionary[Classifier, dict[tuple[int, ...], tuple[StepCost, ...]]] = WeakKeyDictionary()
+
+
 def step_costs(classifier: Classifier, image: Tensor | Sequence[int]) -> tuple[StepCost, ...]:
     """Return the cost of each step of the chain: the layer groups, the pooling, the head.
 
     image: one image (1, C, *size), or its shape. Nothing is computed: the chain runs on the meta device, on a
-    copy that has shapes and no numbers, and takes well under a second for the largest networks.
+    copy that has shapes and no numbers, and takes well under a second for the largest networks; what is known
+    of a classifier is not counted again.
     """
     shape = tuple(image.shape if isinstance(image, Tensor) else image)
+    known = _known.setdefault(classifier, {})
+    if shape not in known:
+        known[shape] = _count(classifier, shape)
+    return known[shape]
+
+
+def _count(classifier: Classifier, shape: tuple[int, ...]) -> tuple[StepCost, ...]:
     ghost = _without_numbers(classifier)
     x = torch.empty(shape, device="meta")
     costs = []

@@ -47,6 +47,7 @@ from medtl.learning.feature_store import (
     staging_folder,
     telling,
 )
+from medtl.learning.folding import fold_groups
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +137,6 @@ class FeatureCache:
         self.precision = precision
         self.root = root or medtl_home() / "features"
         self.budget_bytes = budget_bytes
-        self._costs: dict[tuple[int, ...], tuple[StepCost, ...]] = {}
 
     def ensure(
         self,
@@ -168,7 +168,7 @@ class FeatureCache:
         }
 
     def _specs(self, views: Views, wanted: Wanted) -> dict[Slot, StoreSpec]:
-        costs = self._step_costs(views.image_shape)
+        costs = step_costs(self.classifier, views.image_shape)
         batch_size = pass_batch_size(costs)
         keys = _Keys(self, views, max(wanted), batch_size)
         return {
@@ -178,11 +178,6 @@ class FeatureCache:
             for step, count in wanted.items()
             for view in range(count)
         }
-
-    def _step_costs(self, shape: tuple[int, ...]) -> tuple[StepCost, ...]:
-        if shape not in self._costs:
-            self._costs[shape] = step_costs(self.classifier, shape)
-        return self._costs[shape]
 
     def _open_or_claim(
         self, specs: Mapping[Slot, StoreSpec], claims: ExitStack, team: Team
@@ -287,9 +282,10 @@ class FeatureCache:
         total = len(views) * len({view for _, view in stagings})
         left = sum(len(job.rows) for job in jobs)
         own = jobs[team.rank :: team.world]
+        network = fold_groups(self.classifier, views.image_shape)
         with closing(self._read_ahead(views, own)) as batches:
             for number, (job, images) in enumerate(zip(own, batches, strict=True), start=1):
-                for step, activation in self._boundaries(images, job.steps).items():
+                for step, activation in self._boundaries(network, images, job.steps).items():
                     stagings[step, job.view].write(job.batch, activation)
                 if progress:
                     done = sum(len(job.rows) for job in jobs[: number * team.world])
@@ -322,19 +318,15 @@ class FeatureCache:
         return _all_open(self.root, published)
 
     @torch.inference_mode()
-    def _boundaries(self, images: Tensor, steps: Sequence[int]) -> dict[int, Tensor]:
+    def _boundaries(self, network: Classifier, images: Tensor, steps: Sequence[int]) -> dict[int, Tensor]:
         """Return the activations entering each step, in one chain."""
-        classifier = self.classifier
-        was_training = classifier.training
-        classifier.eval()
         found, at = {}, 0
-        x = place_images(images, classifier)
+        x = place_images(images, network)
         for step in steps:
             with self.autocast():
-                x = classifier.run(x, at, step)
+                x = network.run(x, at, step)
             found[step] = x.float().cpu().contiguous()
             at = step
-        classifier.train(was_training)
         return found
 
 
@@ -345,7 +337,7 @@ class _Keys:
         self._backbone = cache.classifier.backbone
         self._views = views.key
         device = next(cache.classifier.parameters()).device
-        self._common = (FORMAT_VERSION, *VERSIONS, cache.precision, _arithmetic(device), batch_size)
+        self._common = (FORMAT_VERSION, *VERSIONS, "folded", cache.precision, _arithmetic(device), batch_size)
         self._prefixes = _prefix_digests(cache.classifier, deepest)
         samples = hashlib.sha256(str(views.image_shape).encode())
         for row in views.rows:

@@ -73,7 +73,7 @@ class Fit:
     ) -> None:
         self.fabric = make_fabric(config)
         self.classifier = lay_out(classifier)
-        network = torch.compile(self.classifier) if config.compile else self.classifier
+        network: Any = torch.compile(self.classifier) if config.compile else self.classifier
         self.model = self.fabric.setup_module(network)
         # Before anything of an earlier session is loaded: the weights that the run began from.
         self.anchors = anchors_of(self.classifier, header.schedule)
