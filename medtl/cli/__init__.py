@@ -25,6 +25,7 @@ from medtl.cli.train import train
 from medtl.cli.tune import tune
 from medtl.cli.weights import weights
 from medtl.errors import MedtlError
+from medtl.imaging.memory import keep_freed_memory
 
 PROBLEMS_SHOWN = 20
 
@@ -62,6 +63,7 @@ def main(debug: bool) -> None:
         warnings.simplefilter("ignore")
         os.environ.setdefault("PYTHONWARNINGS", "ignore")
     signal.signal(signal.SIGTERM, _interrupt)
+    keep_freed_memory()
 
 
 COMMANDS = (demo, inspect, prepare, train, tune, evaluate, score, explain, report, backbones, weights, config)
