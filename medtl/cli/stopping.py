@@ -12,10 +12,13 @@ class StopSignal:
     """A question that training asks after each step: has the user asked to stop?
 
     Until it is first asked, and at the second signal, a signal raises KeyboardInterrupt: nobody would answer.
+    of_many: this is one of several processes that train together. torchrun sends SIGTERM to all that are left
+    once one has ended, and such a process ends by itself: after the block it heeds SIGTERM no more.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.of_many = False
         self._answered = False
         self._process = os.getpid()
         self._before: dict[int, Any] = {}
@@ -28,7 +31,8 @@ class StopSignal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            deaf = self.of_many and number == signal.SIGTERM
+            signal.signal(number, signal.SIG_IGN if deaf else handler)
 
     def __call__(self) -> bool:
         """Return whether a signal has come."""

@@ -62,6 +62,7 @@ def train(
     stop = StopSignal()
     try:
         with stop, joined_world() as world:
+            stop.of_many = not world.alone
             outcome = _train(recipe_of_run, data, labels, out, resume, stop, world)
     except AlreadyToldError:
         ctx.exit(stop.exit_code if stop.received else 1)
