@@ -93,8 +93,7 @@ class Stepper:
         if self.world.alone:
             return Step(loss, asked)
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        extras = torch.stack([loss.float(), loss.new_tensor(float(asked))])
-        sums = self.world.sum_gradients(trained, extras)
+        sums = self.world.sum_gradients(trained, torch.stack([loss, loss.new_tensor(float(asked))]))
         return Step(sums[0], bool(sums[1] > 0))
 
     def _backward(self, x: Tensor, targets: Tensor, share: Tensor | None, counters: Counters) -> Tensor:

@@ -83,7 +83,9 @@ class World:
         """Give all processes the weights and buffers of the one that leads."""
         if not self.alone:
             for tensor in module.state_dict().values():
-                self._collect(dist.broadcast, tensor, 0)
+                plain = tensor.reshape(-1).clone()  # whatever the layout of the weights
+                self._collect(dist.broadcast, plain, 0)
+                tensor.copy_(plain.view_as(tensor))
 
     def share(self, numbers: Sequence[float]) -> list[float]:
         """Return the numbers of the process that leads, from which all decide alike."""

@@ -205,14 +205,15 @@ def test_whoever_waits_for_the_leader_ends_with_it():
     assert second.startswith("AlreadyToldError") and third.startswith("AlreadyToldError")
 
 
-def test_of_a_stop_the_leader_speaks_however_long_it_takes_to_save():
+@pytest.mark.parametrize("error", [StoppedError("interrupted", "stopped"), KeyboardInterrupt()])
+def test_of_a_stop_the_leader_speaks_however_long_it_takes_to_save(error):
     def member(world):
         if world.leads:
             time.sleep(0.5)
-        raise StoppedError("interrupted", "stopped")
+        raise error
 
     first, second = in_world(member)
-    assert first.startswith("StoppedError") and second.startswith("AlreadyToldError")
+    assert first.startswith(type(error).__name__) and second.startswith("AlreadyToldError")
 
 
 def test_parts_are_every_sample_once_and_differ_by_one_at_most():
