@@ -165,7 +165,7 @@ def test_a_signal_saves_the_trial_and_ends_the_search_in_a_line(
 def test_a_search_that_is_stopped_goes_on_to_the_same_trials(
     studies: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A trial asks after its step, in a validation and while its best epoch is judged; then the search does."""
+    """A trial asks after its step, in a validation and while its best epoch is judged; then the search."""
     more = ("--trials", "2", "--space", space, "--evaluate", "--set", "split.test=0.25")
     more = (*more, "--set", "schedule.head_epochs=1")
     assert search(studies, tmp_path / "whole", *more).exit_code == 0
