@@ -275,12 +275,14 @@ class Fit:
     def _ensure(
         self, cache: FeatureCache, views: Views, wanted: Wanted, what: str
     ) -> dict[int, FeatureStore]:
-        team: dict[str, Any] = {
-            "rank": self.world.rank,
-            "world": self.world.size,
-            "barrier": partial(self.world.barrier, partial(self._stop_pass, f"in the {what}")),
-        }
-        return cache.ensure(views, wanted, partial(self._pass_on, what), **team)
+        return cache.ensure(
+            views,
+            wanted,
+            partial(self._pass_on, what),
+            rank=self.world.rank,
+            world=self.world.size,
+            barrier=partial(self.world.barrier, partial(self._stop_pass, f"in the {what}")),
+        )
 
     def _pass_on(self, what: str, done: int, total: int) -> None:
         """Show how far a pass has come, and end it where a stop is asked for: nothing of it need be saved."""
