@@ -12,8 +12,9 @@ class StopSignal:
     """A question that training asks after each step: has the user asked to stop?
 
     Until it is first asked, and at the second signal, a signal raises KeyboardInterrupt: nobody would answer.
-    of_many: this is one of several processes that train together. torchrun sends SIGTERM to all that are left
-    once one has ended, and such a process ends by itself: after the block it heeds SIGTERM no more.
+    of_many: this is one of several processes that train together. A signal to all may reach each of them again
+    through torchrun, which kills whoever lingers: a second one changes nothing. It also sends SIGTERM to all
+    that are left once one has ended: after the block, where a process ends by itself, it heeds none.
     """
 
     def __init__(self) -> None:
@@ -48,7 +49,8 @@ class StopSignal:
         if os.getpid() != self._process:
             self._receive_in_child(number)
             return
-        waits = self._answered and self.received is None
+        first = self.received is None
+        waits = self._answered if first else self.of_many
         self.received = number
         if not waits:
             raise KeyboardInterrupt

@@ -26,8 +26,8 @@ from medtl.learning.watching import StoppedError
 JOIN_TIMEOUT = timedelta(minutes=5)
 # Of one collective: between two of them nobody reads files or judges a run alone.
 STEP_TIMEOUT = timedelta(minutes=30)
-# torchrun kills whoever has not ended 30 seconds after the first one has.
-PATIENCE_WITH_LEADER = 10.0
+# torchrun kills whoever has not ended 30 seconds after a signal.
+PATIENCE_WITH_LEADER = 25.0
 LONGEST_PAUSE = 0.05
 VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
