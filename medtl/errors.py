@@ -7,6 +7,7 @@
     ├── ConfigError      a recipe or an override is not understood
     ├── WeightsError     pretrained weights are absent, altered or of another network
     ├── TrainingError    training cannot go on
+    │   └── AlreadyToldError  another process of the run has said why
     ├── CheckpointError  a run or checkpoint cannot be loaded
     └── OutputError      a result cannot be written where it was asked for
 
@@ -102,6 +103,8 @@ CODES: dict[str, str] = {
     "loss-not-finite": "the loss became NaN or infinite",
     "out-of-memory": "the device has no room for a training step",
     "worker-lost": "a process that reads or loads images was killed",
+    "world-unjoined": "the processes that shall train together do not find each other, or are too many",
+    "world-lost": "another of the processes that train together has ended",
     "predictions-missing": "the run kept no validation predictions, from which thresholds could be chosen",
     "run-unfinished": "the run was not finished, so it has no thresholds",
     "run-exists": "the run folder already holds a run",
@@ -175,6 +178,10 @@ class WeightsError(MedtlError):
 
 class TrainingError(MedtlError):
     """Training cannot go on; what was saved before is intact."""
+
+
+class AlreadyToldError(TrainingError):
+    """Another process of the same run has told of the fault: this one ends without a word."""
 
 
 class CheckpointError(MedtlError):

@@ -53,6 +53,7 @@ def test_a_schedule_can_be_named_and_keeps_the_recipe_knobs():
         ("fit.batch_size=none", "config-value", "fit.batch_size"),
         ("fit.batch_size=0", "config-value", "fit.batch_size"),
         ("schedule=gradul", "config-value", "gradual"),
+        ("schedule.stages=[]", "config-value", "schedule.stages: no stage is there"),
         ("backbone.name=resnet81", "config-value", "did you mean resnet18?"),
         ("fit.imbalance=focl", "config-value", "did you mean focal?"),
         ("preprocessing.size=[8,64,64]", "config-value", "takes 2D"),

@@ -12,10 +12,14 @@ class StopSignal:
     """A question that training asks after each step: has the user asked to stop?
 
     Until it is first asked, and at the second signal, a signal raises KeyboardInterrupt: nobody would answer.
+    of_many: this is one of several processes that train together. A signal to all may reach each of them again
+    through torchrun, which kills whoever lingers: a second one changes nothing. It also sends SIGTERM to all
+    that are left once one has ended: after the block, where a process ends by itself, it heeds none.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.of_many = False
         self._answered = False
         self._process = os.getpid()
         self._before: dict[int, Any] = {}
@@ -28,7 +32,8 @@ class StopSignal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            deaf = self.of_many and number == signal.SIGTERM
+            signal.signal(number, signal.SIG_IGN if deaf else handler)
 
     def __call__(self) -> bool:
         """Return whether a signal has come."""
@@ -44,7 +49,8 @@ class StopSignal:
         if os.getpid() != self._process:
             self._receive_in_child(number)
             return
-        waits = self._answered and self.received is None
+        first = self.received is None
+        waits = self._answered if first else self.of_many
         self.received = number
         if not waits:
             raise KeyboardInterrupt

@@ -1,10 +1,15 @@
 """medtl train: transfer a pretrained network to a labelled folder."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from medtl.cli.stopping import StopSignal
+
+if TYPE_CHECKING:
+    from medtl.learning.world import World
+    from medtl.runs.train import TrainOutcome
 
 EXISTING = click.Path(path_type=Path)
 
@@ -41,41 +46,74 @@ def train(
     Ctrl-C and SIGTERM end it after the current step with all that was done saved; a second one ends it at
     once. --resume then goes on to the same model, to the bit on a processor.
 
+    Started by torchrun, its processes share each step of one run.
+
     \b
     medtl train --modality xray --data FOLDER --labels labels.csv --out RUN
+    torchrun --nproc-per-node 2 -m medtl train --modality xray --data FOLDER --out RUN
     """
-    from medtl.cli.terminal import TerminalWatcher, print_evaluation, print_refusals
-    from medtl.config import load_config
+    from medtl.errors import AlreadyToldError
     from medtl.learning.watching import StoppedError
-    from medtl.runs.common import sample_data
-    from medtl.runs.train import train_run
+    from medtl.learning.world import joined_world
 
     if device:
         overrides = (*overrides, f"fit.device={device}")
-    if modality is None and recipe is None:
-        raise click.UsageError("give --modality xray or mri, or a recipe with --config")
-    config = load_config(modality, recipe, overrides)
-    out = out or Path("runs") / config.modality
+    recipe_of_run = modality, recipe, overrides
     stop = StopSignal()
     try:
-        with stop, TerminalWatcher(f"medtl train · {config.modality}") as watcher:
-            if data is None:
-                data = sample_data(config.modality)
-                watcher.note("data", f"no --data was named: training on the phantoms of {data}")
-            outcome = train_run(data, labels, out, config, watcher, resume=resume, stop=stop)
+        with stop, joined_world() as world:
+            stop.of_many = not world.alone
+            outcome = _train(recipe_of_run, data, labels, out, resume, stop, world)
+    except AlreadyToldError:
+        ctx.exit(stop.exit_code if stop.received else 1)
     except StoppedError as error:
         click.echo(f"medtl: {error}", err=True)
         ctx.exit(stop.exit_code)
     except KeyboardInterrupt:
         fix = "what was saved is kept: go on with the same command and --resume"
-        click.echo(f"medtl: [interrupted] {out}: stopped by the user; {fix}", err=True)
+        where = f"{out}: " if out else ""
+        click.echo(f"medtl: [interrupted] {where}stopped by the user; {fix}", err=True)
         ctx.exit(stop.exit_code)
+    if outcome is not None:
+        _show(outcome, as_json)
+        ctx.exit(3 if outcome.refusals else 0)
+
+
+def _train(
+    recipe: tuple[str | None, Path | None, tuple[str, ...]],
+    data: Path | None,
+    labels: Path | None,
+    out: Path | None,
+    resume: bool,
+    stop: StopSignal,
+    world: "World",
+) -> "TrainOutcome | None":
+    """Train, or take part where another process leads: that one alone has an outcome."""
+    from medtl.cli.terminal import TerminalWatcher
+    from medtl.config import load_config
+    from medtl.runs.common import sample_data
+    from medtl.runs.train import follow_run, train_run
+
+    if recipe[:2] == (None, None):
+        raise click.UsageError("give --modality xray or mri, or a recipe with --config")
+    config = load_config(*recipe)
+    out, source = out or Path("runs") / config.modality, data or sample_data(config.modality)
+    if not world.leads:
+        follow_run(source, labels, out, config, world, resume=resume, stop=stop)
+        return None
+    with TerminalWatcher(f"medtl train · {config.modality}") as watcher:
+        if data is None:
+            watcher.note("data", f"no --data was named: training on the phantoms of {source}")
+        return train_run(source, labels, out, config, watcher, resume=resume, stop=stop, world=world)
+
+
+def _show(outcome: "TrainOutcome", as_json: bool) -> None:
+    from medtl.cli.terminal import print_evaluation, print_refusals
+
     if as_json:
         click.echo(outcome.run.metrics.read_text(encoding="utf-8"), nl=False)
     else:
         print_evaluation(outcome.evaluation, "\nValidation")
-        click.echo(
-            f"\nrun kept in {out}: checkpoints/best, metrics.json, history.csv, splits.csv, config.yaml"
-        )
+        kept = "checkpoints/best, metrics.json, history.csv, splits.csv, config.yaml"
+        click.echo(f"\nrun kept in {outcome.run.root}: {kept}")
     print_refusals(outcome.refusals)
-    ctx.exit(3 if outcome.refusals else 0)

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from medtl.cli.stopping import StopSignal
+
 if TYPE_CHECKING:
     from medtl.runs.tune import TrialRow, TuneOutcome
 
@@ -55,13 +57,15 @@ def tune(
     medtl tune --modality xray --data FOLDER --labels labels.csv --out STUDY
     medtl train --config STUDY/best.yaml --data FOLDER --labels labels.csv --out RUN
 
-    The same command again goes on where the search was, to --trials in all. Several processes may work on one
-    STUDY at once. STUDY/space.yaml says what is searched: copy it, change it, and give it with --space.
+    The same command again goes on where the search was, to --trials in all. Ctrl-C and SIGTERM end it after
+    the current step with all that was done saved; a second one ends it at once. Several processes may work on
+    one STUDY at once. STUDY/space.yaml says what is searched: copy it, change it, and give it with --space.
     """
     import json
 
     from medtl.cli.terminal import TerminalWatcher, print_refusals
     from medtl.config import load_config
+    from medtl.learning.watching import StoppedError
     from medtl.runs.common import sample_data
     from medtl.runs.study import TuneOptions
     from medtl.runs.tune import tune_run
@@ -70,11 +74,20 @@ def tune(
         raise click.UsageError("give --modality xray or mri, or a recipe with --config")
     config = load_config(modality, recipe, overrides)
     options = TuneOptions(trials, minutes, seed, metric, keep, evaluate)
-    with TerminalWatcher(f"medtl tune · {config.modality}") as watcher:
-        if data is None:
-            data = sample_data(config.modality)
-            watcher.note("data", f"no --data was named: searching on the phantoms of {data}")
-        outcome = tune_run(data, labels, out, config, watcher, options, space)
+    stop = StopSignal()
+    try:
+        with stop, TerminalWatcher(f"medtl tune · {config.modality}") as watcher:
+            if data is None:
+                data = sample_data(config.modality)
+                watcher.note("data", f"no --data was named: searching on the phantoms of {data}")
+            outcome = tune_run(data, labels, out, config, watcher, options, space, stop=stop)
+    except StoppedError as error:
+        click.echo(f"medtl: {error}", err=True)
+        ctx.exit(stop.exit_code)
+    except KeyboardInterrupt:
+        fix = "what was saved is kept: go on with the same command"
+        click.echo(f"medtl: [interrupted] {out}: stopped by the user; {fix}", err=True)
+        ctx.exit(stop.exit_code)
     if as_json:
         click.echo(json.dumps(to_json(outcome), indent=2, allow_nan=False))
     else:

@@ -6,10 +6,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.nn.modules.batchnorm import _NormBase as NormBase
 
 from medtl.learning.batches import Batch
 from medtl.learning.classifier import Classifier, Placement
 from medtl.learning.stages import Pace
+from medtl.learning.world import World
 
 UPDATES = "updates"  # no tensor of a classifier: those have a dot in their names
 
@@ -30,6 +32,7 @@ class Average:
     def __init__(self, classifier: Classifier, pace: Pace) -> None:
         self.kind = pace.stage.average
         self.pace = pace
+        self._classifier = classifier
         self.updates = 0
         self._trained = {} if self.kind == "none" else _trained_tensors(classifier)
         self._live = {name: x for name, x in self._trained.items() if x.is_floating_point()}
@@ -50,6 +53,15 @@ class Average:
     def _move(self, weight: float) -> None:
         torch._foreach_lerp_(list(self._mean.values()), list(self._live.values()), weight)
         self.updates += 1
+
+    def agree(self, world: World) -> None:
+        """Give all processes the mean of the statistics that each gathered from its parts of the steps.
+
+        Of the weights, and of their moving average: its mean over processes is the moving average of theirs.
+        """
+        if not world.alone:
+            live = _following_statistics(self._classifier)
+            world.average([*live.values(), *(self._mean[name] for name in live if name in self._mean)])
 
     @property
     def needs_statistics(self) -> bool:
@@ -85,12 +97,13 @@ class Average:
 
 @torch.inference_mode()
 def estimate_batch_norm(
-    model: nn.Module, classifier: Classifier, batches: Iterator[Batch], start: int
+    model: nn.Module, classifier: Classifier, batches: Iterator[Batch], start: int, world: World
 ) -> None:
     """Estimate the statistics of batch norm that follows the data anew, from batches that enter at `start`.
 
     Everything else is in evaluation mode: these are the statistics that inference meets. Each batch counts
-    alike. Nothing is read where nothing follows the data.
+    alike, those of other processes too, of which each has as many. Nothing is read where nothing follows the
+    data.
     """
     norms = _following_norms(classifier)
     if not norms:
@@ -99,6 +112,22 @@ def estimate_batch_norm(
     with _averaging_statistics(norms):
         for x, _ in batches:
             model(place(x), start)
+    world.average(tensor for norm in norms for tensor in _floats(norm).values())
+
+
+def _following_statistics(classifier: Classifier) -> dict[str, Tensor]:
+    """Return the statistics that training moves, by their names in the state dict; in training mode."""
+    return {
+        f"{name}.{key}": tensor
+        for name, module in classifier.named_modules()
+        if isinstance(module, NormBase) and module.training and module.track_running_stats
+        for key, tensor in _floats(module).items()
+    }
+
+
+def _floats(norm: NormBase) -> dict[str, Tensor]:
+    """Return the running statistics of a norm, without the count of its batches."""
+    return {key: tensor for key, tensor in norm.named_buffers() if tensor.is_floating_point()}
 
 
 def _following_norms(classifier: Classifier) -> list[BatchNorm]:

@@ -91,6 +91,9 @@ def split_step(step: Indices, parts: int) -> list[Indices]:
     return [part for part in np.array_split(step, parts) if len(part)]
 
 
-def split_evenly(count: int, largest: int) -> list[Indices]:
-    """Return 0 to count - 1 in order, in batches of at most `largest` whose sizes differ by one at most."""
-    return np.array_split(np.arange(count), -(-count // largest))
+def split_evenly(count: int, largest: int, shares: int = 1) -> list[Indices]:
+    """Return 0 to count - 1 in order, in batches of at most `largest` whose sizes differ by one at most.
+
+    Their number is a multiple of `shares`.
+    """
+    return np.array_split(np.arange(count), shares * -(-count // (shares * largest)))

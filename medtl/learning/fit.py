@@ -1,7 +1,7 @@
 """The loop over stages: thaw, compute the frozen prefix once, train, validate, keep the best, go on."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -10,10 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from medtl.errors import OutputError, TrainingError
 from medtl.learning.averaging import Average, estimate_batch_norm
-from medtl.learning.batches import Batch, BatchReader, MakeReader, Order, load, load_steps, split_evenly
+from medtl.learning.batches import (
+    Batch,
+    BatchReader,
+    Indices,
+    MakeReader,
+    Order,
+    load,
+    load_steps,
+    split_evenly,
+)
 from medtl.learning.cache_plan import CachePlan, Wanted, plan_cache, shared_views
 from medtl.learning.checkpoint import CheckpointHeader, Position
 from medtl.learning.classifier import Classifier
@@ -27,6 +37,7 @@ from medtl.learning.stages import Pace, Stage, thaw
 from medtl.learning.stepping import LossSum, Stepper, anchors_of, make_optimizer
 from medtl.learning.validation import validate
 from medtl.learning.watching import StoppedError, Watcher, never, stopped
+from medtl.learning.world import World, unjoined
 
 Stores = tuple[FeatureStore, FeatureStore]
 
@@ -60,7 +71,10 @@ class StageRun:
 
 
 class Fit:
-    """One training run: its classifier, data, schedule, and how far it has come."""
+    """One training run: its classifier, data, schedule, and how far it has come.
+
+    Several processes that train it together make the same calls of it; all of them come to the same weights.
+    """
 
     def __init__(
         self,
@@ -70,11 +84,15 @@ class Fit:
         config: FitConfig,
         run: RunFolder,
         watcher: Watcher,
+        world: World | None = None,
     ) -> None:
-        self.fabric = make_fabric(config)
+        self.world = world or World()
+        self.fabric = make_fabric(config, self.world)
+        self.world.connect(self.fabric.device)
         self.classifier = lay_out(classifier)
         network: Any = torch.compile(self.classifier) if config.compile else self.classifier
         self.model = self.fabric.setup_module(network)
+        self.world.align(self.classifier)
         # Before anything of an earlier session is loaded: the weights that the run began from.
         self.anchors = anchors_of(self.classifier, header.schedule)
         self.data = data
@@ -85,12 +103,20 @@ class Fit:
         self.strategy = make_strategy(config.imbalance, classifier.task, data.train_targets)
         per_step = config.batch_size * config.accumulate
         self.order = Order(config.seed, len(data.train), self.strategy.sampling_weights, per_step)
-        self.keeper = Keeper(run, header, self.classifier)
+        self._check_enough()
+        self.keeper = Keeper(run, header, self.classifier, self.world)
         self.stop: Callable[[], bool] = never
         self.position = Position()
         self.seconds: dict[str, float] = {}  # of each stage, earlier sessions of the run included
         self.plans: list[CachePlan] = []
         self._saved_at = time.perf_counter()
+
+    def _check_enough(self) -> None:
+        """Raise TrainingError world-unjoined where a process would have nothing to do in a step."""
+        fewest = min(len(self.data.train) // self.order.steps, len(self.data.val))
+        if fewest < self.world.size:
+            reason = f"{self.world.size} processes cannot share {fewest} samples"
+            raise unjoined(reason, "start fewer, or raise fit.batch_size")
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -186,6 +212,8 @@ class Fit:
             pace,
             start=self.plans[number].step if stores else 0,
             anchors=self.anchors,
+            world=self.world,
+            stop=self.stop,
         )
         return StageRun(number, self.plans[number], pace, optimizer, average, stepper, stores)
 
@@ -241,16 +269,30 @@ class Fit:
             self._precision,
             budget_bytes=self.config.cache_gb * 1e9,
         )
-        train = cache.ensure(self.data.train, wanted, partial(self._pass_on, "frozen prefix"))
-        held_out = dict.fromkeys(wanted, 1)
-        val = cache.ensure(self.data.val, held_out, partial(self._pass_on, "frozen prefix, validation"))
+        train = self._ensure(cache, self.data.train, wanted, "frozen prefix")
+        val = self._ensure(cache, self.data.val, dict.fromkeys(wanted, 1), "frozen prefix, validation")
         return train, val
+
+    def _ensure(
+        self, cache: FeatureCache, views: Views, wanted: Wanted, what: str
+    ) -> dict[int, FeatureStore]:
+        return cache.ensure(
+            views,
+            wanted,
+            partial(self._pass_on, what),
+            rank=self.world.rank,
+            world=self.world.size,
+            barrier=partial(self.world.barrier, partial(self._stop_pass, f"in the {what}")),
+        )
 
     def _pass_on(self, what: str, done: int, total: int) -> None:
         """Show how far a pass has come, and end it where a stop is asked for: nothing of it need be saved."""
         self.watcher.progress(what, done, total)
-        if self.stop():
-            raise self._stopped(f"with {done} of {total} images through the {what}")
+        self._stop_pass(f"with {done} of {total} images through the {what}")
+
+    def _stop_pass(self, when: str) -> None:
+        if self.world.heard(self.stop()):
+            raise self._stopped(when)
 
     @property
     def _precision(self) -> str:
@@ -276,7 +318,8 @@ class Fit:
         }
         self.keeper.record(row)
         self._save_last(at, metrics)
-        self.run_folder.log("epoch", **row)
+        if self.world.leads:
+            self.run_folder.log("epoch", **row)
         self.watcher.epoch(row)
 
     def _train(self, at: StageRun, started: float) -> float:
@@ -286,21 +329,30 @@ class Fit:
         earlier, of_stage = position.step - position.done, position.epoch * at.pace.per_epoch
         losses = LossSum(position.loss_sum, partial(self._check_finite, "training loss"))
         self.classifier.train()
-        loading = self.config.accumulate, *self._loading(at)
-        loaded = load_steps(self._train_reader(at), steps[position.done :], *loading)
-        for done, parts in enumerate(loaded, position.done):
-            loss = at.stepper.step(parts, earlier + done, of_stage + done)
+        for done, parts in enumerate(self._load_steps(at, steps[position.done :]), position.done):
+            loss, asked = at.stepper.step(parts, earlier + done, of_stage + done, self._whole(steps[done]))
             losses.add(loss, earlier + done + 1)
             at.average.after_step()
             self.watcher.progress(f"{at.stage.name} epoch {position.epoch + 1}", done + 1, len(steps))
-            asked = self.stop()
+            if asked:
+                at.average.agree(self.world)
             if asked or self._is_due():
                 self._move_to(done + 1, earlier, losses, started)
                 self._save_last(at)
             if asked:
                 raise self._stopped(f"after {done + 1} of {len(steps)} steps of epoch {position.epoch + 1}")
+        at.average.agree(self.world)
         self._move_to(len(steps), earlier, losses, started)
         return self.position.loss_sum / len(steps)
+
+    def _load_steps(self, at: StageRun, steps: Sequence[Indices]) -> Iterator[list[Batch]]:
+        """Yield this process's batches of each step."""
+        own = [self.world.part(step) for step in steps]
+        return load_steps(self._train_reader(at), own, self.config.accumulate, *self._loading(at))
+
+    def _whole(self, step: Indices) -> Tensor | None:
+        """Return the targets of a whole step, None where this process takes all of it."""
+        return None if self.world.alone else torch.from_numpy(self.data.train_targets[step])
 
     def _move_to(self, done: int, earlier: int, losses: LossSum, started: float) -> None:
         """Move the position to `done` steps of this epoch, after the `earlier` ones of all others."""
@@ -338,11 +390,11 @@ class Fit:
         at.average.after_epoch(self.position.epoch)
         with at.average.applied():
             if at.average.needs_statistics:
-                batches = self._load(at, self._train_reader(at), len(self.data.train))
-                estimate_batch_norm(self.model, self.classifier, batches, at.stepper.start)
+                seen = (batch for _, batch in self._load(at, self._train_reader(at), len(self.data.train)))
+                estimate_batch_norm(self.model, self.classifier, seen, at.stepper.start, self.world)
             batches, targets = self._load(at, self._val_reader(at), len(self.data.val)), self.data.val_targets
             judged = self.model, self.classifier, self.strategy, batches, targets
-            loss, score = validate(*judged, at.stepper.start)
+            loss, score = validate(*judged, at.stepper.start, self.world)
             self._check_finite("validation loss", loss, self.position.step + 1)
             metrics = {"val_loss": loss, "val_auroc": None if np.isnan(score) else score}
             before = self.position
@@ -351,13 +403,17 @@ class Fit:
                 self.keeper.save_best(self.position, metrics)
         return metrics
 
-    def _load(self, at: StageRun, make_reader: MakeReader, count: int) -> Iterator[Batch]:
-        """Yield all samples in order, for as long as no stop is asked for."""
-        reader = make_reader(split_evenly(count, self.config.batch_size))
-        for batch in load(reader, *self._loading(at)):
-            if self.stop():
+    def _load(self, at: StageRun, make_reader: MakeReader, count: int) -> Iterator[tuple[Indices, Batch]]:
+        """Yield this process's batches of all samples, for as long as no stop is asked for.
+
+        Every process has as many of them.
+        """
+        batches = split_evenly(count, self.config.batch_size, self.world.size)
+        own = batches[self.world.rank :: self.world.size]
+        for samples, batch in zip(own, load(make_reader(own), *self._loading(at)), strict=True):
+            if self.world.agree(self.stop()):
                 raise self._stopped(f"while epoch {self.position.epoch + 1} was validated")
-            yield batch
+            yield samples, batch
 
     def _check_finite(self, name: str, loss: float, step: int) -> None:
         """Raise TrainingError loss-not-finite before anything that comes of it is saved."""

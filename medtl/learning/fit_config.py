@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from medtl.errors import TrainingError
 from medtl.learning.imbalance import ImbalanceConfig
+from medtl.learning.world import World, unjoined
 
 Select = Literal["auroc", "loss"]
 
@@ -16,8 +17,9 @@ class FitConfig(BaseModel):
     """How batches are drawn and steps are taken.
 
     An optimizer step takes `accumulate` times `batch_size` samples, and the network sees batch_size of them
-    at once: memory holds one part, and the gradient is that of all of them. workers: processes that load and
-    augment batches; the result does not depend on it.
+    at once: memory holds one part, and the gradient is that of all of them. Processes that train together
+    share the step: see world.py. workers: processes that load and augment batches, for each that trains; the
+    result does not depend on it.
 
     precision: `auto` is 32 bits on a processor, and bf16 (or fp16) mixed on a GPU; a resumed run is exact on
     a processor, and fp16 begins its loss scale anew. cache_gb bounds the disk that all cached
@@ -53,15 +55,22 @@ class FitConfig(BaseModel):
     cache_gb: float = Field(default=8.0, ge=0)
 
 
-def make_fabric(config: FitConfig) -> Fabric:
-    """Return Fabric on the device and precision asked for. Raises TrainingError device-missing."""
+def make_fabric(config: FitConfig, world: World) -> Fabric:
+    """Return Fabric on this process's device, in the precision asked for.
+
+    Raises TrainingError device-missing, world-unjoined.
+    """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise TrainingError(
             "device-missing", "no CUDA device is here", where="--device cuda", fix="use --device cpu"
         )
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
+    if on_gpu and world.local >= torch.cuda.device_count():
+        fix = f"start --nproc-per-node {torch.cuda.device_count()}, or train with --device cpu"
+        raise unjoined(f"there is no GPU for process {world.local + 1} of this machine", fix)
+    devices: Any = [world.local] if on_gpu else 1
     accelerator = "cuda" if on_gpu else "cpu"
-    return Fabric(accelerator=accelerator, devices=1, precision=choose_precision(config, on_gpu))
+    return Fabric(accelerator=accelerator, devices=devices, precision=choose_precision(config, on_gpu))
 
 
 def choose_precision(config: FitConfig, on_gpu: bool) -> Any:

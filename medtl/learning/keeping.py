@@ -26,17 +26,24 @@ from medtl.learning.checkpoint import (
 )
 from medtl.learning.classifier import Classifier
 from medtl.learning.run_folder import RunFolder
+from medtl.learning.world import World
 
 Metrics = Mapping[str, float | None]
 
 
 class Keeper:
-    """Writes the checkpoints and the history of one run, and reads them back into its classifier."""
+    """Writes the checkpoints and the history of one run, and reads them back into its classifier.
 
-    def __init__(self, run: RunFolder, header: CheckpointHeader, classifier: Classifier) -> None:
+    Of several processes the one that leads writes, and all read.
+    """
+
+    def __init__(
+        self, run: RunFolder, header: CheckpointHeader, classifier: Classifier, world: World
+    ) -> None:
         self.run = run
         self.header = header
         self.classifier = classifier
+        self.world = world
         self.history: list[dict[str, Any]] = []
         self.plans: list[CachePlan] = []
 
@@ -46,12 +53,15 @@ class Keeper:
 
     def save_best(self, position: Position, metrics: Metrics) -> None:
         """Keep the classifier as it is as the best one."""
-        save_checkpoint(self.run.best, self._header(position, metrics), {"model": self._model()})
+        if self.world.leads:
+            save_checkpoint(self.run.best, self._header(position, metrics), {"model": self._model()})
 
     def save_last(
         self, position: Position, optimizer: torch.optim.Optimizer, average: Average, metrics: Metrics
     ) -> None:
         """Keep all that training goes on from."""
+        if not self.world.leads:
+            return
         tensors = {"model": self._model(), "optimizer": optimizer_tensors(optimizer)}
         averaged = average.state()
         if averaged:
@@ -61,13 +71,16 @@ class Keeper:
     def record(self, row: Mapping[str, Any]) -> None:
         """Add an epoch to history.csv."""
         self.history.append(dict(row))
+        if not self.world.leads:
+            return
         with replacing(self.run.history) as path, path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(self.history[0]))
             writer.writeheader()
             writer.writerows(self.history)
 
     def load_best(self) -> None:
-        """Put the best weights into the classifier."""
+        """Put the best weights into the classifier, once they are written."""
+        self.world.barrier()
         header = read_header(self.run.best)
         self.classifier.load_state_dict(read_tensors(self.run.best, header, "model"))
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from medtl.learning.classifier import Classifier
 
@@ -105,6 +105,13 @@ class ScheduleConfig(BaseModel):
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     swa_share: float = Field(default=0.25, gt=0, le=1)
     views: int = Field(default=1, ge=1)
+
+    @field_validator("stages")
+    @classmethod
+    def _some_stage_trains(cls, stages: tuple[Stage, ...] | None) -> tuple[Stage, ...] | None:
+        if stages == ():
+            raise ValueError("no stage is there: write one, or null for those of the named schedule")
+        return stages
 
     @model_validator(mode="after")
     def _epochs_reach(self) -> "ScheduleConfig":

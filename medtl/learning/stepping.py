@@ -1,7 +1,7 @@
 """The optimizer step: the batches of one step go in, the weights move, the step's loss comes out."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
@@ -14,15 +14,26 @@ from medtl.learning.fit_config import FitConfig
 from medtl.learning.imbalance import NoCorrection
 from medtl.learning.mixing import Mixture, mix
 from medtl.learning.stages import Pace, Stage, entry_step, parameter_groups
+from medtl.learning.watching import never
+from medtl.learning.world import World
 
 Anchors = Mapping[nn.Parameter, Tensor]
+Counters = tuple[int | str, ...]
+
+
+class Step(NamedTuple):
+    """What a step came to: its loss, not yet waited for, and whether a stop was asked for meanwhile."""
+
+    loss: Tensor
+    stop: bool
 
 
 class Stepper:
     """Takes the steps of one stage.
 
     Everything that is random in a step is seeded by its number in the whole run, and by the part of it, so
-    that a step can be repeated. `start` is where batches enter the classifier's chain: 0 for images.
+    that a step can be repeated; also by the process, where several share it. `start` is where batches enter
+    the classifier's chain: 0 for images. stop is asked once a step.
     """
 
     def __init__(
@@ -37,26 +48,31 @@ class Stepper:
         *,
         start: int,
         anchors: Anchors,
+        world: World,
+        stop: Callable[[], bool] = never,
     ) -> None:
         self.fabric, self.model, self.classifier = fabric, model, classifier
         self.optimizer: Any = fabric.setup_optimizers(optimizer)
         self.strategy, self.config, self.pace = strategy, config, pace
         self.start = start
+        self.world, self.stop = world, stop
         self.place = Placement(classifier)
         self.entry = entry_step(classifier, pace.stage)
         self._pulled = _pulled_groups(optimizer, anchors)
 
-    def step(self, parts: Sequence[Batch], number: int, of_stage: int) -> Tensor:
-        """Take step `number` of the run, the stage's step `of_stage`; return its loss, not yet waited for.
+    def step(self, parts: Sequence[Batch], number: int, of_stage: int, whole: Tensor | None = None) -> Step:
+        """Take step `number` of the run, the stage's step `of_stage`.
 
         The gradient is that of the loss over all parts' samples together, whatever the strategy's weights.
+        whole: the targets of all processes' parts, where these are not all.
         """
         self.optimizer.zero_grad()
-        shares = self._shares(parts)
+        shares = self._shares(parts, whole)
         losses = [
-            self._backward(x, targets, share, (number, *((part,) if part else ())))
+            self._backward(x, targets, share, self._counters(number, part))
             for part, ((x, targets), share) in enumerate(zip(parts, shares, strict=True))
         ]
+        done = self._add_up(losses[0] if len(losses) == 1 else torch.stack(losses).sum())
         if self.config.gradient_clip:
             self.fabric.clip_gradients(
                 self.model, self.optimizer, max_norm=self.config.gradient_clip, error_if_nonfinite=False
@@ -64,18 +80,30 @@ class Stepper:
         self._set_rates(of_stage)
         self._pull()
         self.optimizer.step()
-        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+        return done
 
-    def _backward(
-        self, x: Tensor, targets: Tensor, share: Tensor | None, counters: tuple[int, ...]
-    ) -> Tensor:
+    def _counters(self, number: int, part: int) -> Counters:
+        """Return what tells this part of a step from all others of the run."""
+        process = () if self.world.alone else (f"process {self.world.rank}",)
+        return (number, *process, *((part,) if part else ()))
+
+    def _add_up(self, loss: Tensor) -> Step:
+        """Add up gradients, losses and wishes to stop over the processes."""
+        asked = self.stop()
+        if self.world.alone:
+            return Step(loss, asked)
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        sums = self.world.sum_gradients(trained, torch.stack([loss, loss.new_tensor(float(asked))]))
+        return Step(sums[0], bool(sums[1] > 0))
+
+    def _backward(self, x: Tensor, targets: Tensor, share: Tensor | None, counters: Counters) -> Tensor:
         _seed_dropout(derive_seed(self.config.seed, "step", *counters), self.place.device)
         loss = self._loss(self.place(x), targets.to(self.place.device, non_blocking=True), counters)
         loss = loss if share is None else loss * share
         self.fabric.backward(loss)
         return loss.detach()
 
-    def _loss(self, x: Tensor, targets: Tensor, counters: tuple[int, ...]) -> Tensor:
+    def _loss(self, x: Tensor, targets: Tensor, counters: Counters) -> Tensor:
         smoothing = self.config.label_smoothing
         if not (self.config.mixup or self.config.cutmix):
             return self.strategy.loss(self.model(x, self.start), targets, smoothing)
@@ -85,24 +113,27 @@ class Stepper:
         other = self.strategy.loss(logits, targets[mixed.partners], smoothing)
         return mixed.share * own + (1 - mixed.share) * other
 
-    def _mix(self, x: Tensor, counters: tuple[int, ...]) -> Mixture:
-        """Mix a batch where the trained part of the stage begins."""
+    def _mix(self, x: Tensor, counters: Counters) -> Mixture:
+        """Mix a batch with itself where the trained part of the stage begins."""
         if self.start < self.entry:
             with torch.no_grad(), self.fabric.autocast():
                 x = self.classifier.run(x, self.start, self.entry).float()
         generator = make_generator(self.config.seed, "mix", *counters)
         return mix(x, self.config.mixup, self.config.cutmix, generator)
 
-    def _shares(self, parts: Sequence[Batch]) -> list[Tensor | None]:
+    def _shares(self, parts: Sequence[Batch], whole: Tensor | None) -> list[Tensor | None]:
         """Return what each part's mean loss counts in that of the step: its share of the weights."""
-        if len(parts) == 1:
+        if len(parts) == 1 and whole is None:
             return [None]
-        classes = len(self.classifier.task.classes)
-        weights = torch.stack(
-            [self.strategy.loss_parts(torch.zeros(len(t), classes), t)[1] for _, t in parts]
-        )
-        shares = weights / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+        weights = torch.stack([self._weight(targets) for _, targets in parts])
+        total = weights.sum() if whole is None else self._weight(whole)
+        shares = weights / total.clamp(min=torch.finfo(weights.dtype).tiny)
         return list(shares.to(self.place.device, non_blocking=True))
+
+    def _weight(self, targets: Tensor) -> Tensor:
+        """Return what the losses of samples count together."""
+        logits = torch.zeros(len(targets), len(self.classifier.task.classes))
+        return self.strategy.loss_parts(logits, targets)[1]
 
     def _set_rates(self, of_stage: int) -> None:
         factors = {new: self.pace.rate_factor(of_stage, new=new) for new in (False, True)}

@@ -25,6 +25,18 @@ class Watcher(Protocol):
         """An epoch is done; `row` is its line of history.csv."""
 
 
+class Unwatched:
+    """Shows nothing: the watcher of processes that do not lead."""
+
+    def note(self, label: str, text: str) -> None: ...
+
+    def stage(self, number: int, of: int, stage: Stage, plan: CachePlan) -> None: ...
+
+    def progress(self, what: str, done: int, total: int) -> None: ...
+
+    def epoch(self, row: Mapping[str, Any]) -> None: ...
+
+
 class StoppedError(TrainingError):
     """Training was asked to stop; it goes on from there when it is resumed."""
 

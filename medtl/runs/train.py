@@ -1,4 +1,7 @@
-"""Train on a labelled folder and leave a run."""
+"""Train on a labelled folder and leave a run.
+
+Of several processes one leads: it reads the data, writes the run and tells of it. The others follow.
+"""
 
 import platform
 import time
@@ -43,7 +46,8 @@ from medtl.learning.features import Views
 from medtl.learning.fit import Fit, FitData
 from medtl.learning.run_folder import RunFolder
 from medtl.learning.stages import resolve_schedule
-from medtl.learning.watching import Watcher, never, stopped
+from medtl.learning.watching import Unwatched, Watcher, never, stopped
+from medtl.learning.world import World
 from medtl.prediction.calibration import fit_calibration
 from medtl.prediction.conformal import fit_floors
 from medtl.prediction.evaluation import Evaluation, choose_thresholds, evaluate, to_json
@@ -52,6 +56,8 @@ from medtl.prediction.scoring import predict_logits
 from medtl.runs.common import all_refusals, tell
 
 BATCH = 32
+# What the process that leads tells the others it has done.
+PREPARED, RECORDED, FINISHED = "prepared", "recorded", "finished"
 VERSIONED = ("torch", "monai", "timm", "pydicom", "nibabel", "numpy")
 
 
@@ -89,19 +95,47 @@ def train_run(
     *,
     resume: bool = False,
     stop: Callable[[], bool] = never,
+    world: World | None = None,
 ) -> TrainOutcome:
     """Train on a labelled folder and leave a run: checkpoints, history, splits and metrics with intervals.
 
     stop is asked from the first stage on, after each step: once it says so, what was done is saved and
-    StoppedError raised. Raises MedtlError in one of its kinds; a run that was there before stays loadable in
-    any case.
+    StoppedError raised. world: of several processes that train together, the one that leads calls this, and
+    the others follow_run. Raises MedtlError in one of its kinds; a run that was there before stays loadable
+    in any case.
     """
-    run, started = RunFolder(out), time.perf_counter()
+    run, started, world = RunFolder(out), time.perf_counter(), world or World()
     with run.locked():
         _check_resumable(run, config, resume)
         opened = open_data(data, labels, config, watcher)
-        outcome = _train(run, opened, config, watcher, resume, stop, {"total": started, **opened.seconds})
+        world.announce(PREPARED)
+        clock = {"total": started, **opened.seconds}
+        outcome = _train(run, opened, config, watcher, resume, stop, clock, world)
+        world.announce(FINISHED)
     return outcome
+
+
+def follow_run(
+    data: Path,
+    labels: Path | None,
+    out: Path,
+    config: RunConfig,
+    world: World,
+    *,
+    resume: bool = False,
+    stop: Callable[[], bool] = never,
+) -> None:
+    """Take this process's part in what another one does by train_run with the same arguments.
+
+    What that one has prepared and kept is read; nothing is written but activations of the frozen prefix.
+    """
+    run, watcher = RunFolder(out), Unwatched()
+    world.await_leader(PREPARED)
+    opened = open_data(data, labels, config, watcher)
+    fit = _make_fit(run, config, opened, watcher, world)
+    world.await_leader(RECORDED)
+    fit.run(resume=resume, stop=stop)
+    world.await_leader(FINISHED)
 
 
 def train_prepared(
@@ -117,7 +151,7 @@ def train_prepared(
     run, started = RunFolder(out), time.perf_counter()
     with run.locked():
         _check_resumable(run, config, resume)
-        return _train(run, opened, config, watcher, resume, stop, {"total": started})
+        return _train(run, opened, config, watcher, resume, stop, {"total": started}, World())
 
 
 def open_data(data: Path, labels: Path | None, config: RunConfig, watcher: Watcher) -> OpenedData:
@@ -141,10 +175,12 @@ def _train(
     resume: bool,
     stop: Callable[[], bool],
     clock: Mapping[str, float],
+    world: World,
 ) -> TrainOutcome:
     """Fit and judge; clock says when the run began, as "total", and what its data took."""
-    fit = _make_fit(run, config, opened.task, opened.samples, opened.prepared, watcher)
-    _record_start(run, config, opened.samples, opened.prepared, resume)
+    fit = _make_fit(run, config, opened, watcher, world)
+    _record_start(run, config, opened.samples, opened.prepared, resume, world.size)
+    world.announce(RECORDED)
     fit.run(resume=resume, stop=stop)
     clock = {**clock, "total": time.perf_counter() - clock["total"], **fit.seconds}
     evaluation = _finish(run, fit, opened.samples, clock, stop, watcher)
@@ -248,11 +284,11 @@ def _explain(error: SplitError, joined: bool, prepared: PreparedDataset) -> Spli
 def _make_fit(
     run: RunFolder,
     config: RunConfig,
-    task: Task,
-    samples: Sequence[Sample],
-    prepared: PreparedDataset,
+    opened: OpenedData,
     watcher: Watcher,
+    world: World,
 ) -> Fit:
+    task, samples, prepared = opened.task, opened.samples, opened.prepared
     torch.manual_seed(derive_seed(config.fit.seed, "backbone"))  # of an untrained one
     weights = None if config.schedule.name == "scratch" else config.backbone.weights
     backbone = BACKBONES[config.backbone.name](weights=weights, in_channels=config.preprocessing.channels)
@@ -269,7 +305,7 @@ def _make_fit(
         *_views_and_targets("train", config, task, samples, prepared),
         *_views_and_targets("val", config, task, samples, prepared),
     )
-    return Fit(classifier, data, header, config.fit, run, watcher)
+    return Fit(classifier, data, header, config.fit, run, watcher, world)
 
 
 def _views_and_targets(
@@ -307,6 +343,7 @@ def _record_start(
     samples: Sequence[Sample],
     prepared: PreparedDataset,
     resume: bool,
+    processes: int,
 ) -> None:
     """Write the recipe and the split; on resuming, the split must be the run's own."""
     if resume and run.pixels.is_file():
@@ -322,7 +359,7 @@ def _record_start(
         write_text(run.config, to_yaml(config))
         write_splits(run.splits, samples)
         write_json(run.pixels, _parts_by_pixels(samples, prepared))
-    run.log("resumed" if resume else "started", samples=len(samples))
+    run.log("resumed" if resume else "started", samples=len(samples), processes=processes)
 
 
 def _parts_by_pixels(samples: Sequence[Sample], prepared: PreparedDataset) -> dict[str, str | None]:

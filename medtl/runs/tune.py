@@ -26,6 +26,7 @@ from medtl.learning.cache_plan import CachePlan
 from medtl.learning.fit import Watcher
 from medtl.learning.run_folder import RunFolder
 from medtl.learning.stages import Stage
+from medtl.learning.watching import StoppedError, Unwatched, never
 from medtl.prediction.evaluation import Evaluation, Interval
 from medtl.runs.evaluate import evaluate_run
 from medtl.runs.search_space import Space, apply_values, load_space
@@ -112,12 +113,15 @@ def tune_run(
     watcher: Watcher,
     options: TuneOptions,
     space_file: Path | None = None,
+    *,
+    stop: Callable[[], bool] = never,
 ) -> TuneOutcome:
     """Search a recipe's space by trials that are runs; the same call again goes on to options.trials in all.
 
     space_file: YAML, `schedule.rate: {low: 1e-5, high: 1e-2, log: true}` or `schedule.thaw: [2, 4]`; without
-    it the space that suits the recipe. Raises ConfigError config-unknown, config-value; TrainingError
-    study-changed, study-empty; CheckpointError study-damaged; and what train_run raises.
+    it the space that suits the recipe. stop is asked from the first training step on: once it says so, the
+    trial is saved as it is and StoppedError raised. Raises ConfigError config-unknown, config-value;
+    TrainingError study-changed, study-empty; CheckpointError study-damaged; and what train_run raises.
     """
     started = time.perf_counter()
     check_metric(options.metric)
@@ -126,14 +130,14 @@ def tune_run(
     with folder.locked():
         record_study(folder, config, space, options)
     with telling_of_the_database(folder), opened_study(folder, config, space, options) as study:
-        search = Search(folder, study, space, config, options, watcher, Trainer(data, labels))
+        search = Search(folder, study, space, config, options, watcher, Trainer(data, labels, stop))
         search.run()
         rows = search.rows()
         importances = _importances(rows, study)
     best = _ranked(rows, options)
     if not best:
         raise _nothing_finished(rows, out)
-    test, told = _judge(folder, best[0], data, labels, watcher, options)
+    test, told = _judge(folder, best[0], data, labels, HeedingWatcher(watcher, stop, out), options)
     seconds = time.perf_counter() - started
     return TuneOutcome(
         out,
@@ -156,13 +160,14 @@ class Trainer:
 
     data: Path
     labels: Path | None
+    stop: Callable[[], bool]
     refusals: tuple[ReadError, ...] = ()
     opened: OpenedData | None = None
 
     def __call__(self, out: Path, config: RunConfig, watcher: Watcher) -> TrainOutcome:
         """Train, from where an earlier process left the run."""
         self.opened = self.opened or open_data(self.data, self.labels, config, watcher)
-        outcome = train_prepared(self.opened, out, config, watcher, resume=True)
+        outcome = train_prepared(self.opened, out, config, watcher, resume=True, stop=self.stop)
         self.refusals = outcome.refusals
         return outcome
 
@@ -199,6 +204,8 @@ class Search:
                 break
             with claim.lock:
                 self._run_trial(claim)
+            if self.trainer.stop():
+                raise stopped(f"after trial {claim.trial.number}", self.folder.root)
         with self.folder.locked():
             rows = self.rows()
             self._write_table(rows)
@@ -263,7 +270,11 @@ class Search:
         title = f"trial {trial.number + 1}/{max(self.options.trials, trial.number + 1)}"
         begin = self._check_data
         watcher = TrialWatcher(self.watcher, trial, run, title, begin, first=not self.seconds)
-        outcome = self.trainer(run.root, config, watcher)
+        try:
+            outcome = self.trainer(run.root, config, watcher)
+        except StoppedError as error:  # which names the run, and how that would go on by itself
+            place = error.reason.removeprefix("stopped ")
+            raise stopped(f"in trial {trial.number}, {place}", self.folder.root) from error
         return outcome.evaluation.metrics[self.options.metric]
 
     def _check_data(self, run: RunFolder) -> None:
@@ -376,6 +387,30 @@ class TrialWatcher:
         self.trial.report(row["val_auroc"], _epochs(self.run) - 1)
         if self.trial.should_prune():
             raise PrunedError
+
+
+@dataclass(frozen=True)
+class HeedingWatcher(Unwatched):
+    """Passes on how far the judging of the best trial has come, and ends it where a stop is asked for."""
+
+    front: Watcher
+    stop: Callable[[], bool]
+    root: Path
+
+    def note(self, label: str, text: str) -> None:
+        """Pass a note on."""
+        self.front.note(label, text)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Move the bar; raise StoppedError where a stop was asked for."""
+        self.front.progress(what, done, total)
+        if self.stop():
+            raise stopped("while the best trial was judged", self.root)
+
+
+def stopped(when: str, root: Path) -> StoppedError:
+    """Return the error that says where a search was stopped: it goes on whenever it is begun again."""
+    return StoppedError("interrupted", f"stopped {when}", where=root, fix="go on with the same command")
 
 
 def _history(run: RunFolder) -> list[dict[str, Any]]:

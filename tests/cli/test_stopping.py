@@ -35,6 +35,16 @@ def test_the_second_signal_ends_at_once() -> None:
     assert stop.exit_code == 130
 
 
+def test_one_of_many_processes_is_not_hurried_by_the_launcher() -> None:
+    with StopSignal() as stop:
+        stop.of_many = True
+        stop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        assert stop()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+
+
 def test_the_handlers_of_before_come_back() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with StopSignal():

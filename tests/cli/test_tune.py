@@ -1,12 +1,16 @@
 """medtl tune: what it prints, what it refuses, and that its recipe trains."""
 
 import json
+import signal
+import time
+from itertools import count
 from pathlib import Path
 
 import pytest
 from click.testing import Result
 
 from medtl.cli import main
+from medtl.cli.stopping import StopSignal
 from medtl.cli.tune import tune
 from tests.cli import jobs
 
@@ -139,3 +143,46 @@ def test_numbers_that_make_no_search_are_a_matter_of_usage(
 def test_a_modality_or_recipe_is_needed(studies: Path, tmp_path: Path) -> None:
     result = jobs.medtl("tune", "--data", studies, "--out", tmp_path / "study")
     assert result.exit_code == 2 and "--modality" in result.stderr
+
+
+def test_a_signal_saves_the_trial_and_ends_the_search_in_a_line(
+    studies: Path, own_home: Path, space: Path, tmp_path: Path
+) -> None:
+    study, recipe = tmp_path / "study", jobs.settings(*HEAD, "schedule.head_epochs=3000")
+    search_it = ["tune", "--modality", "xray", "--data", studies, "--out", study, *recipe, "--space", space]
+    process = jobs.start(*search_it, "--trials", "1", home=own_home)
+    log, deadline = study / "trials/0000/log.jsonl", time.monotonic() + 60
+    while not log.is_file() or '"event": "epoch"' not in log.read_text():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=10)
+    assert process.returncode == 143 and "Traceback" not in stderr
+    (line,) = [line for line in stderr.splitlines() if line.startswith("medtl: ")]
+    assert "[interrupted]" in line and "in trial 0" in line and "--resume" not in line
+
+
+def test_a_search_that_is_stopped_goes_on_to_the_same_trials(
+    studies: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial asks after its step, in a validation and while its best epoch is judged; then the search."""
+    more = ("--trials", "2", "--space", space, "--evaluate", "--set", "split.test=0.25")
+    more = (*more, "--set", "schedule.head_epochs=1")
+    assert search(studies, tmp_path / "whole", *more).exit_code == 0
+    rows = [{**row, "seconds": ""} for row in jobs.read_rows(tmp_path / "whole/trials.csv")]
+    places = {
+        1: "in trial 0, in stage head after",
+        4: "after trial 0",
+        6: "in trial 1, in stage head while",
+        9: "while the best trial was judged",
+    }
+    for poll, place in places.items():
+        study = tmp_path / f"stopped-{poll}"
+        with monkeypatch.context() as patch:
+            asked = count(1)
+            patch.setattr(StopSignal, "__call__", lambda _, asked=asked, poll=poll: next(asked) == poll)
+            result = search(studies, study, *more)
+        assert jobs.fault(result, exit_code=130) == "interrupted"
+        assert place in result.stderr.splitlines()[-1]
+        assert search(studies, study, *more).exit_code == 0
+        assert [{**row, "seconds": ""} for row in jobs.read_rows(study / "trials.csv")] == rows

@@ -17,6 +17,7 @@ from medtl.learning.features import Views
 from medtl.learning.fit import Fit, FitConfig, FitData
 from medtl.learning.run_folder import RunFolder
 from medtl.learning.stages import ScheduleConfig, resolve_schedule
+from medtl.learning.world import World
 
 SMALL = ScheduleConfig(name="gradual", head_epochs=2, thawed_epochs=4, steps=2, head_rate=0.05, rate=0.01)
 
@@ -50,6 +51,7 @@ def make_fit(make_prepared: Callable) -> Callable:
         backbone: str = "tiny",
         size: tuple[int, ...] = (32, 32),
         watcher: SilentWatcher | None = None,
+        world: World | None = None,
         **config,
     ) -> Fit:
         fit_config = FitConfig(batch_size=8, **config)
@@ -74,6 +76,6 @@ def make_fit(make_prepared: Callable) -> Callable:
             targets[val],
         )
         root.mkdir(parents=True, exist_ok=True)
-        return Fit(classifier, data, header, fit_config, RunFolder(root), watcher or SilentWatcher())
+        return Fit(classifier, data, header, fit_config, RunFolder(root), watcher or SilentWatcher(), world)
 
     return build

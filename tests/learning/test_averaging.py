@@ -7,6 +7,7 @@ import torch
 
 from medtl.learning.averaging import Average, estimate_batch_norm
 from medtl.learning.stages import Pace, Stage, thaw
+from medtl.learning.world import World
 
 
 def prepare(classifier, epochs=4, per_epoch=2, groups=3, **knobs):
@@ -115,9 +116,9 @@ def test_statistics_are_estimated_as_inference_meets_them(make_classifier):
     images = [torch.rand(4, 1, 32, 32) for _ in range(3)]
     targets = torch.zeros(4)
     momentum = classifier.backbone.groups["stem"][1].momentum
-    estimate_batch_norm(classifier, classifier, iter([(x, targets) for x in images]), 0)
+    estimate_batch_norm(classifier, classifier, iter([(x, targets) for x in images]), 0, World())
     first = statistics(classifier)
-    estimate_batch_norm(classifier, classifier, iter([(x, targets) for x in images]), 0)
+    estimate_batch_norm(classifier, classifier, iter([(x, targets) for x in images]), 0, World())
     second = statistics(classifier)
     assert all(torch.equal(first[name], second[name]) for name in first), "dropout would differ"
     with torch.no_grad():
@@ -132,7 +133,9 @@ def test_statistics_that_do_not_follow_the_data_stay(make_classifier, groups, po
     classifier = make_classifier()
     prepare(classifier, groups=groups, average="swa", batch_norm=policy)
     before = statistics(classifier)
-    estimate_batch_norm(classifier, classifier, iter([(torch.rand(4, 1, 32, 32), torch.zeros(4))]), 0)
+    estimate_batch_norm(
+        classifier, classifier, iter([(torch.rand(4, 1, 32, 32), torch.zeros(4))]), 0, World()
+    )
     moved = {
         name.split(".")[2] for name, x in statistics(classifier).items() if not torch.equal(x, before[name])
     }

@@ -14,6 +14,7 @@ from medtl.learning.imbalance import IMBALANCE
 from medtl.learning.run_folder import RunFolder
 from medtl.learning.stages import ScheduleConfig, Stage
 from medtl.learning.watching import StoppedError
+from medtl.learning.world import World
 
 from .conftest import SMALL, SilentWatcher
 
@@ -361,7 +362,7 @@ def test_an_absent_gpu_is_named():
     if torch.cuda.is_available():
         pytest.skip("a CUDA device is here")
     with pytest.raises(TrainingError) as caught:
-        make_fabric(FitConfig(device="cuda"))
+        make_fabric(FitConfig(device="cuda"), World())
     assert caught.value.code == "device-missing"
 
 

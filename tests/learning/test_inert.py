@@ -15,6 +15,7 @@ from medtl.learning.fit_config import FitConfig, make_fabric
 from medtl.learning.imbalance import NoCorrection
 from medtl.learning.stages import Pace, ScheduleConfig, entry_step, resolve_schedule, thaw
 from medtl.learning.stepping import Stepper, anchors_of, make_optimizer
+from medtl.learning.world import World
 
 from .test_backbones import ENTRIES, images
 
@@ -76,7 +77,7 @@ def fingerprint(module: nn.Module) -> str:
 def take_a_step(classifier, stage, x, anchors) -> None:
     """Take one step in the whole chain from the images, as where nothing is cached."""
     config = FitConfig(device="cpu")
-    fabric = make_fabric(config)
+    fabric = make_fabric(config, World())
     targets = torch.arange(len(x)) % 2
     optimizer = make_optimizer(classifier, stage)
     classifier.train()
@@ -90,8 +91,9 @@ def take_a_step(classifier, stage, x, anchors) -> None:
         Pace(stage, 4),
         start=0,
         anchors=anchors,
+        world=World(),
     )
-    assert stepper.step([(x, targets)], 0, 0).isfinite()
+    assert stepper.step([(x, targets)], 0, 0).loss.isfinite()
 
 
 def assert_prefix_is_a_function(classifier, stage, x) -> None:

@@ -13,6 +13,7 @@ from medtl.learning.fit_config import FitConfig, make_fabric
 from medtl.learning.imbalance import make_strategy
 from medtl.learning.stages import Pace, Stage, entry_step, thaw
 from medtl.learning.stepping import LossSum, Stepper, anchors_of, make_optimizer
+from medtl.learning.world import World
 
 BINARY = Task("binary", ("normal", "lesion"))
 MULTILABEL = Task("multilabel", ("a", "b", "c"))
@@ -27,7 +28,7 @@ def make_stepper(classifier, stage, *, targets=None, start=0, optimizer=None, an
     config = FitConfig(device="cpu", gradient_clip=None, **config)
     thaw(classifier, stage)
     classifier.train()
-    fabric = make_fabric(config)
+    fabric = make_fabric(config, World())
     targets = np.array([0, 1]) if targets is None else targets
     return Stepper(
         fabric,
@@ -39,6 +40,7 @@ def make_stepper(classifier, stage, *, targets=None, start=0, optimizer=None, an
         Pace(stage, 2),
         start=start,
         anchors=anchors or {},
+        world=World(),
     )
 
 
@@ -72,7 +74,7 @@ def test_accumulated_parts_take_the_step_of_the_whole_batch(make_classifier, tas
     for parts in ([slice(0, 8)], [slice(0, 3), slice(3, 5), slice(5, 8)]):
         classifier = without_dropout(make_classifier(task))
         stepper = make_stepper(classifier, make_stage(), targets=targets.numpy(), imbalance=imbalance)
-        losses.append(stepper.step([(x[part], targets[part]) for part in parts], 0, 0).item())
+        losses.append(stepper.step([(x[part], targets[part]) for part in parts], 0, 0).loss.item())
         gradients.append([parameter.grad for parameter in classifier.parameters()])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     for whole, accumulated in zip(*gradients, strict=True):
@@ -100,7 +102,7 @@ def test_mixing_on_cached_activations_equals_mixing_without_a_cache(make_classif
         with torch.no_grad():
             x = classifier.run(images(), 0, step) if cached else images()
         stepper = make_stepper(classifier, stage, start=step if cached else 0, **knobs)
-        loss = stepper.step([(x, labels(BINARY))], 3, 0)
+        loss = stepper.step([(x, labels(BINARY))], 3, 0).loss
         found.append((loss.item(), model_tensors(classifier)))
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-5)
     for name, tensor in found[0][1].items():
@@ -113,7 +115,7 @@ def test_the_loss_of_a_mixture_is_mixed_alike(make_classifier, task):
     before = copy.deepcopy(classifier)
     stage = make_stage(0)
     stepper = make_stepper(classifier, stage, targets=targets.numpy(), mixup=1.0)
-    loss = stepper.step([(images(), targets)], 7, 0).item()
+    loss = stepper.step([(images(), targets)], 7, 0).loss.item()
 
     thaw(before, stage)
     mixed = make_stepper(before, stage, targets=targets.numpy(), mixup=1.0)._mix(images(), (7,))
@@ -131,7 +133,7 @@ def test_smoothing_reaches_the_loss(make_classifier):
         logits = classifier(images())
     smoothed = torch.nn.functional.cross_entropy(logits, targets, label_smoothing=0.2)
     stepper = make_stepper(classifier, make_stage(0), label_smoothing=0.2)
-    assert stepper.step([(images(), targets)], 0, 0).item() == pytest.approx(smoothed.item(), abs=1e-6)
+    assert stepper.step([(images(), targets)], 0, 0).loss.item() == pytest.approx(smoothed.item(), abs=1e-6)
 
 
 def still(classifier, stage, **options):
