@@ -16,6 +16,7 @@ from medtl import __version__
 from medtl.config import RunConfig, load_config, to_yaml
 from medtl.errors import ConfigError, LabelError, ReadError, SplitError, TrainingError
 from medtl.imaging.augmentation import Augmentation
+from medtl.imaging.label_budget import draw_labels
 from medtl.imaging.manifest import Sample, Task, load_manifest, targets
 from medtl.imaging.near_duplicates import (
     NO_LINKS,
@@ -143,11 +144,14 @@ def _train(
     clock: Mapping[str, float],
 ) -> TrainOutcome:
     """Fit and judge; clock says when the run began, as "total", and what its data took."""
-    fit = _make_fit(run, config, opened.task, opened.samples, opened.prepared, watcher)
+    taught = draw_labels(opened.samples, opened.task, config.fit.label_budget, config.fit.seed)
+    tell(watcher, _describe_budget(taught, opened.samples))
+    fit = _make_fit(run, config, opened.task, taught, opened.prepared, watcher)
     _record_start(run, config, opened.samples, opened.prepared, resume)
     fit.run(resume=resume, stop=stop)
     clock = {**clock, "total": time.perf_counter() - clock["total"], **fit.seconds}
-    evaluation = _finish(run, fit, opened.samples, clock, stop, watcher)
+    recipe = _recipe(config, taught, opened.samples)
+    evaluation = _finish(run, fit, taught, recipe, clock, stop, watcher)
     return TrainOutcome(run, evaluation, opened.refusals, tuple(fit.plans), clock)
 
 
@@ -160,6 +164,29 @@ def _describe_samples(samples: Sequence[Sample], task: Task, config: SplitConfig
     fold = f" ({_describe_fold(config)})" if config.folds else ""
     counts = f"{len(samples)} samples of {patients} patients: {', '.join(shown)}{fold}"
     return f"{counts}; {', '.join(task.classes)}{positive}"
+
+
+def _describe_budget(taught: Sequence[Sample], samples: Sequence[Sample]) -> list[str]:
+    drawn, available = _count_train(taught), _count_train(samples)
+    if drawn == available:
+        return []
+    return [f"{drawn} of {available} training samples are learned from, of whole patients; the rest lie idle"]
+
+
+def _count_train(samples: Sequence[Sample]) -> int:
+    return sum(sample.split == "train" for sample in samples)
+
+
+def _recipe(config: RunConfig, taught: Sequence[Sample], samples: Sequence[Sample]) -> dict[str, Any]:
+    """Return what tells this run from others on the same data."""
+    return {
+        "backbone": config.backbone.name,
+        "schedule": config.schedule.name if config.schedule.stages is None else "own stages",
+        "seed": config.fit.seed,
+        "label_budget": config.fit.label_budget,
+        "labels": _count_train(taught),
+        "labels_available": _count_train(samples),
+    }
 
 
 def _describe_fold(config: SplitConfig) -> str:
@@ -294,6 +321,7 @@ def _provenance(config: RunConfig, samples: Sequence[Sample], prepared: Prepared
         **({"split": _describe_fold(config.split)} if config.split.folds else {}),
         "schedule": config.schedule.name if config.schedule.stages is None else "stages of the recipe",
         "imbalance": str(config.fit.imbalance),
+        **({"label budget": str(config.fit.label_budget)} if config.fit.label_budget else {}),
         "seed": str(config.fit.seed),
         "medtl": __version__,
         "python": platform.python_version(),
@@ -336,6 +364,7 @@ def _finish(
     run: RunFolder,
     fit: Fit,
     samples: Sequence[Sample],
+    recipe: Mapping[str, Any],
     clock: Mapping[str, float],
     stop: Callable[[], bool],
     watcher: Watcher,
@@ -359,7 +388,7 @@ def _finish(
     header = checkpoint.header.model_copy(update=kept)
     write_predictions(run.root / FILE, task, predictions_of(judged, task, probabilities, logits))
     save_checkpoint(run.best, header, {"model": model_tensors(checkpoint.classifier)})
-    write_json(run.metrics, _metrics(fit, evaluation, header, clock))
+    write_json(run.metrics, {**_metrics(fit, evaluation, header, clock), "recipe": recipe})
     run.log("finished", seconds=round(clock["total"], 1))
     return evaluation
 
