@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,17 +22,18 @@ import numpy as np
 import torch
 from PIL import Image as PillowImage
 from sklearn.metrics import roc_auc_score
+from torch import Tensor
 
 from benchmarks.main_job import DEFAULT_DATA
+from medtl.cli.terminal import TerminalWatcher
+from medtl.config import load_config
 from medtl.imaging.image import Image, ImageFacts
 from medtl.imaging.label_budget import draw_labels
-from medtl.imaging.manifest import TaskConfig, load_manifest
 from medtl.imaging.preprocessing import prepare_image
-from medtl.imaging.series import read_series
 from medtl.learning import load_checkpoint
 from medtl.learning.checkpoint import Checkpoint
-from medtl.prediction.scoring import predict_features
-from medtl.prediction.screening import Likeness, distances
+from medtl.prediction.scoring import measure_distances, predict_features
+from medtl.runs.train import open_data
 
 SETTINGS = (
     "preprocessing.size=[96,96]",
@@ -69,14 +70,15 @@ def train(data: Path, run: Path, labels: int) -> None:
     )
 
 
-def unseen_chests(data: Path, labels: int, count: int) -> Iterator[Image]:
-    """Yield training images that the budget of the run left out."""
-    manifest = load_manifest(data, None, TaskConfig())
-    samples = [sample for sample in manifest.samples if sample.split == "train"]
-    taught = {sample.sample_id for sample in draw_labels(samples, manifest.task, labels, 0)}
-    idle = [sample for sample in samples if sample.sample_id not in taught]
-    for place in np.random.default_rng(0).permutation(len(idle))[:count]:
-        yield read_series(idle[place].series)
+def unseen_chests(data: Path, labels: int, count: int) -> Tensor:
+    """Return prepared training images (N, C, H, W) that the budget of the run left out."""
+    with TerminalWatcher("chests that the model never saw") as watcher:
+        opened = open_data(data, None, load_config("xray", None, SETTINGS), watcher)
+    drawn = draw_labels(opened.samples, opened.task, labels, 0)
+    taught = {sample.sample_id for sample in drawn}
+    idle = [sample for sample in opened.samples if sample.sample_id not in taught]
+    chosen = np.random.default_rng(0).permutation(len(idle))[:count]
+    return opened.prepared.read(opened.prepared.rows_of([idle[place] for place in chosen]))
 
 
 def brains(folder: Path, count: int) -> list[np.ndarray]:
@@ -123,22 +125,23 @@ def reduced(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(PillowImage.fromarray(pixels).resize((SIDE, SIDE), PillowImage.Resampling.BILINEAR))
 
 
-def to_image(pixels: np.ndarray) -> Image:
-    """Return an Image of which nothing but the pixels is known."""
-    return Image(pixels[None].astype(np.float32), None, None, ImageFacts("benchmark", "raster"))
+def prepare(pixels: Sequence[np.ndarray], checkpoint: Checkpoint) -> Tensor:
+    """Return images (N, C, H, W) of which nothing but the pixels is known, prepared for a model."""
+    facts = ImageFacts("benchmark", "raster")
+    images = (Image(one[None].astype(np.float32), None, None, facts) for one in pixels)
+    prepared = [prepare_image(image, checkpoint.preprocessing).pixels for image in images]
+    return torch.from_numpy(np.stack(prepared))
 
 
-def measure(checkpoint: Checkpoint, images: Sequence[Image], batch: int = 32) -> np.ndarray:
-    """Return the distance of each image from the training images, as scoring takes it."""
-    likeness, found = Likeness.from_tensors(checkpoint.screening), []
-    for start in range(0, len(images), batch):
-        prepared = [prepare_image(image, checkpoint.preprocessing) for image in images[start : start + batch]]
-        pixels = torch.stack([torch.from_numpy(one.pixels) for one in prepared])
-        found.append(distances(predict_features(checkpoint, pixels)[1], likeness))
+def measure(checkpoint: Checkpoint, images: Tensor) -> np.ndarray:
+    """Return the distance of each prepared image from the training images, as scoring takes it."""
+    found = [
+        measure_distances(checkpoint, predict_features(checkpoint, part)[1]) for part in images.split(32)
+    ]
     return np.concatenate(found)
 
 
-def report(run: Path, chests: Sequence[Image], others: dict[str, list[np.ndarray]]) -> None:
+def report(run: Path, chests: Tensor, others: Mapping[str, Sequence[np.ndarray]]) -> None:
     """Print a row for each kind of image."""
     checkpoint = load_checkpoint(run)
     screening = checkpoint.header.screening
@@ -149,7 +152,7 @@ def report(run: Path, chests: Sequence[Image], others: dict[str, list[np.ndarray
     print("| images | number | AUROC against chests | called far |\n| --- | --- | --- | --- |")
     print(f"| chests that it never saw | {len(near)} | | {(near > screening.threshold).mean():.1%} |")
     for name, pixels in others.items():
-        far = measure(checkpoint, list(map(to_image, pixels)))
+        far = measure(checkpoint, prepare(pixels, checkpoint))
         truth = np.repeat([0, 1], [len(near), len(far)])
         area = roc_auc_score(truth, np.concatenate([near, far]))
         print(f"| {name} | {len(far)} | {area:.4f} | {(far > screening.threshold).mean():.1%} |")
@@ -177,7 +180,7 @@ def main() -> None:
         "photographs": photographs(chosen.photographs),
     }
     small = {f"{name}, reduced": list(map(reduced, pixels)) for name, pixels in sharp.items()}
-    report(out / "run", list(unseen_chests(archive, chosen.labels, chosen.images)), sharp | small)
+    report(out / "run", unseen_chests(archive, chosen.labels, chosen.images), sharp | small)
 
 
 if __name__ == "__main__":

@@ -358,3 +358,12 @@ def test_each_rung_of_the_ladder_is_a_recipe_that_differs_in_its_schedule(
     ]
     assert {recipe.schedule.name for recipe in recipes} == set(ladder.SCHEDULES)
     assert len({recipe.model_copy(update={"schedule": None}).model_dump_json() for recipe in recipes}) == 1
+
+
+def test_photographs_are_there_without_a_network() -> None:
+    from benchmarks import screening
+
+    crops = screening.photographs(None)
+    assert len(crops) >= 3 * screening.CROPS and len(crops) % screening.CROPS == 0
+    assert all(crop.ndim == 2 and crop.shape[0] == crop.shape[1] for crop in crops)
+    assert screening.reduced(crops[0]).shape == (28, 28)

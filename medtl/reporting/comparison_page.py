@@ -13,7 +13,7 @@ from medtl.reporting.words import UNDEFINED, is_defined, p_text, signed_text
 
 SCHEDULES = {
     "scratch": "from scratch",
-    "linear-probe": "head only",
+    "linear-probe": "head on frozen features",
     "head-then-all": "head, then everything",
     "gradual": "gradual",
     "full": "everything at once",
