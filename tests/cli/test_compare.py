@@ -151,6 +151,12 @@ def test_what_is_no_run_is_refused(ladder: list[Path], tmp_path: Path) -> None:
     assert refused(ladder[2], damaged) == "checkpoint-damaged"
 
 
+def test_a_place_that_cannot_be_written_is_told_in_one_line(ladder: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = jobs.medtl("compare", *ladder[:2], "--out", tmp_path / "file" / "out")
+    assert jobs.fault(result) == "output-unwritable"
+
+
 def test_one_run_is_a_usage_error(ladder: list[Path], tmp_path: Path) -> None:
     assert jobs.medtl("compare", ladder[0], "--out", tmp_path / "out").exit_code == 2
 

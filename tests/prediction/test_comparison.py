@@ -180,6 +180,23 @@ def test_runs_without_a_common_sample_are_refused() -> None:
         align([first, Candidate("b", renamed, (0.5,), {})], common=True)
 
 
+def test_runs_with_other_patients_are_refused() -> None:
+    scores, truth, _ = make_scores(10, (1.0,), 0)
+    first = make_candidate("a", scores[0], truth)
+    regrouped = replace(first.predictions, patients=("one",) * 10)
+    with pytest.raises(CheckpointError, match="different patients"):
+        align([first, Candidate("b", regrouped, (0.5,), {})])
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_a_patient_or_two_are_compared_without_bounds(samples: int) -> None:
+    truth = np.arange(samples) % 2.0
+    made = [make_candidate(name, np.arange(samples) + offset, truth) for offset, name in enumerate("ab")]
+    _, other = compare(made, BINARY, "a", resamples=20)
+    found = to_json([other])[0]["differences"]["auroc"]
+    assert found["low"] is None and found["p"] is None
+
+
 def make_ladder(apart: dict[tuple[str, int], float], seeds: int = 3, samples: int = 400) -> list[Compared]:
     """Return judged runs of (schedule, labels) whose classes are so far apart."""
     names = [(*cell, seed) for cell in apart for seed in range(seeds)]

@@ -150,14 +150,18 @@ def test_facts_come_from_the_headers_of_the_training_files(tmp_path: Path) -> No
     assert found[0].extents_mm == ((12.0, pytest.approx(19.2)), (10.0, 16.0))
 
 
-def test_extents_of_volumes_are_those_of_their_images(tmp_path: Path) -> None:
+@pytest.mark.parametrize("axes", [2, 3])
+def test_extents_are_those_of_the_images(axes: int, tmp_path: Path) -> None:
     from medtl.imaging import read_images
 
-    write_volume(tmp_path / "case", 0, 0)
+    if axes == 3:
+        write_volume(tmp_path / "case", 0, 0)
+    else:
+        write_radiograph(tmp_path / "0.dcm", PixelSpacing=[0.4, 0.3])
     features = make_features(5)
     found = fit_screening(features, features, scan(tmp_path).series)
     (image,) = read_images(tmp_path)
-    assert found is not None and len(found[0].extents_mm) == 3
+    assert found is not None and len(found[0].extents_mm) == axes
     assert image.spacing_mm is not None
     assert [low for low, _ in found[0].extents_mm] == pytest.approx(
         [count * step for count, step in zip(image.pixels.shape[1:], image.spacing_mm, strict=True)]
