@@ -187,3 +187,13 @@ def test_names_are_told_apart_and_run_nowhere(ladder: list[Path], tmp_path: Path
     assert jobs.medtl("compare", run, third, "--out", tmp_path / "out").exit_code == 0
     with (tmp_path / "out" / "comparison.csv").open(newline="") as file:
         assert next(csv.DictReader(file))["run"] == "'" + evil
+
+
+def test_neither_a_comparison_nor_a_checkpoint_tells_who_the_patients_are(
+    ladder: list[Path], trained_3d: Trained, tmp_path: Path
+) -> None:
+    assert jobs.medtl("compare", *ladder, "--out", tmp_path).exit_code == 0
+    kept = [*tmp_path.iterdir(), *(trained_3d.run / "checkpoints" / "best").iterdir()]
+    assert len(kept) == 6, "two tensor files and a header, beside the comparison's three"
+    for path in kept:
+        assert b"canary" not in path.read_bytes().lower(), path.name
