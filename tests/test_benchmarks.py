@@ -334,3 +334,36 @@ def test_the_whole_bench_prints_its_tables_its_fits_and_every_verdict(
         "met  full: 1.00 times as fast as plain PyTorch, aim 1",
     ):
         assert line in printed
+
+
+def test_each_rung_of_the_ladder_is_a_recipe_that_differs_in_its_schedule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import ladder
+    from medtl.config import load_config
+
+    commands: list[list[str]] = []
+    monkeypatch.setattr(ladder, "medtl", commands.append)
+    ladder.climb("brain", tmp_path, tmp_path / "out", ["50", "all"], [0, 1])
+    *trained, compared = commands
+    assert len(trained) == 16 and compared[0] == "compare" and len(set(compared)) == len(compared)
+    assert sum("--label-budget" in command for command in trained) == 8
+    recipes = [
+        load_config(
+            "mri",
+            Path(command[command.index("--config") + 1]),
+            [command[place + 1] for place, part in enumerate(command) if part == "--set"],
+        )
+        for command in trained
+    ]
+    assert {recipe.schedule.name for recipe in recipes} == set(ladder.SCHEDULES)
+    assert len({recipe.model_copy(update={"schedule": None}).model_dump_json() for recipe in recipes}) == 1
+
+
+def test_photographs_are_there_without_a_network() -> None:
+    from benchmarks import screening
+
+    crops = screening.photographs(None)
+    assert len(crops) >= 3 * screening.CROPS and len(crops) % screening.CROPS == 0
+    assert all(crop.ndim == 2 and crop.shape[0] == crop.shape[1] for crop in crops)
+    assert screening.reduced(crops[0]).shape == (28, 28)

@@ -13,6 +13,7 @@ import click
 
 from medtl import __version__
 from medtl.cli.backbones import backbones
+from medtl.cli.compare import compare
 from medtl.cli.config import config
 from medtl.cli.demo import demo
 from medtl.cli.evaluate import evaluate
@@ -66,7 +67,10 @@ def main(debug: bool) -> None:
     keep_freed_memory()
 
 
-COMMANDS = (demo, inspect, prepare, train, tune, evaluate, score, explain, report, backbones, weights, config)
+COMMANDS = (
+    *(demo, inspect, prepare, train, tune, evaluate, compare, score, explain, report),
+    *(backbones, weights, config),
+)
 for command in COMMANDS:
     main.add_command(command)
 

@@ -34,7 +34,8 @@ def score(ctx: click.Context, run: Path, folder: Path, out: Path, any_modality: 
         click.echo(json.dumps([asdict(row) for row in outcome.predictions], indent=2))
     else:
         scored = len(outcome.predictions) - len(refused)
-        click.echo(
-            f"{scored} scored, {len(refused)} refused, {outcome.skipped} other files skipped: {outcome.table}"
-        )
+        unlike = sum(row.screening not in ("", "ok") for row in outcome.predictions)
+        told = f" ({unlike} not like the training images, see screening)" if unlike else ""
+        rest = f"{len(refused)} refused, {outcome.skipped} other files skipped"
+        click.echo(f"{scored} scored{told}, {rest}: {outcome.table}")
     ctx.exit(3 if refused else 0)

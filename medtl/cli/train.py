@@ -25,6 +25,13 @@ EXISTING = click.Path(path_type=Path)
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, e.g. schedule=scratch."
 )
+@click.option(
+    "--label-budget",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Learn from N labelled training samples at most: whole patients, classes in proportion.",
+)
+@click.option("--seed", type=int, metavar="S", help="Seed of all that is drawn, but for the split.")
 @click.option("--resume", is_flag=True, help="Go on with the run that --out holds.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train.")
 @click.option("--json", "as_json", is_flag=True, help="Print metrics.json on stdout.")
@@ -37,6 +44,8 @@ def train(
     out: Path | None,
     recipe: Path | None,
     overrides: tuple[str, ...],
+    label_budget: int | None,
+    seed: int | None,
     resume: bool,
     device: str | None,
     as_json: bool,
@@ -56,8 +65,8 @@ def train(
     from medtl.learning.watching import StoppedError
     from medtl.learning.world import joined_world
 
-    if device:
-        overrides = (*overrides, f"fit.device={device}")
+    named = {"device": device, "label_budget": label_budget, "seed": seed}
+    overrides = (*overrides, *(f"fit.{key}={value}" for key, value in named.items() if value is not None))
     recipe_of_run = modality, recipe, overrides
     stop = StopSignal()
     try:

@@ -6,7 +6,7 @@ JSON is replaced atomically and last, so that whatever happens it names files th
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from medtl.learning.backbones import BACKBONES
 from medtl.learning.cache_plan import CachePlan
 from medtl.learning.calibration import Calibration, ConformalFloors
 from medtl.learning.classifier import Classifier
+from medtl.learning.screening import TENSORS, Screening
 from medtl.learning.stages import Stage
 from medtl.learning.weights import sha256_of
 
@@ -86,17 +87,22 @@ class CheckpointHeader(BaseModel):
     thresholds: tuple[float, ...] | None = None
     calibration: Calibration | None = None
     conformal: ConformalFloors | None = None
+    screening: Screening | None = None
     provenance: dict[str, str] = {}
     tensors: dict[str, TensorFile] = {}
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A classifier in evaluation mode with all that scoring needs to know of it."""
+    """A classifier in evaluation mode with all that scoring needs to know of it.
+
+    screening: the tensors that belong to the header's screening, none where it has none.
+    """
 
     classifier: Classifier
     header: CheckpointHeader
     folder: Path
+    screening: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def task(self) -> Task:
@@ -137,7 +143,8 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint so that the former one stays whole until the new one is.
 
-    tensors: one mapping for each tensor file ("model", "optimizer", "average"). Raises OutputError.
+    tensors: one mapping for each tensor file ("model", "optimizer", "average", "screening"). Raises
+    OutputError.
     """
     make_folder(folder)
     files = {name: _write_tensors(folder, name, content) for name, content in tensors.items()}
@@ -189,7 +196,8 @@ def load_checkpoint(run: str | Path, which: Literal["best", "last"] = "best") ->
     except RuntimeError as error:
         reason = f"its tensors are not those of {header.backbone}"
         raise CheckpointError("checkpoint-damaged", reason, where=folder) from error
-    return Checkpoint(classifier.eval(), header, folder)
+    kept = read_tensors(folder, header, TENSORS) if header.screening else {}
+    return Checkpoint(classifier.eval(), header, folder, kept)
 
 
 def build_classifier(header: CheckpointHeader, folder: Path) -> Classifier:

@@ -30,6 +30,9 @@ class FitConfig(BaseModel):
     possible ones (Szegedy 2016). mixup, cutmix: the parameter a of the Beta(a, a) distribution by which a
     batch is mixed with itself, 0 for not at all: see mixing.py. The validation loss knows none of these.
 
+    seed: of all that is drawn, but for the split. label_budget: learn from so many labelled training samples
+    at most, whole patients; a larger budget of the same seed holds the smaller one.
+
     select: the best epoch is that of the highest validation AUROC (the lower loss where that is equal), or of
     the lowest validation loss; plateaus are judged by the same. save_minutes: within an epoch the run is
     saved whenever so many minutes have passed since it last was; null saves after epochs alone.
@@ -38,6 +41,7 @@ class FitConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = 0
+    label_budget: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=32, ge=1)
     accumulate: int = Field(default=1, ge=1)
     workers: int = Field(default=0, ge=0)

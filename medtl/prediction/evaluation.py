@@ -9,7 +9,7 @@ point, and is undefined instead.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,8 @@ class Evaluation:
     rows are the truth; empty in multilabel. roc: by class, in binary of the positive one. decision: net
     benefit by class. prevalence: by class, what ppv_at_prevalence and npv_at_prevalence are for.
     class_counts: samples that have each class. undefined: for each metric how many of the resamples had no
-    value for it.
+    value for it. drawn: for each metric what it is in each resample, (B,): paired with those of other
+    predictions of the same samples, as the same patients are drawn.
     """
 
     task: Task
@@ -95,6 +96,7 @@ class Evaluation:
     resamples: int
     undefined: Mapping[str, int]
     confidence: float
+    drawn: Mapping[str, Floats] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +162,7 @@ def evaluate(
         resamples=resamples,
         undefined={name: int(np.isnan(values[:, 0]).sum()) for name, values in drawn.items()},
         confidence=confidence,
+        drawn={name: values[:, 0] for name, values in drawn.items()},
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from medtl.learning.calibration import to_probabilities
 from medtl.learning.checkpoint import Checkpoint
 from medtl.learning.features import place_images
 from medtl.prediction.conformal import set_texts
+from medtl.prediction.screening import Likeness, Verdict, distances, find_misfit, give_verdict
 
 COLUMNS = ("sample_id", "source", "status", "code", "reason", "predicted")
 
@@ -33,8 +34,8 @@ class Prediction:
     """One row of scores.csv: probabilities in the order of the task's classes, or why it was refused.
 
     A scored row has a code and a reason, too, where the image is odd. source is relative to the scored
-    folder; sample_id is a salted hash of it, for pages that others read. held: the prediction set, "" where
-    the checkpoint has none.
+    folder; sample_id is a salted hash of it, for pages that others read. held: the prediction set, and
+    screening: the verdict whether the model may judge the image; each "" where the checkpoint has none.
     """
 
     sample_id: str
@@ -46,6 +47,14 @@ class Prediction:
     predicted: str = ""
     probabilities: tuple[float, ...] = ()
     held: str = ""
+    screening: Verdict = ""
+
+
+class Answer(NamedTuple):
+    """What the network says of one image: probabilities (K,), and how far it is from the training images."""
+
+    probabilities: NDArray[np.float64]
+    distance: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +71,11 @@ def score_images(checkpoint: Checkpoint, images: Iterable[Image], batch_size: in
     predictions: list[Prediction] = []
     for batch in _batches(images, batch_size):
         prepared = [prepare_image(image, checkpoint.preprocessing) for image in batch]
-        for image, probabilities in zip(batch, _predict_prepared(checkpoint, prepared), strict=True):
+        for image, answer in zip(batch, _predict_prepared(checkpoint, prepared), strict=True):
             source = image.facts.source
             key = sample_key(f"{len(predictions)}:{source}")
-            row = _scored_row(checkpoint, source, probabilities, key, find_oddity(image))
+            misfit = find_misfit(image, checkpoint.header.screening)
+            row = _scored_row(checkpoint, source, answer, key, find_oddity(image), misfit)
             predictions.append(row)
     return predictions
 
@@ -89,32 +99,43 @@ def _score_batch(
 ) -> Iterator[Scored]:
     read = [_read_and_prepare(series, checkpoint, keep_images) for series in batch]
     prepared = [result[1] for result in read if not isinstance(result, ReadError)]
-    probabilities = iter(_predict_prepared(checkpoint, prepared))
+    answers = iter(_predict_prepared(checkpoint, prepared))
     for series, result in zip(batch, read, strict=True):
         source = source_name(series, root)
         if isinstance(result, ReadError):
             yield Scored(_refused_row(source, result))
         else:
-            image, prepared_image, oddity = result
-            row = _scored_row(checkpoint, source, next(probabilities), sample_key(source), oddity)
+            image, prepared_image, oddity, misfit = result
+            row = _scored_row(checkpoint, source, next(answers), sample_key(source), oddity, misfit)
             yield Scored(row, image, prepared_image) if keep_images else Scored(row)
 
 
 def _read_and_prepare(
     series: Series, checkpoint: Checkpoint, keep_image: bool
-) -> tuple[Image | None, PreparedImage, Oddity | None] | ReadError:
+) -> tuple[Image | None, PreparedImage, Oddity | None, Verdict] | ReadError:
     try:
         image = read_series(series)
         prepared = prepare_image(image, checkpoint.preprocessing)
     except ReadError as error:
         return error
-    return image if keep_image else None, prepared, find_oddity(image)
+    misfit = find_misfit(image, checkpoint.header.screening)
+    return image if keep_image else None, prepared, find_oddity(image), misfit
 
 
-def _predict_prepared(checkpoint: Checkpoint, prepared: Sequence[PreparedImage]) -> NDArray[np.float64]:
+def _predict_prepared(checkpoint: Checkpoint, prepared: Sequence[PreparedImage]) -> list[Answer]:
     if not prepared:
-        return np.empty((0, len(checkpoint.task.classes)))
-    return predict(checkpoint, torch.stack([torch.from_numpy(image.pixels) for image in prepared]))
+        return []
+    images = torch.stack([torch.from_numpy(image.pixels) for image in prepared])
+    logits, features = predict_features(checkpoint, images)
+    found = to_probabilities(logits, checkpoint.task.kind, checkpoint.header.calibration)
+    return list(map(Answer, found, measure_distances(checkpoint, features)))
+
+
+def measure_distances(checkpoint: Checkpoint, features: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return how far pooled features (N, F) are from the training images; NaN where that is not kept."""
+    if not checkpoint.screening:
+        return np.full(len(features), np.nan)
+    return distances(features, Likeness.from_tensors(checkpoint.screening))
 
 
 def predict(checkpoint: Checkpoint, images: Tensor) -> NDArray[np.float64]:
@@ -126,17 +147,29 @@ def predict(checkpoint: Checkpoint, images: Tensor) -> NDArray[np.float64]:
     return to_probabilities(logits, checkpoint.task.kind, checkpoint.header.calibration)
 
 
-@torch.inference_mode()
 def predict_logits(checkpoint: Checkpoint, images: Tensor) -> NDArray[np.float64]:
     """Return logits (N, K) of prepared images (N, C, *size). Raises CheckpointError scores-invalid."""
+    return predict_features(checkpoint, images)[0]
+
+
+@torch.inference_mode()
+def predict_features(
+    checkpoint: Checkpoint, images: Tensor
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return logits (N, K) of prepared images (N, C, *size), and the features (N, F) that the head read.
+
+    Features of slices are averaged. Raises CheckpointError scores-invalid.
+    """
     classifier = checkpoint.classifier
-    logits = classifier(place_images(images, classifier)).double().cpu().numpy()
+    pooled = classifier.run(place_images(images, classifier), 0, classifier.head_step)
+    logits = classifier.head(pooled).double().cpu().numpy()
     if not np.isfinite(logits).all():
         reason = "the model's probabilities are no numbers"
         raise CheckpointError(
             "scores-invalid", reason, where=checkpoint.folder, fix="train again, at a lower rate"
         )
-    return logits
+    features = pooled if pooled.ndim == 2 else pooled.mean(dim=2)
+    return logits, features.double().cpu().numpy()
 
 
 def predicted_class(checkpoint: Checkpoint, probabilities: NDArray[np.float64]) -> str:
@@ -155,12 +188,12 @@ def predicted_class(checkpoint: Checkpoint, probabilities: NDArray[np.float64]) 
 
 
 def write_scores(path: Path, classes: Sequence[str], predictions: Sequence[Prediction]) -> None:
-    """Write scores.csv atomically: sample_id, source, status, code, reason, predicted, p_<class>..., set."""
-    rows = [[*COLUMNS, *(f"p_{name}" for name in classes), "set"]]
+    """Write scores.csv atomically: COLUMNS, p_<class>..., set, screening."""
+    rows = [[*COLUMNS, *(f"p_{name}" for name in classes), "set", "screening"]]
     for row in predictions:
         numbers = [f"{p:.6f}" for p in row.probabilities] or [""] * len(classes)
         facts = [row.sample_id, row.source, row.status, row.code, row.reason, row.predicted]
-        rows.append([*facts, *numbers, row.held])
+        rows.append([*facts, *numbers, row.held, row.screening])
     write_csv(path, rows)
 
 
@@ -173,17 +206,27 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 def _scored_row(
     checkpoint: Checkpoint,
     source: str,
-    probabilities: NDArray[np.float64],
+    answer: Answer,
     sample_id: str,
     oddity: Oddity | None,
+    misfit: Verdict,
 ) -> Prediction:
+    probabilities, screening = answer.probabilities, checkpoint.header.screening
     predicted = predicted_class(checkpoint, probabilities)
     values = tuple(float(p) for p in probabilities)
     code, reason = oddity or ("", "")
     floors = checkpoint.header.conformal
     held = set_texts(probabilities[None], floors, checkpoint.task)[0] if floors else ""
     return Prediction(
-        sample_id, source, "scored", code, reason, predicted=predicted, probabilities=values, held=held
+        sample_id,
+        source,
+        "scored",
+        code,
+        reason,
+        predicted=predicted,
+        probabilities=values,
+        held=held,
+        screening=give_verdict(misfit, answer.distance, screening),
     )
 
 

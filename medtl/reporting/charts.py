@@ -13,10 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from medtl.reporting.findings import Bounds
+
 POINTS_PER_INCH, PIXELS_PER_INCH = 72, 96
 FONT = "DejaVu Sans"  # matplotlib's own, for measuring; pages use the reader's
 DASHES = ("-", "--", "-.", ":")
 UNIT = (-0.02, 1.02)
+RUNG_WIDTH = 34  # characters
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
@@ -142,6 +145,65 @@ def decision_chart(curves: Mapping[str, Mapping[str, Sequence[float | None]]]) -
         _legend(axes, theme, names)
 
     return _draw(plot, (5.0, 3.8))
+
+
+def ladder_chart(rungs: Sequence[tuple[str, str, Bounds]], reference: str) -> Chart | None:
+    """Draw a row for each run (name, what it is, bounds): a dot with its interval, the reference's dotted.
+
+    None where no value is defined.
+    """
+    defined = [rung for rung in rungs if rung[2][0] is not None]
+    if not defined:
+        return None
+
+    def plot(figure: Figure, theme: Theme) -> None:
+        axes = figure.subplots()
+        for row, (name, _, bounds) in enumerate(defined):
+            value, *reach = _numbers(bounds)
+            colour = theme.series[1 if name == reference else 0]
+            axes.plot(reach, [row, row], color=colour, linewidth=2.2, solid_capstyle="round")
+            axes.plot([value], [row], "o", color=colour, markersize=7)
+            if name == reference:
+                axes.axvline(value, color=theme.muted, linewidth=1, linestyle=(0, (1, 3)))
+        axes.set_yticks(range(len(defined)), [_rung_text(name, about) for name, about, _ in defined])
+        axes.set(xlabel="AUROC", ylim=(len(defined) - 0.4, -0.6))
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0, labelcolor=theme.ink)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+
+    return _draw(plot, (6.4, 0.9 + 0.42 * len(defined)))
+
+
+def curve_chart(lines: Mapping[str, Sequence[Mapping[str, Any]]]) -> Chart | None:
+    """Draw points {labels, value, low, high} over labels, on a log scale: a line for each name."""
+    if not lines:
+        return None
+
+    def plot(figure: Figure, theme: Theme) -> None:
+        axes = figure.subplots()
+        for index, points in enumerate(lines.values()):
+            labels, value, low, high = (
+                _numbers([point[key] for point in points]) for key in ("labels", "value", "low", "high")
+            )
+            style = _line(theme, index, marked=True)
+            axes.plot(labels, value, label=str(index), **style)
+            axes.errorbar(
+                labels, value, [value - low, high - value], fmt="none", color=style["color"], capsize=3
+            )
+        ticks = sorted({round(point["labels"]) for points in lines.values() for point in points})
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes.minorticks_off()
+        axes.set(xlabel="labels learned from", ylabel="AUROC")
+        _legend(axes, theme, list(lines))
+
+    return _draw(plot, (5.6, 3.8))
+
+
+def _rung_text(name: str, about: str) -> str:
+    """Return what a run is called beside its rung, the end of a long name alone."""
+    short = name if len(name) <= RUNG_WIDTH else "…" + name[-(RUNG_WIDTH - 1) :]
+    return _literal(f"{short}\n{about}" if about else short)
 
 
 def _draw(plot: Plot, size: tuple[float, float]) -> Chart:

@@ -18,8 +18,10 @@ from medtl.reporting.words import (
     is_defined,
     metric_name,
     number_text,
+    p_text,
     probability_text,
     range_text,
+    signed_text,
 )
 
 
@@ -83,8 +85,10 @@ def _environment() -> Environment:
         interval=interval_text,
         names=as_names,
         number=number_text,
+        chance=p_text,
         probability=probability_text,
         range=range_text,
+        signed=signed_text,
         percent=lambda share: f"{100 * share:.1f}%",
     )
     return environment

@@ -96,6 +96,18 @@ def interval_text(bounds: Bounds, confidence: float = 0.95) -> str:
     return f"{number_text(bounds[0])} ({doubt_text(bounds, confidence)})"
 
 
+def signed_text(value: float | None) -> str:
+    """Write a difference with its sign."""
+    return f"{value:+.3f}" if value is not None and is_defined(value) else UNDEFINED
+
+
+def p_text(p: float | None) -> str:
+    """Write a p-value, never as the 0 that it is not."""
+    if p is None or not is_defined(p):
+        return UNDEFINED
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def duration_text(seconds: float) -> str:
     """Write a duration: "48 s", "12 min 5 s", "2 h 10 min"."""
     if not math.isfinite(seconds):

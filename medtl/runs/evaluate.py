@@ -95,6 +95,8 @@ def evaluate_run(
     tell(watcher, more)
     content = {
         "run": run.name,
+        "task": {"kind": task.kind, "classes": list(task.classes)},
+        "recipe": _recipe(run),
         "part": options.part,
         "model_sha256": checkpoint.sha256,
         "threshold_rule": str(options.rule or ThresholdRule()),
@@ -113,6 +115,12 @@ def evaluate_run(
     write_predictions(out / FILE, task, predictions_of(kept, task, probabilities), answers)
     page = write_evaluation_page(out, content, model_card(run, checkpoint))
     return EvaluateOutcome(evaluation, tuple(groupings), page, all_refusals(manifest, prepared))
+
+
+def _recipe(run: Path) -> dict[str, Any]:
+    """Return what tells the run from others on the same data; nothing where it did not keep it."""
+    folder = RunFolder(run)
+    return dict(folder.read_json(folder.metrics).get("recipe", {}))
 
 
 def _write(

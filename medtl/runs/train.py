@@ -6,7 +6,7 @@ Of several processes one leads: it reads the data, writes the run and tells of i
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from medtl import __version__
 from medtl.config import RunConfig, load_config, to_yaml
 from medtl.errors import ConfigError, LabelError, ReadError, SplitError, TrainingError
 from medtl.imaging.augmentation import Augmentation
+from medtl.imaging.label_budget import draw_labels
 from medtl.imaging.manifest import Sample, Task, load_manifest, targets
 from medtl.imaging.near_duplicates import (
     NO_LINKS,
@@ -27,7 +29,7 @@ from medtl.imaging.near_duplicates import (
     join_patients,
 )
 from medtl.imaging.prepared import PreparedDataset, oddity_notes, prepare_samples
-from medtl.imaging.randomness import derive_seed
+from medtl.imaging.randomness import derive_seed, make_generator
 from medtl.imaging.splits import SplitConfig, check_no_leak, read_splits, split_samples, write_splits
 from medtl.imaging.storage import write_json, write_text
 from medtl.learning.backbones import BACKBONES
@@ -45,6 +47,7 @@ from medtl.learning.classifier import Classifier
 from medtl.learning.features import Views
 from medtl.learning.fit import Fit, FitData
 from medtl.learning.run_folder import RunFolder
+from medtl.learning.screening import TENSORS, Screening
 from medtl.learning.stages import resolve_schedule
 from medtl.learning.watching import Unwatched, Watcher, never, stopped
 from medtl.learning.world import World
@@ -52,7 +55,8 @@ from medtl.prediction.calibration import fit_calibration
 from medtl.prediction.conformal import fit_floors
 from medtl.prediction.evaluation import Evaluation, choose_thresholds, evaluate, to_json
 from medtl.prediction.predictions_table import FILE, predictions_of, write_predictions
-from medtl.prediction.scoring import predict_logits
+from medtl.prediction.scoring import predict_features
+from medtl.prediction.screening import MOST_SAMPLES, fit_screening
 from medtl.runs.common import all_refusals, tell
 
 BATCH = 32
@@ -183,7 +187,8 @@ def _train(
     world.announce(RECORDED)
     fit.run(resume=resume, stop=stop)
     clock = {**clock, "total": time.perf_counter() - clock["total"], **fit.seconds}
-    evaluation = _finish(run, fit, opened.samples, clock, stop, watcher)
+    recipe = _recipe(config, len(fit.data.train), opened.samples)
+    evaluation = _finish(run, fit, opened.samples, recipe, clock, stop, watcher)
     return TrainOutcome(run, evaluation, opened.refusals, tuple(fit.plans), clock)
 
 
@@ -196,6 +201,29 @@ def _describe_samples(samples: Sequence[Sample], task: Task, config: SplitConfig
     fold = f" ({_describe_fold(config)})" if config.folds else ""
     counts = f"{len(samples)} samples of {patients} patients: {', '.join(shown)}{fold}"
     return f"{counts}; {', '.join(task.classes)}{positive}"
+
+
+def _describe_budget(taught: Sequence[Sample], samples: Sequence[Sample]) -> list[str]:
+    drawn, available = _count_train(taught), _count_train(samples)
+    if drawn == available:
+        return []
+    return [f"{drawn} of {available} training samples are learned from, of whole patients; the rest lie idle"]
+
+
+def _count_train(samples: Sequence[Sample]) -> int:
+    return sum(sample.split == "train" for sample in samples)
+
+
+def _recipe(config: RunConfig, taught: int, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Return what tells this run from others on the same data; taught: samples that it learned from."""
+    return {
+        "backbone": config.backbone.name,
+        "schedule": config.schedule.name if config.schedule.stages is None else "own stages",
+        "seed": config.fit.seed,
+        "label_budget": config.fit.label_budget,
+        "labels": taught,
+        "labels_available": _count_train(samples),
+    }
 
 
 def _describe_fold(config: SplitConfig) -> str:
@@ -288,7 +316,9 @@ def _make_fit(
     watcher: Watcher,
     world: World,
 ) -> Fit:
-    task, samples, prepared = opened.task, opened.samples, opened.prepared
+    task, prepared, available = opened.task, opened.prepared, opened.samples
+    samples = draw_labels(available, task, config.fit.label_budget, config.fit.seed)
+    tell(watcher, _describe_budget(samples, available))
     torch.manual_seed(derive_seed(config.fit.seed, "backbone"))  # of an untrained one
     weights = None if config.schedule.name == "scratch" else config.backbone.weights
     backbone = BACKBONES[config.backbone.name](weights=weights, in_channels=config.preprocessing.channels)
@@ -330,6 +360,7 @@ def _provenance(config: RunConfig, samples: Sequence[Sample], prepared: Prepared
         **({"split": _describe_fold(config.split)} if config.split.folds else {}),
         "schedule": config.schedule.name if config.schedule.stages is None else "stages of the recipe",
         "imbalance": str(config.fit.imbalance),
+        **({"label budget": str(config.fit.label_budget)} if config.fit.label_budget else {}),
         "seed": str(config.fit.seed),
         "medtl": __version__,
         "python": platform.python_version(),
@@ -373,6 +404,7 @@ def _finish(
     run: RunFolder,
     fit: Fit,
     samples: Sequence[Sample],
+    recipe: Mapping[str, Any],
     clock: Mapping[str, float],
     stop: Callable[[], bool],
     watcher: Watcher,
@@ -382,35 +414,59 @@ def _finish(
     task, truth = checkpoint.task, fit.data.val_targets
     judged = [sample for sample in samples if sample.split == "val"]
     patients = [sample.patient_id for sample in judged]
-    logits = _predict_views(checkpoint, fit.data.val, run, stop)
+    logits, features = _predict_views(checkpoint, fit.data.val, run, stop)
     fitted = fit_calibration(logits, truth, task)
     tell(watcher, [fitted.note])
     probabilities = to_probabilities(logits, task.kind, fitted.calibration)
     thresholds = choose_thresholds(probabilities, truth, task)
-    kept = {
+    kept: dict[str, Any] = {
         "thresholds": tuple(thresholds),
         "calibration": fitted.calibration,
         "conformal": fit_floors(probabilities, truth, task, patients),
     }
+    screening, tensors = _fit_screening(checkpoint, fit, features, samples, stop)
+    kept["screening"] = screening
     evaluation = evaluate(probabilities, truth, task, patients, thresholds)
     header = checkpoint.header.model_copy(update=kept)
     write_predictions(run.root / FILE, task, predictions_of(judged, task, probabilities, logits))
-    save_checkpoint(run.best, header, {"model": model_tensors(checkpoint.classifier)})
-    write_json(run.metrics, _metrics(fit, evaluation, header, clock))
+    save_checkpoint(run.best, header, {"model": model_tensors(checkpoint.classifier), **tensors})
+    write_json(run.metrics, {**_metrics(fit, evaluation, header, clock), "recipe": recipe})
     run.log("finished", seconds=round(clock["total"], 1))
     return evaluation
 
 
+def _fit_screening(
+    checkpoint: Checkpoint,
+    fit: Fit,
+    held_out: NDArray[np.float64],
+    samples: Sequence[Sample],
+    stop: Callable[[], bool],
+) -> tuple[Screening | None, dict[str, dict[str, Tensor]]]:
+    """Measure what training images are like; held_out: features of the validation images.
+
+    Returns the checkpoint's screening and its tensor file, nothing where there is nothing to measure.
+    """
+    views = fit.data.train
+    drawn = make_generator(fit.config.seed, "screening").permutation(len(views))[:MOST_SAMPLES]
+    rows = replace(views, rows=views.rows[np.sort(drawn)])
+    _, features = _predict_views(checkpoint, rows, fit.run_folder, stop)
+    taught = {views.dataset.sample_ids[row] for row in views.rows}
+    found = fit_screening(features, held_out, [one.series for one in samples if one.sample_id in taught])
+    return (found[0], {TENSORS: found[1]}) if found else (None, {})
+
+
 def _predict_views(
     checkpoint: Checkpoint, views: Views, run: RunFolder, stop: Callable[[], bool]
-) -> NDArray[np.float64]:
-    logits = []
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return logits and pooled features of all samples, as they are."""
+    found = []
     for start in range(0, len(views), BATCH):
         if stop():
             raise stopped("while the best epoch was judged", run.root)
         batch = np.arange(start, min(start + BATCH, len(views)))
-        logits.append(predict_logits(checkpoint, views.read(batch, 0)))
-    return np.concatenate(logits)
+        found.append(predict_features(checkpoint, views.read(batch, 0)))
+    logits, features = zip(*found, strict=True)
+    return np.concatenate(logits), np.concatenate(features)
 
 
 def _metrics(

@@ -21,6 +21,7 @@ COMMANDS = (
     "train",
     "tune",
     "evaluate",
+    "compare",
     "score",
     "explain",
     "report",

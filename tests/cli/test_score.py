@@ -13,7 +13,18 @@ from tests.cli import jobs
 from tests.cli.conftest import Trained
 from tests.imaging.conftest import build_dataset, pattern, save
 
-COLUMNS = ["sample_id", "source", "status", "code", "reason", "predicted", "p_normal", "p_lesion", "set"]
+COLUMNS = [
+    "sample_id",
+    "source",
+    "status",
+    "code",
+    "reason",
+    "predicted",
+    "p_normal",
+    "p_lesion",
+    "set",
+    "screening",
+]
 
 
 def score(run: Path, folder: Path, out: Path, exit_code: int = 0) -> dict[str, dict[str, str]]:
@@ -188,3 +199,57 @@ def _table(run: Path, tmp_path: Path, exit_code: int) -> Path:
     result = jobs.medtl("score", run, tmp_path / "folder", "--out", tmp_path / "out")
     assert result.exit_code == exit_code, result.output
     return tmp_path / "out/scores.csv"
+
+
+def test_what_is_not_like_the_training_images_is_told(trained: Trained, tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    shutil.copy(trained.data / "images/000.png", folder / "like.png")
+    jobs.write_png(folder / "unlike.png", 255 * (np.indices((24, 20)).sum(axis=0) % 2).astype(np.uint8))
+    rows = score(trained.run, folder, tmp_path / "out")
+    assert rows["like.png"]["screening"] == "ok"
+    assert rows["unlike.png"]["screening"] == "far from the training images"
+    assert rows["unlike.png"]["p_lesion"], "it is scored all the same"
+    result = jobs.medtl("score", trained.run, folder, "--out", tmp_path / "again", "--json")
+    assert {row["screening"] for row in json.loads(result.stdout)} == {"ok", "far from the training images"}
+    assert (
+        "1 not like the training images"
+        in jobs.medtl("score", trained.run, folder, "--out", tmp_path / "third").stdout
+    )
+
+
+def test_training_images_are_like_themselves(trained: Trained, trained_3d: Trained, tmp_path: Path) -> None:
+    for place, run in (("flat", trained), ("deep", trained_3d)):
+        rows = score(run.run, run.data, tmp_path / place)
+        verdicts = [row["screening"] for row in rows.values()]
+        assert verdicts.count("ok") >= 0.9 * len(verdicts) and "" not in verdicts
+
+
+def test_another_modality_that_is_let_in_is_told(trained_3d: Trained, tmp_path: Path) -> None:
+    jobs.write_volume(tmp_path / "in" / "case", 0, 0, Modality="CT")
+    result = jobs.medtl("score", trained_3d.run, tmp_path / "in", "--out", tmp_path / "out", "--any-modality")
+    assert result.exit_code == 0, result.output
+    (row,) = jobs.read_rows(tmp_path / "out" / "scores.csv")
+    assert row["screening"] == "modality" and row["status"] == "scored"
+
+
+def test_a_run_from_before_screening_scores_with_an_empty_column(
+    own_run: Path, trained: Trained, tmp_path: Path
+) -> None:
+    header = own_run / "checkpoints" / "best" / "checkpoint.json"
+    content = json.loads(header.read_text())
+    del content["screening"], content["tensors"]["screening"]
+    header.write_text(json.dumps(content))
+    rows = score(own_run, trained.data, tmp_path / "out")
+    assert {row["screening"] for row in rows.values()} == {""}
+
+
+def test_screening_tensors_that_were_altered_are_refused(
+    own_run: Path, trained: Trained, tmp_path: Path
+) -> None:
+    (kept,) = (own_run / "checkpoints" / "best").glob("screening-*.safetensors")
+    content = bytearray(kept.read_bytes())
+    content[-1] ^= 1
+    kept.write_bytes(content)
+    result = jobs.medtl("score", own_run, trained.data, "--out", tmp_path / "out")
+    assert jobs.fault(result) == "checkpoint-damaged"

@@ -185,9 +185,10 @@ def test_the_table_reads_back_as_it_was_written(tmp_path: Path) -> None:
         "p_normal",
         "p_=lesion",
         "set",
+        "screening",
     ]
-    assert first == ["s1", 'a "b", c\nd.png', "scored", "", "", "lesion", "0.250000", "0.750000", ""]
-    assert second == ["s2", "'=b.png", "refused", "file-empty", "has no bytes", "", "", "", ""]
+    assert first == ["s1", 'a "b", c\nd.png', "scored", "", "", "lesion", "0.250000", "0.750000", "", ""]
+    assert second == ["s2", "'=b.png", "refused", "file-empty", "has no bytes", "", "", "", "", ""]
 
 
 def test_a_table_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

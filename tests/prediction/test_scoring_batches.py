@@ -37,13 +37,13 @@ def checkpoint(make_classifier: Callable, tmp_path: Path) -> Checkpoint:
 def batch_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the batches that reach the network."""
     sizes: list[int] = []
-    predict = scoring.predict
+    predict = scoring.predict_features
 
-    def counting(checkpoint: Checkpoint, images: torch.Tensor) -> np.ndarray:
+    def counting(checkpoint: Checkpoint, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         sizes.append(len(images))
         return predict(checkpoint, images)
 
-    monkeypatch.setattr(scoring, "predict", counting)
+    monkeypatch.setattr(scoring, "predict_features", counting)
     return sizes
 
 
