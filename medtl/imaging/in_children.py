@@ -4,6 +4,7 @@ Threads would not help: parsing headers and the transforms' bookkeeping are Pyth
 """
 
 import copyreg
+import gc
 import os
 import signal
 import sys
@@ -13,9 +14,9 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import current_process, get_context
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from medtl.errors import ReadError, TrainingError
+from medtl.errors import CheckpointError, MedtlError, ReadError, TrainingError
 from medtl.imaging.in_order import in_order
 
 Item = TypeVar("Item")
@@ -32,8 +33,9 @@ def work_in_order(
     """Yield task(item) of each item, in order.
 
     workers: 1 stays in this process, more are so many children; None takes a child for each processor once
-    `patience` seconds have passed and more is left than was done. A task and its results can be pickled.
-    Raises TrainingError worker-lost where a child was ended.
+    `patience` seconds have passed and more is left than was done. Items and results can be pickled; the task
+    is not: children have it from this process, with all that it holds, as a network. Raises TrainingError
+    worker-lost where a child was ended.
     """
     count = _usable_processors() if workers is None else workers
     patience = patience if workers is None else 0.0
@@ -55,9 +57,9 @@ def _usable_processors() -> int:
 
 
 def _work_in_children(task: Callable[[Item], Result], items: Sequence[Item], count: int) -> Iterator[Result]:
-    pool = ProcessPoolExecutor(count, get_context("fork"), _begin_child, (os.getpid(),))
+    pool = ProcessPoolExecutor(count, get_context("fork"), _begin_child, (os.getpid(), task))
     try:
-        yield from in_order(lambda item: pool.submit(task, item), items, 2 * count)
+        yield from in_order(lambda item: pool.submit(_do, item), items, 2 * count)
     except BrokenProcessPool as error:
         reason = "a process that reads images was ended; memory may have run out"
         fix = "free memory and start again: it goes on where it was"
@@ -66,8 +68,19 @@ def _work_in_children(task: Callable[[Item], Result], items: Sequence[Item], cou
         pool.shutdown(cancel_futures=True)
 
 
-def _begin_child(parent: int) -> None:
+_task: Callable[[Any], Any] | None = None
+
+
+def _do(item: Any) -> Any:
+    assert _task is not None
+    return _task(item)
+
+
+def _begin_child(parent: int, task: Callable[[Any], Any]) -> None:
     """Leave the terminal, the threads and the signals of the parent to the parent."""
+    global _task
+    _task = task
+    gc.freeze()  # what the parent holds is not walked here: each page that is touched would be copied
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # a progress bar's hold locks of its thread
@@ -83,9 +96,14 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _error_of(code: str, reason: str, where: str, fix: str) -> ReadError:
-    return ReadError(code, reason, where=where, fix=fix)
+def _error_of(kind: type[MedtlError], code: str, reason: str, where: str, fix: str) -> MedtlError:
+    return kind(code, reason, where=where, fix=fix)
 
 
-# A ReadError takes keywords, with which pickle alone cannot make it again.
-copyreg.pickle(ReadError, lambda error: (_error_of, (error.code, error.reason, error.where, error.fix)))
+def _parts_of(error: MedtlError) -> tuple[Any, ...]:
+    return _error_of, (type(error), error.code, error.reason, error.where, error.fix)
+
+
+# These errors take keywords, with which pickle alone cannot make them again.
+for _kind in (ReadError, CheckpointError):
+    copyreg.pickle(_kind, _parts_of)
