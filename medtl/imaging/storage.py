@@ -68,8 +68,10 @@ def write_csv(path: Path, rows: Iterable[Iterable[str]]) -> None:
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Write lines that bring their ends atomically, one by one: none is held."""
     # A file name may hold bytes that are no text: they are written as escapes.
-    how = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
-    with replacing(path) as temporary, temporary.open("w", **how) as file:  # type: ignore[call-overload]
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
         file.writelines(lines)
 
 

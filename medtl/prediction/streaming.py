@@ -160,10 +160,8 @@ def _judge(ensemble: Ensemble, root: Path, size: int, batch: Sequence[Unit]) -> 
 
 def stopped(journal: Journal) -> StoppedError:
     """Return the error that says that scoring was stopped, and how it goes on."""
-    fix = "the same command goes on"
-    return StoppedError(
-        "interrupted", "stopped, all rows so far are kept", where=journal.path.parent, fix=fix
-    )
+    reason, fix = "stopped, all rows so far are kept", "the same command goes on"
+    return StoppedError("interrupted", reason, where=journal.path.parent, fix=fix)
 
 
 @contextmanager
