@@ -37,6 +37,14 @@ FORMATS = click.Choice(["csv", "jsonl", "parquet"])
 )
 @click.option("--resume/--anew", default=True, help="Keep the rows of the journal in OUT (default), or not.")
 @click.option("--workers", type=click.IntRange(1), help="Processes. Default: one a processor.")
+@click.option("--watch", is_flag=True, help="Go on with what arrives in FOLDER, until it is stopped.")
+@click.option(
+    "--settle",
+    type=click.FloatRange(min=0.1),
+    default=5.0,
+    show_default=True,
+    help="With --watch: seconds for which a file must be left alone, and between looks.",
+)
 @click.option("--any-modality", is_flag=True, help="Take images whose files name another modality, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON on stdout.")
 @click.pass_context
@@ -51,6 +59,8 @@ def score(
     formats: tuple[str, ...],
     resume: bool,
     workers: int | None,
+    watch: bool,
+    settle: float,
     any_modality: bool,
     as_json: bool,
 ) -> None:
@@ -61,11 +71,16 @@ def score(
     from medtl.cli.terminal import TerminalWatcher
     from medtl.learning.watching import StoppedError
     from medtl.runs.score import ScoreOptions, score_run
+    from medtl.runs.watch import watch_run
 
+    if watch and as_json:
+        raise click.UsageError("--json prints one document when all is done; --watch is never done")
     options = ScoreOptions(others, any_modality, tta, precision, formats, not resume, workers)  # type: ignore[arg-type]
     stop = StopSignal()
     try:
         with stop, TerminalWatcher(f"medtl score · {folder}") as watcher:
+            if watch:
+                watch_run(run, folder, out, watcher, options, stop, settle)
             outcome = score_run(run, folder, out, watcher, options, stop)
     except StoppedError as error:
         click.echo(f"medtl: {error}", err=True)

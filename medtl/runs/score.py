@@ -100,22 +100,26 @@ def load_ensemble(run: Path, options: ScoreOptions) -> Ensemble:
     return make_ensemble(checkpoints, flips=options.flips)
 
 
-def open_judge(ensemble: Ensemble, journal: Journal, found: Scan, options: ScoreOptions) -> Ensemble:
+def open_judge(
+    ensemble: Ensemble, journal: Journal, found: Scan, options: ScoreOptions, *, first: bool = True
+) -> Ensemble:
     """Let the journal show the rows of this ensemble in its precision, and return it in that.
 
-    A precision that was chosen on a first batch is chosen once for a journal.
+    A precision that was chosen on a first batch is chosen once for a journal. first: this is the first time
+    in this command, when rows may be forgotten.
     """
+    anew = options.anew and first
     precision = options.precision
     if precision == "auto":
         key = f"precision {key_of(ensemble.facts)}"
         trial = journal.recall(key)
-        if trial is None or options.anew:
+        if trial is None or anew:
             trial = try_precision(ensemble, found.series[: batch_size(ensemble)]).to_json()
             journal.remember(key, trial)
         precision = trial["chosen"]
     judge = ensemble.with_precision(precision)
     journal.open_for(judge.facts)
-    if options.anew:
+    if anew:
         journal.forget()
     return judge
 
@@ -128,9 +132,14 @@ def score_into(
     options: ScoreOptions,
     watcher: Watcher,
     stop: Callable[[], bool],
+    *,
+    first: bool = True,
 ) -> int:
-    """Score what the journal lacks, and return how many rows it had."""
-    units = unscored(found, folder, journal, try_again=True)
+    """Score what the journal lacks, and return how many rows it had.
+
+    first: this is the first time in this command, when refusals that may pass are tried again.
+    """
+    units = unscored(found, folder, journal, try_again=first)
     total = len(found.series) + len(found.refusals)
     kept = len(found.series) - len(units)
     before = total - len(units)
