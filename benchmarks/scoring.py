@@ -4,9 +4,9 @@ python -m benchmarks.scoring [--rounds N] [--memory] [--cases CASE ...] [--preci
 
 Radiographs of 2048 x 2048 pixels and 12 bits, uncompressed and in JPEG 2000, go through EfficientNet-Lite0 at
 160 pixels, MR series of 22 and 176 slices through the slice encoder of configs/mri-volume.yaml; weights are
-random, which costs the same. Each contender is a process of its own that has imported everything and loaded
-the network before its clock starts (loading is in a column of its own); files are in the page cache; of N
-rounds, in turn, the fastest counts, since other work only ever slows one down. All may use all cores.
+random, which costs the same. Each contender is a process of its own that has imported everything before its
+clock starts; loading the network is in a column of its own; files are in the page cache. Of N rounds, in
+turn, the fastest counts, since other work only ever slows one down. All may use all cores.
 
 medtl         `medtl score`, whole: scan with all checks, SHA-256 of every file, journal and scores.csv
 plain         pydicom, rescale, stack by position, MONAI's transforms, network, one by one
@@ -15,11 +15,14 @@ reading       a limit: medtl's reading and transforms alone, a process a core
 forward       a limit: the bare forward pass alone on batches in memory, the fastest of several batch sizes
 
 Reading and forward share the cores, so what is within reach is 1 / (1/reading + 1/forward), shown as `both`.
+CPU is that of all processes, decoders too: on a machine with other work it tells more than the clock.
 --memory scores 100 and 10,000 small radiographs and prints the peak of the process and of its largest child.
 """
 
 import argparse
+import ctypes
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -35,7 +38,7 @@ import numpy as np
 
 from benchmarks.ingest import mr_slice, radiograph, save
 
-CASES = {"xray uncompressed": 48, "xray jpeg2000": 16, "mr 22 slices": 40, "mr 176 slices": 12}
+CASES = {"xray uncompressed": 32, "xray jpeg2000": 8, "mr 22 slices": 24, "mr 176 slices": 6}
 CONTENDERS = ("medtl", "plain", "monai", "reading", "forward")
 NETWORKS = {
     "xray": ("efficientnet_lite0", (160, 160), ("DX",)),
@@ -44,6 +47,7 @@ NETWORKS = {
 }
 FORWARD_BATCHES = (1, 4, 16)
 MEMORY_STUDIES = (100, 10_000)
+SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
 
 
 def make_data(folder: Path, cases: list[str]) -> None:
@@ -67,6 +71,7 @@ def make_data(folder: Path, cases: list[str]) -> None:
         for place in range(slices):
             noisy = field[:256, :256] * 900 + rng.normal(0, 10, (256, 256))
             dataset = mr_slice(np.clip(noisy, 0, 4095).astype("uint16"), number, place, None)
+            dataset.InstanceNumber = place + 1  # MONAI leaves out slices without
             save(dataset, folder / case / str(number) / f"{place * 7 % slices:03d}.dcm")
 
 
@@ -76,7 +81,7 @@ def make_small(folder: Path) -> None:
     for count in MEMORY_STUDIES:
         for number in range(count):
             pixels = rng.integers(0, 4096, (48, 48), dtype=np.uint16)
-            save(radiograph(pixels, number), folder / str(count) / f"{number % 100}" / f"{number}.dcm")
+            save(radiograph(pixels, number), folder / f"small {count}" / f"{number % 100}" / f"{number}.dcm")
 
 
 def make_run(folder: Path, kind: str) -> Path:
@@ -173,8 +178,6 @@ def time_plain(run: Path, folder: Path) -> float:
 
 def time_monai(run: Path, folder: Path) -> float:
     """Judge batches of a DataLoader over LoadImage."""
-    import os
-
     import torch
     from monai.data import DataLoader, Dataset
 
@@ -211,8 +214,6 @@ def _one_thread() -> None:
 
 def time_reading(run: Path, folder: Path) -> float:
     """Scan, read and prepare in a process a core; nothing is judged."""
-    import os
-
     from medtl.imaging.series import scan
     from medtl.learning.checkpoint import read_header
 
@@ -250,68 +251,92 @@ def time_forward(run: Path, folder: Path, precision: str) -> float:
     return min(found) * count
 
 
-def measure(contender: str, kind: str, folder: Path, precision: str) -> dict[str, float]:
-    """Measure in this process: seconds of a folder, seconds of loading the network, peak memory in MiB."""
+def measure(contender: str, folder: Path, cases: list[str], precision: str) -> dict[str, dict[str, float]]:
+    """Measure cases in this process: seconds, CPU seconds, seconds of loading the network, peaks in MiB."""
     import torch  # noqa: F401
 
     import medtl.runs.score  # noqa: F401
+
+    ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)  # decoders whose process has ended are counted here
+    return {case: measure_case(contender, folder, case, precision) for case in cases}
+
+
+def measure_case(contender: str, folder: Path, case: str, precision: str) -> dict[str, float]:
+    """Measure one case. medtl and the readers load the network themselves: that is taken off."""
     from medtl.learning import load_checkpoint
 
-    run = make_run(folder.parent, kind)
+    run, studies = make_run(folder, case.split()[0]), folder / case
+    load_checkpoint(run)
     started = time.perf_counter()
     load_checkpoint(run)
     loading = time.perf_counter() - started
-    with tempfile.TemporaryDirectory(dir=folder.parent) as out:
+    before = cpu_seconds()
+    with tempfile.TemporaryDirectory(dir=folder) as out:
         if contender == "medtl":
-            # score_run loads the network again: it is taken off, as for all.
-            seconds = time_medtl(run, folder, Path(out), precision) - loading
+            seconds = time_medtl(run, studies, Path(out), precision) - loading
         elif contender == "forward":
-            seconds = time_forward(run, folder, precision)
+            seconds = time_forward(run, studies, precision)
         else:
-            seconds = {"plain": time_plain, "monai": time_monai, "reading": time_reading}[contender](
-                run, folder
-            )
+            timers = {"plain": time_plain, "monai": time_monai, "reading": time_reading}
+            seconds = timers[contender](run, studies)
+    cpu = cpu_seconds() - before - loading
     peaks = [
         resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     ]
-    return {"seconds": seconds, "loading": loading, "self_mib": peaks[0], "child_mib": peaks[1]}
+    return {"seconds": seconds, "cpu": cpu, "loading": loading, "self_mib": peaks[0], "child_mib": peaks[1]}
 
 
-def run_child(*arguments: str) -> dict[str, float]:
-    """Measure in a fresh process; NaN for a contender that fails."""
-    command = [sys.executable, "-m", "benchmarks.scoring", "--child", *arguments]
+def cpu_seconds() -> float:
+    """Return the CPU seconds of this process and of all below it, which have ended by then."""
+    from contextlib import suppress
+
+    from medtl.imaging import decoding
+
+    if decoding._pool is not None:
+        decoding._pool.close()
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, 0):
+            pass
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in usage)
+
+
+def run_child(contender: str, folder: Path, precision: str, cases: list[str]) -> dict[str, dict[str, float]]:
+    """Measure in a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.scoring", "--child", contender, str(folder)]
+    command += ["--precision", precision, "--cases", *cases]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        print(f"{arguments[0]}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
-        return dict.fromkeys(("seconds", "loading", "self_mib", "child_mib"), float("nan"))
+        raise SystemExit(done.stderr[-2000:])
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def print_speed(folder: Path, cases: list[str], rounds: int, precision: str) -> None:
     """Measure each contender in turn; print studies per minute, and shares of the limits."""
-    found: dict[tuple[str, str], list[dict[str, float]]] = {}
-    for _, case, contender in product(range(rounds), cases, CONTENDERS):
-        row = run_child(contender, case.split()[0], str(folder / case), precision)
-        found.setdefault((case, contender), []).append(row)
-    print(
-        f"| {precision} | contender | studies per minute | of plain | loading, s | peak MiB, largest child |"
-    )
+    found: dict[str, list[dict[str, dict[str, float]]]] = {name: [] for name in CONTENDERS}
+    for _, contender in product(range(rounds), CONTENDERS):
+        found[contender].append(run_child(contender, folder, precision, cases))
+    print(f"| {precision} | contender | studies a minute | of plain | CPU ms a study | loading, s |")
     print("| --- | --- | --- | --- | --- | --- |")
     for case in cases:
-        best = {name: min(found[case, name], key=lambda row: row["seconds"]) for name in CONTENDERS}
-        speed = {name: 60 * CASES[case] / best[name]["seconds"] for name in CONTENDERS}
-        for name in CONTENDERS:
-            memory = f"{best[name]['self_mib']:.0f}, {best[name]['child_mib']:.0f}"
-            print(
-                f"| {case} | {name} | {speed[name]:,.0f} | {speed[name] / speed['plain']:.2f} "
-                f"| {best[name]['loading']:.2f} | {memory} |"
-            )
-        both = 1 / (1 / speed["reading"] + 1 / speed["forward"])
-        slower = min("reading", "forward", key=lambda name: speed[name])
-        print(
-            f"| {case} | both | {both:,.0f} | | | medtl: {speed['medtl'] / both:.0%} of both, "
-            f"{speed['medtl'] / speed[slower]:.0%} of {slower} alone |"
-        )
+        best = {
+            name: {key: min(row[case][key] for row in found[name]) for key in ("seconds", "cpu", "loading")}
+            for name in CONTENDERS
+        }
+        print_case(case, best)
+
+
+def print_case(case: str, best: dict[str, dict[str, float]]) -> None:
+    """Print the rows of a case."""
+    speed = {name: 60 * CASES[case] / best[name]["seconds"] for name in CONTENDERS}
+    for name in CONTENDERS:
+        cpu = "" if name == "forward" else f"{1000 * best[name]['cpu'] / CASES[case]:.0f}"
+        ratio, loading = speed[name] / speed["plain"], best[name]["loading"]
+        print(f"| {case} | {name} | {speed[name]:,.0f} | {ratio:.2f} | {cpu} | {loading:.2f} |")
+    both = 1 / (1 / speed["reading"] + 1 / speed["forward"])
+    slower = min("reading", "forward", key=lambda name: speed[name])
+    shares = f"{speed['medtl'] / both:.0%} of both, {speed['medtl'] / speed[slower]:.0%} of {slower} alone"
+    print(f"| {case} | both | {both:,.0f} | {both / speed['plain']:.2f} | medtl: {shares} | |", flush=True)
 
 
 def print_memory(folder: Path) -> None:
@@ -319,7 +344,8 @@ def print_memory(folder: Path) -> None:
     print("| studies | seconds | peak MiB, largest child |")
     print("| --- | --- | --- |")
     for count in MEMORY_STUDIES:
-        row = run_child("medtl", "small", str(folder / str(count)), "fp32")
+        case = f"small {count}"
+        row = run_child("medtl", folder, "fp32", [case])[case]
         print(f"| {count:,} | {row['seconds']:.1f} | {row['self_mib']:.1f}, {row['child_mib']:.1f} |")
 
 
@@ -329,15 +355,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--cases", nargs="+", metavar="CASE", default=list(CASES))
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--memory", action="store_true", help="Memory instead of speed.")
-    parser.add_argument("--child", nargs=4, metavar=("CONTENDER", "KIND", "FOLDER", "PRECISION"))
+    parser.add_argument("--child", nargs=2, metavar=("CONTENDER", "FOLDER"))
     parser.add_argument("--make", type=Path, metavar="FOLDER")
     chosen = parser.parse_args()
     if chosen.child:
-        contender, kind, folder, precision = chosen.child
-        print(json.dumps(measure(contender, kind, Path(folder), precision)))
+        contender, folder = chosen.child
+        print(json.dumps(measure(contender, Path(folder), chosen.cases, chosen.precision)))
     elif chosen.make:
         make_small(chosen.make) if chosen.memory else make_data(chosen.make, chosen.cases)
     else:

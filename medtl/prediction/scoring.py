@@ -206,13 +206,24 @@ def predicted_class(checkpoint: Checkpoint, probabilities: NDArray[np.float64]) 
 
 def write_scores(path: Path, classes: Sequence[str], predictions: Iterable[Prediction]) -> None:
     """Write scores.csv atomically: sample_id, source, status, code, reason, predicted, p_<class>..., set."""
-    header = [*COLUMNS, *(f"p_{name}" for name in classes), "set"]
-    write_csv(path, chain([header], (_cells(row, len(classes)) for row in predictions)))
+    cells = (map(_cell, row_fields(row, classes).values()) for row in predictions)
+    write_csv(path, chain([column_names(classes)], cells))
 
 
-def _cells(row: Prediction, classes: int) -> list[str]:
-    numbers = [f"{p:.6f}" for p in row.probabilities] or [""] * classes
-    return [*(getattr(row, name) for name in COLUMNS), *numbers, row.held]
+def column_names(classes: Sequence[str]) -> list[str]:
+    """Return the columns of a table of scores, in order."""
+    return list(row_fields(Prediction("", "", ""), classes))
+
+
+def row_fields(row: Prediction, classes: Sequence[str]) -> dict[str, str | float | None]:
+    """Return a row as any table has it: text, and probabilities, None where it was refused."""
+    numbers = row.probabilities or (None,) * len(classes)
+    texts = {name: getattr(row, name) for name in COLUMNS}
+    return {**texts, **{f"p_{name}": p for name, p in zip(classes, numbers, strict=True)}, "set": row.held}
+
+
+def _cell(value: str | float | None) -> str:
+    return value if isinstance(value, str) else "" if value is None else f"{value:.6f}"
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

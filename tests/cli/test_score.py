@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from pydicom.uid import ComputedRadiographyImageStorage
 
+from medtl.cli.terminal import TerminalWatcher
 from medtl.prediction.journal import open_journal
 from tests.cli import jobs
 from tests.cli.conftest import Trained
@@ -164,6 +165,20 @@ def test_a_pipe_is_skipped_without_waiting_for_it(trained: Trained, tmp_path: Pa
     os.mkfifo(tmp_path / "folder/pipe.png")
     rows = score(trained.run, tmp_path / "folder", tmp_path / "out", exit_code=3)
     assert rows["inside.png"]["status"] == "scored" and rows["pipe.png"]["status"] == "refused"
+
+
+def test_the_bar_tells_studies_a_minute_but_not_those_that_were_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes stderr for a terminal
+    clock = iter(range(0, 1000, 3))
+    with TerminalWatcher("scoring") as watcher:
+        watcher.bar.get_time = lambda: float(next(clock))
+        watcher.progress("scoring", 1000, 2000)
+        for done in range(1010, 1051, 10):
+            watcher.progress("scoring", done, 2000)
+        rate = watcher.bar.tasks[0].fields["rate"]
+    assert rate.endswith(" a minute") and 50 < float(rate.split()[0]) < 250  # ten in some seconds
 
 
 def test_another_modality_is_refused_unless_asked_for(trained: Trained, tmp_path: Path) -> None:
