@@ -115,6 +115,7 @@ CODES: dict[str, str] = {
     "run-changed": "a run cannot be resumed with another configuration or other data",
     "checkpoint-damaged": "a checkpoint is incomplete or was altered",
     "scores-invalid": "a checkpoint's probabilities or thresholds are no usable numbers",
+    "ensemble-mixed": "runs of different classes cannot judge together",
     "device-missing": "the device that was asked for is not here",
     "scores-damaged": "the record of a scored folder cannot be read",
     "output-unwritable": "the output cannot be written",

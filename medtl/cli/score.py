@@ -1,41 +1,117 @@
 """medtl score: score every study of a folder."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from medtl.cli.stopping import StopSignal
+
+if TYPE_CHECKING:
+    from medtl.runs.score import ScoreOutcome
+
 PATH = click.Path(path_type=Path)
+FORMATS = click.Choice(["csv", "jsonl", "parquet"])
 
 
 @click.command()
 @click.argument("run", type=PATH)
 @click.argument("folder", type=PATH)
-@click.option("--out", type=PATH, required=True, help="Folder for scores.csv.")
+@click.option("--out", type=PATH, required=True, help="Folder for the tables and the journal.")
+@click.option("--with", "others", type=PATH, multiple=True, metavar="RUN", help="A run that judges, too.")
+@click.option("--tta", is_flag=True, help="Average over mirror images, where training saw them.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "auto"]),
+    default="fp32",
+    show_default=True,
+    help="auto: bf16 where it is faster and logits of a first batch agree.",
+)
+@click.option(
+    "--format",
+    "formats",
+    type=FORMATS,
+    multiple=True,
+    default=("csv",),
+    help="Which scores.* to write; repeatable. Default: csv.",
+)
+@click.option("--resume/--anew", default=True, help="Keep the rows of the journal in OUT (default), or not.")
+@click.option("--workers", type=click.IntRange(1), help="Processes. Default: one a processor.")
+@click.option("--watch", is_flag=True, help="Go on with what arrives in FOLDER, until it is stopped.")
+@click.option(
+    "--settle",
+    type=click.FloatRange(min=0.1),
+    default=5.0,
+    show_default=True,
+    help="With --watch: seconds for which a file must be left alone, and between looks.",
+)
 @click.option("--any-modality", is_flag=True, help="Take images whose files name another modality, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON on stdout.")
 @click.pass_context
-def score(ctx: click.Context, run: Path, folder: Path, out: Path, any_modality: bool, as_json: bool) -> None:
-    """Score the series and images of FOLDER with RUN: one row each, probabilities or a refusal."""
+def score(
+    ctx: click.Context,
+    run: Path,
+    folder: Path,
+    out: Path,
+    others: tuple[Path, ...],
+    tta: bool,
+    precision: str,
+    formats: tuple[str, ...],
+    resume: bool,
+    workers: int | None,
+    watch: bool,
+    settle: float,
+    any_modality: bool,
+    as_json: bool,
+) -> None:
+    """Score the series and images of FOLDER with RUN: one row each, probabilities or a refusal.
+
+    Stopped or killed, the same command goes on where it was, to the same table.
+    """
+    from medtl.cli.terminal import TerminalWatcher
+    from medtl.learning.watching import StoppedError
+    from medtl.runs.score import ScoreOptions, score_run
+    from medtl.runs.watch import watch_run
+
+    if watch and as_json:
+        raise click.UsageError("--json prints one document when all is done; --watch is never done")
+    options = ScoreOptions(others, any_modality, tta, precision, formats, not resume, workers)  # type: ignore[arg-type]
+    stop = StopSignal()
+    try:
+        with stop, TerminalWatcher(f"medtl score · {folder}") as watcher:
+            if watch:
+                watch_run(run, folder, out, watcher, options, stop, settle)
+            outcome = score_run(run, folder, out, watcher, options, stop)
+    except StoppedError as error:
+        click.echo(f"medtl: {error}", err=True)
+        ctx.exit(stop.exit_code)
+    except KeyboardInterrupt:
+        fix = "rows so far are kept: the same command goes on"
+        click.echo(f"medtl: [interrupted] {out}: stopped by the user; {fix}", err=True)
+        ctx.exit(stop.exit_code)
+    _show(outcome, as_json)
+    ctx.exit(3 if outcome.refused else 0)
+
+
+def _show(outcome: "ScoreOutcome", as_json: bool) -> None:
+    """Tell of refusals and oddities on stderr, and of the whole on stdout."""
     import json
     from dataclasses import asdict
 
-    from medtl.cli.terminal import TerminalWatcher
-    from medtl.runs.score import score_run
-
-    with TerminalWatcher(f"medtl score · {folder}") as watcher:
-        outcome = score_run(run, folder, out, watcher, any_modality=any_modality)
-    refused = [row for row in outcome.predictions if row.status == "refused"]
-    for row in refused:
-        click.echo(f"refused: [{row.code}] {row.source}: {row.reason}: {row.fix}", err=True)
-    for row in outcome.predictions:
-        if row.status == "scored" and row.code:
+    unlike = 0
+    for row in outcome.read():
+        unlike += row.screening not in ("", "ok")
+        if row.status == "refused":
+            click.echo(f"refused: [{row.code}] {row.source}: {row.reason}: {row.fix}", err=True)
+        elif row.code:
             click.echo(f"warning: [{row.code}] {row.source}: {row.reason}", err=True)
     if as_json:
-        click.echo(json.dumps([asdict(row) for row in outcome.predictions], indent=2))
-    else:
-        scored = len(outcome.predictions) - len(refused)
-        unlike = sum(row.screening not in ("", "ok") for row in outcome.predictions)
-        told = f" ({unlike} not like the training images, see screening)" if unlike else ""
-        rest = f"{len(refused)} refused, {outcome.skipped} other files skipped"
-        click.echo(f"{scored} scored{told}, {rest}: {outcome.table}")
-    ctx.exit(3 if refused else 0)
+        click.echo(json.dumps([asdict(row) for row in outcome.read()], indent=2))
+        return
+    kept = f" ({outcome.kept} rows were there)" if outcome.kept else ""
+    tables = ", ".join(map(str, outcome.tables))
+    told = f" ({unlike} not like the training images, see screening)" if unlike else ""
+    counts = (
+        f"{outcome.scored} scored{told}, {outcome.refused} refused, {outcome.skipped} other files skipped"
+    )
+    click.echo(f"{counts}{kept}: {tables}")

@@ -37,6 +37,7 @@ class TerminalWatcher:
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(compact=True),
             console=self.console,
             transient=True,
@@ -76,13 +77,15 @@ class TerminalWatcher:
         self.note(f"stage {number}/{of}", f"{stage.name}, {stage.epochs} epochs; {prefix}{plan.reason}")
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Move the bar."""
+        """Move the bar; what was done when it appears does not count as speed."""
         if self.bar.disable:
             return
         if self.task is None or self.bar.tasks[0].description != what:
             self._clear()
-            self.task = self.bar.add_task(what, total=total)
-        self.bar.update(self.task, completed=done, total=total)
+            self.task = self.bar.add_task(what, total=total, completed=done, rate="")
+        speed = self.bar.tasks[0].speed
+        rate = f"{60 * speed:,.0f} a minute" if speed else ""
+        self.bar.update(self.task, completed=done, total=total, rate=rate)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Print one epoch's line."""

@@ -62,9 +62,17 @@ def write_text(path: Path, text: str) -> None:
 
 def write_csv(path: Path, rows: Iterable[Iterable[str]]) -> None:
     """Write rows of text, header first, atomically; what a spreadsheet would run as a formula is quoted."""
-    text = "".join(map(_csv_line, rows))
+    write_lines(path, map(_csv_line, rows))
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write lines that bring their ends atomically, one by one: none is held."""
     # A file name may hold bytes that are no text: they are written as escapes.
-    write_text(path, text.encode("utf-8", "backslashreplace").decode())
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        file.writelines(lines)
 
 
 def safe_cell(text: str) -> str:

@@ -1,10 +1,10 @@
 """Turn a checkpoint and images, or a folder of studies, into predictions: one row each, scored or refused."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from medtl.prediction.conformal import set_texts
 from medtl.prediction.screening import Likeness, Verdict, distances, find_misfit, give_verdict
 
 COLUMNS = ("sample_id", "source", "status", "code", "reason", "predicted")
+
+Precision = Literal["fp32", "bf16"]
 
 T = TypeVar("T")
 
@@ -66,6 +68,23 @@ class Scored:
     prepared: PreparedImage | None = None
 
 
+@dataclass(frozen=True)
+class Forward:
+    """How prepared images go through a network.
+
+    flips: the mean of the probabilities of an image and of its mirror image, left and right. filled: every
+    batch has the full size, blank images in place of what lacks, so that no row depends on its neighbours
+    to the last bit.
+    """
+
+    precision: Precision = "fp32"
+    flips: bool = False
+    filled: bool = False
+
+
+PLAIN = Forward()
+
+
 def score_images(checkpoint: Checkpoint, images: Iterable[Image], batch_size: int = 16) -> list[Prediction]:
     """Score images that are already read, a batch at a time. Raises ReadError for one that does not fit."""
     predictions: list[Prediction] = []
@@ -88,19 +107,36 @@ def score_series(
     The refusals of the scan itself come first. keep_images: hand each image over along with its prediction;
     otherwise no more than one is in memory at a time, and a batch of prepared ones.
     """
-    for error in scan.refusals:
-        yield Scored(_refused_row(refused_name(error, root), error))
+    yield from map(Scored, refused_rows(scan, root))
     for batch in _batches(scan.series, batch_size):
-        yield from _score_batch(checkpoint, batch, root, keep_images)
+        yield from score_batch(checkpoint, batch, root, keep_images=keep_images)
 
 
-def _score_batch(
-    checkpoint: Checkpoint, batch: Sequence[Series], root: Path, keep_images: bool
+def refused_rows(scan: Scan, root: Path) -> Iterator[Prediction]:
+    """Yield the rows of what a scan itself refused."""
+    for error in scan.refusals:
+        yield _refused_row(refused_name(error, root), error)
+
+
+def score_batch(
+    checkpoint: Checkpoint,
+    batch: Sequence[Series],
+    root: Path,
+    *,
+    keep_images: bool = False,
+    read: Callable[[Series], Image] | None = None,
+    forward: Forward = PLAIN,
+    size: int = 0,
 ) -> Iterator[Scored]:
-    read = [_read_and_prepare(series, checkpoint, keep_images) for series in batch]
-    prepared = [result[1] for result in read if not isinstance(result, ReadError)]
-    answers = iter(_predict_prepared(checkpoint, prepared))
-    for series, result in zip(batch, read, strict=True):
+    """Score series in one batch, in order; what cannot be read is a refused row.
+
+    read: how a series becomes an image, if not by read_series. size: what the batch is filled up to, where
+    `forward` says so.
+    """
+    found = [_read_and_prepare(series, checkpoint, keep_images, read or read_series) for series in batch]
+    prepared = [result[1] for result in found if not isinstance(result, ReadError)]
+    answers = iter(_predict_prepared(checkpoint, prepared, forward, size))
+    for series, result in zip(batch, found, strict=True):
         source = source_name(series, root)
         if isinstance(result, ReadError):
             yield Scored(_refused_row(source, result))
@@ -111,10 +147,10 @@ def _score_batch(
 
 
 def _read_and_prepare(
-    series: Series, checkpoint: Checkpoint, keep_image: bool
+    series: Series, checkpoint: Checkpoint, keep_image: bool, read: Callable[[Series], Image]
 ) -> tuple[Image | None, PreparedImage, Oddity | None, Verdict] | ReadError:
     try:
-        image = read_series(series)
+        image = read(series)
         prepared = prepare_image(image, checkpoint.preprocessing)
     except ReadError as error:
         return error
@@ -122,13 +158,21 @@ def _read_and_prepare(
     return image if keep_image else None, prepared, find_oddity(image), misfit
 
 
-def _predict_prepared(checkpoint: Checkpoint, prepared: Sequence[PreparedImage]) -> list[Answer]:
+def _predict_prepared(
+    checkpoint: Checkpoint, prepared: Sequence[PreparedImage], forward: Forward = PLAIN, size: int = 0
+) -> list[Answer]:
     if not prepared:
         return []
     images = torch.stack([torch.from_numpy(image.pixels) for image in prepared])
-    logits, features = predict_features(checkpoint, images)
-    found = to_probabilities(logits, checkpoint.task.kind, checkpoint.header.calibration)
-    return list(map(Answer, found, measure_distances(checkpoint, features)))
+    if forward.filled:
+        images = torch.cat([images, images.new_zeros(max(0, size - len(images)), *images.shape[1:])])
+    with arithmetic(forward.precision):
+        logits, features = predict_features(checkpoint, images)
+        found = to_probabilities(logits, checkpoint.task.kind, checkpoint.header.calibration)
+        if forward.flips:
+            found = (found + predict(checkpoint, images.flip(-1))) / 2
+    answers = map(Answer, found, measure_distances(checkpoint, features))
+    return list(islice(answers, len(prepared)))
 
 
 def measure_distances(checkpoint: Checkpoint, features: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -136,6 +180,11 @@ def measure_distances(checkpoint: Checkpoint, features: NDArray[np.float64]) -> 
     if not checkpoint.screening:
         return np.full(len(features), np.nan)
     return distances(features, Likeness.from_tensors(checkpoint.screening))
+
+
+def arithmetic(precision: Precision) -> torch.autocast:
+    """Return the context in which a processor computes so."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
 
 def predict(checkpoint: Checkpoint, images: Tensor) -> NDArray[np.float64]:
@@ -187,14 +236,31 @@ def predicted_class(checkpoint: Checkpoint, probabilities: NDArray[np.float64]) 
     return "|".join(name for name, p, cut in zip(task.classes, probabilities, cuts, strict=True) if p >= cut)
 
 
-def write_scores(path: Path, classes: Sequence[str], predictions: Sequence[Prediction]) -> None:
+def write_scores(path: Path, classes: Sequence[str], predictions: Iterable[Prediction]) -> None:
     """Write scores.csv atomically: COLUMNS, p_<class>..., set, screening."""
-    rows = [[*COLUMNS, *(f"p_{name}" for name in classes), "set", "screening"]]
-    for row in predictions:
-        numbers = [f"{p:.6f}" for p in row.probabilities] or [""] * len(classes)
-        facts = [row.sample_id, row.source, row.status, row.code, row.reason, row.predicted]
-        rows.append([*facts, *numbers, row.held, row.screening])
-    write_csv(path, rows)
+    cells = (map(_cell, row_fields(row, classes).values()) for row in predictions)
+    write_csv(path, chain([column_names(classes)], cells))
+
+
+def column_names(classes: Sequence[str]) -> list[str]:
+    """Return the columns of a table of scores, in order."""
+    return list(row_fields(Prediction("", "", ""), classes))
+
+
+def row_fields(row: Prediction, classes: Sequence[str]) -> dict[str, str | float | None]:
+    """Return a row as any table has it: text, and probabilities, None where it was refused."""
+    numbers = row.probabilities or (None,) * len(classes)
+    texts = {name: getattr(row, name) for name in COLUMNS}
+    return {
+        **texts,
+        **{f"p_{name}": p for name, p in zip(classes, numbers, strict=True)},
+        "set": row.held,
+        "screening": row.screening,
+    }
+
+
+def _cell(value: str | float | None) -> str:
+    return value if isinstance(value, str) else "" if value is None else f"{value:.6f}"
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

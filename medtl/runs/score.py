@@ -1,41 +1,182 @@
-"""Score a folder of studies into a table."""
+"""Score a folder of studies into tables, and go on where that was broken off."""
 
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from medtl.imaging.series import scan
+from medtl.imaging.series import Scan, scan
 from medtl.imaging.storage import write_json
 from medtl.learning.fit import Watcher
-from medtl.prediction.scoring import Prediction, score_series, write_scores
+from medtl.learning.watching import never
+from medtl.prediction.ensemble import Ensemble, make_ensemble
+from medtl.prediction.journal import Journal, key_of, open_journal
+from medtl.prediction.precision import PrecisionChoice, try_precision
+from medtl.prediction.score_files import FORMATS, check_formats
+from medtl.prediction.scoring import Prediction
+from medtl.prediction.streaming import batch_size, rows_of, stream, unscored
 from medtl.runs.common import load_finished
 
 
 @dataclass(frozen=True)
-class ScoreOutcome:
-    """What a folder's scoring came to."""
+class ScoreOptions:
+    """How to score.
 
-    table: Path
-    predictions: tuple[Prediction, ...]
-    skipped: int
+    others: runs that judge together with the first. flips: average over mirror images where training saw
+    them. anew: forget the rows that the journal has. workers: processes, None for one a processor.
+    """
+
+    others: tuple[Path, ...] = ()
+    any_modality: bool = False
+    flips: bool = False
+    precision: PrecisionChoice = "fp32"
+    formats: tuple[str, ...] = ("csv",)
+    anew: bool = False
+    workers: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreOutcome:
+    """What a folder's scoring came to. kept: rows that the journal had; skipped: files that are no images."""
+
+    out: Path
+    folder: Path
+    scan: Scan
+    judge: dict[str, Any]
+    tables: tuple[Path, ...]
+    scored: int
+    refused: int
+    kept: int
+
+    @property
+    def table(self) -> Path:
+        """The first table."""
+        return self.tables[0]
+
+    @property
+    def skipped(self) -> int:
+        """How many files were skipped."""
+        return self.scan.skipped
+
+    @property
+    def predictions(self) -> tuple[Prediction, ...]:
+        """All rows, in order."""
+        return tuple(self.read())
+
+    def read(self) -> Iterator[Prediction]:
+        """Yield the rows from the journal, in order."""
+        with open_journal(self.out) as journal:
+            journal.open_for(self.judge)
+            yield from rows_of(self.scan, self.folder, journal)
 
 
 def score_run(
-    run: Path, folder: Path, out: Path, watcher: Watcher, *, any_modality: bool = False
+    run: Path,
+    folder: Path,
+    out: Path,
+    watcher: Watcher,
+    options: ScoreOptions = ScoreOptions(),
+    stop: Callable[[], bool] = never,
 ) -> ScoreOutcome:
-    """Score every series and image of a folder into OUT/scores.csv, refusals included, one row each."""
-    checkpoint = load_finished(run, any_modality=any_modality)
+    """Score every series and image of a folder into tables in OUT, refusals included, one row each.
+
+    Raises StoppedError after the current batch when `stop` says so; TrainingError run-locked where another
+    process scores into OUT.
+    """
+    check_formats(options.formats)
+    ensemble = load_ensemble(run, options)
     found = scan(folder)
-    predictions = []
+    with open_journal(out) as journal:
+        ensemble = open_judge(ensemble, journal, found, options)
+        kept = score_into(journal, ensemble, found, folder, options, watcher, stop)
+        return write_outcome(journal, ensemble, found, folder, options, kept)
+
+
+def load_ensemble(run: Path, options: ScoreOptions) -> Ensemble:
+    """Load the runs that judge. Raises CheckpointError, also where they cannot judge together."""
+    runs = (run, *options.others)
+    checkpoints = [load_finished(one, any_modality=options.any_modality) for one in runs]
+    return make_ensemble(checkpoints, flips=options.flips)
+
+
+def open_judge(
+    ensemble: Ensemble, journal: Journal, found: Scan, options: ScoreOptions, *, first: bool = True
+) -> Ensemble:
+    """Let the journal show the rows of this ensemble in its precision, and return it in that.
+
+    A precision that was chosen on a first batch is chosen once for a journal. first: this is the first time
+    in this command, when rows may be forgotten.
+    """
+    anew = options.anew and first
+    precision = options.precision
+    if precision == "auto":
+        key = f"precision {key_of(ensemble.facts)}"
+        trial = journal.recall(key)
+        if trial is None or anew:
+            trial = try_precision(ensemble, found.series[: batch_size(ensemble)]).to_json()
+            journal.remember(key, trial)
+        precision = trial["chosen"]
+    judge = ensemble.with_precision(precision)
+    journal.open_for(judge.facts)
+    if anew:
+        journal.forget()
+    return judge
+
+
+def score_into(
+    journal: Journal,
+    ensemble: Ensemble,
+    found: Scan,
+    folder: Path,
+    options: ScoreOptions,
+    watcher: Watcher,
+    stop: Callable[[], bool],
+    *,
+    first: bool = True,
+) -> int:
+    """Score what the journal lacks, and return how many rows it had.
+
+    first: this is the first time in this command, when refusals that may pass are tried again.
+    """
+    units = unscored(found, folder, journal, try_again=first)
     total = len(found.series) + len(found.refusals)
-    for done, scored in enumerate(score_series(checkpoint, found, folder, keep_images=False), start=1):
-        predictions.append(scored.prediction)
-        watcher.progress("scoring", done, total)
-    table = out / "scores.csv"
-    write_scores(table, checkpoint.task.classes, predictions)
+    kept = len(found.series) - len(units)
+    before = total - len(units)
+    watcher.progress("scoring", before, total)
+    for done in stream(ensemble, units, folder, journal, options.workers, stop):
+        watcher.progress("scoring", before + done, total)
+    journal.commit()
+    return kept
+
+
+def write_outcome(
+    journal: Journal, ensemble: Ensemble, found: Scan, folder: Path, options: ScoreOptions, kept: int
+) -> ScoreOutcome:
+    """Write the tables from the journal, and the record of what was scored by whom."""
+    out, classes = journal.path.parent, ensemble.lead.task.classes
+    tables = tuple(out / f"scores.{name}" for name in options.formats)
+    for name, table in zip(options.formats, tables, strict=True):
+        FORMATS[name](table, classes, rows_of(found, folder, journal))
+    counts = Counter(row.status for row in rows_of(found, folder, journal))
     facts = {
         "folder": str(folder.resolve()),
-        "model_sha256": checkpoint.sha256,
+        "model_sha256": ensemble.members[0].sha256,
         "skipped_files": found.skipped,
+        **_how(ensemble, journal),
     }
     write_json(out / "scores.json", facts)
-    return ScoreOutcome(table, tuple(predictions), found.skipped)
+    judge = ensemble.facts
+    return ScoreOutcome(out, folder, found, judge, tables, counts["scored"], counts["refused"], kept)
+
+
+def _how(ensemble: Ensemble, journal: Journal) -> dict[str, Any]:
+    """Return what else a reader of scores may ask: which models, and how they computed."""
+    precision = ensemble.forwards[0].precision
+    trial = journal.recall(f"precision {key_of(ensemble.with_precision('fp32').facts)}")
+    return {
+        "models": [member.sha256 for member in ensemble.members],
+        "mirrored": [forward.flips for forward in ensemble.forwards],
+        "precision": precision,
+        "precision_trial": trial,
+    }

@@ -3,28 +3,21 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pydicom.uid import ComputedRadiographyImageStorage
 
+from medtl.cli.terminal import TerminalWatcher
+from medtl.prediction.journal import open_journal
 from tests.cli import jobs
 from tests.cli.conftest import Trained
 from tests.imaging.conftest import build_dataset, pattern, save
 
-COLUMNS = [
-    "sample_id",
-    "source",
-    "status",
-    "code",
-    "reason",
-    "predicted",
-    "p_normal",
-    "p_lesion",
-    "set",
-    "screening",
-]
+P_COLUMNS = ("p_normal", "p_lesion")
+COLUMNS = ["sample_id", "source", "status", "code", "reason", "predicted", *P_COLUMNS, "set", "screening"]
 
 
 def score(run: Path, folder: Path, out: Path, exit_code: int = 0) -> dict[str, dict[str, str]]:
@@ -174,6 +167,20 @@ def test_a_pipe_is_skipped_without_waiting_for_it(trained: Trained, tmp_path: Pa
     assert rows["inside.png"]["status"] == "scored" and rows["pipe.png"]["status"] == "refused"
 
 
+def test_the_bar_tells_studies_a_minute_but_not_those_that_were_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes stderr for a terminal
+    clock = iter(range(0, 1000, 3))
+    with TerminalWatcher("scoring") as watcher:
+        watcher.bar.get_time = lambda: float(next(clock))
+        watcher.progress("scoring", 1000, 2000)
+        for done in range(1010, 1051, 10):
+            watcher.progress("scoring", done, 2000)
+        rate = watcher.bar.tasks[0].fields["rate"]
+    assert rate.endswith(" a minute") and 50 < float(rate.split()[0]) < 250  # ten in some seconds
+
+
 def test_another_modality_is_refused_unless_asked_for(trained: Trained, tmp_path: Path) -> None:
     run = shutil.copytree(trained.run, tmp_path / "run")
     recipe = run / "checkpoints/best/checkpoint.json"
@@ -193,6 +200,119 @@ def test_a_constant_image_is_warned_of(trained: Trained, tmp_path: Path) -> None
     jobs.write_png(tmp_path / "folder/blank.png", np.full((32, 32), 9, np.uint8))
     result = jobs.medtl("score", trained.run, tmp_path / "folder", "--out", tmp_path / "out")
     assert result.exit_code == 0 and "warning: [image-constant] blank.png" in result.stderr
+
+
+def test_a_folder_of_a_hundred_of_which_twenty_are_bad(trained: Trained, tmp_path: Path) -> None:
+    """R3: 100 rows, 80 scores equal to the clean run's, 20 reasons."""
+    for row in range(100):
+        jobs.write_png(tmp_path / "folder" / f"{row:03d}.png", jobs.draw(row, row % 2))
+    clean = score(trained.run, tmp_path / "folder", tmp_path / "clean")
+    spoil = [
+        lambda data: b"",
+        lambda data: data[:-50],
+        lambda data: b"<html>404</html>",
+        lambda data: data[:9],
+    ]
+    bad = [f"{row:03d}.png" for row in range(3, 100, 5)]
+    for row, name in enumerate(bad):
+        path = tmp_path / "folder" / name
+        path.write_bytes(spoil[row % 4](path.read_bytes()))
+    for out in (tmp_path / "clean", tmp_path / "anew"):  # over the clean run's journal, and without
+        rows = score(trained.run, tmp_path / "folder", out, exit_code=3)
+        assert len(rows) == 100
+        refused = {name: row for name, row in rows.items() if row["status"] == "refused"}
+        assert sorted(refused) == bad and all(row["code"] and row["reason"] for row in refused.values())
+        assert {name: row for name, row in rows.items() if name not in bad} == {
+            name: row for name, row in clean.items() if name not in bad
+        }
+
+
+def test_a_second_process_is_refused_in_a_line(trained: Trained, tmp_path: Path) -> None:
+    with open_journal(tmp_path / "out"):
+        result = jobs.medtl("score", trained.run, trained.data, "--out", tmp_path / "out")
+    assert jobs.fault(result) == "run-locked"
+
+
+def test_a_damaged_journal_is_named(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/journal.sqlite").write_text("this is no database")
+    result = jobs.medtl("score", trained.run, trained.data, "--out", tmp_path / "out")
+    assert jobs.fault(result) == "scores-damaged"
+
+
+def test_anew_forgets_what_the_journal_has(trained: Trained, tmp_path: Path) -> None:
+    arguments = ("score", trained.run, trained.data, "--out", tmp_path / "out")
+    jobs.medtl(*arguments)
+    assert "(24 rows were there)" in jobs.medtl(*arguments).stdout
+    assert "rows were there" not in jobs.medtl(*arguments, "--anew").stdout
+
+
+def test_several_tables_say_the_same(trained: Trained, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    for row, name in enumerate(["a.png", "=cmd().png", "<script>.png"]):
+        jobs.write_png(folder / name, jobs.draw(row, row % 2))
+    (folder / "bad.png").write_bytes(b"")
+    formats = ("--format", "csv", "--format", "jsonl")
+    result = jobs.medtl("score", trained.run, folder, "--out", tmp_path / "out", *formats)
+    assert result.exit_code == 3
+    table = jobs.read_rows(tmp_path / "out/scores.csv")
+    lines = [json.loads(line) for line in (tmp_path / "out/scores.jsonl").read_text().splitlines()]
+    assert [list(line) for line in lines] == [COLUMNS] * 4
+    for row, line in zip(table, lines, strict=True):
+        assert row["source"].removeprefix("'") == line["source"]
+        assert row["p_lesion"] == ("" if line["p_lesion"] is None else f"{line['p_lesion']:.6f}")
+        assert all(row[name] == line[name] for name in COLUMNS if name not in ("source", *P_COLUMNS))
+
+
+def test_parquet_says_the_same(trained: Trained, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow (medtl[parquet]) is not installed")
+    jobs.write_png(tmp_path / "folder/a.png", jobs.draw(0, 0))
+    (tmp_path / "folder/bad.png").write_bytes(b"")
+    formats = ("--format", "parquet", "--format", "jsonl")
+    jobs.medtl("score", trained.run, tmp_path / "folder", "--out", tmp_path / "out", *formats)
+    lines = [json.loads(line) for line in (tmp_path / "out/scores.jsonl").read_text().splitlines()]
+    assert parquet.read_table(tmp_path / "out/scores.parquet").to_pylist() == lines
+    assert not (tmp_path / "out/scores.csv").exists()
+
+
+def test_parquet_without_its_package_is_refused_before_scoring(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    result = jobs.medtl("score", trained.run, trained.data, "--out", tmp_path / "out", "--format", "parquet")
+    assert jobs.fault(result) == "extra-missing" and not (tmp_path / "out").exists()
+
+
+def test_runs_judge_together(trained: Trained, own_run: Path, tmp_path: Path) -> None:
+    alone = score(trained.run, trained.data, tmp_path / "alone")
+    out = tmp_path / "both"
+    result = jobs.medtl("score", trained.run, trained.data, "--out", out, "--with", own_run)
+    assert result.exit_code == 0, result.output
+    both = {row["source"]: row for row in jobs.read_rows(out / "scores.csv")}
+    for name, row in both.items():
+        assert row["p_lesion"] == alone[name]["p_lesion"] and row["set"] == ""
+    assert len(json.loads((out / "scores.json").read_text())["models"]) == 2
+
+
+def test_runs_of_other_images_refuse_together(trained: Trained, trained_3d: Trained, tmp_path: Path) -> None:
+    more = ("--with", trained_3d.run)
+    result = jobs.medtl("score", trained.run, trained.data, "--out", tmp_path / "out", *more)
+    assert result.exit_code == 3
+    assert {row["code"] for row in jobs.read_rows(tmp_path / "out/scores.csv")} == {"image-dimensions"}
+
+
+def test_mirror_images_that_training_never_saw_are_refused(trained: Trained, tmp_path: Path) -> None:
+    result = jobs.medtl("score", trained.run, trained.data, "--out", tmp_path / "out", "--tta")
+    assert jobs.fault(result) == "config-value" and "--tta" in result.stderr
+
+
+def test_a_precision_that_was_chosen_is_kept_and_told(trained: Trained, tmp_path: Path) -> None:
+    arguments = ("score", trained.run, trained.data, "--out", tmp_path / "out", "--precision", "auto")
+    assert jobs.medtl(*arguments).exit_code == 0
+    told = json.loads((tmp_path / "out/scores.json").read_text())
+    assert told["precision"] == told["precision_trial"]["chosen"] and told["precision_trial"]["reason"]
+    assert "(24 rows were there)" in jobs.medtl(*arguments).stdout
+    assert json.loads((tmp_path / "out/scores.json").read_text()) == told
 
 
 def _table(run: Path, tmp_path: Path, exit_code: int) -> Path:

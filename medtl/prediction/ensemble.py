@@ -1,0 +1,147 @@
+"""Ask one or several checkpoints for one answer: the mean of their probabilities.
+
+Checkpoints -> Ensemble; series -> rows in which all members have had their say.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medtl import __version__
+from medtl.errors import CheckpointError, ConfigError, ReadError
+from medtl.imaging.image import Image
+from medtl.imaging.series import Series, read_series
+from medtl.learning.checkpoint import Checkpoint
+from medtl.prediction.scoring import PLAIN, Forward, Prediction, predicted_class, score_batch
+
+
+@dataclass(frozen=True, eq=False)
+class Ensemble:
+    """Members of the same classes, and how images go through each of them.
+
+    lead: the checkpoint whose header judges the mean: a single member itself. Of several the thresholds are
+    the means of theirs, and there are no conformal sets: nobody has tried the mean on validation data.
+    """
+
+    members: tuple[Checkpoint, ...]
+    forwards: tuple[Forward, ...]
+    lead: Checkpoint = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lead", _lead(self.members))
+
+    def with_precision(self, precision: Any) -> "Ensemble":
+        """Return the same ensemble, computing in that precision."""
+        forwards = tuple(replace(forward, precision=precision) for forward in self.forwards)
+        return Ensemble(self.members, forwards)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Return all that a row depends on but its image, as plain data."""
+        return {
+            "medtl": __version__,
+            "torch": torch.__version__,
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "row": [one.name for one in fields(Prediction)],
+            "members": [
+                {"model": member.sha256, "header": _header_digest(member), **asdict(forward)}
+                for member, forward in zip(self.members, self.forwards, strict=True)
+            ],
+        }
+
+
+def make_ensemble(checkpoints: Sequence[Checkpoint], *, flips: bool = False) -> Ensemble:
+    """Put checkpoints together, each in evaluation mode.
+
+    flips: members that were trained on mirror images judge the mirror image, too. Raises CheckpointError
+    ensemble-mixed, and ConfigError config-value where flips are asked for and no member knows them.
+    """
+    first = checkpoints[0]
+    for other in checkpoints[1:]:
+        if other.task != first.task:
+            reason = f"tells apart {_shown(other)}, the first run {_shown(first)}"
+            fix = "put together runs of the same classes, in one order"
+            raise CheckpointError("ensemble-mixed", reason, where=other.folder, fix=fix)
+    mirrored = [flips and one.header.augmentation.flip for one in checkpoints]
+    if flips and not any(mirrored):
+        reason = "was trained without mirror images, which are all that is averaged"
+        raise ConfigError("config-value", reason, where="--tta", fix="score without it")
+    forwards = tuple(replace(PLAIN, filled=True, flips=flip) for flip in mirrored)
+    return Ensemble(tuple(checkpoints), forwards)
+
+
+def judge_batch(
+    ensemble: Ensemble,
+    batch: Sequence[Series],
+    root: Path,
+    size: int,
+    read: Callable[[Series], Image] = read_series,
+) -> list[Prediction]:
+    """Score series in one batch that is filled up to `size`, each read once. Rows are in their order."""
+    if len(ensemble.members) > 1:
+        read = _once(read)
+    by_member = [
+        [scored.prediction for scored in score_batch(member, batch, root, read=read, forward=how, size=size)]
+        for member, how in zip(ensemble.members, ensemble.forwards, strict=True)
+    ]
+    return [_agree(ensemble, rows) for rows in zip(*by_member, strict=True)]
+
+
+def _once(read: Callable[[Series], Image]) -> Callable[[Series], Image]:
+    """Return a reading that keeps what it has read, refusals included."""
+
+    @cache
+    def outcome(series: Series) -> Image | ReadError:
+        try:
+            return read(series)
+        except ReadError as error:
+            return error
+
+    def again(series: Series) -> Image:
+        found = outcome(series)
+        if isinstance(found, ReadError):
+            raise found.with_traceback(None)
+        return found
+
+    return again
+
+
+def _agree(ensemble: Ensemble, rows: Sequence[Prediction]) -> Prediction:
+    """Return one row of one image: that of a member that refuses it, or the mean."""
+    if len(rows) == 1:
+        return rows[0]
+    refused = next((row for row in rows if row.status == "refused"), None)
+    if refused is not None:
+        return refused
+    mean = np.mean([row.probabilities for row in rows], axis=0)
+    predicted = predicted_class(ensemble.lead, mean)
+    screening = next((row.screening for row in rows if row.screening not in ("", "ok")), rows[0].screening)
+    values = tuple(map(float, mean))
+    return replace(rows[0], predicted=predicted, probabilities=values, held="", screening=screening)
+
+
+def _lead(members: Sequence[Checkpoint]) -> Checkpoint:
+    first = members[0]
+    cuts = [member.header.thresholds for member in members]
+    if len(members) == 1:
+        return first
+    means = None if None in cuts else tuple(map(float, np.mean(cuts, axis=0)))  # type: ignore[arg-type]
+    header = first.header.model_copy(update={"thresholds": means, "conformal": None, "calibration": None})
+    return replace(first, header=header)
+
+
+def _header_digest(checkpoint: Checkpoint) -> str:
+    """Return a hash of what a row depends on in a header."""
+    judging = {"thresholds", "calibration", "conformal", "screening"}
+    used = {"preprocessing", "backbone", "task_kind", "classes", *judging}
+    return hashlib.sha256(checkpoint.header.model_dump_json(include=used).encode()).hexdigest()[:24]
+
+
+def _shown(checkpoint: Checkpoint) -> str:
+    return f"{checkpoint.task.kind} {', '.join(checkpoint.task.classes)}"
