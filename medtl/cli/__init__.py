@@ -20,6 +20,7 @@ from medtl.cli.explain import explain
 from medtl.cli.inspect import inspect
 from medtl.cli.prepare import prepare
 from medtl.cli.report import report
+from medtl.cli.results import results
 from medtl.cli.score import score
 from medtl.cli.train import train
 from medtl.cli.tune import tune
@@ -64,7 +65,10 @@ def main(debug: bool) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
 
 
-COMMANDS = (demo, inspect, prepare, train, tune, evaluate, score, explain, report, backbones, weights, config)
+COMMANDS = (
+    *(demo, inspect, prepare, train, tune, evaluate, score, explain, report, results),
+    *(backbones, weights, config),
+)
 for command in COMMANDS:
     main.add_command(command)
 

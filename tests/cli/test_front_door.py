@@ -24,6 +24,7 @@ COMMANDS = (
     "score",
     "explain",
     "report",
+    "results",
     "backbones",
     "weights",
     "config",
