@@ -125,6 +125,7 @@ CODES: dict[str, str] = {
     "mask-grid": "a mask is not on the grid of its image",
     # results for a PACS
     "result-no-study": "the input names no study that a result could go back to",
+    "result-header": "the header of the images does not allow an object about them",
     "result-no-frame": "the slices name no frame of reference in which a map could lie",
     # reports
     "finding-invalid": "a finding cannot be shown as it is",

@@ -1,10 +1,10 @@
 """What all objects share: patient and study as the source has them, their UIDs, and medtl as equipment."""
 
 import logging
-from copy import copy
 from typing import Any
 
 from pydicom import Dataset
+from pydicom.datadict import dictionary_VR
 
 from medtl.reporting.dicom.result import StudyResult
 
@@ -33,12 +33,13 @@ MOST_SOURCE_NUMBER = 10**7
 
 def reference(header: Dataset) -> Dataset:
     """Return a header that objects are made from: what must be there and is not has no value."""
-    complete = copy(header)
+    complete = Dataset()
+    complete.update(header)
     for keyword in PATIENT_AND_STUDY:
         if keyword not in complete:
-            setattr(complete, keyword, None)
+            complete.add_new(keyword, dictionary_VR(keyword), None)
     if complete.PatientSex not in SEXES:
-        complete.PatientSex = None
+        complete.add_new("PatientSex", "CS", None)  # a new element: the old one is the header's
     return complete
 
 

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from medtl.errors import ReadError
 from medtl.reporting.dicom import concepts
 from medtl.reporting.dicom.headers import (
-    DESCRIPTION_LIMIT,
     add_laterality,
     equipment,
     identity,
@@ -27,6 +26,8 @@ def parametric_map(result: StudyResult) -> ParametricMap:
     Raises ReadError result-no-frame where the slices do not say which frame of reference they lie in.
     """
     headers = references(result)
+    for header in headers:
+        header.SliceThickness = header.get("SliceThickness")  # highdicom takes it for granted
     if not headers[0].get("FrameOfReferenceUID"):
         reason = "lacks FrameOfReferenceUID, so a map has no place in the patient"
         raise ReadError(
@@ -39,12 +40,14 @@ def parametric_map(result: StudyResult) -> ParametricMap:
         real_world_value_mappings=[_mapping(result)],
         voi_lut_transformations=[VOILUTTransformation(window_center=TOP / 2, window_width=TOP)],
         content_label="SALIENCY",
-        content_description=f"{result.method} of {result.target_class}"[:DESCRIPTION_LIMIT],
+        content_description=concepts.meaning_of(f"{result.method} of {result.target_class}"),
         content_qualification="RESEARCH",
         **identity(result, "map"),
         **equipment(result),
     )
+    _drop_other_frames(written, result)
     add_laterality(written, headers[0])
+    written.ContentCreatorName = None  # nobody, which must be said (PS3.3 table 10-12)
     written.ImageComments = f"What raised the model's score of {result.target_class}. {RESEARCH_ONLY}"
     return written
 
@@ -60,10 +63,23 @@ def _volume(result: StudyResult, frame_of_reference: str) -> Volume:
     )
 
 
+def _drop_other_frames(written: ParametricMap, result: StudyResult) -> None:
+    """Take back references to frames that lie at the same places and were not judged, as of another echo."""
+    judged = {str(one.header.SOPInstanceUID): one.frames for one in result.sources}
+    for group in written.PerFrameFunctionalGroupsSequence:
+        for derivation in group.get("DerivationImageSequence", ()):
+            derivation.SourceImageSequence = [
+                item
+                for item in derivation.SourceImageSequence
+                if item.get("ReferencedFrameNumber") is None
+                or item.ReferencedFrameNumber in (judged[item.ReferencedSOPInstanceUID] or ())
+            ]
+
+
 def _mapping(result: StudyResult) -> RealWorldValueMapping:
     return RealWorldValueMapping(
         lut_label="SALIENCY",
-        lut_explanation=f"0 none, 1 most: {result.method} of {result.target_class}"[:DESCRIPTION_LIMIT],
+        lut_explanation=concepts.meaning_of(f"0 none, 1 most: {result.method} of {result.target_class}"),
         unit=concepts.NO_UNITS,
         value_range=(0, TOP),
         slope=1 / TOP,
