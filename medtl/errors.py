@@ -123,6 +123,9 @@ CODES: dict[str, str] = {
     "saliency-method": "the saliency method is not known, or does not suit the network",
     "audit-empty": "no image can serve to check saliency maps",
     "mask-grid": "a mask is not on the grid of its image",
+    # exporting
+    "export-unsupported": "the backbone cannot be written in that format",
+    "export-differs": "an exported model does not give what the checkpoint gives",
     # results for a PACS
     "result-no-study": "the input names no study that a result could go back to",
     "result-header": "the header of the images does not allow an object about them",

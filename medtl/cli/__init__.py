@@ -17,6 +17,7 @@ from medtl.cli.config import config
 from medtl.cli.demo import demo
 from medtl.cli.evaluate import evaluate
 from medtl.cli.explain import explain
+from medtl.cli.export import export
 from medtl.cli.inspect import inspect
 from medtl.cli.prepare import prepare
 from medtl.cli.report import report
@@ -67,7 +68,7 @@ def main(debug: bool) -> None:
 
 COMMANDS = (
     *(demo, inspect, prepare, train, tune, evaluate, score, explain, report, results),
-    *(backbones, weights, config),
+    *(export, backbones, weights, config),
 )
 for command in COMMANDS:
     main.add_command(command)

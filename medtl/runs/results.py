@@ -18,6 +18,7 @@ from medtl.imaging.naming import source_name
 from medtl.imaging.series import Scan, Series, scan
 from medtl.imaging.storage import write_csv, write_json
 from medtl.learning.checkpoint import Checkpoint
+from medtl.learning.contract import calibration_words, thresholds
 from medtl.learning.fit import Watcher
 from medtl.prediction.conformal import in_sets
 from medtl.prediction.explanation import explain
@@ -95,8 +96,7 @@ def results_run(
 
 def model_identity(checkpoint: Checkpoint) -> ModelIdentity:
     """Return what objects say of the model that made them."""
-    header, task = checkpoint.header, checkpoint.task
-    cuts = dict(zip(_judged_classes(checkpoint), header.thresholds or (), strict=True))
+    header = checkpoint.header
     lenient = {"modalities", "body_parts"}
     settings = header.model_dump_json(
         include={"task_kind", "classes", "preprocessing", "thresholds", "calibration", "conformal"},
@@ -108,15 +108,9 @@ def model_identity(checkpoint: Checkpoint) -> ModelIdentity:
         sha256=checkpoint.sha256,
         settings_sha256=hashlib.sha256(settings.encode()).hexdigest(),
         medtl=__version__,
-        calibration=f"calibrated by {header.calibration.method}" if header.calibration else "not calibrated",
-        thresholds={} if task.kind == "multiclass" else cuts,
+        calibration=calibration_words(checkpoint),
+        thresholds=thresholds(checkpoint),
     )
-
-
-def _judged_classes(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Return the classes that have a threshold, in the order of the thresholds."""
-    task = checkpoint.task
-    return task.classes[-1:] if task.kind == "binary" else task.classes
 
 
 def _check_apart(out: Path, folder: Path) -> None:

@@ -25,6 +25,7 @@ COMMANDS = (
     "explain",
     "report",
     "results",
+    "export",
     "backbones",
     "weights",
     "config",
