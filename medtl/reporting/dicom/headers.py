@@ -1,6 +1,7 @@
 """What all objects share: patient and study as the source has them, their UIDs, and medtl as equipment."""
 
 import logging
+import re
 from typing import Any
 
 from pydicom import Dataset
@@ -23,7 +24,8 @@ PATIENT_AND_STUDY = (
     "StudyTime",
     "ReferringPhysicianName",
 )
-SEXES = ("M", "F", "O")
+SEXES, SIDES = ("M", "F", "O"), ("R", "L")
+AGE = re.compile("[0-9]{3}[DWMY]")
 DESCRIPTION_LIMIT = 64
 # Of a series 4 the series of results are 401, 402 and 403, as far as that is an Integer String.
 NUMBERS = {"sr": 1, "sc": 2, "map": 3}
@@ -40,6 +42,8 @@ def reference(header: Dataset) -> Dataset:
             complete.add_new(keyword, dictionary_VR(keyword), None)
     if complete.PatientSex not in SEXES:
         complete.add_new("PatientSex", "CS", None)  # a new element: the old one is the header's
+    if not AGE.fullmatch(str(complete.get("PatientAge") or "")):
+        complete.pop("PatientAge", None)  # optional, and often written as years alone
     return complete
 
 
@@ -77,7 +81,8 @@ def equipment(result: StudyResult) -> dict[str, Any]:
 
 def add_laterality(built: Dataset, header: Dataset) -> None:
     """Copy which side of a paired part an image shows; without a value where the source does not say."""
-    built.Laterality = header.get("Laterality") or header.get("ImageLaterality")
+    named = header.get("Laterality") or header.get("ImageLaterality")
+    built.Laterality = named if named in SIDES else None  # images may also say B and U, series may not
 
 
 def _series_number(header: Dataset, kind: str) -> int:

@@ -120,6 +120,7 @@ def test_nothing_is_invented_where_the_source_is_silent(kind: str, written: Call
     [
         {"PatientSex": "X"},
         {"SeriesNumber": "2147483647"},
+        {"PatientAge": "62"},
         {"StudyDate": "2001-09-11"},
         {"PatientName": "one", "PatientID": "<script>=cmd()" * 6},
         {"SliceThickness": None, "InstanceNumber": None},
@@ -193,3 +194,12 @@ def test_the_header_of_the_source_stays_as_it_was_read(kind: str, make_result: C
     before = [str(one.header) for one in result.sources]
     BUILDERS[kind](result)
     assert [str(one.header) for one in result.sources] == before
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+@pytest.mark.parametrize(("age", "kept"), [("062Y", "062Y"), ("62", None)])
+def test_an_age_that_is_none_is_not_passed_on(
+    age: str, kept: str | None, kind: str, written: Callable, tmp_path: Path
+) -> None:
+    assert written(kind, PatientAge=age, ImageLaterality="U").get("PatientAge") == kept
+    assert "Error" not in run_tool("dciodvfy", tmp_path / f"{kind}.dcm")
