@@ -29,7 +29,7 @@ from medtl.learning.classifier import Classifier
 log = logging.getLogger(__name__)
 
 INPUT, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
-# What an exported program may differ by.
+# What an exported program may differ by; of logits beyond 1 this share, as rounding goes.
 TOLERANCE = 1e-4
 # Batches that a program is tried with; none is the one that it was traced with.
 TRACED_WITH, TRIED_WITH = 2, (1, 3)
@@ -210,7 +210,8 @@ def _check(checkpoint: Checkpoint, run: Run) -> float:
             PROBABILITIES: to_probabilities(logits, checkpoint.task.kind, calibration),
         }
         for name, found in run(images).items():
-            worst = max(worst, float(np.abs(found - expected[name]).max()))
+            scale = np.maximum(1.0, np.abs(expected[name]))
+            worst = max(worst, float((np.abs(found - expected[name]) / scale).max()))
     if not worst <= TOLERANCE:
         reason = f"the exported program differs by {worst:.2g}"
         fix = "use medtl itself, or another format"

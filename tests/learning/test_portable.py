@@ -98,7 +98,8 @@ def test_logits_agree_with_the_classifier_whatever_the_batch(name: str, kind: st
         with torch.no_grad():
             expected = checkpoint.classifier(torch.from_numpy(images)).numpy()
         logits, probabilities = RUNNERS[kind](path, images)
-        np.testing.assert_allclose(logits, expected, atol=1e-4)
+        # Untrained networks may give logits of millions: there the last bits are more than that.
+        np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=1e-5)
         np.testing.assert_allclose(probabilities, to_probabilities(expected, "binary"), atol=1e-4)
 
 
