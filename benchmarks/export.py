@@ -2,8 +2,8 @@
 
 python -m benchmarks.export RUN [--batch N] [--seconds S] [--threads N]
 
-Both take the same prepared images on the processor, with as many threads. Prints the medians of rounds of half
-a processor second, which other work beside it does not count into, and how far the logits are apart.
+Both take the same prepared images on the processor, with as many threads. Prints the medians of rounds of
+half a processor second, which other work does not count into, and how far the logits are apart.
 """
 
 import argparse
@@ -51,11 +51,9 @@ def main() -> None:
 
     apart = float(np.abs(by_onnx() - by_torch()).max())
     speeds = in_turns({"ONNX Runtime": by_onnx, "PyTorch": by_torch}, arguments.batch, arguments.seconds)
-    size = " x ".join(map(str, images.shape[1:]))
+    size = " x ".join(map(str, images.shape))
     found = ", ".join(f"{name} {speed:.1f} images/s" for name, speed in speeds.items())
-    print(
-        f"{checkpoint.header.backbone}, batches of {arguments.batch} x {size}, {arguments.threads} threads: {found}"
-    )
+    print(f"{checkpoint.header.backbone}, {size}, {arguments.threads} threads: {found}")
     print(f"logits differ by {apart:.1e}")
 
 

@@ -89,6 +89,9 @@ def results_run(
         series = by_source.get(scored.prediction.source)
         rows.append(_write_results(job, scored, series, kinds, out))
         watcher.progress("writing results", done, total)
+    flat = sum(bool(row.files) and "map" not in row.files and not row.refused for row in rows)
+    if "map" in kinds and flat:
+        watcher.note("note", f"{flat} images are no volumes: a map is for volumes alone")
     table = out / "results.csv"
     write_csv(table, [COLUMNS, *map(_cells, rows)])
     return ResultsOutcome(table, tuple(rows))

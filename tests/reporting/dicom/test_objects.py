@@ -203,3 +203,37 @@ def test_an_age_that_is_none_is_not_passed_on(
 ) -> None:
     assert written(kind, PatientAge=age, ImageLaterality="U").get("PatientAge") == kept
     assert "Error" not in run_tool("dciodvfy", tmp_path / f"{kind}.dcm")
+
+
+@pytest.mark.parametrize(
+    ("character_set", "name"),
+    [
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+        ("ISO_IR 144", "Люкceмбypг"),
+        ("GB18030", "Wang^XiaoDong=王^小东"),
+    ],
+)
+def test_names_in_other_scripts_stay_the_same_name(
+    character_set: str | list[str], name: str, written: Callable
+) -> None:
+    for kind in BUILDERS:
+        dataset = written(kind, SpecificCharacterSet=character_set, PatientName=name, StudyDescription=None)
+        assert dataset.SpecificCharacterSet == "ISO_IR 192" and str(dataset.PatientName) == name
+
+
+@pytest.mark.parametrize(
+    ("sop_class", "modality"),
+    [
+        ("1.2.840.10008.5.1.4.1.1.7", "OT"),  # Secondary Capture, as of scanned films
+        ("1.2.840.10008.5.1.4.1.1.1.1", "DX"),
+        ("1.2.840.10008.5.1.4.1.1.1.2", "MG"),
+        ("1.2.840.10008.5.1.4.1.1.6.1", "US"),
+    ],
+)
+def test_other_kinds_of_images_have_objects_too(
+    sop_class: str, modality: str, written: Callable, tmp_path: Path
+) -> None:
+    for kind in ("sr", "sc"):
+        dataset = written(kind, "radiograph", SOPClassUID=sop_class, Modality=modality)
+        assert faults(dataset, kind) == []
+        assert "Error" not in run_tool("dciodvfy", tmp_path / f"{kind}.dcm")
