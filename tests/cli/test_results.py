@@ -1,5 +1,6 @@
 """medtl results: objects for the PACS about each study of a folder, and a line for what cannot have any."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -162,3 +163,19 @@ def test_two_series_of_one_study_have_objects_of_their_own(trained: Trained, tmp
     found = [dcmread(tmp_path / "out" / row["sr"]) for row in rows]
     assert [one.StudyInstanceUID for one in found] == ["1.2.3.4"] * 2
     assert found[0].SOPInstanceUID != found[1].SOPInstanceUID
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_full_disk_or_ctrl_c_leaves_no_half_object(
+    fault: BaseException, trained: Trained, radiographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise fault
+
+    with monkeypatch.context() as patch:
+        patch.setattr("medtl.imaging.storage.os.fsync", fail)
+        result = jobs.medtl("results", trained.run, radiographs, "--out", tmp_path / "out")
+    code = "output-unwritable" if isinstance(fault, OSError) else "interrupted"
+    assert jobs.fault(result) == code
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(results(trained.run, radiographs, tmp_path / "out")) == 2
