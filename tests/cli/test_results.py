@@ -9,6 +9,7 @@ import pytest
 from highdicom.sr import srread
 from pydicom import dcmread
 
+from medtl.reporting.dicom.concepts import PREDICTED, PROBABILITY, THRESHOLD
 from tests.cli import jobs
 from tests.cli.conftest import Trained
 
@@ -179,3 +180,29 @@ def test_a_full_disk_or_ctrl_c_leaves_no_half_object(
     assert jobs.fault(result) == code
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert len(results(trained.run, radiographs, tmp_path / "out")) == 2
+
+
+def test_findings_that_do_not_exclude_each_other_are_answered_one_by_one(tmp_path: Path) -> None:
+    data, rows = tmp_path / "data", []
+    for row in range(24):
+        name = f"{row:02d}.dcm"
+        jobs.write_radiograph(data / name, row, PatientID=f"P{row}", SOPInstanceUID=f"1.2.3.{row + 1}")
+        rows.append({"path": name, "label_mass": str(row % 2), "label_=cmd()": str(row // 2 % 2)})
+    jobs.write_labels(data, rows)
+    assert jobs.train(data, tmp_path / "run").exit_code == 0
+    table = results(
+        tmp_path / "run", data, tmp_path / "out", "--kind", "sr", "--kind", "sc", "--kind", "fhir"
+    )
+    assert {len(row["predicted"].split("|")) for row in table} <= {1, 2} and len(table) == 24
+    for row in table[:6]:
+        groups = srread(tmp_path / "out" / row["sr"]).content.get_image_measurement_groups()
+        answers = {
+            group.tracking_identifier: group.get_qualitative_evaluations(PREDICTED)[0].value.meaning
+            for group in groups
+        }
+        predicted = row["predicted"].removeprefix("'").split("|")
+        assert answers == {name: "Yes" if name in predicted else "No" for name in ("mass", "=cmd()")}
+        cuts = [group.get_measurements(THRESHOLD)[0].value for group in groups]
+        probabilities = [group.get_measurements(PROBABILITY)[0].value for group in groups]
+        for name, chance, cut in zip(answers, probabilities, cuts, strict=True):
+            assert (chance >= cut - 1e-6) == (answers[name] == "Yes")

@@ -12,8 +12,7 @@ from medtl.imaging.formats.dicom_source import read_sources
 from medtl.imaging.series import scan
 from medtl.reporting.dicom.headers import PATIENT_AND_STUDY
 from medtl.reporting.dicom.objects import BUILDERS, write_object
-from medtl.reporting.dicom.result import StudyResult
-from tests.reporting.dicom.conftest import IDENTITY, KINDS, result_of, run_tool, write_source
+from tests.reporting.dicom.conftest import IDENTITY, KINDS, run_tool, write_source
 
 # Type 1: there with a value; type 2: there. By module (PS3.3: C.7.1.1, C.7.2.1, C.12.1 for all objects).
 COMMON = {
@@ -180,12 +179,12 @@ def test_images_that_name_no_study_are_refused(keyword: str, tmp_path: Path) -> 
         read_sources(scan(folder).series[0])
 
 
-def test_objects_are_no_input_that_is_taken_for_a_study(make_result: Callable, tmp_path: Path) -> None:
-    result: StudyResult = make_result("series")
+def test_reports_and_maps_are_not_read_as_images(make_result: Callable, tmp_path: Path) -> None:
+    folder = write_source(tmp_path / "source", "radiograph")
     for kind in ("sr", "map"):
-        write_object(tmp_path / "out" / f"{kind}.dcm", result, kind)
-    found = result_of(write_source(tmp_path / "source", "radiograph"))
-    assert found.sources and not scan([tmp_path / "out" / "map.dcm", tmp_path / "source"]).series[1:]
+        write_object(folder / f"{kind}.dcm", make_result("series"), kind)
+    found = scan(folder)
+    assert [one.files for one in found.series] == [(folder / "cr.dcm",)] and not found.refusals
 
 
 @pytest.mark.parametrize("kind", BUILDERS)
