@@ -129,6 +129,13 @@ CODES: dict[str, str] = {
     "saliency-method": "the saliency method is not known, or does not suit the network",
     "audit-empty": "no image can serve to check saliency maps",
     "mask-grid": "a mask is not on the grid of its image",
+    # exporting
+    "export-unsupported": "the backbone cannot be written in that format",
+    "export-differs": "an exported model does not give what the checkpoint gives",
+    # results for a PACS
+    "result-no-study": "the input names no study that a result could go back to",
+    "result-header": "the header of the images does not allow an object about them",
+    "result-no-frame": "the slices name no frame of reference in which a map could lie",
     # reports
     "finding-invalid": "a finding cannot be shown as it is",
     "finding-repeated": "two findings of a report have the same sample id",

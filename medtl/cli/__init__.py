@@ -18,9 +18,11 @@ from medtl.cli.config import config
 from medtl.cli.demo import demo
 from medtl.cli.evaluate import evaluate
 from medtl.cli.explain import explain
+from medtl.cli.export import export
 from medtl.cli.inspect import inspect
 from medtl.cli.prepare import prepare
 from medtl.cli.report import report
+from medtl.cli.results import results
 from medtl.cli.score import score
 from medtl.cli.train import train
 from medtl.cli.tune import tune
@@ -68,8 +70,8 @@ def main(debug: bool) -> None:
 
 
 COMMANDS = (
-    *(demo, inspect, prepare, train, tune, evaluate, compare, score, explain, report),
-    *(backbones, weights, config),
+    *(demo, inspect, prepare, train, tune, evaluate, compare, score, explain, report, results),
+    *(export, backbones, weights, config),
 )
 for command in COMMANDS:
     main.add_command(command)

@@ -132,7 +132,7 @@ class SliceAttentionHead(nn.Module):
     def attention(self, x: Tensor) -> Tensor:
         """Return the weight of each slice, (N, 1, D), summing to 1 over D."""
         slices = x.transpose(1, 2)  # (N, D, F)
-        place = self._place(slices.shape[1]).to(slices).expand(len(slices), -1, -1)
+        place = self._place(slices.shape[1]).to(slices).expand(slices.shape[0], -1, -1)
         scores: Tensor = self.score(torch.cat([slices, place], dim=2))
         return scores.softmax(dim=1).transpose(1, 2)
 

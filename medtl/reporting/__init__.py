@@ -7,4 +7,8 @@ charts.py     curves to SVG data URIs, in a light and a dark theme
 html.py       templates to pages under a Content-Security-Policy
 report.py     the report: a list of studies, a page per study, the model card
 evaluation_page.py   the page of an evaluation
+card_text.py  the model card as Markdown, beside an exported model
+overlay.py    a heatmap over its image, as one picture
+dicom/        objects that go back to the PACS, the only ones that name the patient
+fhir.py       the same as a FHIR Bundle
 """

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from PIL import Image as Picture
 
 from medtl.errors import ReadError
-from medtl.imaging.display import make_display
 from medtl.imaging.formats.nifti_out import write_volume
 from medtl.imaging.image import Image
 from medtl.imaging.series import read_images, scan
@@ -24,7 +23,7 @@ from medtl.prediction.audit import AuditSettings, Case, MethodAudit, audit, to_j
 from medtl.prediction.explanation import Explanation, explain, target_of
 from medtl.prediction.saliency import check_method, methods_for
 from medtl.prediction.scoring import Prediction, Scored, score_series
-from medtl.reporting.figures import OVERLAY_OPACITY, overlay_ramp, peak_slice
+from medtl.reporting.overlay import overlay_of
 from medtl.runs.common import load_finished
 
 DEFAULT_METHOD = "grad-cam"
@@ -161,21 +160,8 @@ def _write_map(out: Path, name: str, image: Image, explanation: Explanation) -> 
             np.savez_compressed(file, heatmap=heatmap)
     picture = f"maps/{name}.png"
     with replacing(out / picture) as temporary:
-        Picture.fromarray(_overlay(image, heatmap)).save(temporary, format="PNG")
+        Picture.fromarray(overlay_of(image, heatmap).pixels).save(temporary, format="PNG")
     return path, picture
-
-
-def _overlay(image: Image, heatmap: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return the image under its heatmap, RGB (H, W, 3); of a volume the axial slice where it is largest."""
-    display = make_display(image, heatmap)
-    assert display.heatmap is not None
-    stacks = [grid.reshape(-1, *grid.shape[-2:]) for grid in (display.grey, display.heatmap)]
-    shown = peak_slice(display.heatmap, len(stacks[0]))
-    grey, heat = (np.round(np.clip(stack[shown], 0, 1) * 255).astype(np.uint8) for stack in stacks)
-    colours = overlay_ramp()[heat]
-    opacity = colours[..., 3:] / 255 * OVERLAY_OPACITY
-    mixed = grey[..., None] * (1 - opacity) + colours[..., :3] * opacity
-    return mixed.round().astype(np.uint8)
 
 
 def _case(checkpoint: Checkpoint, scored: Scored, folder: Path, masks: Path | None) -> list[Case]:

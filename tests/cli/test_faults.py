@@ -225,7 +225,7 @@ def test_a_full_disk_leaves_no_half_written_output(
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("command", ["score", "report", "evaluate"])
+@pytest.mark.parametrize("command", ["score", "report", "evaluate", "results"])
 @pytest.mark.parametrize("place", ["absent", "empty"])
 def test_a_run_that_is_none(command: str, place: str, studies: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
@@ -316,7 +316,7 @@ def test_evaluating_a_run_that_lost_its_list_of_pixels(own_run: Path, studies: P
     assert jobs.fault(result) in CODES
 
 
-@pytest.mark.parametrize("command", ["score", "report"])
+@pytest.mark.parametrize("command", ["score", "report", "results"])
 def test_a_source_that_is_not_there(command: str, trained: Trained, tmp_path: Path) -> None:
     result = jobs.medtl(command, trained.run, tmp_path / "absent", "--out", tmp_path / "out")
     assert jobs.fault(result) == "file-missing"

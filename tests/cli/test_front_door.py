@@ -25,6 +25,8 @@ COMMANDS = (
     "score",
     "explain",
     "report",
+    "results",
+    "export",
     "backbones",
     "weights",
     "config",

@@ -17,10 +17,10 @@ class PerSlice(nn.Module):
         self.module = module
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, _, depth = x.shape[:3]
+        depth = x.shape[2]
         slices = x.transpose(1, 2).flatten(0, 1)  # (N * D, C, H, W)
         slices = slices.contiguous(memory_format=torch.channels_last)
-        return self.module(slices).unflatten(0, (batch, depth)).transpose(1, 2)
+        return self.module(slices).unflatten(0, (-1, depth)).transpose(1, 2)
 
 
 def build_slice_encoder(planar: BackboneEntry, in_channels: int, request: WeightsRequest) -> Backbone:

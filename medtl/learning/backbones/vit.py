@@ -52,7 +52,7 @@ class Embed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         patches = self.patch_embed(x)  # (N, h, w, F)
         grid = patches.shape[1:3]
-        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), patches.flatten(1, 2)], dim=1)
+        tokens = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), patches.flatten(1, 2)], dim=1)
         # Positions were learnt on one grid: they are interpolated to that of other image sizes.
         positions = resample_abs_pos_embed(self.pos_embed, list(grid), list(self.pretrained_grid))
         return lay_out(tokens + positions, grid[1])

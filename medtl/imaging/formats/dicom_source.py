@@ -1,0 +1,59 @@
+"""Read what a result about a DICOM series must refer to: the whole header of each of its files, no pixels."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pydicom
+from pydicom import Dataset
+
+from medtl.errors import ReadError
+from medtl.imaging.formats.dicom_faults import reporting_malformed, silence_warnings
+from medtl.imaging.formats.dicom_instance import Instance
+from medtl.imaging.formats.dicom_parsing import inflated
+from medtl.imaging.series import Series
+
+# Without these a result cannot say which patient's images it is about (PS3.3 C.12.1, C.7.2.1, C.7.3.1).
+IDENTIFYING = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
+
+
+@dataclass(frozen=True, eq=False)
+class SourceFile:
+    """The header of one file that was read, its text decoded; and which of its frames, counted from 1.
+
+    frames is None for a file with one frame. It holds all that the file says of the patient.
+    """
+
+    path: Path
+    header: Dataset
+    frames: tuple[int, ...] | None
+
+
+def read_sources(series: Series) -> tuple[SourceFile, ...]:
+    """Read the headers of a DICOM series, in slice order.
+
+    Raises ReadError result-no-study where a file lacks a UID or they are of several series; dicom-header.
+    """
+    sources = tuple(_read_source(path, series) for path in series.files)
+    studies = {(one.header.StudyInstanceUID, one.header.SeriesInstanceUID) for one in sources}
+    if len(studies) > 1:
+        reason = "has files of several series, so there is no one study that a result could go back to"
+        raise ReadError("result-no-study", reason, where=series.path, fix="export it again")
+    return sources
+
+
+def _read_source(path: Path, series: Series) -> SourceFile:
+    silence_warnings()
+    with path.open("rb") as file, reporting_malformed(path):
+        header = pydicom.dcmread(inflated(file, path), force=True, stop_before_pixels=True)
+        header.decode()
+        absent = [keyword for keyword in IDENTIFYING if not str(header.get(keyword) or "")]
+    if absent:
+        reason = f"lacks {absent[0]}, so no result can refer to it"
+        raise ReadError("result-no-study", reason, where=path, fix="export it again from its source")
+    return SourceFile(path, header, _frames(path, series.planes))
+
+
+def _frames(path: Path, planes: tuple[Instance, ...]) -> tuple[int, ...] | None:
+    own = [plane for plane in planes if plane.path == path]
+    several = any(plane.frames > 1 for plane in own)
+    return tuple(sorted(plane.frame + 1 for plane in own)) if several else None

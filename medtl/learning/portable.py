@@ -1,0 +1,219 @@
+"""Turn a checkpoint into a program that runs without medtl: prepared images -> logits and probabilities.
+
+classifier + calibration -> Portable -> torch.export -> model.pt2
+                                     -> ONNX         -> model.onnx
+Each file is run against the classifier before it is handed over.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from medtl.errors import CheckpointError
+from medtl.imaging.storage import replacing
+from medtl.imaging.task import TaskKind
+from medtl.learning.calibration import Calibration, Steps, to_probabilities
+from medtl.learning.checkpoint import Checkpoint
+from medtl.learning.classifier import Classifier
+
+log = logging.getLogger(__name__)
+
+INPUT, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
+# What an exported program may differ by; of logits beyond 1 this share, as rounding goes.
+TOLERANCE = 1e-4
+# Batches that a program is tried with; none is the one that it was traced with.
+TRACED_WITH, TRIED_WITH = 2, (1, 3)
+
+Run = Callable[[NDArray[np.float32]], dict[str, NDArray]]
+
+
+class Portable(nn.Module):
+    """Prepared images (N, C, *size) in [0, 1] -> logits and probabilities (N, K), both float32."""
+
+    def __init__(self, classifier: Classifier, calibration: Calibration | None) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.calibrated = Calibrated(classifier.task.kind, calibration)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.classifier(image)
+        return logits, self.calibrated(logits)
+
+
+class Probabilities(nn.Module):
+    """The same with probabilities alone, for what takes one output."""
+
+    def __init__(self, classifier: Classifier, calibration: Calibration | None) -> None:
+        super().__init__()
+        self.portable = Portable(classifier, calibration)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.portable(image)[1]
+
+
+class Calibrated(nn.Module):
+    """Logits (N, K) -> probabilities (N, K) as learning/calibration.py has them, in 64 bits within."""
+
+    temperatures: Tensor
+
+    def __init__(self, kind: TaskKind, calibration: Calibration | None) -> None:
+        super().__init__()
+        found = calibration or Calibration(method="temperature")
+        self.kind = kind
+        self.register_buffer("temperatures", torch.tensor(found.temperatures, dtype=torch.float64))
+        self.steps = nn.ModuleList(Interpolation(steps) for steps in found.steps)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        scaled = logits.double() / self.temperatures
+        raw = scaled.sigmoid() if self.kind == "multilabel" else scaled.softmax(dim=1)
+        return (self._step(raw) if len(self.steps) else raw).float()
+
+    def _step(self, raw: Tensor) -> Tensor:
+        columns = raw[:, -1:] if self.kind == "binary" else raw
+        stepped = torch.cat([step(columns[:, k : k + 1]) for k, step in enumerate(self.steps)], dim=1)
+        if self.kind == "binary":
+            return torch.cat([1 - stepped, stepped], dim=1)
+        if self.kind == "multilabel":
+            return stepped
+        total = stepped.sum(dim=1, keepdim=True)
+        even = torch.full_like(stepped, 1 / len(self.steps))
+        return torch.where(total > 0, stepped / torch.where(total > 0, total, 1.0), even)
+
+
+class Interpolation(nn.Module):
+    """What numpy.interp does, as a sum over segments, each clamped to its width: (N, 1) -> (N, 1)."""
+
+    starts: Tensor
+    widths: Tensor
+    slopes: Tensor
+
+    def __init__(self, steps: Steps) -> None:
+        super().__init__()
+        x, y = (torch.tensor(values, dtype=torch.float64) for values in (steps.x, steps.y))
+        widths = x.diff()
+        self.first = float(y[0])
+        self.register_buffer("starts", x[:-1])
+        self.register_buffer("widths", widths)
+        self.register_buffer("slopes", torch.where(widths > 0, y.diff() / widths.clamp(min=1e-300), 0.0))
+
+    def forward(self, values: Tensor) -> Tensor:
+        inside = torch.minimum((values - self.starts).clamp(min=0), self.widths)
+        return self.first + (inside * self.slopes).sum(dim=1, keepdim=True)
+
+
+def write_onnx(path: Path, checkpoint: Checkpoint, contract: Mapping[str, Any]) -> float:
+    """Write an ONNX file, the contract in its metadata; return how far it is from the classifier at most.
+
+    Raises CheckpointError extra-missing, export-unsupported, export-differs; OutputError.
+    """
+    onnxruntime = _import_onnx()
+    program = _trace(Portable, checkpoint)
+    with _reporting_unsupported(checkpoint, "ONNX"):
+        written = torch.onnx.export(
+            program, dynamo=True, verbose=False, input_names=[INPUT], output_names=[LOGITS, PROBABILITIES]
+        )
+    assert written is not None
+    for value in (*written.model.graph.inputs, *written.model.graph.outputs):
+        assert value.shape is not None
+        value.shape[0] = "batch"  # the tracer's name says nothing
+    for key, said in contract.items():
+        written.model.metadata_props[key] = said if isinstance(said, str) else json.dumps(said)
+    with replacing(path) as temporary:
+        written.save(temporary, external_data=False)
+        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
+        names = [LOGITS, PROBABILITIES]
+        return _check(checkpoint, lambda x: dict(zip(names, session.run(names, {INPUT: x}), strict=True)))
+
+
+def write_program(path: Path, checkpoint: Checkpoint, kind: type[nn.Module] = Portable) -> ExportedProgram:
+    """Write a torch.export archive of a Portable, or of its Probabilities alone; return the program.
+
+    Raises CheckpointError export-unsupported, export-differs; OutputError.
+    """
+    program = _trace(kind, checkpoint)
+    names = [LOGITS, PROBABILITIES] if kind is Portable else [PROBABILITIES]
+    with replacing(path) as temporary:
+        with temporary.open("wb") as written:
+            torch.export.save(program, written)
+        with temporary.open("rb") as file:
+            module = torch.export.load(file).module()
+
+        def run(images: NDArray[np.float32]) -> dict[str, NDArray]:
+            found = module(torch.from_numpy(images))
+            outputs = found if isinstance(found, tuple) else (found,)
+            return {name: output.numpy() for name, output in zip(names, outputs, strict=True)}
+
+        _check(checkpoint, run)
+    return program
+
+
+def example_images(checkpoint: Checkpoint, count: int) -> NDArray[np.float32]:
+    """Return smooth random images (count, C, *size) in [0, 1], the same ones each time."""
+    config = checkpoint.preprocessing
+    noise = np.random.default_rng(count).random((count, config.channels, *config.size), dtype=np.float32)
+    smooth = gaussian_filter(noise, (0, 0, *[side / 16 for side in config.size]))
+    low, high = smooth.min(), smooth.max()
+    return ((smooth - low) / (high - low)).astype(np.float32)
+
+
+def _import_onnx() -> Any:
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript
+    except ModuleNotFoundError as missing:
+        reason, fix = f"needs {missing.name}", "pip install 'medtl[export]'"
+        raise CheckpointError("extra-missing", reason, where="medtl export", fix=fix) from missing
+    log.debug("onnx %s, onnxscript %s", onnx.__version__, onnxscript.__version__)
+    return onnxruntime
+
+
+def _trace(kind: type[nn.Module], checkpoint: Checkpoint) -> ExportedProgram:
+    """Trace the network with any number of images."""
+    images = torch.from_numpy(example_images(checkpoint, TRACED_WITH))
+    portable = kind(checkpoint.classifier.cpu().eval(), checkpoint.header.calibration).eval()
+    with _reporting_unsupported(checkpoint, "torch.export"):
+        return torch.export.export(portable, (images,), dynamic_shapes=({0: Dim("batch")},))
+
+
+@contextmanager
+def _reporting_unsupported(checkpoint: Checkpoint, format_name: str) -> Iterator[None]:
+    """Turn whatever tracing and translating raise into the refusal of a backbone by name."""
+    try:
+        yield
+    except Exception as error:  # what the exporters raise has no base class of its own
+        reason = f"{checkpoint.header.backbone} cannot be written as {format_name} ({type(error).__name__})"
+        fix = "use medtl itself, or another backbone"
+        raise CheckpointError("export-unsupported", reason, where=checkpoint.folder, fix=fix) from error
+
+
+@torch.no_grad()
+def _check(checkpoint: Checkpoint, run: Run) -> float:
+    """Return the largest difference from the classifier. Raises CheckpointError export-differs."""
+    worst = 0.0
+    for count in TRIED_WITH:
+        images = example_images(checkpoint, count)
+        logits = checkpoint.classifier(torch.from_numpy(images)).numpy()
+        calibration = checkpoint.header.calibration
+        expected = {
+            LOGITS: logits,
+            PROBABILITIES: to_probabilities(logits, checkpoint.task.kind, calibration),
+        }
+        for name, found in run(images).items():
+            scale = np.maximum(1.0, np.abs(expected[name]))
+            worst = max(worst, float((np.abs(found - expected[name]) / scale).max()))
+    if not worst <= TOLERANCE:
+        reason = f"the exported program differs by {worst:.2g}"
+        fix = "use medtl itself, or another format"
+        raise CheckpointError("export-differs", reason, where=checkpoint.folder, fix=fix)
+    return worst

@@ -1,0 +1,68 @@
+"""Coded concepts: SNOMED CT, UCUM and DICOM's own where they have one, medtl's own scheme otherwise."""
+
+import hashlib
+import re
+
+from highdicom.coding_schemes import CodingSchemeIdentificationItem
+from highdicom.sr import CodedConcept
+from pydicom.sr.coding import Code
+
+# A private coding scheme begins with 99 (PS3.16 8).
+SCHEME = "99MEDTL"
+MEANING_LIMIT, UNPRINTABLE = 64, re.compile(r"[\\\x00-\x1f\x7f]")
+
+PROBABILITY = Code("122157", "DCM", "Probability")
+SALIENCY = Code("130404", "DCM", "Saliency")
+ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")
+YES, NO = Code("373066001", "SCT", "Yes"), Code("373067005", "SCT", "No")
+NO_UNITS = Code("1", "UCUM", "no units")
+PREDICTED = Code("predicted", SCHEME, "Predicted by the model")
+IN_PREDICTION_SET = Code("in-set", SCHEME, "In the prediction set")
+THRESHOLD = Code("threshold", SCHEME, "Predicted from this probability on")
+
+# What was done to a patient, as far as the modality says so.
+PROCEDURES = {
+    "CR": Code("363680008", "SCT", "Radiographic imaging procedure"),
+    "DX": Code("363680008", "SCT", "Radiographic imaging procedure"),
+    "CT": Code("77477000", "SCT", "Computed tomography"),
+    "MR": Code("113091000", "SCT", "Magnetic resonance imaging"),
+}
+IMAGING = Code("363679005", "SCT", "Imaging")
+
+# Class names that say by themselves what SNOMED CT means; all others are codes of the private scheme.
+FINDINGS = {
+    "normal": Code("17621005", "SCT", "Normal"),
+    "abnormal": Code("263654008", "SCT", "Abnormal"),
+    "lesion": Code("52988006", "SCT", "Lesion"),
+    "mass": Code("4147007", "SCT", "Mass"),
+    "nodule": Code("27925004", "SCT", "Nodule"),
+    "cardiomegaly": Code("287272002", "SCT", "Cardiomegaly"),
+    "edema": Code("79654002", "SCT", "Edema"),
+    "effusion": Code("41699000", "SCT", "Effusion"),
+    "pleural effusion": Code("60046008", "SCT", "Pleural effusion"),
+    "pneumothorax": Code("36118008", "SCT", "Pneumothorax"),
+    "fibrosis": Code("112674009", "SCT", "Fibrosis"),
+    "hemorrhage": Code("50960005", "SCT", "Hemorrhage"),
+}
+
+
+def class_concept(name: str) -> CodedConcept:
+    """Return the concept of a class by its name: the same name gives the same code."""
+    known = FINDINGS.get(re.sub(r"[\s_]+", " ", name).strip().casefold())
+    if known is not None:
+        return CodedConcept.from_code(known)
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+    return CodedConcept(f"C{digest[:12]}", SCHEME, meaning_of(name))
+
+
+def meaning_of(text: str) -> str:
+    """Return a text that may stand as a Code Meaning: at most 64 characters, without backslashes."""
+    plain = UNPRINTABLE.sub(" ", text.encode("utf-8", "replace").decode()).strip()
+    return plain[:MEANING_LIMIT] or "unnamed"
+
+
+def scheme_item() -> CodingSchemeIdentificationItem:
+    """Return the item that says whose codes 99MEDTL are."""
+    return CodingSchemeIdentificationItem(
+        designator=SCHEME, name="Class names of models trained with medtl", responsible_organization="medtl"
+    )

@@ -1,0 +1,108 @@
+"""Lay an exported model out as a MONAI bundle: what MONAI reads to know and to run it."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medtl import __version__
+from medtl.imaging.storage import replacing, write_json, write_text
+from medtl.learning.checkpoint import Checkpoint
+from medtl.learning.contract import USE
+from medtl.learning.portable import Probabilities, write_program
+
+
+def write_bundle(out: Path, checkpoint: Checkpoint, contract: dict[str, Any], card: str) -> None:
+    """Write configs, models, docs and LICENSE below `out`. Raises CheckpointError; OutputError."""
+    program = write_program(out / "models/model.pt2", checkpoint, Probabilities)
+    # The name and kind of file that monai.bundle.load looks for, and loads without running code.
+    with replacing(out / "models/model.pt") as temporary:
+        torch.save(dict(program.state_dict), temporary)
+    write_text(out / "docs/README.md", card)
+    write_text(out / "LICENSE", _licence(contract))
+    write_json(out / "configs/inference.json", _inference(contract))
+    write_json(out / "configs/metadata.json", _metadata(checkpoint, contract))
+
+
+def _metadata(checkpoint: Checkpoint, contract: dict[str, Any]) -> dict[str, Any]:
+    classes = checkpoint.task.classes
+    return {
+        "version": "1.0.0",
+        "changelog": {"1.0.0": f"exported by medtl {__version__}"},
+        "monai_version": version("monai"),
+        "pytorch_version": version("torch"),
+        "numpy_version": version("numpy"),
+        "required_packages_version": {},
+        "name": f"{' against '.join(classes)} by {contract['backbone']}",
+        "task": f"{contract['task']['kind']} classification",
+        "description": f"Classifier trained with medtl, of prepared images. {USE}",
+        "authors": "the owner of the training data",
+        "copyright": "see LICENSE",
+        "intended_use": USE,
+        "network_data_format": {
+            "inputs": {"image": _image_format(checkpoint)},
+            "outputs": {
+                "pred": {
+                    "type": "probabilities",
+                    "format": "classes",
+                    "num_channels": len(classes),
+                    "spatial_shape": [1, len(classes)],
+                    "dtype": "float32",
+                    "value_range": [0, 1],
+                    "is_patch_data": False,
+                    "channel_def": {str(place): name for place, name in enumerate(classes)},
+                }
+            },
+        },
+        "medtl": contract,
+    }
+
+
+def _image_format(checkpoint: Checkpoint) -> dict[str, Any]:
+    config = checkpoint.preprocessing
+    return {
+        "type": "image",
+        "format": "magnitude",
+        "modality": ", ".join(config.modalities or ()) or "any",
+        "num_channels": config.channels,
+        "spatial_shape": list(config.size),
+        "dtype": "float32",
+        "value_range": [0, 1],
+        "is_patch_data": False,
+        "channel_def": {str(channel): "image" for channel in range(config.channels)},
+    }
+
+
+def _inference(contract: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration that turns prepared images (.npy, channels first) into a table."""
+    return {
+        "imports": ["$import glob", "$import numpy", "$import torch"],
+        "bundle_root": ".",
+        "dataset_dir": "$@bundle_root + '/data'",
+        "output_file": "$@bundle_root + '/probabilities.csv'",
+        "device": "$torch.device('cpu')",
+        "classes": contract["task"]["classes"],
+        "datalist": "$[{'image': path} for path in sorted(glob.glob(@dataset_dir + '/*.npy'))]",
+        "network_def": "$torch.export.unflatten(torch.export.load(@bundle_root + '/models/model.pt2'))",
+        "network": "$@network_def.to(@device)",
+        "preprocessing": {
+            "_target_": "Compose",
+            "transforms": [
+                {"_target_": "LoadImaged", "keys": "image", "reader": "NumpyReader", "image_only": True},
+                {"_target_": "EnsureTyped", "keys": "image", "dtype": "$torch.float32", "track_meta": False},
+            ],
+        },
+        "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
+        "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
+        "inferer": {"_target_": "SimpleInferer"},
+        "batches": "$[@inferer(batch['image'].to(@device), @network).detach() for batch in @dataloader]",
+        "probabilities": "$torch.cat(@batches).cpu().numpy()",
+        "header": "$','.join(@classes)",
+        "run": ["$numpy.savetxt(@output_file, @probabilities, delimiter=',', header=@header, comments='')"],
+    }
+
+
+def _licence(contract: dict[str, Any]) -> str:
+    parts = "\n".join(f"{part}: {licence}" for part, licence in contract["licences"].items())
+    return f"This model was made of parts under these licences:\n\n{parts}\n\n{USE}\n"

@@ -1,0 +1,204 @@
+"""Score a folder of DICOM studies, and write what goes back to the PACS about each of them.
+
+folder -> scored series -> OUT/dicom: Structured Report, Secondary Capture, Parametric Map
+                        -> OUT/fhir, results.csv
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from medtl import __version__
+from medtl.errors import OutputError, ReadError
+from medtl.imaging.formats.dicom_source import read_sources
+from medtl.imaging.naming import source_name
+from medtl.imaging.series import Scan, Series, scan
+from medtl.imaging.storage import write_csv, write_json
+from medtl.learning.checkpoint import Checkpoint
+from medtl.learning.contract import calibration_words, thresholds
+from medtl.learning.fit import Watcher
+from medtl.prediction.conformal import in_sets
+from medtl.prediction.explanation import explain
+from medtl.prediction.saliency import check_method
+from medtl.prediction.scoring import Prediction, Scored, score_series
+from medtl.reporting.dicom.objects import BUILDERS, write_object
+from medtl.reporting.dicom.result import ModelIdentity, StudyResult
+from medtl.reporting.fhir import fhir_bundle, holds_bundle
+from medtl.runs.common import load_finished
+from medtl.runs.report import METHOD_NAMES
+
+KINDS = (*BUILDERS, "fhir")
+COLUMNS = ("sample_id", "source", "status", "code", "reason", "predicted", *KINDS)
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """What was written about one series: paths within OUT by kind; and why something was not."""
+
+    prediction: Prediction
+    files: dict[str, str]
+
+    @property
+    def refused(self) -> bool:
+        """Whether something that was asked for is not there, the study or one object."""
+        return self.prediction.status == "refused" or bool(self.prediction.fix)
+
+
+@dataclass(frozen=True)
+class ResultsOutcome:
+    """What a folder's results came to."""
+
+    table: Path
+    rows: tuple[ResultRow, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What is the same for all series of a folder."""
+
+    checkpoint: Checkpoint
+    model: ModelIdentity
+    method: str
+
+
+def results_run(
+    run: Path,
+    folder: Path,
+    out: Path,
+    watcher: Watcher,
+    *,
+    kinds: Sequence[str] = KINDS,
+    method: str = "grad-cam",
+    any_modality: bool = False,
+) -> ResultsOutcome:
+    """Write the objects of `kinds` about each DICOM series of a folder below `out`, and results.csv.
+
+    Raises ConfigError saliency-method; OutputError output-unwritable, also where `out` lies in `folder`.
+    """
+    _check_apart(out, folder)
+    checkpoint = load_finished(run, any_modality=any_modality)
+    check_method(method, checkpoint.classifier)
+    job = _Job(checkpoint, model_identity(checkpoint), method)
+    found = _refuse_others(scan(folder))
+    by_source = {source_name(series, folder): series for series in found.series}
+    total, rows = len(found.series) + len(found.refusals), []
+    for done, scored in enumerate(score_series(checkpoint, found, folder, batch_size=1), start=1):
+        series = by_source.get(scored.prediction.source)
+        rows.append(_write_results(job, scored, series, kinds, out))
+        watcher.progress("writing results", done, total)
+    flat = sum(bool(row.files) and "map" not in row.files and not row.refused for row in rows)
+    if "map" in kinds and flat:
+        watcher.note("note", f"{flat} images are no volumes: a map is for volumes alone")
+    table = out / "results.csv"
+    write_csv(table, [COLUMNS, *map(_cells, rows)])
+    return ResultsOutcome(table, tuple(rows))
+
+
+def model_identity(checkpoint: Checkpoint) -> ModelIdentity:
+    """Return what objects say of the model that made them."""
+    header = checkpoint.header
+    lenient = {"modalities", "body_parts"}
+    settings = header.model_dump_json(
+        include={"task_kind", "classes", "preprocessing", "thresholds", "calibration", "conformal"},
+        exclude={"preprocessing": lenient},
+    )
+    return ModelIdentity(
+        backbone=header.backbone,
+        weights=(header.weights or {}).get("source", "nothing: from random weights"),
+        sha256=checkpoint.sha256,
+        settings_sha256=hashlib.sha256(settings.encode()).hexdigest(),
+        medtl=__version__,
+        calibration=calibration_words(checkpoint),
+        thresholds=thresholds(checkpoint),
+    )
+
+
+def _check_apart(out: Path, folder: Path) -> None:
+    if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+        reason = "lies in the folder that is read, where results would be taken for images"
+        raise OutputError("output-unwritable", reason, where=out, fix="choose a folder elsewhere")
+
+
+def _refuse_others(found: Scan) -> Scan:
+    """Refuse what is no DICOM before it is scored: there is no study that a result could go back to."""
+    kept, refusals = [], list(found.refusals)
+    for series in found.series:
+        if series.format == "dicom":
+            kept.append(series)
+            continue
+        where = f"{series.path}#{series.item}" if series.item else series.path
+        reason = f"is no DICOM ({series.format}), so no study is there for a result to go back to"
+        refusals.append(ReadError("result-no-study", reason, where=where, fix="use medtl score"))
+    return replace(found, series=tuple(kept), refusals=tuple(refusals))
+
+
+def _write_results(
+    job: _Job, scored: Scored, series: Series | None, kinds: Sequence[str], out: Path
+) -> ResultRow:
+    row, files = scored.prediction, dict[str, str]()
+    if series is None or scored.image is None:
+        return ResultRow(row, files)
+    try:
+        result = _study_result(job, scored, series)
+    except ReadError as error:
+        return ResultRow(_with_error(row, error, "refused"), files)
+    for kind in kinds:
+        if kind == "map" and result.image.affine is None:
+            continue  # an image that is no volume has no grid of slices
+        path = f"fhir/{row.sample_id}.json" if kind == "fhir" else f"dicom/{row.sample_id}-{kind}.dcm"
+        try:
+            _write(out / path, result, kind)
+        except ReadError as error:
+            row = _with_error(row, error, row.status)
+        else:
+            files[kind] = path
+    return ResultRow(row, files)
+
+
+def _study_result(job: _Job, scored: Scored, series: Series) -> StudyResult:
+    assert scored.image is not None and scored.prepared is not None
+    checkpoint, row = job.checkpoint, scored.prediction
+    sources = read_sources(series)
+    explanation = explain(checkpoint, scored.image, scored.prepared, row.probabilities, job.method)
+    return StudyResult(
+        sources=sources,
+        image=scored.image,
+        task=checkpoint.task,
+        probabilities=row.probabilities,
+        predicted=tuple(row.predicted.split("|")) if row.predicted else (),
+        held=_held(checkpoint, row.probabilities),
+        target_class=explanation.target_class,
+        method=METHOD_NAMES[job.method],
+        heatmap=explanation.heatmap,
+        model=job.model,
+    )
+
+
+def _held(checkpoint: Checkpoint, probabilities: Sequence[float]) -> tuple[str, ...] | None:
+    """Return the classes of the prediction set; in multilabel those that may be present."""
+    floors, task = checkpoint.header.conformal, checkpoint.task
+    if floors is None:
+        return None
+    members = in_sets(np.array([probabilities]), floors)[0]
+    present = members[:, 1] if task.kind == "multilabel" else members
+    return tuple(name for name, member in zip(task.classes, present, strict=True) if member)
+
+
+def _write(path: Path, result: StudyResult, kind: str) -> None:
+    if kind != "fhir":
+        write_object(path, result, kind)
+    elif not holds_bundle(path, result):
+        write_json(path, fhir_bundle(result))
+
+
+def _with_error(row: Prediction, error: ReadError, status: str) -> Prediction:
+    return replace(row, status=status, code=error.code, reason=error.reason, fix=error.fix)
+
+
+def _cells(row: ResultRow) -> list[str]:
+    said = row.prediction
+    facts = [said.sample_id, said.source, said.status, said.code, said.reason, said.predicted]
+    return [*facts, *(row.files.get(kind, "") for kind in KINDS)]
