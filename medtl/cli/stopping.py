@@ -12,9 +12,9 @@ class StopSignal:
     """A question that training asks after each step: has the user asked to stop?
 
     Until it is first asked, and at the second signal, a signal raises KeyboardInterrupt: nobody would answer.
-    of_many: this is one of several processes that train together. A signal to all may reach each again
-    through torchrun, which kills whoever lingers: a second one changes nothing. It also sends SIGTERM to all
-    that are left once one has ended: after the block, where a process ends by itself, it heeds none.
+    of_many: this is one of several processes that train together. A signal to all may reach each of them
+    again through torchrun, which kills whoever lingers: a second one changes nothing. It also sends SIGTERM
+    to all that are left once one has ended: after the block, where a process ends by itself, it heeds none.
     """
 
     def __init__(self) -> None:

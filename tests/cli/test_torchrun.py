@@ -141,29 +141,6 @@ def test_sigterm_saves_once_and_one_process_goes_on_where_two_were(studies: Path
     assert_same_numbers(run, alone)
 
 
-def test_a_process_that_is_killed_ends_the_other_one_in_a_line(studies: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    process = train_together(studies, run, overrides=LONG)
-    wait_for_epochs(process, run, 3)
-    os.kill(process_of_rank(process, 1), signal.SIGKILL)
-    _, stderr = process.communicate(timeout=40)
-    assert process.returncode == 1
-    (line,) = told(stderr)
-    assert line.startswith("medtl: [world-lost]") and "--resume" in line
-    load_checkpoint(run, "last")
-
-
-def process_of_rank(launcher: subprocess.Popen[str], rank: int) -> int:
-    """Return the process id of one rank."""
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
-    if not children.is_file():
-        pytest.skip("this kernel does not list the children of a process")
-    for child in children.read_text().split():
-        if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_text():
-            return int(child)
-    raise AssertionError(f"no process of rank {rank}")
-
-
 if __name__ == "__main__":
     with still_backbones():
         main()

@@ -1,6 +1,7 @@
 """medtl tune: what it prints, what it refuses, and that its recipe trains."""
 
 import json
+import os
 import signal
 import time
 from itertools import count
@@ -186,3 +187,17 @@ def test_a_search_that_is_stopped_goes_on_to_the_same_trials(
         assert place in result.stderr.splitlines()[-1]
         assert search(studies, study, *more).exit_code == 0
         assert [{**row, "seconds": ""} for row in jobs.read_rows(study / "trials.csv")] == rows
+
+
+def test_ctrl_c_while_the_data_are_read_is_one_line_and_130(
+    studies: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("medtl.runs.train.prepare_samples", interrupt)
+        result = search(studies, tmp_path / "study", "--trials", "1", "--space", space)
+    assert jobs.fault(result, exit_code=130) == "interrupted"
+    assert search(studies, tmp_path / "study", "--trials", "1", "--space", space).exit_code == 0

@@ -1,6 +1,8 @@
 """Processes that train together: they do what one would, agree on everything, and end together."""
 
 import hashlib
+import os
+import signal
 import time
 
 import numpy as np
@@ -95,7 +97,7 @@ def digest(classifier) -> str:
 def train(make_fit, tmp_path):
     """Return what trains a run in one process or in two; it gives each one's (digest, orders, weights)."""
 
-    def build(name, size=2, schedule=SMALL, stops=(), resume=False, **config):
+    def build(name, processes=2, schedule=SMALL, stops=(), resume=False, **config):
         def member(world):
             fit = make_fit(tmp_path / name, schedule=schedule, dropout=0.0, world=world, **config)
             without_dropout(fit.classifier)
@@ -115,7 +117,7 @@ def train(make_fit, tmp_path):
             weights = {name: x.numpy() for name, x in model_tensors(fit.classifier).items()}
             return digest(fit.classifier), orders, weights
 
-        return in_world(member, size) if size > 1 else [member(World())]
+        return in_world(member, processes) if processes > 1 else [member(World())]
 
     return build
 
@@ -132,11 +134,16 @@ def assert_alike(first: RunFolder, second: RunFolder) -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [{}, {"accumulate": 2, "imbalance": "class-weighted", "workers": 1}, {"cache_gb": 0}]
+    "config",
+    [
+        {"backbone": "tiny3d", "size": (8, 16, 16)},
+        {"accumulate": 2, "imbalance": "class-weighted", "workers": 1},
+        {"cache_gb": 0},
+    ],
 )
 def test_two_processes_train_what_one_does(train, tmp_path, config):
     """The head on shared activations, then two stages of thawing: same order, same numbers, one writer."""
-    ((_, order, weights),) = train("one", size=1, **config)
+    ((_, order, weights),) = train("one", processes=1, **config)
     (mine, first, _), (theirs, second, other) = train("two", **config)
     assert mine == theirs, "all processes come to the same bits"
     assert order == first == second
@@ -162,11 +169,11 @@ def test_statistics_and_averages_are_the_same_everywhere(train, average):
 def test_a_stop_that_one_process_hears_ends_all_at_the_same_step_and_the_run_goes_on(
     train, tmp_path, goes_on
 ):
-    train("unbroken", size=1, cache_gb=0)
+    train("unbroken", processes=1, cache_gb=0)
     found = train("broken", stops={(1, 7)}, cache_gb=0)  # two steps and a validation make an epoch
     assert found[0] == found[1] and "after 1 of 2 steps of epoch 1" in found[0]
     assert read_header(RunFolder(tmp_path / "broken").last).position.step == 5
-    train("broken", size=goes_on, resume=True, cache_gb=0)
+    train("broken", processes=goes_on, resume=True, cache_gb=0)
     assert_alike(RunFolder(tmp_path / "unbroken"), RunFolder(tmp_path / "broken"))
 
 
@@ -192,6 +199,18 @@ def test_the_fault_of_one_process_is_told_once_and_ends_all():
     first, second = in_world(member)
     assert second.startswith("TrainingError: [out-of-memory]")
     assert first.startswith("AlreadyToldError")
+
+
+def test_a_process_that_is_killed_ends_the_other_one_in_a_line():
+    def member(world):
+        world.connect(torch.device("cpu"))
+        if world.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        world.sum(torch.zeros(1))
+
+    first, second = in_world(member)
+    assert second is None
+    assert first.startswith("TrainingError: [world-lost] process 0 of 2") and "--resume" in first
 
 
 def test_whoever_waits_for_the_leader_ends_with_it():

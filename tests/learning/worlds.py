@@ -4,7 +4,9 @@ import multiprocessing
 import os
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
+from queue import Empty
 from typing import Any
 
 import torch.distributed as dist
@@ -15,7 +17,8 @@ from medtl.learning.world import World, joined_world
 def in_world(member: Callable[[World], Any], size: int = 2, method: str = "fork") -> list[Any]:
     """Run member(world) in `size` processes; return what each returned, or raised in words, by rank.
 
-    method: spawn where CUDA is used, which no fork survives; member is then a function of a module.
+    None stands for a process that was killed. method: spawn where CUDA is used, which no fork survives;
+    member is then a function of a module.
     """
     waiting = timedelta(seconds=20)
     board = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=waiting)
@@ -27,13 +30,14 @@ def in_world(member: Callable[[World], Any], size: int = 2, method: str = "fork"
     ]
     for process in processes:
         process.start()
-    try:
-        found = dict(results.get(timeout=90) for _ in processes)
-    finally:
-        for process in processes:
-            process.join(10)
-            process.kill()
-    return [found[rank] for rank in range(size)]
+    found: dict[int, Any] = {}
+    while len(found) < size and (any(process.is_alive() for process in processes) or not results.empty()):
+        with suppress(Empty):
+            found.update([results.get(timeout=0.2)])
+    for process in processes:
+        process.join(10)
+        process.kill()
+    return [found.get(rank) for rank in range(size)]
 
 
 def _take_part(member: Callable[[World], Any], rank: int, size: int, port: int, results: Any) -> None:
