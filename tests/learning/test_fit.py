@@ -401,7 +401,7 @@ def make_gpu_fit(make_fit):
 
 @pytest.mark.cuda
 def test_a_gpu_trains_to_what_a_processor_does(make_fit, make_gpu_fit, tmp_path):
-    schedule = SMALL.model_copy(update={"head_epochs": 1, "thawed_epochs": 1})
+    schedule = SMALL.model_copy(update={"head_epochs": 1, "thawed_epochs": 2})
     here, there = make_fit(tmp_path / "cpu", schedule), make_gpu_fit(tmp_path / "cuda", schedule)
     for fit in (here, there):
         fit.run(resume=False)
