@@ -35,6 +35,7 @@ def model_card(run: Path, checkpoint: Checkpoint) -> ModelCard:
         history=_history(folder),
         limits=LIMITS,
         citation=CITATION,
+        promised=None if header.conformal is None else header.conformal.promised,
     )
 
 

@@ -22,12 +22,11 @@ from medtl.learning.checkpoint import Checkpoint
 from medtl.learning.fit import Watcher
 from medtl.prediction.audit import AuditSettings, Case, MethodAudit, audit, to_json
 from medtl.prediction.explanation import Explanation, explain, target_of
-from medtl.prediction.saliency import check_method, methods_for
+from medtl.prediction.saliency import check_method, default_method, methods_for
 from medtl.prediction.scoring import Prediction, Scored, score_series
 from medtl.reporting.figures import OVERLAY_OPACITY, overlay_ramp, peak_slice
 from medtl.runs.common import load_finished
 
-DEFAULT_METHOD = "grad-cam"
 COLUMNS = (
     "sample_id",
     "source",
@@ -77,8 +76,8 @@ class ExplainOutcome:
 class ExplainOptions:
     """What to explain with, and what to check.
 
-    methods: names of METHODS; by default Grad-CAM for the maps, and every method that suits the network for
-    the audit. masks: a folder of masks with the images' names. audit_images: an audit takes so many.
+    methods: names of METHODS; by default the network's own for the maps, and every one that suits it for the
+    audit. masks: a folder of masks with the images' names. audit_images: an audit takes so many.
     """
 
     methods: tuple[str, ...] = ()
@@ -97,7 +96,7 @@ def explain_run(
     Raises ConfigError saliency-method; ReadError audit-empty, mask-grid.
     """
     checkpoint = load_finished(run, any_modality=options.any_modality)
-    methods = options.methods or (DEFAULT_METHOD,)
+    methods = options.methods or (default_method(checkpoint.classifier),)
     for method in methods:
         check_method(method, checkpoint.classifier)
     rows: list[ExplainedRow] = []
@@ -105,7 +104,7 @@ def explain_run(
     for scored in _scored(checkpoint, folder, watcher):
         rows += _explain_study(checkpoint, scored, methods, out)
         if options.audit and len(cases) < options.audit_images:
-            cases += _case(checkpoint, scored, folder, options.masks)
+            cases += find_case(checkpoint, scored, options.masks)
     table = out / "explain.csv"
     write_csv(table, [COLUMNS, *map(_cells, rows)])
     if not options.audit:
@@ -178,7 +177,7 @@ def _overlay(image: Image, heatmap: NDArray[np.float32]) -> NDArray[np.uint8]:
     return mixed.round().astype(np.uint8)
 
 
-def _case(checkpoint: Checkpoint, scored: Scored, folder: Path, masks: Path | None) -> list[Case]:
+def find_case(checkpoint: Checkpoint, scored: Scored, masks: Path | None = None) -> list[Case]:
     """Return the case of a study in which the model found the class that is explained, otherwise nothing."""
     row, task = scored.prediction, checkpoint.task
     if scored.image is None or scored.prepared is None:

@@ -85,7 +85,7 @@ def test_no_page_tells_who_the_patients_are(hostile: Path, hostile_report: Path)
     files = [path for path in hostile_report.rglob("*") if path.is_file()]
     assert len(files) >= 4
     for path in files:
-        text = path.read_text(encoding="utf-8").lower()
+        text = path.read_text(encoding="utf-8", errors="replace").lower()
         for word in (*CANARIES, str(hostile).lower(), hostile.name.lower()):
             assert word not in text, (path.name, word)
             assert word not in path.name.lower()
@@ -178,3 +178,50 @@ def test_an_evaluation_with_a_damaged_image_goes_on_without_it(trained: Trained,
     assert result.exit_code == 3
     assert "refused: [raster-damaged]" in result.stderr and "refused: [file-empty]" in result.stderr
     assert json.loads((tmp_path / "out/metrics.json").read_text())["counts"]["samples"] == 22
+
+
+def test_a_report_says_whether_its_maps_were_checked(trained: Trained, tmp_path: Path) -> None:
+    data = jobs.write_images(tmp_path / "data", count=6)
+    for count, word in (("2", "Checked on "), ("0", "It was not checked")):
+        result = jobs.medtl("report", trained.run, data, "--out", tmp_path / count, "--check-images", count)
+        assert result.exit_code == 0
+        found = pages(tmp_path / count)
+        assert all(word in text for name, text in found.items() if not name.startswith("model")), count
+
+
+def test_a_report_quotes_an_audit_of_the_same_model(trained: Trained, own_run: Path, tmp_path: Path) -> None:
+    data = jobs.write_images(tmp_path / "data", count=6)
+    audited = ["--audit", "--audit-images", "2", "--method", "grad-cam"]
+    jobs.medtl("explain", trained.run, data, "--out", tmp_path / "maps", *audited)
+    arguments = ["report", trained.run, data, "--out", tmp_path / "out", "--audit", tmp_path / "maps"]
+    assert jobs.medtl(*arguments).exit_code == 0
+    assert "By medtl explain --audit: checked on" in pages(tmp_path / "out")["index.html"]
+    record = tmp_path / "maps/audit.json"
+    record.write_text(record.read_text().replace('"model_sha256": "', '"model_sha256": "0'))
+    assert jobs.fault(jobs.medtl(*arguments)) == "run-changed"
+    record.write_text("[]")
+    assert jobs.fault(jobs.medtl(*arguments)) == "scores-damaged"
+
+
+def test_methods_are_chosen_by_name(trained: Trained, tmp_path: Path) -> None:
+    data = jobs.write_images(tmp_path / "data", count=2)
+    arguments = ["report", trained.run, data, "--out", tmp_path / "out", "--check-images", "0"]
+    named = ["--method", "occlusion", "--method", "grad-cam"]
+    assert jobs.medtl(*arguments, *named).exit_code == 0
+    for name, text in pages(tmp_path / "out").items():
+        if name.startswith("studies/"):
+            assert "Methods side by side" in text and text.count('<figure class="method">') == 2
+    assert jobs.fault(jobs.medtl(*arguments, "--method", "attention-rollout")) == "saliency-method"
+
+
+def test_patients_are_named_only_where_it_is_asked_for(
+    trained: Trained, hostile: Path, tmp_path: Path
+) -> None:
+    result = jobs.medtl("report", trained.run, hostile, "--out", tmp_path, "--with-identifiers")
+    assert result.exit_code == 3
+    found = pages(tmp_path)
+    studies = [text for name, text in found.items() if name.startswith("studies/")]
+    assert all("Canary^Kim" in text and "names the patient" in text for text in studies)
+    assert any("&lt;script&gt;alert(1)&lt;.dcm" in text for text in studies)
+    assert not any("<script>alert" in text for text in found.values())
+    assert "CANARY-1.dcm" in found["index.html"] and "These pages name patients" in found["index.html"]
