@@ -9,7 +9,10 @@ PATH = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("run", type=PATH)
-@click.argument("source", type=PATH)
+@click.argument("source", type=PATH, required=False)
+@click.option(
+    "--data", type=PATH, help="Without SOURCE: the folder that RUN was trained on, to show images from."
+)
 @click.option("--out", type=PATH, required=True, help="Folder for the pages.")
 @click.option(
     "--method",
@@ -31,7 +34,8 @@ PATH = click.Path(path_type=Path)
 def report(
     ctx: click.Context,
     run: Path,
-    source: Path,
+    source: Path | None,
+    data: Path | None,
     out: Path,
     methods: tuple[str, ...],
     check_images: int,
@@ -39,10 +43,21 @@ def report(
     with_identifiers: bool,
     any_modality: bool,
 ) -> None:
-    """Write a page for each study of SOURCE (a folder, or the OUT of medtl score), and an index."""
+    """Write a page for each study of SOURCE (a folder, or the OUT of medtl score), and an index.
+
+    Without SOURCE, write a page on the training of RUN: curves, what was frozen when, validation, and the
+    most confidently wrong images.
+    """
     from medtl.cli.terminal import TerminalWatcher
     from medtl.runs.report import ReportOptions, report_run
+    from medtl.runs.run_report import report_training
 
+    if source is None:
+        with TerminalWatcher(f"medtl report · {run}") as watcher:
+            click.echo(f"run: {report_training(run, out, watcher, data)}")
+        return
+    if data is not None:
+        raise click.UsageError("--data is for the report on a run: leave SOURCE out, or --data")
     options = ReportOptions(methods, audit, check_images, any_modality, with_identifiers)
     with TerminalWatcher(f"medtl report · {source}") as watcher:
         outcome = report_run(run, source, out, watcher, options)

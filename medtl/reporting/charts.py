@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from medtl.reporting.findings import StageRow
+
 POINTS_PER_INCH, PIXELS_PER_INCH = 72, 96
 FONT = "DejaVu Sans"  # matplotlib's own, for measuring; pages use the reader's
 DASHES = ("-", "--", "-.", ":")
@@ -74,6 +76,32 @@ def history_chart(
         _legend(axes, theme, list(columns))
 
     return _draw(plot, (5.0, 3.4))
+
+
+def freezing_chart(groups: Sequence[str], stages: Sequence[StageRow]) -> Chart | None:
+    """Draw which layer groups moved in which epoch, the head at the top; None where neither is known.
+
+    A group is trained (filled), frozen and read from the cache (dotted), or frozen and computed (empty).
+    """
+    if not groups or not stages:
+        return None
+    names = [*groups, "head"]
+
+    def plot(figure: Figure, theme: Theme) -> None:
+        axes = figure.subplots()
+        start = 0
+        for stage in stages:
+            for row in range(len(names)):
+                trained = row >= len(groups) - stage.thawed
+                axes.barh(row, stage.epochs, left=start, **_cell(theme, trained, stage.cached))
+            axes.text(start, len(names) - 0.35, _literal(stage.name), color=theme.muted, fontsize=9)
+            start += stage.epochs
+        axes.set(xlim=(0, start), ylim=(-0.6, len(names) + 0.3), xlabel="epoch")
+        axes.set_yticks(range(len(names)), [_literal(name) for name in names], fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(False)
+
+    return _draw(plot, (10.6, 1.3 + 0.21 * len(names)))
 
 
 def roc_chart(curves: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Chart | None:
@@ -180,6 +208,14 @@ def _settings(theme: Theme) -> dict[Any, Any]:
         "svg.hashsalt": "medtl",
         "text.usetex": False,
     }
+
+
+def _cell(theme: Theme, trained: bool, cached: bool) -> dict[str, Any]:
+    """Style a group in a stage: told apart by fill and pattern, not by hue alone."""
+    style: dict[str, Any] = {"height": 0.8, "linewidth": 0.8, "edgecolor": theme.muted}
+    if trained:
+        return style | {"color": theme.series[0], "edgecolor": theme.ink}
+    return style | {"color": "none", "edgecolor": theme.muted, "hatch": "..." if cached else None}
 
 
 def _line(theme: Theme, index: int, *, marked: bool = False) -> dict[str, Any]:

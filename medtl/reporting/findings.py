@@ -85,13 +85,19 @@ class Refusal:
 
 @dataclass(frozen=True)
 class StageRow:
-    """One stage of training: which layer groups moved, for how long, from cached features or not."""
+    """One stage of training: which layer groups moved, for how long, from cached features or not.
+
+    thawed: how many layer groups were trained besides the head. why: what the cache saved, or why there was
+    none.
+    """
 
     name: str
     trainable: str
     epochs: int
     seconds: float
     cached: bool
+    thawed: int = 0
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,8 @@ class ModelCard:
 
     sections: title -> label -> text, in order. metrics: of the validation split, (value, low, high).
     history: a row per epoch with epoch, stage, train_loss, val_loss, val_auroc, as far as they are known.
-    limits: plain sentences. promised: the share of new patients whose truth the prediction sets hold.
+    limits: plain sentences. promised: the share of new patients whose truth the prediction sets hold. groups:
+    the names of the layer groups, from the image to the head.
     """
 
     title: str
@@ -113,6 +120,7 @@ class ModelCard:
     limits: Sequence[str] = ()
     citation: str = ""
     promised: float | None = None
+    groups: tuple[str, ...] = ()
 
 
 def as_names(value: Names) -> tuple[str, ...]:

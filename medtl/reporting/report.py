@@ -8,7 +8,7 @@ from pathlib import Path
 
 from medtl.errors import OutputError
 from medtl.imaging.storage import write_text
-from medtl.reporting.charts import history_chart
+from medtl.reporting.charts import Chart, freezing_chart, history_chart
 from medtl.reporting.findings import Bounds, MapCheck, ModelCard, Refusal, StudyFinding, check_finding
 from medtl.reporting.html import render_page, write_page
 from medtl.reporting.study_page import (
@@ -58,8 +58,7 @@ def write_report(
     listed = [*refusals, *refused]
     index = _write_index(out, entries, listed, card, checks or {})
     _remove_stale(out / "studies", "*.html", SAFE_NAME, {out / entry.page for entry in entries})
-    pictures = {out / "images" / name for entry in entries for name in entry.pictures}
-    _remove_stale(out / "images", "*.jpg", PICTURE_NAME, pictures)
+    remove_stale_pictures(out, [name for entry in entries for name in entry.pictures])
     return WrittenReport(index, len(entries), len(listed))
 
 
@@ -68,14 +67,18 @@ def write_model_page(out: Path, card: ModelCard, *, back: tuple[str, str]) -> Pa
 
     back: address and name of the page that leads here. Raises OutputError output-unwritable.
     """
-    page = render_page(
-        "model.html",
-        card=card,
-        back=back,
-        loss=history_chart(card.history, {"train_loss": "training", "val_loss": "validation"}, "loss"),
-        auroc=history_chart(card.history, {"val_auroc": "validation"}, "validation AUROC"),
+    return write_page(
+        out / "model.html", render_page("model.html", card=card, back=back, **training_charts(card))
     )
-    return write_page(out / "model.html", page)
+
+
+def training_charts(card: ModelCard) -> dict[str, Chart | None]:
+    """Return the curves that training.html shows."""
+    return {
+        "loss": history_chart(card.history, {"train_loss": "training", "val_loss": "validation"}, "loss"),
+        "auroc": history_chart(card.history, {"val_auroc": "validation"}, "validation AUROC"),
+        "freezing": freezing_chart(card.groups, card.stages),
+    }
 
 
 def key_metrics(metrics: Mapping[str, Bounds]) -> dict[str, Bounds]:
@@ -151,6 +154,11 @@ def _write_index(
         reasons=[key for key in REASONS if key in reasons],
     )
     return write_page(out / "index.html", page)
+
+
+def remove_stale_pictures(out: Path, written: Iterable[str]) -> None:
+    """Delete the pictures below `out` that an earlier report left."""
+    _remove_stale(out / "images", "*.jpg", PICTURE_NAME, {out / "images" / name for name in written if name})
 
 
 def _remove_stale(folder: Path, pattern: str, named: re.Pattern[str], written: Iterable[Path]) -> None:

@@ -112,12 +112,12 @@ def _write_pictures(folder: Path, finding: StudyFinding) -> tuple[str, ...]:
     spacing = finding.spacing_mm
     heatmaps = [as_stack(found.heatmap)[place] for found in finding.maps] or [None]
     return (
-        _write_picture(folder, draw_picture(grey, heatmaps[0], spacing, THUMBNAIL_SIDE)),
-        *(_write_picture(folder, draw_picture(grey, heatmap, spacing, STAGE_SIDE)) for heatmap in heatmaps),
+        write_picture(folder, draw_picture(grey, heatmaps[0], spacing, THUMBNAIL_SIDE)),
+        *(write_picture(folder, draw_picture(grey, heatmap, spacing, STAGE_SIDE)) for heatmap in heatmaps),
     )
 
 
-def _write_picture(folder: Path, content: bytes) -> str:
+def write_picture(folder: Path, content: bytes) -> str:
     """Write a picture under the hash of its content, which names no patient."""
     name = f"{hashlib.blake2b(content, digest_size=10).hexdigest()}.jpg"
     with replacing(folder / name) as temporary:

@@ -225,3 +225,26 @@ def test_patients_are_named_only_where_it_is_asked_for(
     assert any("&lt;script&gt;alert(1)&lt;.dcm" in text for text in studies)
     assert not any("<script>alert" in text for text in found.values())
     assert "CANARY-1.dcm" in found["index.html"] and "These pages name patients" in found["index.html"]
+
+
+def test_a_report_on_a_run_shows_where_it_was_wrong(own_run: Path, trained: Trained, tmp_path: Path) -> None:
+    table = own_run / "predictions.csv"
+    rows = jobs.read_rows(table)
+    for row in rows:  # what is true of each is turned round, so each is wrong
+        row["target"] = {"normal": "lesion", "lesion": "normal"}[row["target"]]
+    table.write_text(",".join(rows[0]) + "\n" + "".join(",".join(row.values()) + "\n" for row in rows))
+    result = jobs.medtl("report", own_run, "--data", trained.data, "--out", tmp_path / "out")
+    assert result.exit_code == 0
+    text = pages(tmp_path / "out")["index.html"]
+    assert "Most confidently wrong" in text and "What was frozen when" in text
+    shown = re.findall(r'src="(images/[0-9a-f]+\.jpg)"', text)
+    assert shown and all((tmp_path / "out" / path).is_file() for path in shown)
+    assert not [word for word in CANARIES if word in text.lower()]
+    assert jobs.medtl("report", own_run, "--out", tmp_path / "plain").exit_code == 0
+    assert "--data" in pages(tmp_path / "plain")["index.html"]
+
+
+def test_data_of_a_run_go_with_no_source(trained: Trained, tmp_path: Path) -> None:
+    arguments = [trained.run, trained.data, "--data", trained.data, "--out", tmp_path]
+    assert jobs.medtl("report", *arguments).exit_code == 2
+    assert jobs.fault(jobs.medtl("report", tmp_path / "none", "--out", tmp_path))
