@@ -1,8 +1,9 @@
-"""Turn curves into SVG data URIs, drawn twice: for a light and for a dark page."""
+"""Turn curves into SVG data URIs, one in the colours of a light page and one in those of a dark page."""
 
 import base64
 import io
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -174,7 +175,19 @@ def decision_chart(curves: Mapping[str, Mapping[str, Sequence[float | None]]]) -
 
 def _draw(plot: Plot, size: tuple[float, float]) -> Chart:
     width, height = (round(side * PIXELS_PER_INCH) for side in size)
-    return Chart(_svg(plot, size, LIGHT), _svg(plot, size, DARK), width, height)
+    light = _svg(plot, size, LIGHT)
+    return Chart(_data_uri(light), _data_uri(_darken(light)), width, height)
+
+
+def _darken(light: str) -> str:
+    """Return a light drawing in the colours of the dark theme, which costs less than drawing it twice."""
+    inks = [(theme.ink, theme.muted, theme.grid, *theme.series) for theme in (LIGHT, DARK)]
+    dark = {old.lower(): new.lower() for old, new in zip(*inks, strict=True)}
+    return re.sub("|".join(dark), lambda found: dark[found[0].lower()], light, flags=re.IGNORECASE)
+
+
+def _data_uri(svg: str) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
 
 
 def _svg(plot: Plot, size: tuple[float, float], theme: Theme) -> str:
@@ -183,8 +196,7 @@ def _svg(plot: Plot, size: tuple[float, float], theme: Theme) -> str:
         figure = Figure(figsize=size, layout="constrained")
         plot(figure, theme)
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue().replace(f"'{FONT}', sans-serif", "system-ui, sans-serif")
-    return f"data:image/svg+xml;base64,{base64.b64encode(text.encode()).decode()}"
+    return buffer.getvalue().replace(f"'{FONT}', sans-serif", "system-ui, sans-serif")
 
 
 def _settings(theme: Theme) -> dict[Any, Any]:

@@ -107,7 +107,7 @@ class ModelCard:
     sections: title -> label -> text, in order. metrics: of the validation split, (value, low, high).
     history: a row per epoch with epoch, stage, train_loss, val_loss, val_auroc, as far as they are known.
     limits: plain sentences. promised: the share of new patients whose truth the prediction sets hold. groups:
-    the names of the layer groups, from the image to the head.
+    the names of the layer groups, from the image to the head. thresholds: by class, where one decides.
     """
 
     title: str
@@ -121,6 +121,7 @@ class ModelCard:
     citation: str = ""
     promised: float | None = None
     groups: tuple[str, ...] = ()
+    thresholds: Mapping[str, float] = field(default_factory=dict)
 
 
 def as_names(value: Names) -> tuple[str, ...]:

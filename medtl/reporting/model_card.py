@@ -37,8 +37,17 @@ def model_card(run: Path, checkpoint: Checkpoint) -> ModelCard:
         limits=LIMITS,
         citation=CITATION,
         groups=tuple(checkpoint.classifier.backbone.groups),
+        thresholds=_thresholds(checkpoint),
         promised=None if header.conformal is None else header.conformal.promised,
     )
+
+
+def _thresholds(checkpoint: Checkpoint) -> dict[str, float]:
+    """Return the threshold of each class that one decides on: in binary of the last class alone."""
+    cuts = checkpoint.header.thresholds or ()
+    if checkpoint.header.task_kind == "multiclass":
+        return {}
+    return dict(zip(checkpoint.header.classes[-len(cuts) :], cuts)) if cuts else {}
 
 
 def _sections(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:

@@ -266,6 +266,11 @@ def test_prediction_set_is_told_in_words(tmp_path, finding, card):
     assert "Cannot be excluded" not in pages["studies/none.html"].words
 
 
+def test_threshold_that_decides_is_said(tmp_path, finding, card):
+    write_report(tmp_path, [finding("a")], [], card(thresholds={"opacity": 0.65}))
+    assert "opacity is answered from a probability of 0.65 up" in read_pages(tmp_path)["studies/a.html"].words
+
+
 def test_screening_is_shown_where_there_is_a_verdict(tmp_path, finding, card):
     write_report(tmp_path, [finding("a")], [], card())
     assert "Screening" not in read_pages(tmp_path)["index.html"].words

@@ -203,7 +203,13 @@
       });
     }
     const method = find("[data-method]");
-    if (method) method.addEventListener("change", () => { map = Number(method.value); stages.forEach(draw); });
+    if (method) {
+      method.addEventListener("change", () => {
+        map = Number(method.value);
+        find("[data-named]").textContent = method.selectedOptions[0].textContent;
+        stages.forEach(draw);
+      });
+    }
     for (const slider of viewer.querySelectorAll("[data-slice]")) {
       slider.addEventListener("input", () => moveTo(Number(slider.dataset.slice), slider.value - 1));
     }
