@@ -28,6 +28,7 @@ PATH = click.Path(path_type=Path)
     help="Check the methods on so many of the images, and say in words what came of it; 0 checks nothing.",
 )
 @click.option("--audit", type=PATH, help="Quote what medtl explain --audit wrote there in place of checking.")
+@click.option("--labels", type=PATH, help="Label table of SOURCE: studies that differ from it come first.")
 @click.option("--with-identifiers", is_flag=True, help="Name the patients and files. Default: hashes alone.")
 @click.option("--any-modality", is_flag=True, help="Take images whose files name another modality, too.")
 @click.pass_context
@@ -40,6 +41,7 @@ def report(
     methods: tuple[str, ...],
     check_images: int,
     audit: Path | None,
+    labels: Path | None,
     with_identifiers: bool,
     any_modality: bool,
 ) -> None:
@@ -58,7 +60,7 @@ def report(
         return
     if data is not None:
         raise click.UsageError("--data is for the report on a run: leave SOURCE out, or --data")
-    options = ReportOptions(methods, audit, check_images, any_modality, with_identifiers)
+    options = ReportOptions(methods, audit, check_images, labels, any_modality, with_identifiers)
     with TerminalWatcher(f"medtl report · {source}") as watcher:
         outcome = report_run(run, source, out, watcher, options)
     click.echo(f"{outcome.studies} studies, {outcome.refused} refused: {outcome.index}")

@@ -16,6 +16,7 @@ from medtl.errors import CODES, CheckpointError
 from medtl.imaging.display import Display, make_display
 from medtl.imaging.identifiers import read_identifiers
 from medtl.imaging.image import Image
+from medtl.imaging.manifest import Task, load_manifest, targets
 from medtl.imaging.naming import source_name
 from medtl.imaging.series import Scan, Series, scan
 from medtl.imaging.storage import read_json
@@ -25,11 +26,12 @@ from medtl.prediction.audit import AuditSettings, Case, audit, to_json
 from medtl.prediction.explanation import Explanation, explain
 from medtl.prediction.saliency import check_method, default_method
 from medtl.prediction.scoring import Scored, score_series
-from medtl.reporting.findings import MapCheck, Refusal, SaliencyMap, StudyFinding
+from medtl.reporting.findings import MapCheck, Names, Refusal, SaliencyMap, StudyFinding
 from medtl.reporting.map_checks import words_of_audit
 from medtl.reporting.model_card import model_card
 from medtl.reporting.report import WrittenReport, write_report
 from medtl.runs.common import load_finished
+from medtl.runs.evaluate import task_config
 from medtl.runs.explain import find_case
 
 # How pages name the saliency methods.
@@ -57,24 +59,27 @@ class ReportOptions:
 
     methods: names of METHODS, side by side; by default the one that suits the network. audit: what
     `medtl explain --audit` wrote, to be quoted; otherwise check_images of the report's own images serve a
-    quick audit, 0 is none. with_identifiers: name the patients.
+    quick audit, 0 is none. labels: a label table, to show where the labels differ. with_identifiers: name
+    the patients.
     """
 
     methods: tuple[str, ...] = ()
     audit: Path | None = None
     check_images: int = 6
+    labels: Path | None = None
     any_modality: bool = False
     with_identifiers: bool = False
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What every study of a report needs. series: by source name."""
+    """What every study of a report needs. series: by source name; labels: by sample id."""
 
     checkpoint: Checkpoint
     options: ReportOptions
     methods: tuple[str, ...]
     series: dict[str, Series]
+    labels: dict[str, Names]
     cases: list[Case] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
 
@@ -84,7 +89,7 @@ def report_run(
 ) -> WrittenReport:
     """Write a page for each study of a folder (or of a scored OUT), and an index.
 
-    Raises ConfigError saliency-method; CheckpointError run-changed, scores-damaged.
+    Raises ConfigError saliency-method; CheckpointError run-changed, scores-damaged; LabelError.
     """
     checkpoint = load_finished(run, any_modality=options.any_modality)
     methods = options.methods or (default_method(checkpoint.classifier),)
@@ -94,7 +99,8 @@ def report_run(
     folder = _scored_folder(source, checkpoint)
     found = scan(folder)
     series = {source_name(one, folder): one for one in found.series}
-    job = _Job(checkpoint, options, methods, series)
+    labels = {} if options.labels is None else _read_labels(folder, options.labels, run, checkpoint.task)
+    job = _Job(checkpoint, options, methods, series, labels)
     findings = _findings(job, found, folder, checks, watcher)
     return write_report(out, findings, job.refusals, model_card(run, checkpoint), checks)
 
@@ -115,6 +121,19 @@ def _scored_folder(source: Path, checkpoint: Checkpoint) -> Path:
         reason = "was scored by another model than this run's"
         raise CheckpointError("run-changed", reason, where=source, fix="score again, or name that run")
     return folder
+
+
+def _read_labels(folder: Path, table: Path, run: Path, task: Task) -> dict[str, Names]:
+    """Return the label of each sample by its id; in multilabel only where every finding is labelled."""
+    samples = load_manifest(folder, table, task_config(run, task)).samples
+    pairs = zip([sample.sample_id for sample in samples], targets(task, samples), strict=True)
+    if task.kind != "multilabel":
+        return {sample_id: task.classes[int(target)] for sample_id, target in pairs}
+    return {
+        sample_id: tuple(name for name, present in zip(task.classes, row, strict=True) if present)
+        for sample_id, row in pairs
+        if np.isfinite(row).all()
+    }
 
 
 def _read_audit(source: Path, checkpoint: Checkpoint) -> dict[str, MapCheck]:
@@ -200,6 +219,7 @@ def _finding(job: _Job, scored: Scored) -> StudyFinding:
         target_class=next(iter(explained.values())).target_class,
         probabilities=dict(zip(task.classes, row.probabilities, strict=True)),
         predicted=tuple(row.predicted.split("|")) if task.kind == "multilabel" else row.predicted,
+        label=job.labels.get(row.sample_id),
         held=answers if promised else None,
         screening=getattr(row, "screening", ""),
         warning=row.reason,

@@ -248,3 +248,21 @@ def test_data_of_a_run_go_with_no_source(trained: Trained, tmp_path: Path) -> No
     arguments = [trained.run, trained.data, "--data", trained.data, "--out", tmp_path]
     assert jobs.medtl("report", *arguments).exit_code == 2
     assert jobs.fault(jobs.medtl("report", tmp_path / "none", "--out", tmp_path))
+
+
+def test_studies_that_differ_from_their_labels_come_first(trained: Trained, tmp_path: Path) -> None:
+    data = jobs.write_images(tmp_path / "data", count=6)
+    rows = jobs.read_rows(data / "labels.csv")
+    arguments = ["report", trained.run, data, "--out", tmp_path / "out", "--check-images", "0"]
+    labels = ["--labels", data / "labels.csv"]
+    assert jobs.medtl(*arguments, *labels).exit_code == 0
+    index = pages(tmp_path / "out")["index.html"]
+    right = set(re.findall(r'data-label="(\w+)"', index))
+    swapped = {"normal": "lesion", "lesion": "normal"}
+    jobs.write_labels(data, [{**row, "label": swapped[row["label"]]} for row in rows])
+    assert jobs.medtl(*arguments, *labels).exit_code == 0
+    found = re.findall(r'data-label="(\w+)"', pages(tmp_path / "out")["index.html"])
+    assert len(found) == 6 and right <= {"agrees", "differs"}
+    assert found == sorted(found, reverse=True), "those that differ come before those that agree"
+    assert {"agrees": "differs", "differs": "agrees"}[found[0]] in right
+    assert jobs.fault(jobs.medtl(*arguments, "--labels", tmp_path / "none.csv"))
