@@ -5,10 +5,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from medtl.errors import OutputError
 from medtl.imaging.storage import write_text
-from medtl.reporting.charts import Chart, freezing_chart, history_chart
+from medtl.reporting.charts import freezing_chart, history_chart
 from medtl.reporting.findings import Bounds, MapCheck, ModelCard, Refusal, StudyFinding, check_finding
 from medtl.reporting.html import render_page, write_page
 from medtl.reporting.study_page import (
@@ -72,7 +73,7 @@ def write_model_page(out: Path, card: ModelCard, *, back: tuple[str, str]) -> Pa
     )
 
 
-def training_charts(card: ModelCard) -> dict[str, Chart | None]:
+def training_charts(card: ModelCard) -> dict[str, Any]:
     """Return the curves that training.html shows."""
     return {
         "loss": history_chart(card.history, {"train_loss": "training", "val_loss": "validation"}, "loss"),
