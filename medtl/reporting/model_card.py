@@ -64,8 +64,20 @@ def _sections(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
             "model SHA-256": checkpoint.sha256,
         },
         "Images": {"size": size, "intensity": header.preprocessing.intensity},
+        "Answers": _answers(checkpoint),
         "Made with": known,
     }
+
+
+def _answers(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return how probabilities become answers: calibration, thresholds, prediction sets."""
+    header = checkpoint.header
+    method = "none: as the network gives them" if header.calibration is None else header.calibration.method
+    cuts = {f"threshold for {name}": f"{cut:.3f}" for name, cut in _thresholds(checkpoint).items()}
+    promised = (
+        {} if header.conformal is None else {"prediction sets": f"{header.conformal.promised:.0%} promised"}
+    )
+    return {"calibration": method, **cuts, **promised}
 
 
 def _stage_row(

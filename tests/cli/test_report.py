@@ -59,6 +59,7 @@ def test_a_report_has_an_index_and_a_page_for_each_study(
     studies = [page for page in found if page.startswith("studies/")]
     assert len(studies) == len(jobs.read_rows(data / "labels.csv"))
     assert all(f'href="{page}"' in found["index.html"] for page in studies)
+    assert "threshold for lesion" in found["model.html"] and "90% promised" in found["model.html"]
     for page in studies:
         assert "data:image/" in found[page] and "Grad-CAM" in found[page]
 
