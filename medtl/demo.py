@@ -19,12 +19,14 @@ from medtl.prediction.faithfulness import Localisation
 from medtl.runs.common import sample_data
 from medtl.runs.evaluate import evaluate_run
 from medtl.runs.localise import localise_run
-from medtl.runs.report import report_run
+from medtl.runs.report import ReportOptions, report_run
+from medtl.runs.run_report import report_training
 from medtl.runs.score import score_run
 from medtl.runs.train import train_run
 
 # The phantoms are few: a quarter of the patients is kept for the test.
 DEMO_OVERRIDES = ("split.val=0.2", "split.test=0.25")
+CHECK_IMAGES = {"xray": 4, "mri": 2}  # that the maps of a report are checked on
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Tour:
     refused: int
     right: int
     report: Path
+    run_report: Path
     evaluation: Path
     run: Path
     seconds: float
@@ -57,7 +60,9 @@ def _tour(modality: str, out: Path, watcher: Watcher) -> Tour:
     localisations = localise_run(run, _test_samples(data, run), _mask_reader(data))
     unseen = sample_data("unlabelled") / modality
     scored = score_run(run, unseen, out / "scores", watcher)
-    reported = report_run(run, out / "scores", out / "report", watcher)
+    options = ReportOptions(check_images=CHECK_IMAGES[modality])
+    reported = report_run(run, out / "scores", out / "report", watcher, options)
+    story = report_training(run, out / "run-report", watcher, data)
     done = [row for row in scored.predictions if row.status == "scored"]
     return Tour(
         modality=modality,
@@ -67,6 +72,7 @@ def _tour(modality: str, out: Path, watcher: Watcher) -> Tour:
         refused=len(scored.predictions) - len(done),
         right=_count_right({row.source: row.predicted for row in done}, modality),
         report=reported.index,
+        run_report=story,
         evaluation=evaluated.page,
         run=run,
         seconds=time.perf_counter() - started,

@@ -28,4 +28,5 @@ def demo(out: Path) -> None:
         click.echo(f"  unseen studies  {tour.scored} scored, {tour.right} as planted; {tour.refused} refused")
         click.echo(f"  report          {tour.report}")
         click.echo(f"  evaluation      {tour.evaluation}")
+        click.echo(f"  how it trained  {tour.run_report}")
         click.echo(f"  run             {tour.run}")

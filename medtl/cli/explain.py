@@ -18,7 +18,10 @@ MARKS = {"passed": "+", "failed": "-", "undecided": "?"}
 @click.argument("folder", type=PATH)
 @click.option("--out", type=PATH, required=True, help="Folder for the maps and tables.")
 @click.option(
-    "--method", "methods", multiple=True, help="Saliency method; may be repeated. [default: grad-cam]"
+    "--method",
+    "methods",
+    multiple=True,
+    help="Saliency method; may be repeated. Default: grad-cam, or integrated-gradients for transformers.",
 )
 @click.option("--audit", is_flag=True, help="Check the methods: by default every one that suits the network.")
 @click.option(

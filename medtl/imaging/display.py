@@ -1,4 +1,4 @@
-"""An Image as people look at it: axial slices, grey in [0, 1], no larger than a screen needs."""
+"""An Image as people look at it: axial slices with their window, no larger than a screen needs."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from medtl.imaging.image import Image
 from medtl.imaging.preprocessing import LUMA, RAS_LABELS
-from medtl.imaging.voi import Voi
+from medtl.imaging.voi import Voi, Window
 
 # Slices from the feet up, rows to the back, columns to the left: as radiologists see an axial slice.
 AXIAL = "SPL"
@@ -20,14 +20,22 @@ PERCENTILES = (0.5, 99.5)
 
 @dataclass(frozen=True, eq=False)
 class Display:
-    """Grey levels and, on the same grid, a heatmap: float32 (H, W) or (D, H, W) in [0, 1].
+    """What is shown and, on the same grid, a heatmap in [0, 1]: float32 (H, W) or (D, H, W).
 
-    spacing_mm follows those axes; None where the file does not say.
+    values: in the units of the pixels, or in [0, 1] where the file maps them by more than a line. window: the
+    values that are black and white. spacing_mm follows the axes; None where the file does not say.
     """
 
-    grey: NDArray[np.float32]
+    values: NDArray[np.float32]
+    window: tuple[float, float]
     heatmap: NDArray[np.float32] | None
     spacing_mm: tuple[float, ...] | None
+
+    @property
+    def grey(self) -> NDArray[np.float32]:
+        """The values as the window shows them, in [0, 1]."""
+        low, high = self.window
+        return np.clip((self.values - low) / (high - low), 0.0, 1.0).astype(np.float32)
 
 
 def make_display(
@@ -35,10 +43,10 @@ def make_display(
 ) -> Display:
     """Return the image, and a heatmap on its grid (*spatial), for display.
 
-    Grey is as the VOI of the file says where it has one, otherwise its 0.5 to 99.5 percentiles.
+    The window is the file's where it has one, otherwise from the 0.5 to the 99.5 percentile.
     """
-    grey = _to_range(_grey(image), image.facts.voi)
-    grids = [grey] if heatmap is None else [grey, heatmap]
+    values, window = _windowed(_grey(image), image.facts.voi)
+    grids = [values] if heatmap is None else [values, heatmap]
     spacing = image.spacing_mm
     if image.affine is not None:
         grids, spacing = _to_axial(grids, image.affine)
@@ -47,7 +55,7 @@ def make_display(
     if spacing is not None:
         sizes = zip(spacing, grids[0].shape, shrunk[0].shape, strict=True)
         spacing = tuple(step * (before / after) for step, before, after in sizes)
-    return Display(shrunk[0], shrunk[1] if heatmap is not None else None, spacing)
+    return Display(shrunk[0], window, shrunk[1] if heatmap is not None else None, spacing)
 
 
 def _grey(image: Image) -> NDArray[np.float32]:
@@ -55,11 +63,16 @@ def _grey(image: Image) -> NDArray[np.float32]:
     return pixels[0] if pixels.shape[0] < 3 else np.tensordot(LUMA, pixels[:3], axes=1)
 
 
-def _to_range(grey: NDArray[np.float32], voi: Voi | None) -> NDArray[np.float32]:
+def _windowed(grey: NDArray[np.float32], voi: Voi | None) -> tuple[NDArray[np.float32], tuple[float, float]]:
+    """Return values and their window; what is no line between two values is applied, and has none left."""
+    if isinstance(voi, Window) and voi.function != "SIGMOID" and voi.width > 1:
+        half = (0.5, 1.0) if voi.function == "LINEAR" else (0.0, 0.0)  # PS3.3 C.11.2.1.2.1
+        low = voi.centre - half[0] - (voi.width - half[1]) / 2
+        return grey, (low, low + voi.width - half[1])
     if voi is not None:
-        return voi.apply(grey)
-    low, high = np.percentile(grey, PERCENTILES)
-    return np.clip((grey - low) / max(high - low, 1e-6), 0.0, 1.0).astype(np.float32)
+        return voi.apply(grey), (0.0, 1.0)
+    low, high = (float(value) for value in np.percentile(grey, PERCENTILES))
+    return grey, (low, max(high, low + 1e-6 * max(1.0, abs(low))))
 
 
 def _to_axial(

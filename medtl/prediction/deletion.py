@@ -105,12 +105,11 @@ def _curves(
     rank = _ranks(heatmap, seed)
     blurred = fade(image)
     marked = torch.stack([torch.from_numpy(rank < share * rank.size) for share in FRACTIONS])[:, None]
-    deleted, inserted = torch.where(marked, blurred, image), torch.where(marked, image, blurred)
+    deleted, inserted = torch.where(marked, blurred, image), torch.where(marked[1:-1], image, blurred)
     found = _probabilities(classifier, torch.cat([deleted, inserted]), target)
-    return (
-        Curve(FRACTIONS, tuple(found[: len(FRACTIONS)])),
-        Curve(FRACTIONS, tuple(found[len(FRACTIONS) :])),
-    )
+    falling, rising = found[: len(FRACTIONS)], found[len(FRACTIONS) :]
+    # Insertion begins where deletion ends, and ends where it begins.
+    return Curve(FRACTIONS, tuple(falling)), Curve(FRACTIONS, (falling[-1], *rising, falling[0]))
 
 
 def _ranks(heatmap: NDArray, seed: int) -> NDArray[np.int64]:

@@ -67,7 +67,7 @@ def make_thumbnail(grey: NDArray[np.float32], spacing_mm: tuple[float, ...] | No
     scale = THUMBNAIL_SIDE / max(frame.width, frame.height)
     size = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
     resized = np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BOX))
-    return Thumbnail(encode_grey(resized, lossless=False), *size)
+    return Thumbnail(encode_grey(resized), *size)
 
 
 def write_contact_sheet(out: Path, sheet: ContactSheet) -> Path:

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medtl.imaging.storage import write_text
 from medtl.reporting.charts import decision_chart, reliability_chart, roc_chart
 from medtl.reporting.findings import Bounds, ModelCard, read_bounds
-from medtl.reporting.html import render_page
+from medtl.reporting.html import render_page, write_page
 from medtl.reporting.report import key_metrics, write_model_page
 from medtl.reporting.words import interval_text, is_defined
 
@@ -70,44 +69,48 @@ class Cell:
 def write_evaluation_page(out: Path, evaluation: Mapping[str, Any], card: ModelCard) -> Path:
     """Write evaluation.html and model.html below `out`, and return the former.
 
+    evaluation: as judged_parts takes it. Raises OutputError output-unwritable.
+    """
+    page = render_page("evaluation.html", card=card, **judged_parts(evaluation, card))
+    write_model_page(out, card, back=("evaluation.html", "Evaluation"))
+    return write_page(out / "evaluation.html", page)
+
+
+def judged_parts(evaluation: Mapping[str, Any], card: ModelCard) -> dict[str, Any]:
+    """Return what judged.html shows of an evaluation.
+
     evaluation: for each metric its name -> {value, low, high}, and, where there is something to show,
     per_class {class: {name: {value, low, high}}}, confusion (rows: truth, columns: prediction), roc {class:
     {fpr, tpr}}, reliability [{mean_probability, observed, count}], classes, counts {what: number},
     confidence, part, class_counts {class: number}, thresholds (one per class, or in binary of the last
     class), threshold_rule, prevalence {class: share}, decision {class: {thresholds, model, low, high,
     treat_all}}, conformal {promised, coverage, by_class, sizes}, calibration (a line), subgroups [{attribute,
-    worst, gap, groups [{name, samples, patients, metrics, reason}]}], notes. None or NaN is undefined. Raises
-    OutputError output-unwritable.
+    worst, gap, groups [{name, samples, patients, metrics, reason}]}], notes. None or NaN is undefined.
     """
     metrics = read_bounds(evaluation)
     classes = tuple(evaluation.get("classes") or card.classes)
     confidence = evaluation.get("confidence") or 0.95
-    page = render_page(
-        "evaluation.html",
-        card=card,
-        metrics=metrics,
-        key_metrics=key_metrics(metrics),
-        per_class={name: read_bounds(rows) for name, rows in (evaluation.get("per_class") or {}).items()},
-        classes=classes,
-        confusion=confusion_cells(evaluation.get("confusion") or ()),
-        counts=evaluation.get("counts") or {},
-        about=_about(evaluation, classes),
-        methods=METHODS,
-        calibration=calibration_words(metrics, evaluation.get("calibration") or ""),
-        decision=decision_chart(evaluation.get("decision") or {}),
-        several=len(evaluation.get("decision") or {}) > 1,
-        conformal=_conformal(evaluation.get("conformal"), confidence),
-        subgroups=[_group_table(entry, confidence) for entry in evaluation.get("subgroups") or ()],
-        group_metrics=GROUP_METRICS,
-        confidence=confidence,
-        notes=evaluation.get("notes") or (),
-        roc=roc_chart(evaluation.get("roc") or {}),
-        bins=evaluation.get("reliability") or (),
-        reliability=reliability_chart(evaluation.get("reliability") or ()),
-    )
-    write_model_page(out, card, back=("evaluation.html", "Evaluation"))
-    write_text(out / "evaluation.html", page)
-    return out / "evaluation.html"
+    return {
+        "metrics": metrics,
+        "key_metrics": key_metrics(metrics),
+        "per_class": {name: read_bounds(rows) for name, rows in (evaluation.get("per_class") or {}).items()},
+        "classes": classes,
+        "confusion": confusion_cells(evaluation.get("confusion") or ()),
+        "counts": evaluation.get("counts") or {},
+        "about": _about(evaluation, classes),
+        "methods": METHODS,
+        "calibration": calibration_words(metrics, evaluation.get("calibration") or ""),
+        "decision": decision_chart(evaluation.get("decision") or {}),
+        "several": len(evaluation.get("decision") or {}) > 1,
+        "conformal": _conformal(evaluation.get("conformal"), confidence),
+        "subgroups": [_group_table(entry, confidence) for entry in evaluation.get("subgroups") or ()],
+        "group_metrics": GROUP_METRICS,
+        "confidence": confidence,
+        "notes": evaluation.get("notes") or (),
+        "roc": roc_chart(evaluation.get("roc") or {}),
+        "bins": evaluation.get("reliability") or (),
+        "reliability": reliability_chart(evaluation.get("reliability") or ()),
+    }
 
 
 def confusion_cells(matrix: Sequence[Sequence[float]]) -> list[list[Cell]]:

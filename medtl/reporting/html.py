@@ -1,15 +1,17 @@
-"""Turn templates and plain values into whole pages under a Content-Security-Policy."""
+"""Turn templates and plain values into whole pages under a Content-Security-Policy, and write them."""
 
 import base64
 import hashlib
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from medtl import __version__
+from medtl.imaging.storage import write_text
 from medtl.reporting.findings import as_names
 from medtl.reporting.words import (
     doubt_text,
@@ -25,29 +27,39 @@ from medtl.reporting.words import (
 )
 
 
-def render_page(template: str, *, script: str | None = None, **values: Any) -> str:
+def render_page(template: str, *, script: str | None = None, pictures: bool = False, **values: Any) -> str:
     """Render a template with the style sheet, and a script if one is named, inline and allowed by their hash.
 
-    Every value is escaped. An undefined name raises jinja2.UndefinedError: a fault of medtl itself.
+    pictures: the page shows picture files that lie beside it. Every value is escaped. An undefined name
+    raises jinja2.UndefinedError: a fault of medtl itself.
     """
     style = _source("page.css")
     code = _source(script) if script else ""
+    policy = content_policy(style, code, pictures=pictures)
     return (
         _environment()
         .get_template(template)
-        .render(style=Markup(style), script=Markup(code), policy=content_policy(style, code), **values)
+        .render(style=Markup(style), script=Markup(code), policy=policy, **values)
     )
 
 
-def content_policy(style: str, script: str) -> str:
-    """Return the policy: nothing is loaded from anywhere, and nothing runs but these two blocks.
+def write_page(path: Path, page: str) -> Path:
+    """Write a page and return its path. Raises OutputError output-unwritable."""
+    # A lone surrogate, as in an undecodable file name, has no UTF-8: shown as "?".
+    write_text(path, page.encode("utf-8", "replace").decode("utf-8"))
+    return path
 
+
+def content_policy(style: str, script: str, *, pictures: bool = False) -> str:
+    """Return the policy: nothing runs but these two blocks, nothing is loaded but picture files if any.
+
+    Browsers differ in whether 'self' means a page that was opened from disk, so its scheme is named, too.
     Source: W3C Content Security Policy Level 3, section 2.3.1 (hash sources).
     """
     return "; ".join(
         (
             "default-src 'none'",
-            "img-src data:",
+            "img-src data: 'self' file:" if pictures else "img-src data:",
             f"style-src '{_digest(style)}'",
             f"script-src '{_digest(script)}'" if script else "script-src 'none'",
             "base-uri 'none'",

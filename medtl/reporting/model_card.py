@@ -1,5 +1,6 @@
 """Read a run folder into the card that says what to know of the model before believing it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,29 @@ def model_card(run: Path, checkpoint: Checkpoint) -> ModelCard:
     folder, header = RunFolder(run), checkpoint.header
     metrics = folder.read_json(folder.metrics)
     validation = metrics.get("split", {}).get("val", {})
-    seconds = metrics.get("seconds", {})
+    seconds, history = metrics.get("seconds", {}), _history(folder)
     return ModelCard(
         title=f"{' against '.join(header.classes)} by {header.backbone}",
         kind=header.task_kind,
         classes=header.classes,
         sections=_sections(checkpoint),
         metrics=read_bounds(validation),
-        stages=[_stage_row(stage, seconds) for stage in metrics.get("stages", ())],
-        history=_history(folder),
+        stages=[_stage_row(stage, seconds, history) for stage in metrics.get("stages", ())],
+        history=history,
         limits=LIMITS,
         citation=CITATION,
+        groups=tuple(checkpoint.classifier.backbone.groups),
+        thresholds=_thresholds(checkpoint),
+        promised=None if header.conformal is None else header.conformal.promised,
     )
+
+
+def _thresholds(checkpoint: Checkpoint) -> dict[str, float]:
+    """Return the threshold of each class that one decides on: in binary of the last class alone."""
+    cuts = checkpoint.header.thresholds or ()
+    if checkpoint.header.task_kind == "multiclass":
+        return {}
+    return dict(zip(checkpoint.header.classes[-len(cuts) :], cuts)) if cuts else {}
 
 
 def _sections(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
@@ -52,15 +64,30 @@ def _sections(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
             "model SHA-256": checkpoint.sha256,
         },
         "Images": {"size": size, "intensity": header.preprocessing.intensity},
+        "Answers": _answers(checkpoint),
         "Made with": known,
     }
 
 
-def _stage_row(stage: dict[str, Any], seconds: dict[str, float]) -> StageRow:
-    trainable = "head" if stage["groups"] == 0 else f"head and top {stage['groups']} groups"
-    return StageRow(
-        stage["name"], trainable, stage["epochs"], seconds.get(stage["name"], 0.0), stage["cached"]
+def _answers(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return how probabilities become answers: calibration, thresholds, prediction sets."""
+    header = checkpoint.header
+    method = "none: as the network gives them" if header.calibration is None else header.calibration.method
+    cuts = {f"threshold for {name}": f"{cut:.3f}" for name, cut in _thresholds(checkpoint).items()}
+    promised = (
+        {} if header.conformal is None else {"prediction sets": f"{header.conformal.promised:.0%} promised"}
     )
+    return {"calibration": method, **cuts, **promised}
+
+
+def _stage_row(
+    stage: dict[str, Any], seconds: dict[str, float], history: Sequence[dict[str, object]]
+) -> StageRow:
+    name, thawed = stage["name"], stage["groups"]
+    trainable = "head" if thawed == 0 else f"head and top {thawed} groups"
+    ran = sum(row["stage"] == name for row in history)  # fewer than planned where it stopped early
+    time = seconds.get(name, 0.0)
+    return StageRow(name, trainable, ran, time, stage["cached"], thawed, stage.get("why", ""))
 
 
 def _history(folder: RunFolder) -> list[dict[str, object]]:

@@ -1,55 +1,33 @@
 """Turn findings, refusals and a model card into a folder of linked pages, one study in memory at a time."""
 
-import hashlib
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from medtl.errors import OutputError
 from medtl.imaging.storage import write_text
-from medtl.reporting.charts import history_chart
-from medtl.reporting.figures import (
-    OVERLAY_OPACITY,
-    encode_colour_bar,
-    encode_slices,
-    encode_thumbnail,
-    frame_of,
-    peak_slice,
+from medtl.reporting.charts import freezing_chart, history_chart
+from medtl.reporting.findings import Bounds, MapCheck, ModelCard, Refusal, StudyFinding, check_finding
+from medtl.reporting.html import render_page, write_page
+from medtl.reporting.study_page import (
+    CHECKS,
+    NEIGHBOURS,
+    PICTURE_NAME,
+    REASONS,
+    SAFE_NAME,
+    Entry,
+    page_name,
+    write_study,
 )
-from medtl.reporting.findings import Bounds, ModelCard, Refusal, StudyFinding, as_names, check_finding
-from medtl.reporting.html import render_page
 
 log = logging.getLogger(__name__)
 
-SAFE_NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
 KEY_METRICS = ("auroc", "sensitivity", "specificity", "balanced_accuracy", "accuracy")
 KEY_COUNT = 3
-# Stands in a study's page until all studies are known. No value can hold it: a "<" in a value is escaped.
-NEIGHBOURS = "<!-- neighbours -->"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What the list keeps of a study once its page is written.
-
-    score is the probability that the list shows; margin is how far the decision is from a tie, 0 to 1.
-    """
-
-    sample_id: str
-    page: str
-    thumbnail: str
-    predicted: tuple[str, ...]
-    label: tuple[str, ...] | None
-    score: float
-    margin: float
-    order: float
-
-    @property
-    def differs(self) -> bool:
-        """Whether the label is known and another one."""
-        return self.label is not None and set(self.label) != set(self.predicted)
+UNCHECKED = MapCheck("unchecked", "It was not checked whether these maps mean anything.")
 
 
 @dataclass(frozen=True)
@@ -62,21 +40,26 @@ class WrittenReport:
 
 
 def write_report(
-    out: Path, findings: Iterable[StudyFinding], refusals: Sequence[Refusal], card: ModelCard
+    out: Path,
+    findings: Iterable[StudyFinding],
+    refusals: Sequence[Refusal],
+    card: ModelCard,
+    checks: Mapping[str, MapCheck] | None = None,
 ) -> WrittenReport:
-    """Write index.html, model.html and studies/*.html below `out`; no page of an earlier report stays.
+    """Write index.html, model.html, studies/*.html and images/*.jpg below `out`; no earlier one stays.
 
-    Findings are consumed once, one at a time; refusals are read afterwards, so a generator of findings may
-    add to them. A finding that cannot be shown as it is, or that repeats a sample id, is logged and listed
-    among the refused. Raises OutputError output-unwritable.
+    Findings are consumed once, one at a time; refusals, and checks of the maps by method, are read
+    afterwards, so a generator of findings may add to them. A finding that cannot be shown as it is, or that
+    repeats a sample id, is logged and listed among the refused. Raises OutputError output-unwritable.
     """
-    entries, refused = _write_studies(out / "studies", findings, card)
-    entries.sort(key=lambda entry: (entry.order, -entry.score, entry.sample_id))
-    _link_neighbours(out / "studies", entries)
+    entries, refused = _write_studies(out, findings, card)
+    entries.sort(key=lambda entry: (entry.order, *entry.badness, -entry.score, entry.sample_id))
+    _complete(out, entries, checks or {})
     write_model_page(out, card, back=("index.html", "All studies"))
     listed = [*refusals, *refused]
-    index = _write_index(out, entries, listed, card)
-    _remove_stale(out / "studies", {out / entry.page for entry in entries})
+    index = _write_index(out, entries, listed, card, checks or {})
+    _remove_stale(out / "studies", "*.html", SAFE_NAME, {out / entry.page for entry in entries})
+    remove_stale_pictures(out, [name for entry in entries for name in entry.pictures])
     return WrittenReport(index, len(entries), len(listed))
 
 
@@ -85,14 +68,18 @@ def write_model_page(out: Path, card: ModelCard, *, back: tuple[str, str]) -> Pa
 
     back: address and name of the page that leads here. Raises OutputError output-unwritable.
     """
-    page = render_page(
-        "model.html",
-        card=card,
-        back=back,
-        loss=history_chart(card.history, {"train_loss": "training", "val_loss": "validation"}, "loss"),
-        auroc=history_chart(card.history, {"val_auroc": "validation"}, "validation AUROC"),
+    return write_page(
+        out / "model.html", render_page("model.html", card=card, back=back, **training_charts(card))
     )
-    return _write(out / "model.html", page)
+
+
+def training_charts(card: ModelCard) -> dict[str, Any]:
+    """Return the curves that training.html shows."""
+    return {
+        "loss": history_chart(card.history, {"train_loss": "training", "val_loss": "validation"}, "loss"),
+        "auroc": history_chart(card.history, {"val_auroc": "validation"}, "validation AUROC"),
+        "freezing": freezing_chart(card.groups, card.stages),
+    }
 
 
 def key_metrics(metrics: Mapping[str, Bounds]) -> dict[str, Bounds]:
@@ -100,15 +87,8 @@ def key_metrics(metrics: Mapping[str, Bounds]) -> dict[str, Bounds]:
     return {key: metrics[key] for key in [key for key in KEY_METRICS if key in metrics][:KEY_COUNT]}
 
 
-def page_name(sample_id: str, taken: Iterable[str] = ()) -> str:
-    """Return a file name that stays in its folder; a hash where the id is unsafe or taken."""
-    if SAFE_NAME.fullmatch(sample_id) and sample_id.casefold() not in taken:
-        return f"{sample_id}.html"
-    return f"h-{hashlib.blake2b(sample_id.encode(errors='surrogatepass'), digest_size=10).hexdigest()}.html"
-
-
 def _write_studies(
-    folder: Path, findings: Iterable[StudyFinding], card: ModelCard
+    out: Path, findings: Iterable[StudyFinding], card: ModelCard
 ) -> tuple[list[Entry], list[Refusal]]:
     entries: dict[str, Entry] = {}
     taken: set[str] = set()
@@ -122,7 +102,7 @@ def _write_studies(
             continue
         name = page_name(finding.sample_id, taken)
         taken.add(Path(name).stem.casefold())
-        entries[finding.sample_id] = _write_study(folder, name, finding, card)
+        entries[finding.sample_id] = write_study(out, name, finding, card)
     return list(entries.values()), refused
 
 
@@ -134,53 +114,8 @@ def _check(finding: StudyFinding, card: ModelCard, entries: dict[str, Entry]) ->
     check_finding(finding, card)
 
 
-def _write_study(folder: Path, name: str, finding: StudyFinding, card: ModelCard) -> Entry:
-    slices = encode_slices(finding.image, finding.heatmap)
-    start = peak_slice(finding.heatmap, len(slices))
-    page = render_page(
-        "study.html",
-        script="study.js",
-        finding=finding,
-        card=card,
-        slices=slices,
-        start=start,
-        frame=frame_of(finding.image, finding.spacing_mm),
-        colour_bar=encode_colour_bar(),
-        opacity=OVERLAY_OPACITY,
-    )
-    _write(folder / name, page)
-    return _entry(name, finding, card, start)
-
-
-def _entry(name: str, finding: StudyFinding, card: ModelCard, start: int) -> Entry:
-    values = list(finding.probabilities.values())
-    return Entry(
-        sample_id=finding.sample_id,
-        page=f"studies/{name}",
-        thumbnail=_thumbnail(finding, start),
-        predicted=as_names(finding.predicted),
-        label=None if finding.label is None else as_names(finding.label),
-        score=values[-1] if card.kind == "binary" else max(values),
-        margin=_margin(values, card),
-        order=finding.order,
-    )
-
-
-def _thumbnail(finding: StudyFinding, start: int) -> str:
-    plane = start if finding.image.ndim == 3 else ...
-    heatmap = None if finding.heatmap is None else finding.heatmap[plane]
-    return encode_thumbnail(finding.image[plane], heatmap, finding.spacing_mm)
-
-
-def _margin(values: Sequence[float], card: ModelCard) -> float:
-    """Return the lead of the first class over the second, or for independent classes the least sure one's."""
-    if card.kind == "multilabel":
-        return min(abs(2 * value - 1) for value in values)
-    second, first = sorted(values)[-2:]
-    return first - second
-
-
-def _link_neighbours(folder: Path, entries: Sequence[Entry]) -> None:
+def _complete(out: Path, entries: Sequence[Entry], checks: Mapping[str, MapCheck]) -> None:
+    """Put into each page what was not known when it was written: neighbours, and what maps are worth."""
     for place, entry in enumerate(entries):
         links = render_page(
             "neighbours.html",
@@ -189,30 +124,51 @@ def _link_neighbours(folder: Path, entries: Sequence[Entry]) -> None:
             place=place + 1,
             count=len(entries),
         )
-        path = folder.parent / entry.page
-        write_text(path, path.read_text(encoding="utf-8").replace(NEIGHBOURS, links, 1))
+        found = {method: checks.get(method, UNCHECKED) for method in entry.methods}
+        path = out / entry.page
+        text = path.read_text(encoding="utf-8").replace(NEIGHBOURS, links, 1)
+        write_text(path, text.replace(CHECKS, render_page("checks.html", checks=found), 1))
 
 
-def _write_index(out: Path, entries: Sequence[Entry], refusals: Sequence[Refusal], card: ModelCard) -> Path:
+def _write_index(
+    out: Path,
+    entries: Sequence[Entry],
+    refusals: Sequence[Refusal],
+    card: ModelCard,
+    checks: Mapping[str, MapCheck],
+) -> Path:
+    reasons = {reason for entry in entries for reason in entry.reasons}
     page = render_page(
         "index.html",
         script="index.js",
+        pictures=True,
         card=card,
         entries=entries,
         refusals=refusals,
         key_metrics=key_metrics(card.metrics),
+        checks={name: checks.get(name, UNCHECKED) for entry in entries for name in entry.methods},
         given_order=len({entry.order for entry in entries}) > 1,
         labelled=any(entry.label is not None for entry in entries),
+        screened=any(entry.screening for entry in entries),
+        identified=any(entry.source for entry in entries),
+        words=REASONS,
+        reasons=[key for key in REASONS if key in reasons],
     )
-    return _write(out / "index.html", page)
+    return write_page(out / "index.html", page)
 
 
-def _remove_stale(folder: Path, written: Iterable[Path]) -> None:
-    """Delete pages of studies that an earlier report left, and nothing that page_name would not name."""
+def remove_stale_pictures(out: Path, written: Iterable[str]) -> None:
+    """Delete the pictures below `out` that an earlier report left."""
+    _remove_stale(out / "images", "*.jpg", PICTURE_NAME, {out / "images" / name for name in written if name})
+
+
+def _remove_stale(folder: Path, pattern: str, named: re.Pattern[str], written: Iterable[Path]) -> None:
+    """Delete what an earlier report left, and nothing that medtl would not name so."""
     # By inode: a file system may hold a page that was just written under a name of another case.
     kept = {path.stat().st_ino for path in written}
-    for path in folder.glob("*.html"):
-        if SAFE_NAME.fullmatch(path.stem) and path.is_file() and path.stat().st_ino not in kept:
+    for path in folder.glob(pattern):
+        name = path.name if named is PICTURE_NAME else path.stem
+        if named.fullmatch(name) and path.is_file() and path.stat().st_ino not in kept:
             _remove(path)
 
 
@@ -220,11 +176,5 @@ def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        reason = f"a page of an earlier report stays: {error.strerror or error}"
+        reason = f"a file of an earlier report stays: {error.strerror or error}"
         raise OutputError("output-unwritable", reason, where=path, fix="delete it") from error
-
-
-def _write(path: Path, page: str) -> Path:
-    # A lone surrogate, as in an undecodable file name, has no UTF-8: shown as "?".
-    write_text(path, page.encode("utf-8", "replace").decode("utf-8"))
-    return path

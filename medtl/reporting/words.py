@@ -1,9 +1,14 @@
 """Numbers with their doubt, in words: undefined stays undefined, and nothing is rounded to certainty."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from medtl.reporting.findings import Bounds
+
+if TYPE_CHECKING:
+    from medtl.imaging.manifest import TaskKind
 
 UNDEFINED = "undefined"
 
@@ -62,6 +67,17 @@ def metric_name(key: str) -> MetricName:
 def is_defined(value: float | None) -> bool:
     """Return whether a number may be shown as a number."""
     return value is not None and math.isfinite(value)
+
+
+def set_text(held: Sequence[str] | None, kind: "TaskKind") -> str:
+    """Write a prediction set in words: "normal or opacity"; "" where nothing was promised."""
+    if held is None:
+        return ""
+    if kind != "multilabel":
+        return " or ".join(held)
+    sure = [name for name in held if not name.endswith("?")]
+    unsure = [f"perhaps {name.removesuffix('?')}" for name in held if name.endswith("?")]
+    return ", ".join([*sure, *unsure]) or "none of the findings"
 
 
 def number_text(value: float | None) -> str:

@@ -79,7 +79,7 @@ def evaluate_run(
     task = checkpoint.task
     prevalence = _prevalence(options.prevalence, task)
     thresholds = _thresholds(checkpoint, run, options.rule)
-    manifest = load_manifest(data, labels, _task_config(run, task))
+    manifest = load_manifest(data, labels, task_config(run, task))
     prepared = prepare_samples(
         manifest.samples,
         checkpoint.preprocessing,
@@ -180,7 +180,7 @@ def _answer(task: Task, probabilities: NDArray[np.float64], thresholds: Sequence
     return task.classes[int(answers[0])]
 
 
-def _task_config(run: Path, task: Task) -> TaskConfig:
+def task_config(run: Path, task: Task) -> TaskConfig:
     """Return how the run read its label table, with the classes that it came to know."""
     recipe = RunFolder(run).config
     config = load_config(None, recipe).task if recipe.is_file() else TaskConfig()

@@ -21,12 +21,11 @@ from medtl.learning.checkpoint import Checkpoint
 from medtl.learning.fit import Watcher
 from medtl.prediction.audit import AuditSettings, Case, MethodAudit, audit, to_json
 from medtl.prediction.explanation import Explanation, explain, target_of
-from medtl.prediction.saliency import check_method, methods_for
+from medtl.prediction.saliency import check_method, default_method, methods_for
 from medtl.prediction.scoring import Prediction, Scored, score_series
 from medtl.reporting.overlay import overlay_of
 from medtl.runs.common import load_finished
 
-DEFAULT_METHOD = "grad-cam"
 COLUMNS = (
     "sample_id",
     "source",
@@ -76,8 +75,8 @@ class ExplainOutcome:
 class ExplainOptions:
     """What to explain with, and what to check.
 
-    methods: names of METHODS; by default Grad-CAM for the maps, and every method that suits the network for
-    the audit. masks: a folder of masks with the images' names. audit_images: an audit takes so many.
+    methods: names of METHODS; by default the network's own for the maps, and every one that suits it for the
+    audit. masks: a folder of masks with the images' names. audit_images: an audit takes so many.
     """
 
     methods: tuple[str, ...] = ()
@@ -96,7 +95,7 @@ def explain_run(
     Raises ConfigError saliency-method; ReadError audit-empty, mask-grid.
     """
     checkpoint = load_finished(run, any_modality=options.any_modality)
-    methods = options.methods or (DEFAULT_METHOD,)
+    methods = options.methods or (default_method(checkpoint.classifier),)
     for method in methods:
         check_method(method, checkpoint.classifier)
     rows: list[ExplainedRow] = []
@@ -104,7 +103,7 @@ def explain_run(
     for scored in _scored(checkpoint, folder, watcher):
         rows += _explain_study(checkpoint, scored, methods, out)
         if options.audit and len(cases) < options.audit_images:
-            cases += _case(checkpoint, scored, folder, options.masks)
+            cases += find_case(checkpoint, scored, options.masks)
     table = out / "explain.csv"
     write_csv(table, [COLUMNS, *map(_cells, rows)])
     if not options.audit:
@@ -164,7 +163,7 @@ def _write_map(out: Path, name: str, image: Image, explanation: Explanation) -> 
     return path, picture
 
 
-def _case(checkpoint: Checkpoint, scored: Scored, folder: Path, masks: Path | None) -> list[Case]:
+def find_case(checkpoint: Checkpoint, scored: Scored, masks: Path | None = None) -> list[Case]:
     """Return the case of a study in which the model found the class that is explained, otherwise nothing."""
     row, task = scored.prediction, checkpoint.task
     if scored.image is None or scored.prepared is None:

@@ -1,23 +1,38 @@
-"""Write pages with saliency maps for the studies of a folder."""
+"""Write pages with saliency maps for the studies of a folder, and say what the maps are worth.
 
+folder -> scored studies -> maps -> findings -> pages
+                         -> cases -> an audit of each method, in words
+"""
+
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from medtl.errors import CODES, CheckpointError
-from medtl.imaging.display import make_display
+from medtl.imaging.display import Display, make_display
+from medtl.imaging.identifiers import read_identifiers
 from medtl.imaging.image import Image
-from medtl.imaging.series import Scan, scan
+from medtl.imaging.manifest import Task, load_manifest, targets
+from medtl.imaging.naming import source_name
+from medtl.imaging.series import Scan, Series, scan
 from medtl.imaging.storage import read_json
-from medtl.learning.checkpoint import (
-    Checkpoint,
-)
+from medtl.learning.checkpoint import Checkpoint
 from medtl.learning.fit import Watcher
-from medtl.prediction.explanation import explain
+from medtl.prediction.audit import AuditSettings, Case, audit, to_json
+from medtl.prediction.explanation import Explanation, explain
+from medtl.prediction.saliency import check_method, default_method
 from medtl.prediction.scoring import Scored, score_series
-from medtl.reporting.findings import Refusal, StudyFinding
+from medtl.reporting.findings import MapCheck, Names, Refusal, SaliencyMap, StudyFinding
+from medtl.reporting.map_checks import words_of_audit
 from medtl.reporting.model_card import model_card
 from medtl.reporting.report import WrittenReport, write_report
 from medtl.runs.common import load_finished
+from medtl.runs.evaluate import task_config
+from medtl.runs.explain import find_case
 
 # How pages name the saliency methods.
 METHOD_NAMES = {
@@ -28,24 +43,66 @@ METHOD_NAMES = {
     "occlusion": "Occlusion",
     "attention-rollout": "Attention rollout",
 }
+LONGEST_SIDE = 512  # px that are kept of an image
+LARGEST_VOLUME = 8_000_000  # voxels that a page holds; the slices of a larger volume are shrunk
+# The checks of a report are the cheap part of an audit: half of what medtl explain --audit does.
+QUICK = AuditSettings(map_cases=3, noise_draws=1)
+NOTHING_TO_CHECK = MapCheck(
+    "unchecked",
+    "It was not checked whether its maps mean anything: in no image did the model find what is explained.",
+)
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What a report shows.
+
+    methods: names of METHODS, side by side; by default the one that suits the network. audit: what
+    `medtl explain --audit` wrote, to be quoted; otherwise check_images of the report's own images serve a
+    quick audit, 0 is none. labels: a label table, to show where the labels differ. with_identifiers: name
+    the patients.
+    """
+
+    methods: tuple[str, ...] = ()
+    audit: Path | None = None
+    check_images: int = 6
+    labels: Path | None = None
+    any_modality: bool = False
+    with_identifiers: bool = False
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every study of a report needs. series: by source name; labels: by sample id."""
+
+    checkpoint: Checkpoint
+    options: ReportOptions
+    methods: tuple[str, ...]
+    series: dict[str, Series]
+    labels: dict[str, Names]
+    cases: list[Case] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
 
 
 def report_run(
-    run: Path,
-    source: Path,
-    out: Path,
-    watcher: Watcher,
-    *,
-    method: str = "grad-cam",
-    any_modality: bool = False,
+    run: Path, source: Path, out: Path, watcher: Watcher, options: ReportOptions = ReportOptions()
 ) -> WrittenReport:
-    """Write a page with a saliency map for each study of a folder (or of a scored OUT), and an index."""
-    checkpoint = load_finished(run, any_modality=any_modality)
+    """Write a page for each study of a folder (or of a scored OUT), and an index.
+
+    Raises ConfigError saliency-method; CheckpointError run-changed, scores-damaged; LabelError.
+    """
+    checkpoint = load_finished(run, any_modality=options.any_modality)
+    methods = options.methods or (default_method(checkpoint.classifier),)
+    for method in methods:
+        check_method(method, checkpoint.classifier)
+    checks = {} if options.audit is None else _read_audit(options.audit, checkpoint)
     folder = _scored_folder(source, checkpoint)
     found = scan(folder)
-    refusals: list[Refusal] = []
-    findings = _findings(checkpoint, found, folder, refusals, method, watcher)
-    return write_report(out, findings, refusals, model_card(run, checkpoint))
+    series = {source_name(one, folder): one for one in found.series}
+    labels = {} if options.labels is None else _read_labels(folder, options.labels, run, checkpoint.task)
+    job = _Job(checkpoint, options, methods, series, labels)
+    findings = _findings(job, found, folder, checks, watcher)
+    return write_report(out, findings, job.refusals, model_card(run, checkpoint), checks)
 
 
 def _scored_folder(source: Path, checkpoint: Checkpoint) -> Path:
@@ -66,40 +123,128 @@ def _scored_folder(source: Path, checkpoint: Checkpoint) -> Path:
     return folder
 
 
+def _read_labels(folder: Path, table: Path, run: Path, task: Task) -> dict[str, Names]:
+    """Return the label of each sample by its id; in multilabel only where every finding is labelled."""
+    samples = load_manifest(folder, table, task_config(run, task)).samples
+    pairs = zip([sample.sample_id for sample in samples], targets(task, samples), strict=True)
+    if task.kind != "multilabel":
+        return {sample_id: task.classes[int(target)] for sample_id, target in pairs}
+    return {
+        sample_id: tuple(name for name, present in zip(task.classes, row, strict=True) if present)
+        for sample_id, row in pairs
+        if np.isfinite(row).all()
+    }
+
+
+def _read_audit(source: Path, checkpoint: Checkpoint) -> dict[str, MapCheck]:
+    """Return what an audit that was kept says of each method, by the name that pages use."""
+    record = source / "audit.json" if source.is_dir() else source
+    try:
+        facts = read_json(record)
+        basis = f"By medtl explain --audit: {facts['notes'][0]}."
+        checks = {METHOD_NAMES[row["method"]]: words_of_audit(row, basis) for row in facts["methods"]}
+        model = facts["model_sha256"]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError) as error:
+        reason, fix = "is no audit of medtl explain", "run medtl explain --audit"
+        raise CheckpointError("scores-damaged", reason, where=record, fix=fix) from error
+    if model != checkpoint.sha256:
+        reason = "is the audit of another model than this run's"
+        raise CheckpointError("run-changed", reason, where=record, fix="audit this run")
+    return checks
+
+
 def _findings(
-    checkpoint: Checkpoint, found: Scan, folder: Path, refusals: list[Refusal], method: str, watcher: Watcher
+    job: _Job, found: Scan, folder: Path, checks: dict[str, MapCheck], watcher: Watcher
 ) -> Iterator[StudyFinding]:
-    """Yield a finding for each scored study; what is refused on the way is added to `refusals`.
+    """Yield a finding for each scored study; what is refused, or checked, on the way is added to lists.
 
     A page tells what the code means; the reason itself may name a file, and stays in scores.csv.
     """
     total = len(found.series) + len(found.refusals)
-    for done, scored in enumerate(score_series(checkpoint, found, folder, batch_size=1), start=1):
+    for done, scored in enumerate(score_series(job.checkpoint, found, folder, batch_size=1), start=1):
         row = scored.prediction
         if scored.image is None:
-            refusals.append(Refusal(row.sample_id, row.code, CODES[row.code], row.fix))
+            name = row.source if job.options.with_identifiers else row.sample_id
+            job.refusals.append(Refusal(name, row.code, CODES[row.code], row.fix))
         else:
-            yield _finding(checkpoint, scored, method)
+            _keep_case(job, scored)
+            yield _finding(job, scored)
         watcher.progress("explaining", done, total)
+    if job.options.audit is None and job.options.check_images:
+        checks |= _audit(job, watcher)
 
 
-def _finding(checkpoint: Checkpoint, scored: Scored, method: str) -> StudyFinding:
-    assert scored.image is not None and scored.prepared is not None
-    row, image, task = scored.prediction, scored.image, checkpoint.task
-    explanation = explain(checkpoint, image, scored.prepared, row.probabilities, method)
-    display = make_display(image, explanation.heatmap)
+def _keep_case(job: _Job, scored: Scored) -> None:
+    """Keep what an audit needs of a study, one of each patient, until there are enough."""
+    if job.options.audit is not None or len(job.cases) >= job.options.check_images:
+        return
+    known = {case.patient for case in job.cases}
+    job.cases.extend(case for case in find_case(job.checkpoint, scored) if case.patient not in known)
+
+
+def _audit(job: _Job, watcher: Watcher) -> dict[str, MapCheck]:
+    if not job.cases:
+        return {METHOD_NAMES[method]: NOTHING_TO_CHECK for method in job.methods}
+    audits = audit(
+        job.checkpoint.classifier,
+        job.cases,
+        job.methods,
+        QUICK,
+        lambda done, total: watcher.progress("checking the maps", done, total),
+    )
+    count = len(job.cases)
+    basis = (
+        f"Checked on {count} image{'s' if count > 1 else ''} of this report, each of another patient, in "
+        "which the model found what is explained. Without masks it is not known whether maps lie on the "
+        "finding."
+    )
+    return {METHOD_NAMES[row["method"]]: words_of_audit(row, basis) for row in to_json(audits)}
+
+
+def _finding(job: _Job, scored: Scored) -> StudyFinding:
+    assert scored.image is not None
+    row, image, task = scored.prediction, scored.image, job.checkpoint.task
+    explained = _explain(job, scored)
+    shown = {method: _display(image, found) for method, found in explained.items()}
+    first = next(iter(shown.values()))
+    answers = tuple(row.held.split("|")) if row.held else ()
+    promised = job.checkpoint.header.conformal is not None
+    named = job.options.with_identifiers
     return StudyFinding(
         sample_id=row.sample_id,
-        image=display.grey,
-        heatmap=display.heatmap,
-        spacing_mm=display.spacing_mm,
-        target_class=explanation.target_class,
-        method=METHOD_NAMES[method],
+        image=first.values,
+        window=first.window,
+        maps=tuple(SaliencyMap(METHOD_NAMES[name], _heatmap(display)) for name, display in shown.items()),
+        spacing_mm=first.spacing_mm,
+        target_class=next(iter(explained.values())).target_class,
         probabilities=dict(zip(task.classes, row.probabilities, strict=True)),
         predicted=tuple(row.predicted.split("|")) if task.kind == "multilabel" else row.predicted,
+        label=job.labels.get(row.sample_id),
+        held=answers if promised else None,
+        screening=row.screening,
+        warning=row.reason,
         facts=_facts(image),
-        notes=(*image.facts.notes, *([row.reason] if row.reason else [])),
+        notes=image.facts.notes,
+        identifiers=read_identifiers(job.series[row.source], row.source) if named else {},
+        oriented=image.affine is not None,
     )
+
+
+def _explain(job: _Job, scored: Scored) -> dict[str, Explanation]:
+    assert scored.image is not None and scored.prepared is not None
+    image, prepared, probabilities = scored.image, scored.prepared, scored.prediction.probabilities
+    return {method: explain(job.checkpoint, image, prepared, probabilities, method) for method in job.methods}
+
+
+def _display(image: Image, explained: Explanation) -> Display:
+    depth = min(image.pixels.shape[1:]) if image.spatial_dims == 3 else 1
+    side = min(LONGEST_SIDE, math.isqrt(LARGEST_VOLUME // depth))
+    return make_display(image, explained.heatmap, side)
+
+
+def _heatmap(display: Display) -> NDArray[np.float32]:
+    assert display.heatmap is not None
+    return display.heatmap
 
 
 def _facts(image: Image) -> dict[str, str]:

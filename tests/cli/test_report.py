@@ -59,6 +59,7 @@ def test_a_report_has_an_index_and_a_page_for_each_study(
     studies = [page for page in found if page.startswith("studies/")]
     assert len(studies) == len(jobs.read_rows(data / "labels.csv"))
     assert all(f'href="{page}"' in found["index.html"] for page in studies)
+    assert "threshold for lesion" in found["model.html"] and "90% promised" in found["model.html"]
     for page in studies:
         assert "data:image/" in found[page] and "Grad-CAM" in found[page]
 
@@ -85,7 +86,7 @@ def test_no_page_tells_who_the_patients_are(hostile: Path, hostile_report: Path)
     files = [path for path in hostile_report.rglob("*") if path.is_file()]
     assert len(files) >= 4
     for path in files:
-        text = path.read_text(encoding="utf-8").lower()
+        text = path.read_text(encoding="utf-8", errors="replace").lower()
         for word in (*CANARIES, str(hostile).lower(), hostile.name.lower()):
             assert word not in text, (path.name, word)
             assert word not in path.name.lower()
@@ -178,3 +179,91 @@ def test_an_evaluation_with_a_damaged_image_goes_on_without_it(trained: Trained,
     assert result.exit_code == 3
     assert "refused: [raster-damaged]" in result.stderr and "refused: [file-empty]" in result.stderr
     assert json.loads((tmp_path / "out/metrics.json").read_text())["counts"]["samples"] == 22
+
+
+def test_a_report_says_whether_its_maps_were_checked(trained: Trained, tmp_path: Path) -> None:
+    data = jobs.write_images(tmp_path / "data", count=6)
+    for count, word in (("2", "Checked on "), ("0", "It was not checked")):
+        result = jobs.medtl("report", trained.run, data, "--out", tmp_path / count, "--check-images", count)
+        assert result.exit_code == 0
+        found = pages(tmp_path / count)
+        assert all(word in text for name, text in found.items() if not name.startswith("model")), count
+
+
+def test_a_report_quotes_an_audit_of_the_same_model(trained: Trained, own_run: Path, tmp_path: Path) -> None:
+    data = jobs.write_images(tmp_path / "data", count=6)
+    audited = ["--audit", "--audit-images", "2", "--method", "grad-cam"]
+    jobs.medtl("explain", trained.run, data, "--out", tmp_path / "maps", *audited)
+    arguments = ["report", trained.run, data, "--out", tmp_path / "out", "--audit", tmp_path / "maps"]
+    assert jobs.medtl(*arguments).exit_code == 0
+    assert "By medtl explain --audit: checked on" in pages(tmp_path / "out")["index.html"]
+    record = tmp_path / "maps/audit.json"
+    record.write_text(record.read_text().replace('"model_sha256": "', '"model_sha256": "0'))
+    assert jobs.fault(jobs.medtl(*arguments)) == "run-changed"
+    record.write_text("[]")
+    assert jobs.fault(jobs.medtl(*arguments)) == "scores-damaged"
+
+
+def test_methods_are_chosen_by_name(trained: Trained, tmp_path: Path) -> None:
+    data = jobs.write_images(tmp_path / "data", count=2)
+    arguments = ["report", trained.run, data, "--out", tmp_path / "out", "--check-images", "0"]
+    named = ["--method", "occlusion", "--method", "grad-cam"]
+    assert jobs.medtl(*arguments, *named).exit_code == 0
+    for name, text in pages(tmp_path / "out").items():
+        if name.startswith("studies/"):
+            assert "Methods side by side" in text and text.count('<figure class="method">') == 2
+    assert jobs.fault(jobs.medtl(*arguments, "--method", "attention-rollout")) == "saliency-method"
+
+
+def test_patients_are_named_only_where_it_is_asked_for(
+    trained: Trained, hostile: Path, tmp_path: Path
+) -> None:
+    result = jobs.medtl("report", trained.run, hostile, "--out", tmp_path, "--with-identifiers")
+    assert result.exit_code == 3
+    found = pages(tmp_path)
+    studies = [text for name, text in found.items() if name.startswith("studies/")]
+    assert all("Canary^Kim" in text and "names the patient" in text for text in studies)
+    assert any("&lt;script&gt;alert(1)&lt;.dcm" in text for text in studies)
+    assert not any("<script>alert" in text for text in found.values())
+    assert "CANARY-1.dcm" in found["index.html"] and "These pages name patients" in found["index.html"]
+
+
+def test_a_report_on_a_run_shows_where_it_was_wrong(own_run: Path, trained: Trained, tmp_path: Path) -> None:
+    table = own_run / "predictions.csv"
+    rows = jobs.read_rows(table)
+    for row in rows:  # what is true of each is turned round, so each is wrong
+        row["target"] = {"normal": "lesion", "lesion": "normal"}[row["target"]]
+    table.write_text(",".join(rows[0]) + "\n" + "".join(",".join(row.values()) + "\n" for row in rows))
+    result = jobs.medtl("report", own_run, "--data", trained.data, "--out", tmp_path / "out")
+    assert result.exit_code == 0
+    text = pages(tmp_path / "out")["index.html"]
+    assert "Most confidently wrong" in text and "What was frozen when" in text
+    shown = re.findall(r'src="(images/[0-9a-f]+\.jpg)"', text)
+    assert shown and all((tmp_path / "out" / path).is_file() for path in shown)
+    assert not [word for word in CANARIES if word in text.lower()]
+    assert jobs.medtl("report", own_run, "--out", tmp_path / "plain").exit_code == 0
+    assert "--data" in pages(tmp_path / "plain")["index.html"]
+
+
+def test_data_of_a_run_go_with_no_source(trained: Trained, tmp_path: Path) -> None:
+    arguments = [trained.run, trained.data, "--data", trained.data, "--out", tmp_path]
+    assert jobs.medtl("report", *arguments).exit_code == 2
+    assert jobs.fault(jobs.medtl("report", tmp_path / "none", "--out", tmp_path))
+
+
+def test_studies_that_differ_from_their_labels_come_first(trained: Trained, tmp_path: Path) -> None:
+    data = jobs.write_images(tmp_path / "data", count=6)
+    rows = jobs.read_rows(data / "labels.csv")
+    arguments = ["report", trained.run, data, "--out", tmp_path / "out", "--check-images", "0"]
+    labels = ["--labels", data / "labels.csv"]
+    assert jobs.medtl(*arguments, *labels).exit_code == 0
+    index = pages(tmp_path / "out")["index.html"]
+    right = set(re.findall(r'data-label="(\w+)"', index))
+    swapped = {"normal": "lesion", "lesion": "normal"}
+    jobs.write_labels(data, [{**row, "label": swapped[row["label"]]} for row in rows])
+    assert jobs.medtl(*arguments, *labels).exit_code == 0
+    found = re.findall(r'data-label="(\w+)"', pages(tmp_path / "out")["index.html"])
+    assert len(found) == 6 and right <= {"agrees", "differs"}
+    assert found == sorted(found, reverse=True), "those that differ come before those that agree"
+    assert {"agrees": "differs", "differs": "agrees"}[found[0]] in right
+    assert jobs.fault(jobs.medtl(*arguments, "--labels", tmp_path / "none.csv"))

@@ -15,7 +15,7 @@ from medtl.learning.backbones.slices import PerSlice
 from medtl.learning.backbones.vit import token_blocks
 from medtl.learning.classifier import Classifier
 from medtl.prediction.faithfulness import localise
-from medtl.prediction.saliency import METHODS, check_method, methods_for
+from medtl.prediction.saliency import METHODS, check_method, default_method, methods_for
 from medtl.prediction.saliency.attention_rollout import attention_of
 from medtl.prediction.saliency.integrated_gradients import attributions
 from medtl.prediction.saliency.occlusion import boxes_of, score_falls
@@ -272,3 +272,10 @@ def test_localisation_of_nothing_is_no_number():
         localise(np.zeros((4, 4), np.float32), np.ones((4, 4)))
     with pytest.raises(ValueError, match="different grids"):
         localise(np.ones((4, 4), np.float32), np.ones((4, 5)))
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_default_follows_gradients_where_attention_mixes_places(kind, make_classifier):
+    """Grad-CAM of a transformer's last feature map is at chance (docs/decisions/0015)."""
+    expected = "integrated-gradients" if kind.startswith("vit") else "grad-cam"
+    assert default_method(make_network(kind, make_classifier)) == expected

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medtl.reporting.findings import ModelCard, StageRow, StudyFinding
+from medtl.reporting.findings import ModelCard, SaliencyMap, StageRow, StudyFinding
 
 HISTORY = [
     {"epoch": 1, "stage": "head", "train_loss": 0.7, "val_loss": 0.6, "val_auroc": 0.7},
@@ -16,22 +16,26 @@ HISTORY = [
 
 
 def make_finding(sample_id: str = "s1", shape: tuple[int, ...] = (20, 16), **changes: Any) -> StudyFinding:
-    """Return a finding of a gradient with a bright spot, explained by that spot."""
+    """Return a finding of a gradient with a bright spot, explained by that spot.
+
+    heatmap and method make its one map.
+    """
     image = np.linspace(0, 1, int(np.prod(shape)), dtype=np.float32).reshape(shape)
     heatmap = np.zeros(shape, np.float32)
     heatmap[tuple(side // 4 for side in shape)] = 1.0
     fields: dict[str, Any] = {
         "image": image,
-        "heatmap": heatmap,
+        "window": (0.0, 1.0),
         "spacing_mm": (2.0,) * len(shape),
         "target_class": "opacity",
-        "method": "Grad-CAM",
         "probabilities": {"normal": 0.2, "opacity": 0.8},
         "predicted": "opacity",
         "label": "normal",
         "facts": {"Modality": "CR"},
         "notes": ("The polarity was inverted.",),
     }
+    heatmap, method = changes.pop("heatmap", heatmap), changes.pop("method", "Grad-CAM")
+    fields["maps"] = () if heatmap is None else (SaliencyMap(method, heatmap),)
     return StudyFinding(sample_id, **(fields | changes))
 
 

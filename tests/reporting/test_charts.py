@@ -9,10 +9,12 @@ from medtl.reporting.charts import (
     LIGHT,
     Chart,
     decision_chart,
+    freezing_chart,
     history_chart,
     reliability_chart,
     roc_chart,
 )
+from medtl.reporting.findings import StageRow
 
 HISTORY = [
     {"stage": "head", "train_loss": 0.9, "val_loss": 0.8},
@@ -80,6 +82,15 @@ def test_dark_chart_has_the_inks_of_the_dark_theme():
     assert chart is not None
     light, dark = (base64.b64decode(uri.partition(",")[2]).decode() for uri in (chart.light, chart.dark))
     assert LIGHT.ink in light and LIGHT.ink not in dark and DARK.ink in dark
+
+
+def test_frozen_groups_are_drawn_from_the_image_to_the_head():
+    stages = (StageRow("head", "head", 2, 1.0, True), StageRow("top 1", "more", 3, 1.0, False, thawed=1))
+    chart = freezing_chart(("stem", "$blocks$"), stages)
+    assert {"stem", "$blocks$", "head", "top 1", "epoch"} <= set(texts(chart))
+    filled = base64.b64decode(chart.light.partition(",")[2]).decode().count(LIGHT.series[0].lower())
+    assert filled == 3  # the head twice, the top group once
+    assert freezing_chart((), stages) is None and freezing_chart(("stem",), ()) is None
 
 
 def test_net_benefit_of_one_class_is_beside_acting_on_all_and_of_several_by_name():

@@ -63,6 +63,11 @@ def test_policy_allows_only_the_two_blocks():
     assert "unsafe" not in policy + content_policy("p {}", "let a;")
 
 
+def test_picture_files_are_allowed_only_where_a_page_has_them():
+    assert "img-src data:;" in content_policy("p {}", "")
+    assert "img-src data: 'self' file:;" in content_policy("p {}", "", pictures=True)
+
+
 @pytest.mark.parametrize("name", ["page.css", "index.js", "study.js"])
 def test_inline_blocks_cannot_end_early_nor_ask_a_network(name):
     source = html._source(name)

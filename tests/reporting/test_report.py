@@ -1,17 +1,20 @@
 import gc
+import json
 import logging
 import math
 import re
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from medtl.errors import OutputError
-from medtl.reporting.findings import ModelCard, Refusal, StageRow
-from medtl.reporting.report import WrittenReport, page_name, write_report
-from tests.reporting.pages import check_page, read_pages
+from medtl.reporting.findings import MapCheck, ModelCard, Refusal, SaliencyMap, StageRow
+from medtl.reporting.report import WrittenReport, write_report
+from medtl.reporting.study_page import page_name
+from tests.reporting.pages import Page, check_page, read_pages
 
 REFUSAL = Refusal("s9", "file-empty", "the file has no bytes", "export it again")
 PAYLOADS = (
@@ -23,6 +26,11 @@ PAYLOADS = (
     "{{ 7 * 7 }}{% raw %}",
     "</td></tr></table><a href=javascript:alert(1)>x</a>",
 )
+
+
+def listed(index: Page) -> list[str]:
+    """Return the ids of the studies in the order of the list."""
+    return [row["data-value"] for row in index.attributes if row.get("class") == "study"]
 
 
 def test_each_page_is_self_contained_cautioned_and_allowed_by_its_policy(tmp_path, finding, card, history):
@@ -74,7 +82,9 @@ def test_no_sample_id_leaves_the_folder(tmp_path, finding, card, sample_id):
     write_report(tmp_path / "out", [finding(sample_id)], [], card())
     files = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
     studies = [name for name in files if name.startswith("out/studies/")]
-    assert sorted(files) == sorted(["out/index.html", "out/model.html", *studies]) and len(studies) == 1
+    pictures = [name for name in files if name.startswith("out/images/")]
+    assert sorted(files) == sorted(["out/index.html", "out/model.html", *studies, *pictures])
+    assert len(studies) == 1 and len(pictures) == 2
     check_page(read_pages(tmp_path / "out")["index.html"], tmp_path / "out/index.html")
 
 
@@ -119,29 +129,36 @@ def test_key_number_stands_in_words(tmp_path, finding, card):
     assert all(text in words for text in (REFUSAL.code, REFUSAL.reason, REFUSAL.fix))
 
 
-def test_positive_class_comes_first_and_pages_follow_that_order(tmp_path, finding, card):
+def test_worst_comes_first_and_pages_follow_that_order(tmp_path, finding, card):
     def scored(sample_id: str, positive: float, **changes):
-        return finding(sample_id, probabilities={"normal": 1 - positive, "opacity": positive}, **changes)
+        values = {"normal": 1 - positive, "opacity": positive}
+        return finding(sample_id, probabilities=values, **{"label": "opacity", **changes})
 
-    write_report(tmp_path, [scored("low", 0.1), scored("high", 0.9), scored("mid", 0.5)], [], card())
-    pages = read_pages(tmp_path)
-    assert [row["data-value"] for row in pages["index.html"].attributes if row.get("class") == "study"] == [
-        "high",
-        "mid",
-        "low",
+    studies = [
+        scored("sure", 0.97),
+        scored("close", 0.55),
+        scored("undecided", 0.6, held=("normal", "opacity")),
+        scored("odd", 0.9, warning="it is nearly constant"),
+        scored("screened", 0.9, screening="far from the training images", held=("normal", "opacity")),
+        scored("wrong", 0.6, label="normal"),
+        scored("wrong-and-sure", 0.99, label="normal"),
     ]
-    assert "../studies/high.html" in pages["studies/mid.html"].values("a", "href")
-    assert "../studies/low.html" in pages["studies/mid.html"].values("a", "href")
-    assert "Study 2 of 3" in pages["studies/mid.html"].words
+    write_report(tmp_path, studies, [], card())
+    pages = read_pages(tmp_path)
+    order = ["wrong-and-sure", "wrong", "screened", "odd", "undecided", "close", "sure"]
+    assert listed(pages["index.html"]) == order
+    for place in (1, 3):
+        links = pages[f"studies/{order[place]}.html"].values("a", "href")
+        assert {f"../studies/{order[place + step]}.html" for step in (-1, 1)} <= set(links)
+    assert "Study 2 of 7" in pages["studies/wrong.html"].words
+    reasons = pages["index.html"].values("tr", "data-reasons")
+    assert reasons[:3] == ["differs", "differs", "screening undecided"] and reasons[-1] == "none"
 
 
 def test_given_order_wins_over_probability(tmp_path, finding, card):
     write_report(tmp_path, [finding("second", order=2.0), finding("first", order=1.0)], [], card())
     index = read_pages(tmp_path)["index.html"]
-    assert [row["data-value"] for row in index.attributes if row.get("class") == "study"] == [
-        "first",
-        "second",
-    ]
+    assert listed(index) == ["first", "second"]
 
 
 @pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
@@ -165,9 +182,8 @@ def test_volume_starts_at_the_peak_of_its_map(tmp_path, finding, card):
     heatmap[6, 4, 4] = 1.0
     write_report(tmp_path, [finding("v", shape=(9, 8, 8), heatmap=heatmap)], [], card())
     page = read_pages(tmp_path)["studies/v.html"]
-    shown = [row for row in page.attributes if row.get("class") == "slice"]
-    assert [place for place, row in enumerate(shown) if "hidden" not in row] == [6]
-    assert "slice 7 of 9" in page.words
+    assert json.loads(page.blocks["data"])["start"] == [6, 4, 4]
+    assert page.values("div", "data-axis") == ["0", "1", "2"]
 
 
 def test_study_says_what_its_map_means(tmp_path, finding, card):
@@ -175,7 +191,7 @@ def test_study_says_what_its_map_means(tmp_path, finding, card):
     pages = read_pages(tmp_path)
     assert "not where disease is" in pages["studies/with.html"].words
     assert "No map was made" in pages["studies/without.html"].words
-    assert "heat" not in pages["studies/without.html"].values("img", "class")
+    assert "heat" not in pages["studies/without.html"].values("canvas", "class")
 
 
 def test_unshowable_and_repeated_findings_are_listed_not_shown(tmp_path, finding, card, caplog):
@@ -228,9 +244,72 @@ def test_same_findings_give_the_same_bytes(tmp_path, finding, card, history):
     assert one == two
 
 
-def test_nothing_but_pages_is_left_behind(tmp_path, finding, card):
+def test_nothing_but_pages_and_their_pictures_is_left_behind(tmp_path, finding, card):
+    dark = finding("a", image=np.zeros((20, 16), np.float32))
+    write_report(tmp_path, [dark, finding("b")], [], card())
+    assert len(list((tmp_path / "images").iterdir())) == 4
+    (tmp_path / "images/mine.jpg").write_text("mine")
+    write_report(tmp_path, [finding("b")], [], card())
+    shown = {Path(src).name for page in read_pages(tmp_path).values() for src in page.values("img", "src")}
+    left = {path.name for path in (tmp_path / "images").iterdir()}
+    assert len(left) == 3 and left - shown == {"mine.jpg"}
+    assert all(path.suffix in (".html", ".jpg") for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_prediction_set_is_told_in_words(tmp_path, finding, card):
+    both = finding("both", held=("normal", "opacity"))
+    write_report(tmp_path, [both, finding("one", held=("opacity",)), finding("none")], [], card(promised=0.9))
+    pages = read_pages(tmp_path)
+    assert "Cannot be excluded: normal or opacity." in pages["studies/both.html"].words
+    assert "90% of new patients" in pages["studies/both.html"].words
+    assert "Cannot be excluded: opacity." in pages["studies/one.html"].words
+    assert "Cannot be excluded" not in pages["studies/none.html"].words
+
+
+def test_threshold_that_decides_is_said(tmp_path, finding, card):
+    write_report(tmp_path, [finding("a")], [], card(thresholds={"opacity": 0.65}))
+    assert "opacity is answered from a probability of 0.65 up" in read_pages(tmp_path)["studies/a.html"].words
+
+
+def test_screening_is_shown_where_there_is_a_verdict(tmp_path, finding, card):
     write_report(tmp_path, [finding("a")], [], card())
-    assert all(path.suffix == ".html" for path in tmp_path.rglob("*") if path.is_file())
+    assert "Screening" not in read_pages(tmp_path)["index.html"].words
+    write_report(tmp_path, [finding("a", screening="ok"), finding("b", screening="modality")], [], card())
+    pages = read_pages(tmp_path)
+    assert "Screening" in pages["index.html"].words
+    assert "should not be relied on" in pages["studies/b.html"].words
+    assert "should not be relied on" not in pages["studies/a.html"].words
+
+
+def test_each_page_says_what_its_maps_are_worth(tmp_path, finding, card):
+    checks = {"Grad-CAM": MapCheck("failed", "Do not rely on its maps.", ("Deletion, not passed.",), "On 3.")}
+    studies = [finding("a"), finding("b", method="Occlusion"), finding("c", heatmap=None)]
+    write_report(tmp_path, studies, [], card(), checks)
+    words = {name: " ".join(page.words.split()) for name, page in read_pages(tmp_path).items()}
+    for name in ("index", "studies/a"):
+        assert "not passed Grad-CAM. Do not rely on its maps." in words[f"{name}.html"]
+    assert "not checked Occlusion." in words["studies/b.html"]
+    assert "believed" not in words["studies/c.html"]
+
+
+def test_several_methods_stand_side_by_side(tmp_path, finding, card):
+    one = finding("a")
+    other = SaliencyMap("Occlusion", np.flip(one.maps[0].heatmap).copy())
+    write_report(tmp_path, [replace(one, maps=(*one.maps, other))], [], card())
+    page = read_pages(tmp_path)["studies/a.html"]
+    assert "Methods side by side" in page.words and len(json.loads(page.blocks["data"])["maps"]) == 2
+    assert len(set(page.values("img", "src"))) == 3  # two pictures and the colour bar
+    assert page.values("img", "loading") == ["lazy", "lazy"]
+
+
+def test_pages_with_identifiers_say_so(tmp_path, finding, card):
+    named = finding("a", identifiers={"source": "ward/a.dcm", "name": "Doe^Jane"})
+    write_report(tmp_path, [named], [], card())
+    words = {name: page.words for name, page in read_pages(tmp_path).items()}
+    assert "names the patient" in words["studies/a.html"] and "Doe^Jane" in words["studies/a.html"]
+    assert "name patients" in words["index.html"] and "ward/a.dcm" in words["index.html"]
+    write_report(tmp_path, [finding("a")], [], card())
+    assert not any("identifiers" in page.words for page in read_pages(tmp_path).values())
 
 
 def test_pages_of_an_earlier_report_go_and_what_medtl_did_not_write_stays(tmp_path, finding, card):

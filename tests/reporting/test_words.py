@@ -2,7 +2,14 @@ import math
 
 import pytest
 
-from medtl.reporting.words import duration_text, interval_text, metric_name, number_text, probability_text
+from medtl.reporting.words import (
+    duration_text,
+    interval_text,
+    metric_name,
+    number_text,
+    probability_text,
+    set_text,
+)
 
 
 def test_interval_is_in_words():
@@ -43,3 +50,17 @@ def test_durations_read_like_durations():
 
 def test_unknown_metric_keeps_a_readable_name():
     assert metric_name("top_2_accuracy").name == "top 2 accuracy"
+
+
+@pytest.mark.parametrize(
+    ("held", "kind", "words"),
+    [
+        (None, "binary", ""),
+        (("normal",), "binary", "normal"),
+        (("a", "b", "c"), "multiclass", "a or b or c"),
+        (("mass", "fluid?"), "multilabel", "mass, perhaps fluid"),
+        ((), "multilabel", "none of the findings"),
+    ],
+)
+def test_prediction_set_is_in_words(held, kind, words):
+    assert set_text(held, kind) == words

@@ -43,6 +43,15 @@ def methods_for(classifier: Classifier) -> tuple[str, ...]:
     )
 
 
+def default_method(classifier: Classifier) -> str:
+    """Name the method to explain with where none is asked for.
+
+    Grad-CAM for convolutions. Where every patch attends to every other, places are mixed in the last feature
+    map and Grad-CAM of it is at chance (docs/decisions/0015), so the gradients are followed to the pixels.
+    """
+    return "integrated-gradients" if has_global_attention(classifier) else "grad-cam"
+
+
 def check_method(name: str, classifier: Classifier) -> None:
     """Raise ConfigError saliency-method where a method is not known, or does not suit the network."""
     suited = methods_for(classifier)

@@ -34,9 +34,11 @@
     const sought = filter("text").value.trim().toLowerCase();
     const group = filter("class").value;
     const label = filter("label") ? filter("label").value : "";
+    const reason = filter("reason") ? filter("reason").value : "";
     return (!sought || row.textContent.toLowerCase().includes(sought))
       && (!group || row.dataset.classes.split(" ").includes(group))
-      && (!label || row.dataset.label === label);
+      && (!label || row.dataset.label === label)
+      && (!reason || row.dataset.reasons.split(" ").includes(reason));
   };
 
   const show = () => {
