@@ -29,18 +29,12 @@ from medtl.learning.portable import (
 )
 from medtl.runs.common import sample_data
 
-QUICK = (
-    "tiny",
-    "tiny3d",
-    "resnet18",
-    "alexnet",
-    "convnext_atto",
-    "mobilenet_v3_small",
-    "medicalnet_resnet10",
-)
+# Tracing takes seconds a network: a few run in every test run, a small one of each family with -m long.
+QUICK = ("tiny", "tiny3d", "resnet18", "alexnet", "convnext_atto")
 LONG = (
     *("efficientnet_lite0", "densenet121", "inception_v3", "xception", "vgg11_bn", "swin_tiny", "vit_tiny"),
     *("xception41", "radimagenet_resnet50", "resnet18d", "inflated_resnet18", "inflated_centre_resnet18"),
+    *("mobilenet_v2", "mobilenet_v3_small", "medicalnet_resnet10"),
     *("slices_mobilenet_v3_small", "slices_vit_tiny", "slices_densenet121"),
 )
 BINARY, KINDS = Task("binary", ("normal", "lesion")), ("binary", "multiclass", "multilabel")
