@@ -4,7 +4,6 @@ Threads would not help: parsing headers and the transforms' bookkeeping are Pyth
 """
 
 import copyreg
-import ctypes
 import gc
 import os
 import signal
@@ -14,12 +13,12 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from multiprocessing import current_process, get_context
 from typing import Any, TypeVar
 
 from medtl.errors import CheckpointError, MedtlError, ReadError, TrainingError
 from medtl.imaging.in_order import in_order
+from medtl.imaging.memory import keep_freed_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,10 +26,6 @@ Result = TypeVar("Result")
 # A bound on memory: each holds what it works on, and two tasks are under way for each.
 MOST_CHILDREN = 16
 PARENT_CHECK_SECONDS = 0.5
-
-# Options of mallopt(3), and bytes.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-LARGEST_BLOCK = 2**30
 
 
 def work_in_order(
@@ -90,21 +85,10 @@ def _begin_child(parent: int, task: Callable[[Any], Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # a progress bar's hold locks of its thread
-    _keep_freed_memory()
+    keep_freed_memory()
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep large blocks that were freed: the kernel would clear each page again for the next image.
-
-    A 3D network took a third less time so. What a child holds is what its largest task needed.
-    """
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
-            libc.mallopt(option, LARGEST_BLOCK)
 
 
 def _end_with(parent: int) -> None:

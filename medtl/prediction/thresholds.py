@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from medtl.errors import ConfigError
 from medtl.imaging.manifest import Task
-from medtl.learning import metrics
+from medtl.learning import cuts, metrics
 
 log = logging.getLogger(__name__)
 
@@ -81,12 +81,12 @@ def asked_classes(task: Task) -> tuple[str, ...]:
 
 def _choose(scores: ArrayLike, truth: ArrayLike, rule: ThresholdRule) -> float:
     if rule.kind == "sensitivity":
-        return metrics.sensitivity_threshold(scores, truth, rule.value)
+        return cuts.sensitivity_threshold(scores, truth, rule.value)
     if rule.kind == "specificity":
-        return metrics.specificity_threshold(scores, truth, rule.value)
+        return cuts.specificity_threshold(scores, truth, rule.value)
     if rule.kind == "cost":
-        return metrics.cost_threshold(scores, truth, rule.value, rule.alarm)
-    return metrics.youden_threshold(scores, truth)
+        return cuts.cost_threshold(scores, truth, rule.value, rule.alarm)
+    return cuts.youden_threshold(scores, truth)
 
 
 def _wrong(text: str, reason: str) -> ConfigError:

@@ -155,26 +155,6 @@ def test_a_probability_that_is_no_number_leaves_the_ranking_undefined() -> None:
     assert np.isnan(metrics.auroc(scores, truth, kind="binary"))
 
 
-@settings(max_examples=100, deadline=None)
-@given(weighted_samples)
-def test_youden_threshold_is_best_of_all_thresholds(rows: list[tuple[int, bool, int]]) -> None:
-    score, flag, _ = (np.array(column) for column in zip(*rows, strict=True))
-    chosen = metrics.youden_threshold(score / 6, flag)
-
-    def youden(threshold: float) -> float:
-        answers = score / 6 >= threshold
-        return answers[flag].mean() - answers[~flag].mean()
-
-    assert youden(chosen) == pytest.approx(max(youden(threshold) for threshold in np.linspace(0, 1.1, 200)))
-
-
-def test_youden_threshold_lies_between_scores_and_misses_the_fewest() -> None:
-    assert metrics.youden_threshold([0.1, 0.2, 0.6, 0.9], [0, 0, 1, 1]) == pytest.approx(0.4)
-    assert metrics.youden_threshold([0.2, 0.4, 0.6, 0.8], [0, 1, 0, 1]) == pytest.approx(0.3)
-    assert np.isnan(metrics.youden_threshold([0.2, 0.4], [1, 1]))
-    assert metrics.youden_threshold([0.1, 0.7, 0.9], [0, np.nan, 1]) == pytest.approx(0.5)
-
-
 def test_roc_runs_from_corner_to_corner_and_is_empty_for_one_class() -> None:
     fpr, tpr = metrics.roc_points([0.1, 0.4, 0.35, 0.8, 0.5], [0, 0, 1, 1, np.nan])
     assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1)
