@@ -13,7 +13,7 @@ import torch
 from PIL import Image as PillowImage
 from sklearn.metrics import roc_auc_score
 
-from benchmarks import transfer
+from benchmarks import metric_references, transfer
 from benchmarks.peers import PEERS
 from benchmarks.peers.bare_loop import TakingTurns, batches_of, measure
 from benchmarks.peers.common import (
@@ -367,3 +367,12 @@ def test_photographs_are_there_without_a_network() -> None:
     assert len(crops) >= 3 * screening.CROPS and len(crops) % screening.CROPS == 0
     assert all(crop.ndim == 2 and crop.shape[0] == crop.shape[1] for crop in crops)
     assert screening.reduced(crops[0]).shape == (28, 28)
+
+
+def test_every_metric_equals_its_reference_and_is_in_the_table() -> None:
+    table = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    found = list(metric_references.rows())
+    assert len(found) >= 28
+    for row in found:
+        assert row.ours == pytest.approx(row.reference, abs=1e-6 if row.by == "torchmetrics" else 1e-9), row
+        assert f"| {row.metric} | {row.task} | {row.ours:.6f} |" in table
