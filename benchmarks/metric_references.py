@@ -105,7 +105,7 @@ def threshold_rows(a: Arrays, sensitivity: float, specificity: float) -> Iterato
     ours = metrics.at_prevalence(np.array(sensitivity), np.array(specificity), PREVALENCE)
     hits, alarms = sensitivity * PREVALENCE, (1 - specificity) * (1 - PREVALENCE)
     yield Row("PPV at 10% prevalence", "binary", number(ours[0]), hits / (hits + alarms), "Bayes' rule")
-    fpr, tpr, cuts = sk.roc_curve(a.truth, a.scores, drop_intermediate=False)
+    fpr, tpr, _ = sk.roc_curve(a.truth, a.scores, drop_intermediate=False)
     said = a.scores >= youden_threshold(a.scores, a.truth)
     reached = said[a.truth == 1].mean() - said[a.truth == 0].mean()
     yield Row("Youden's J at its threshold", "binary", reached, (tpr - fpr).max(), "scikit-learn's ROC")
@@ -225,10 +225,8 @@ def main() -> None:
     """Print the table."""
     print("| metric | task | medtl | reference | difference | by |\n| --- | --- | --- | --- | --- | --- |")
     for row in rows():
-        difference = abs(row.ours - row.reference)
-        print(
-            f"| {row.metric} | {row.task} | {row.ours:.6f} | {row.reference:.6f} | {difference:.0e} | {row.by} |"
-        )
+        values = f"{row.ours:.6f} | {row.reference:.6f} | {abs(row.ours - row.reference):.0e}"
+        print(f"| {row.metric} | {row.task} | {values} | {row.by} |")
 
 
 if __name__ == "__main__":
