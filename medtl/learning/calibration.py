@@ -22,6 +22,10 @@ class Steps(BaseModel):
     y: tuple[float, ...]
 
 
+# auto: temperature, where it lowers the negative log-likelihood of the validation data.
+CalibrationMethod = Literal["auto", "none", "temperature", "isotonic"]
+
+
 class Calibration(BaseModel):
     """How logits become probabilities.
 

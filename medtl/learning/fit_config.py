@@ -7,6 +7,7 @@ from lightning_fabric import Fabric
 from pydantic import BaseModel, ConfigDict, Field
 
 from medtl.errors import TrainingError
+from medtl.learning.calibration import CalibrationMethod
 from medtl.learning.imbalance import ImbalanceConfig
 from medtl.learning.world import World, unjoined
 
@@ -33,6 +34,9 @@ class FitConfig(BaseModel):
     seed: of all that is drawn, but for the split. label_budget: learn from so many labelled training samples
     at most, whole patients; a larger budget of the same seed holds the smaller one.
 
+    calibration: how the validation data correct the probabilities once training is over; isotonic regression
+    wants a thousand validation samples or more (Niculescu-Mizil 2005).
+
     select: the best epoch is that of the highest validation AUROC (the lower loss where that is equal), or of
     the lowest validation loss; plateaus are judged by the same. save_minutes: within an epoch the run is
     saved whenever so many minutes have passed since it last was; null saves after epochs alone.
@@ -57,6 +61,7 @@ class FitConfig(BaseModel):
     select: Select = "auroc"
     save_minutes: float | None = Field(default=10.0, gt=0)
     cache_gb: float = Field(default=8.0, ge=0)
+    calibration: CalibrationMethod = "auto"
 
 
 def make_fabric(config: FitConfig, world: World) -> Fabric:

@@ -8,7 +8,6 @@ bends probabilities freely, for which it needs many samples, and may rank some o
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +17,8 @@ from sklearn.isotonic import IsotonicRegression
 
 from medtl.imaging.manifest import Task, TaskKind
 from medtl.learning import metrics
-from medtl.learning.calibration import Calibration, Steps, to_probabilities
+from medtl.learning.calibration import Calibration, CalibrationMethod, Steps, to_probabilities
 from medtl.learning.metrics import Floats
-
-Method = Literal["auto", "none", "temperature", "isotonic"]
 
 # A temperature beyond these makes a coin or an oracle of any model.
 LOWEST, HIGHEST = 0.05, 20.0
@@ -37,7 +34,7 @@ class FittedCalibration:
 
 
 def fit_calibration(
-    logits: NDArray, targets: NDArray, task: Task, method: Method = "auto"
+    logits: NDArray, targets: NDArray, task: Task, method: CalibrationMethod = "auto"
 ) -> FittedCalibration:
     """Fit a calibration on validation logits (N, K).
 

@@ -12,6 +12,9 @@ from medtl.learning.checkpoint import (
 )
 from medtl.learning.fit import Watcher
 
+# Packages whose versions a run keeps.
+VERSIONED = ("torch", "monai", "timm", "pydicom", "nibabel", "numpy")
+
 
 def sample_data(modality: str) -> Path:
     """Return the phantoms of a modality: inside an installed package, or beside it in a checkout."""

@@ -24,6 +24,16 @@ def test_a_run_keeps_its_validation_predictions_calibration_and_floors(trained: 
     assert {"sample_id", "patient", "target", "logit_normal", "p_lesion"} <= kept[0].keys()
 
 
+@pytest.mark.parametrize(("asked", "kept"), [("isotonic", "isotonic"), ("none", None)])
+def test_the_recipe_says_how_probabilities_are_calibrated(
+    asked: str, kept: str | None, trained: Trained, tmp_path: Path
+) -> None:
+    result = jobs.train(trained.data, tmp_path / "run", overrides=(f"fit.calibration={asked}",))
+    assert result.exit_code == 0, result.output
+    calibration = load_checkpoint(tmp_path / "run").header.calibration
+    assert (calibration.method if calibration else None) == kept
+
+
 def test_rule_prevalence_and_subgroups_reach_every_output(trained: Trained, tmp_path: Path) -> None:
     arguments = ["--data", trained.data, "--out", tmp_path, "--threshold", "sensitivity=1"]
     result = jobs.medtl("evaluate", trained.run, *arguments, "--prevalence", "0.05", "--part", "val")
