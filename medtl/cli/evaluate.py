@@ -39,7 +39,8 @@ PATH = click.Path(path_type=Path)
     "columns",
     multiple=True,
     metavar="COLUMN",
-    help="Form subgroups by this column of the label table. Default: by all of its further columns.",
+    help="Form subgroups by this column of the label table, or by sex, age or scanner of DICOM. "
+    "Default: by all of them.",
 )
 @click.option("--any-modality", is_flag=True, help="Take images whose files name another modality, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print metrics.json on stdout.")

@@ -1,6 +1,6 @@
 """Judge a run on labelled samples."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from medtl.config import load_config
 from medtl.errors import CheckpointError, ConfigError, LabelError, ReadError
+from medtl.imaging.group_facts import read_group_facts
 from medtl.imaging.manifest import Sample, Task, TaskConfig, load_manifest, targets
 from medtl.imaging.prepared import PreparedDataset, oddity_notes, prepare_samples
 from medtl.imaging.splits import read_splits
@@ -162,14 +163,22 @@ def _thresholds(checkpoint: Checkpoint, run: Path, rule: ThresholdRule | None) -
 
 
 def _attributes(samples: Sequence[Sample], asked: Sequence[str] | None) -> dict[str, list[str]]:
-    """Return the values of each attribute to form subgroups by. Raises LabelError label-table."""
-    known = list(dict.fromkeys(name for sample in samples for name in sample.attributes))
+    """Return the values of each attribute to form subgroups by. Raises LabelError label-table.
+
+    Those of the table come first; what it does not name is taken from DICOM headers.
+    """
+    rows = [{**read_group_facts(sample.series), **sample.attributes} for sample in samples]
+    known = list(dict.fromkeys([*_names(sample.attributes for sample in samples), *_names(rows)]))
     absent = [name for name in asked or () if name not in known]
     if absent:
         fix = f"one of {', '.join(known)}" if known else "add the column"
         raise LabelError("label-table", f"no column {absent[0]} to group by", where="--subgroup", fix=fix)
     names = known if asked is None else asked
-    return {name: [sample.attributes.get(name, "") for sample in samples] for name in names}
+    return {name: [row.get(name, "") for row in rows] for name in names}
+
+
+def _names(rows: Iterable[Mapping[str, str]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def _answer(task: Task, probabilities: NDArray[np.float64], thresholds: Sequence[float]) -> str:

@@ -74,3 +74,23 @@ def test_a_run_without_predictions_keeps_its_own_thresholds(trained: Trained, tm
     arguments = ["evaluate", run, "--data", trained.data, "--out", tmp_path / "out"]
     assert "[predictions-missing]" in jobs.medtl(*arguments, "--threshold", "youden").stderr
     assert jobs.medtl(*arguments).exit_code == 0
+
+
+def test_subgroups_are_formed_by_what_dicom_says(tmp_path: Path) -> None:
+    rows = []
+    for row in range(24):
+        facts = {"PatientID": f"P{row}", "PatientSex": "FM"[row // 2 % 2], "Manufacturer": "Maker"}
+        path = jobs.write_radiograph(tmp_path / "data" / f"{row:02d}.dcm", row, **facts)
+        rows.append({"path": path.name, "label": ("normal", "lesion")[row % 2]})
+    labels = jobs.write_labels(tmp_path / "data", rows)
+    assert jobs.train(tmp_path / "data", tmp_path / "run", "--labels", labels).exit_code == 0
+    arguments = ["--data", tmp_path / "data", "--labels", labels, "--out", tmp_path / "out", "--part", "val"]
+    result = jobs.medtl("evaluate", tmp_path / "run", *arguments)
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "out/metrics.json").read_text())["subgroups"]
+    assert [one["attribute"] for one in found] == ["sex"]  # one scanner, and one age, are no groups
+    assert {group["name"] for group in found[0]["groups"]} == {"F", "M"}
+    assert (
+        jobs.fault(jobs.medtl("evaluate", tmp_path / "run", *arguments, "--subgroup", "site"))
+        == "label-table"
+    )
