@@ -4,9 +4,9 @@ python -m benchmarks.scoring [--rounds N] [--memory] [--cases CASE ...] [--preci
 
 Radiographs of 2048 x 2048 pixels and 12 bits, uncompressed and in JPEG 2000, go through EfficientNet-Lite0 at
 160 pixels, MR series of 22 and 176 slices through the slice encoder of configs/mri-volume.yaml; weights are
-random, which costs the same. Each contender is a process of its own that has imported everything before its
-clock starts; loading the network is in a column of its own; files are in the page cache. Of N rounds, in
-turn, the fastest counts, since other work only ever slows one down. All may use all cores.
+random, which costs the same. Everything is imported before the clock starts; loading the network is in a
+column of its own; files are in the page cache. Of N rounds, in turn, the fastest counts, since other work
+only ever slows one down. All may use all cores.
 
 medtl         `medtl score`, whole: scan with all checks, SHA-256 of every file, journal and scores.csv
 plain         pydicom, rescale, stack by position, MONAI's transforms, network, one by one
@@ -38,7 +38,7 @@ import numpy as np
 
 from benchmarks.ingest import mr_slice, radiograph, save
 
-CASES = {"xray uncompressed": 32, "xray jpeg2000": 8, "mr 22 slices": 24, "mr 176 slices": 6}
+CASES = {"xray uncompressed": 64, "xray jpeg2000": 24, "mr 22 slices": 64, "mr 176 slices": 24}
 CONTENDERS = ("medtl", "plain", "monai", "reading", "forward")
 NETWORKS = {
     "xray": ("efficientnet_lite0", (160, 160), ("DX",)),
@@ -251,25 +251,18 @@ def time_forward(run: Path, folder: Path, precision: str) -> float:
     return min(found) * count
 
 
-def measure(contender: str, folder: Path, cases: list[str], precision: str) -> dict[str, dict[str, float]]:
-    """Measure cases in this process: seconds, CPU seconds, seconds of loading the network, peaks in MiB."""
-    import torch  # noqa: F401
+def measure(contender: str, folder: Path, case: str, precision: str) -> dict[str, float]:
+    """Measure one case: seconds, CPU seconds, seconds of loading the network, peaks in MiB.
 
-    import medtl.runs.score  # noqa: F401
-
-    ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)  # decoders whose process has ended are counted here
-    return {case: measure_case(contender, folder, case, precision) for case in cases}
-
-
-def measure_case(contender: str, folder: Path, case: str, precision: str) -> dict[str, float]:
-    """Measure one case. medtl and the readers load the network themselves: that is taken off."""
+    Where the network is loaded within, that is taken off.
+    """
     from medtl.learning import load_checkpoint
 
     run, studies = make_run(folder, case.split()[0]), folder / case
     load_checkpoint(run)
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     load_checkpoint(run)
-    loading = time.perf_counter() - started
+    loading, loading_cpu = time.perf_counter() - started, time.process_time() - cpu_started
     before = cpu_seconds()
     with tempfile.TemporaryDirectory(dir=folder) as out:
         if contender == "medtl":
@@ -279,7 +272,7 @@ def measure_case(contender: str, folder: Path, case: str, precision: str) -> dic
         else:
             timers = {"plain": time_plain, "monai": time_monai, "reading": time_reading}
             seconds = timers[contender](run, studies)
-    cpu = cpu_seconds() - before - loading
+    cpu = cpu_seconds() - before - (0 if contender == "reading" else loading_cpu)
     peaks = [
         resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     ]
@@ -301,29 +294,22 @@ def cpu_seconds() -> float:
     return sum(one.ru_utime + one.ru_stime for one in usage)
 
 
-def run_child(contender: str, folder: Path, precision: str, cases: list[str]) -> dict[str, dict[str, float]]:
-    """Measure in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.scoring", "--child", contender, str(folder)]
-    command += ["--precision", precision, "--cases", *cases]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr[-2000:])
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def print_speed(folder: Path, cases: list[str], rounds: int, precision: str) -> None:
-    """Measure each contender in turn; print studies per minute, and shares of the limits."""
-    found: dict[str, list[dict[str, dict[str, float]]]] = {name: [] for name in CONTENDERS}
-    for _, contender in product(range(rounds), CONTENDERS):
-        found[contender].append(run_child(contender, folder, precision, cases))
+    """Measure the contenders in turn; print studies per minute, and shares of the limits, case by case."""
+    ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)  # decoders whose process has ended are counted here
     print(f"| {precision} | contender | studies a minute | of plain | CPU ms a study | loading, s |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| --- | --- | --- | --- | --- | --- |", flush=True)
     for case in cases:
-        best = {
-            name: {key: min(row[case][key] for row in found[name]) for key in ("seconds", "cpu", "loading")}
-            for name in CONTENDERS
-        }
-        print_case(case, best)
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+        for _, contender in product(range(rounds), CONTENDERS):
+            found[contender].append(measure(contender, folder, case, precision))
+        print_case(
+            case,
+            {
+                name: {key: min(row[key] for row in rows) for key in ("seconds", "cpu", "loading")}
+                for name, rows in found.items()
+            },
+        )
 
 
 def print_case(case: str, best: dict[str, dict[str, float]]) -> None:
@@ -345,7 +331,8 @@ def print_memory(folder: Path) -> None:
     print("| --- | --- | --- |")
     for count in MEMORY_STUDIES:
         case = f"small {count}"
-        row = run_child("medtl", folder, "fp32", [case])[case]
+        command = [sys.executable, "-m", "benchmarks.scoring", "--child", str(folder), "--cases", case]
+        row = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
         print(f"| {count:,} | {row['seconds']:.1f} | {row['self_mib']:.1f}, {row['child_mib']:.1f} |")
 
 
@@ -358,12 +345,11 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", metavar="CASE", default=list(CASES))
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--memory", action="store_true", help="Memory instead of speed.")
-    parser.add_argument("--child", nargs=2, metavar=("CONTENDER", "FOLDER"))
+    parser.add_argument("--child", type=Path, metavar="FOLDER")
     parser.add_argument("--make", type=Path, metavar="FOLDER")
     chosen = parser.parse_args()
     if chosen.child:
-        contender, folder = chosen.child
-        print(json.dumps(measure(contender, Path(folder), chosen.cases, chosen.precision)))
+        print(json.dumps(measure("medtl", chosen.child, chosen.cases[0], chosen.precision)))
     elif chosen.make:
         make_small(chosen.make) if chosen.memory else make_data(chosen.make, chosen.cases)
     else:

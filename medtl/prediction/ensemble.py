@@ -5,7 +5,7 @@ Checkpoints -> Ensemble; series -> rows in which all members have had their say.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,25 +20,39 @@ from medtl.imaging.series import Series, read_series
 from medtl.learning.checkpoint import Checkpoint
 from medtl.learning.folding import fold_groups
 from medtl.learning.graphs import Graph
-from medtl.prediction.scoring import PLAIN, Forward, Prediction, predicted_class, score_batch
+from medtl.prediction.scoring import (
+    PLAIN,
+    Forward,
+    Precision,
+    Prediction,
+    predicted_class,
+    score_batch,
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Ensemble:
     """Members of the same classes, and how images go through each of them.
 
-    lead: the checkpoint whose header judges the mean: a single member itself. Of several the thresholds are
-    the means of theirs, and there are no conformal sets: nobody has tried the mean on validation data.
+    Of several members the thresholds are the means of theirs, and there are no conformal sets: nobody has
+    tried the mean on validation data.
     """
 
     members: tuple[Checkpoint, ...]
     forwards: tuple[Forward, ...]
-    lead: Checkpoint = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "lead", _lead(self.members))
+    @property
+    def lead(self) -> Checkpoint:
+        """The checkpoint whose header judges the mean: a single member itself."""
+        first = self.members[0]
+        cuts = [member.header.thresholds for member in self.members]
+        if len(cuts) == 1:
+            return first
+        means = tuple(map(float, np.mean(cuts, axis=0))) if all(cuts) else None  # type: ignore[arg-type]
+        changes = {"thresholds": means, "conformal": None, "calibration": None}
+        return replace(first, header=first.header.model_copy(update=changes))
 
-    def with_precision(self, precision: Any) -> "Ensemble":
+    def with_precision(self, precision: Precision) -> "Ensemble":
         """Return the same ensemble, computing in that precision."""
         forwards = tuple(replace(forward, precision=precision) for forward in self.forwards)
         return Ensemble(self.members, forwards)
@@ -137,16 +151,6 @@ def _agree(ensemble: Ensemble, rows: Sequence[Prediction]) -> Prediction:
     screening = next((row.screening for row in rows if row.screening not in ("", "ok")), rows[0].screening)
     values = tuple(map(float, mean))
     return replace(rows[0], predicted=predicted, probabilities=values, held="", screening=screening)
-
-
-def _lead(members: Sequence[Checkpoint]) -> Checkpoint:
-    first = members[0]
-    cuts = [member.header.thresholds for member in members]
-    if len(members) == 1:
-        return first
-    means = None if None in cuts else tuple(map(float, np.mean(cuts, axis=0)))  # type: ignore[arg-type]
-    header = first.header.model_copy(update={"thresholds": means, "conformal": None, "calibration": None})
-    return replace(first, header=header)
 
 
 def _header_digest(checkpoint: Checkpoint) -> str:

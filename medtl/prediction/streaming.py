@@ -28,8 +28,8 @@ from medtl.prediction.scoring import Prediction, one_thread, refused_rows
 # a process that has just begun a batch is one for which the others wait at the end.
 LARGEST_BATCH = 4
 BATCH_VALUES = 400_000
-# A folder that is scored sooner starts no children.
-ALONE_SECONDS = 1.0
+# So few studies start children only if they take longer than this.
+FEW, ALONE_SECONDS = 16, 1.0
 # Refusals that another try may take back, though the file is the same.
 PASSING_CODES = frozenset({"dicom-decoder", "file-missing", "file-unreadable"})
 
@@ -58,9 +58,10 @@ def stream(
     size = batch_size(ensemble)
     batches = [units[start : start + size] for start in range(0, len(units), size)]
     task = partial(_judge, ensemble, root, size)
+    patience = ALONE_SECONDS if len(units) <= FEW else 0.0
     done = 0
     try:
-        with one_thread(), closing(work_in_order(task, batches, workers, ALONE_SECONDS)) as judged:
+        with one_thread(), closing(work_in_order(task, batches, workers, patience)) as judged:
             for batch, entries in zip(batches, judged, strict=True):
                 for unit, entry in zip(batch, entries, strict=True):
                     journal.record(unit.source, entry)

@@ -222,7 +222,8 @@ def test_a_full_disk_leaves_no_half_written_output(
     monkeypatch.setattr(os, "fsync", no_space)
     result = jobs.medtl(command, trained.run, trained.data, "--out", tmp_path / "out")
     assert jobs.fault(result) == "output-unwritable"
-    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    left = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert left <= {"journal.sqlite"}  # whole rows, from which scoring goes on
 
 
 @pytest.mark.parametrize("command", ["score", "report", "evaluate", "results"])

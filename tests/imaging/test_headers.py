@@ -132,3 +132,9 @@ def test_a_scan_is_the_same_in_children(
     assert [one.planes for one in shared.series] == [one.planes for one in alone.series]
     assert [str(error) for error in shared.refusals] == [str(error) for error in alone.refusals]
     assert (len(alone.series), len(alone.refusals), alone.skipped) == (4 + 12 + 12, 2, 1)
+
+
+def test_children_have_the_task_from_the_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = object()
+    task = lambda item: (item, id(kept))  # noqa: E731  # neither it nor what it holds can be pickled
+    assert list(work_in_order(task, [1, 2, 3], 2, 0.0)) == [(n, id(kept)) for n in (1, 2, 3)]

@@ -13,7 +13,6 @@ import torch
 from PIL import Image as Picture
 
 from medtl.errors import CheckpointError, ConfigError, TrainingError
-from medtl.imaging import in_children
 from medtl.imaging.augmentation import AugmentationConfig
 from medtl.imaging.preprocessing import PreprocessingConfig
 from medtl.imaging.series import Series, scan
@@ -359,9 +358,3 @@ def test_memory_is_flat_in_the_number_of_studies(make_checkpoint: Make, tmp_path
     small = peak_bytes(ensemble, few, tmp_path / "small")
     large = peak_bytes(ensemble, many, tmp_path / "large")
     assert large - small < 180 * 1000, (small, large)  # bytes: what a Path remembers of itself
-
-
-def test_children_have_the_task_from_the_fork(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = object()
-    task = lambda item: (item, id(kept))  # noqa: E731  # neither it nor what it holds can be pickled
-    assert list(in_children.work_in_order(task, [1, 2, 3], 2, 0.0)) == [(n, id(kept)) for n in (1, 2, 3)]
