@@ -28,6 +28,13 @@ FORMATS = click.Choice(["csv", "jsonl", "parquet"])
     help="auto: bf16 where it is faster and logits of a first batch agree.",
 )
 @click.option(
+    "--engine",
+    type=click.Choice(["torch", "onnx", "auto"]),
+    default="torch",
+    show_default=True,
+    help="onnx: ONNX Runtime, where logits agree. auto: that, where it is faster, too.",
+)
+@click.option(
     "--format",
     "formats",
     type=FORMATS,
@@ -56,6 +63,7 @@ def score(
     others: tuple[Path, ...],
     tta: bool,
     precision: str,
+    engine: str,
     formats: tuple[str, ...],
     resume: bool,
     workers: int | None,
@@ -75,7 +83,18 @@ def score(
 
     if watch and as_json:
         raise click.UsageError("--json prints one document when all is done; --watch is never done")
-    options = ScoreOptions(others, any_modality, tta, precision, formats, not resume, workers)  # type: ignore[arg-type]
+    if engine != "torch" and precision == "bf16":
+        raise click.UsageError("--precision bf16 is PyTorch's: give --engine torch")
+    options = ScoreOptions(
+        others,
+        any_modality,
+        tta,
+        precision,  # type: ignore[arg-type]
+        engine,  # type: ignore[arg-type]
+        formats,
+        not resume,
+        workers,
+    )
     stop = StopSignal()
     try:
         with stop, TerminalWatcher(f"medtl score · {folder}") as watcher:

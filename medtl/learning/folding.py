@@ -26,7 +26,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TOLERANCE = 1e-5
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def fold_groups(classifier: Classifier, shape: tuple[int, ...]) -> Classifier:
     """Return a copy in evaluation mode, with batch norm folded in each layer group where that is the same.
 
@@ -48,12 +48,12 @@ def _enter(group: nn.Module, x: Tensor) -> Tensor:
     return output
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def fold_batch_norm(network: Network, run: Callable[[Network], Tensor]) -> Network:
     """Return a copy in evaluation mode, with batch norm folded where that computes the same.
 
     run: what is asked of the network, on some input; what it does not ask for stays as it is. The copy takes
-    no part in training: its tensors are inference tensors.
+    no part in training.
     """
     copied = copy.deepcopy(network).eval()
     pairs, expected = _see(copied, run)

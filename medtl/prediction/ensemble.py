@@ -18,6 +18,8 @@ from medtl.errors import CheckpointError, ConfigError, ReadError
 from medtl.imaging.image import Image
 from medtl.imaging.series import Series, read_series
 from medtl.learning.checkpoint import Checkpoint
+from medtl.learning.folding import fold_groups
+from medtl.learning.graphs import Graph
 from medtl.prediction.scoring import (
     PLAIN,
     Forward,
@@ -55,6 +57,11 @@ class Ensemble:
         forwards = tuple(replace(forward, precision=precision) for forward in self.forwards)
         return Ensemble(self.members, forwards)
 
+    def with_graphs(self, graphs: Sequence[Graph | None]) -> "Ensemble":
+        """Return the same ensemble, each member run by its graph; by PyTorch where that is None."""
+        both = zip(self.forwards, graphs, strict=True)
+        return Ensemble(self.members, tuple(replace(forward, graph=graph) for forward, graph in both))
+
     @property
     def facts(self) -> dict[str, Any]:
         """Return all that a row depends on but its image, as plain data."""
@@ -71,7 +78,7 @@ class Ensemble:
 
 
 def make_ensemble(checkpoints: Sequence[Checkpoint], *, flips: bool = False) -> Ensemble:
-    """Put checkpoints together, each in evaluation mode.
+    """Put checkpoints together, each in evaluation mode, with its batch norm folded into convolutions.
 
     flips: members that were trained on mirror images judge the mirror image, too. Raises CheckpointError
     ensemble-mixed, and ConfigError config-value where flips are asked for and no member knows them.
@@ -87,7 +94,13 @@ def make_ensemble(checkpoints: Sequence[Checkpoint], *, flips: bool = False) -> 
         reason = "was trained without mirror images, which are all that is averaged"
         raise ConfigError("config-value", reason, where="--tta", fix="score without it")
     forwards = tuple(replace(PLAIN, filled=True, flips=flip) for flip in mirrored)
-    return Ensemble(tuple(checkpoints), forwards)
+    return Ensemble(tuple(map(_folded, checkpoints)), forwards)
+
+
+def _folded(checkpoint: Checkpoint) -> Checkpoint:
+    config = checkpoint.preprocessing
+    classifier = fold_groups(checkpoint.classifier, (1, config.channels, *config.size))
+    return replace(checkpoint, classifier=classifier)
 
 
 def judge_batch(

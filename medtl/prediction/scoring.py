@@ -1,6 +1,7 @@
 """Turn a checkpoint and images, or a folder of studies, into predictions: one row each, scored or refused."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -21,6 +22,7 @@ from medtl.imaging.storage import write_csv
 from medtl.learning.calibration import to_probabilities
 from medtl.learning.checkpoint import Checkpoint
 from medtl.learning.features import place_images
+from medtl.learning.graphs import Graph
 from medtl.prediction.conformal import set_texts
 from medtl.prediction.screening import Likeness, Verdict, distances, find_misfit, give_verdict
 
@@ -74,12 +76,13 @@ class Forward:
 
     flips: the mean of the probabilities of an image and of its mirror image, left and right. filled: every
     batch has the full size, blank images in place of what lacks, so that no row depends on its neighbours
-    to the last bit.
+    to the last bit. graph: what ONNX Runtime runs in place of the network; None for PyTorch.
     """
 
     precision: Precision = "fp32"
     flips: bool = False
     filled: bool = False
+    graph: Graph | None = None
 
 
 PLAIN = Forward()
@@ -167,10 +170,10 @@ def _predict_prepared(
     if forward.filled:
         images = torch.cat([images, images.new_zeros(max(0, size - len(images)), *images.shape[1:])])
     with arithmetic(forward.precision):
-        logits, features = predict_features(checkpoint, images)
+        logits, features = predict_features(checkpoint, images, forward.graph)
         found = to_probabilities(logits, checkpoint.task.kind, checkpoint.header.calibration)
         if forward.flips:
-            found = (found + predict(checkpoint, images.flip(-1))) / 2
+            found = (found + predict(checkpoint, images.flip(-1), forward.graph)) / 2
     answers = map(Answer, found, measure_distances(checkpoint, features))
     return list(islice(answers, len(prepared)))
 
@@ -187,38 +190,53 @@ def arithmetic(precision: Precision) -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
 
-def predict(checkpoint: Checkpoint, images: Tensor) -> NDArray[np.float64]:
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread, here as in children: the last bit of a sum depends on their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def predict(checkpoint: Checkpoint, images: Tensor, graph: Graph | None = None) -> NDArray[np.float64]:
     """Return probabilities (N, K) of prepared images (N, C, *size), calibrated as the checkpoint says.
 
     Raises CheckpointError scores-invalid where one is no number, as from weights that are none.
     """
-    logits = predict_logits(checkpoint, images)
+    logits = predict_logits(checkpoint, images, graph)
     return to_probabilities(logits, checkpoint.task.kind, checkpoint.header.calibration)
 
 
-def predict_logits(checkpoint: Checkpoint, images: Tensor) -> NDArray[np.float64]:
+def predict_logits(checkpoint: Checkpoint, images: Tensor, graph: Graph | None = None) -> NDArray[np.float64]:
     """Return logits (N, K) of prepared images (N, C, *size). Raises CheckpointError scores-invalid."""
-    return predict_features(checkpoint, images)[0]
+    return predict_features(checkpoint, images, graph)[0]
 
 
-@torch.inference_mode()
 def predict_features(
-    checkpoint: Checkpoint, images: Tensor
+    checkpoint: Checkpoint, images: Tensor, graph: Graph | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return logits (N, K) of prepared images (N, C, *size), and the features (N, F) that the head read.
 
     Features of slices are averaged. Raises CheckpointError scores-invalid.
     """
-    classifier = checkpoint.classifier
-    pooled = classifier.run(place_images(images, classifier), 0, classifier.head_step)
-    logits = classifier.head(pooled).double().cpu().numpy()
+    logits, features = graph.run(images.numpy()) if graph else _run_network(checkpoint, images)
     if not np.isfinite(logits).all():
         reason = "the model's probabilities are no numbers"
         raise CheckpointError(
             "scores-invalid", reason, where=checkpoint.folder, fix="train again, at a lower rate"
         )
+    return logits.astype(np.float64), features.astype(np.float64)
+
+
+@torch.inference_mode()
+def _run_network(checkpoint: Checkpoint, images: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    classifier = checkpoint.classifier
+    pooled = classifier.run(place_images(images, classifier), 0, classifier.head_step)
     features = pooled if pooled.ndim == 2 else pooled.mean(dim=2)
-    return logits, features.double().cpu().numpy()
+    return classifier.head(pooled).double().cpu().numpy(), features.double().cpu().numpy()
 
 
 def predicted_class(checkpoint: Checkpoint, probabilities: NDArray[np.float64]) -> str:

@@ -6,14 +6,12 @@ process has one thread: images side by side keep all cores busy, one image on se
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
-
-import torch
 
 from medtl.errors import TrainingError
 from medtl.imaging.image import Image
@@ -24,7 +22,7 @@ from medtl.imaging.series import Scan, Series, read_series
 from medtl.learning.watching import StoppedError, never
 from medtl.prediction.ensemble import Ensemble, judge_batch
 from medtl.prediction.journal import Entry, Journal
-from medtl.prediction.scoring import Prediction, refused_rows
+from medtl.prediction.scoring import Prediction, one_thread, refused_rows
 
 # Images of a batch, and the values that it may have: larger ones were no faster on any processor tried, and
 # a process that has just begun a batch is one for which the others wait at the end.
@@ -63,7 +61,7 @@ def stream(
     patience = ALONE_SECONDS if len(units) <= FEW else 0.0
     done = 0
     try:
-        with _one_thread(), closing(work_in_order(task, batches, workers, patience)) as judged:
+        with one_thread(), closing(work_in_order(task, batches, workers, patience)) as judged:
             for batch, entries in zip(batches, judged, strict=True):
                 for unit, entry in zip(batch, entries, strict=True):
                     journal.record(unit.source, entry)
@@ -163,17 +161,6 @@ def stopped(journal: Journal) -> StoppedError:
     """Return the error that says that scoring was stopped, and how it goes on."""
     reason, fix = "stopped, all rows so far are kept", "the same command goes on"
     return StoppedError("interrupted", reason, where=journal.path.parent, fix=fix)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute with one thread, here as in children: the last bit of a sum depends on their number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _values(config: PreprocessingConfig) -> int:

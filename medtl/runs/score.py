@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medtl.errors import MedtlError
 from medtl.imaging.series import Scan, scan
 from medtl.imaging.storage import write_json
 from medtl.learning.fit import Watcher
 from medtl.learning.watching import never
+from medtl.prediction.engine import EngineChoice, try_engine
 from medtl.prediction.ensemble import Ensemble, make_ensemble
 from medtl.prediction.journal import Journal, key_of, open_journal
 from medtl.prediction.precision import PrecisionChoice, try_precision
@@ -24,13 +26,15 @@ class ScoreOptions:
     """How to score.
 
     others: runs that judge together with the first. flips: average over mirror images where training saw
-    them. anew: forget the rows that the journal has. workers: processes, None for one a processor.
+    them. engine: auto takes ONNX Runtime where it agrees and is faster. anew: forget the rows that the
+    journal has. workers: processes, None for one a processor.
     """
 
     others: tuple[Path, ...] = ()
     any_modality: bool = False
     flips: bool = False
     precision: PrecisionChoice = "fp32"
+    engine: EngineChoice = "torch"
     formats: tuple[str, ...] = ("csv",)
     anew: bool = False
     workers: int | None = None
@@ -88,6 +92,7 @@ def score_run(
     ensemble = load_ensemble(run, options)
     found = scan(folder)
     with open_journal(out) as journal:
+        ensemble = choose_engine(ensemble, journal, options, watcher)
         ensemble = open_judge(ensemble, journal, found, options)
         kept = score_into(journal, ensemble, found, folder, options, watcher, stop)
         return write_outcome(journal, ensemble, found, folder, options, kept)
@@ -100,6 +105,35 @@ def load_ensemble(run: Path, options: ScoreOptions) -> Ensemble:
     return make_ensemble(checkpoints, flips=options.flips)
 
 
+def choose_engine(ensemble: Ensemble, journal: Journal, options: ScoreOptions, watcher: Watcher) -> Ensemble:
+    """Return the ensemble with the engine that was asked for; what auto finds is found once a journal.
+
+    PyTorch computes what ONNX Runtime cannot, or not within the tolerance, and a note says so. Raises
+    CheckpointError extra-missing, OutputError.
+    """
+    if options.engine == "torch":
+        return ensemble
+    key = engine_key(ensemble)
+    known = None if options.anew else journal.recall(key)
+    if known and known["chosen"] == "torch" and options.engine == "auto":
+        return ensemble
+    try:
+        trial, graphs = try_engine(ensemble, batch_size(ensemble))
+    except MedtlError as error:
+        if options.engine == "onnx" and error.code not in ("export-unsupported", "export-differs"):
+            raise
+        watcher.note("engine", f"PyTorch, since {error}")
+        return ensemble
+    found = known or trial.to_json()
+    journal.remember(key, found)
+    return ensemble.with_graphs(graphs) if "onnx" in (options.engine, found["chosen"]) else ensemble
+
+
+def engine_key(ensemble: Ensemble) -> str:
+    """Return the name under which a journal remembers what a trial of engines found."""
+    return f"engine {key_of(ensemble.with_graphs([None] * len(ensemble.members)).facts)}"
+
+
 def open_judge(
     ensemble: Ensemble, journal: Journal, found: Scan, options: ScoreOptions, *, first: bool = True
 ) -> Ensemble:
@@ -110,6 +144,8 @@ def open_judge(
     """
     anew = options.anew and first
     precision = options.precision
+    if ensemble.forwards[0].graph:
+        precision = "fp32"
     if precision == "auto":
         key = f"precision {key_of(ensemble.facts)}"
         trial = journal.recall(key)
@@ -173,10 +209,12 @@ def write_outcome(
 def _how(ensemble: Ensemble, journal: Journal) -> dict[str, Any]:
     """Return what else a reader of scores may ask: which models, and how they computed."""
     precision = ensemble.forwards[0].precision
-    trial = journal.recall(f"precision {key_of(ensemble.with_precision('fp32').facts)}")
+    plain = ensemble.with_precision("fp32")
     return {
         "models": [member.sha256 for member in ensemble.members],
         "mirrored": [forward.flips for forward in ensemble.forwards],
         "precision": precision,
-        "precision_trial": trial,
+        "precision_trial": journal.recall(f"precision {key_of(plain.facts)}"),
+        "engine": "onnx" if ensemble.forwards[0].graph else "torch",
+        "engine_trial": journal.recall(engine_key(plain)),
     }

@@ -18,7 +18,7 @@ from medtl.prediction.ensemble import Ensemble
 from medtl.prediction.journal import Journal, open_journal
 from medtl.prediction.score_files import check_formats
 from medtl.prediction.streaming import list_units, stopped
-from medtl.runs.score import ScoreOptions, load_ensemble, open_judge, score_into, write_outcome
+from medtl.runs.score import ScoreOptions, choose_engine, load_ensemble, open_judge, score_into, write_outcome
 
 # A stop is answered within so many seconds.
 STOP_SECONDS = 0.2
@@ -56,6 +56,7 @@ def watch_run(
     if not folder.is_dir():
         raise ReadError("file-missing", "is no folder to watch", where=folder, fix="check the path")
     with open_journal(out) as journal:
+        ensemble = choose_engine(ensemble, journal, options, watcher)
         watch = Watch(ensemble, folder, journal, options, watcher, stop, settle)
         seen = told = ""
         while True:

@@ -11,6 +11,8 @@ import pytest
 from pydicom.uid import ComputedRadiographyImageStorage
 
 from medtl.cli.terminal import TerminalWatcher
+from medtl.learning import graphs
+from medtl.prediction import engine
 from medtl.prediction.journal import open_journal
 from tests.cli import jobs
 from tests.cli.conftest import Trained
@@ -373,3 +375,79 @@ def test_screening_tensors_that_were_altered_are_refused(
     kept.write_bytes(content)
     result = jobs.medtl("score", own_run, trained.data, "--out", tmp_path / "out")
     assert jobs.fault(result) == "checkpoint-damaged"
+
+
+def test_onnx_runtime_scores_as_pytorch_does_and_the_journal_keeps_them_apart(
+    trained: Trained, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+    out = tmp_path / "out"
+    by_torch = score(trained.run, trained.data, out)
+    for workers in (2, 1):
+        options = ("--engine", "onnx", "--workers", workers, "--anew")
+        result = jobs.medtl("score", trained.run, trained.data, "--out", out, *options)
+        assert result.exit_code == 0 and "(24 rows were there)" not in result.stdout
+        written = (out / "scores.csv").read_bytes()
+        rows = jobs.read_rows(out / "scores.csv")
+        assert {row["screening"] for row in rows} == {row["screening"] for row in by_torch.values()}
+        for row in rows:
+            assert float(row["p_lesion"]) == pytest.approx(
+                float(by_torch[row["source"]]["p_lesion"]), abs=1e-4
+            )
+        facts = json.loads((out / "scores.json").read_text())
+        assert facts["engine"] == "onnx" and facts["engine_trial"]["largest_difference"] <= 1e-4
+        lone = tmp_path / f"lone {workers}"
+        shutil.copytree(trained.data / "images", lone / "images", ignore=lambda _, names: sorted(names)[1:])
+        jobs.medtl("score", trained.run, lone, "--out", tmp_path / f"out {workers}", *options)
+        assert (tmp_path / f"out {workers}/scores.csv").read_bytes() == b"".join(
+            written.splitlines(keepends=True)[:2]
+        )
+    again = jobs.medtl("score", trained.run, trained.data, "--out", out)
+    assert "(24 rows were there)" in again.stdout
+    assert {row["source"]: row for row in jobs.read_rows(out / "scores.csv")} == by_torch
+
+
+@pytest.mark.parametrize(("seconds", "taken"), [((2.0, 1.0), "onnx"), ((1.0, 2.0), "torch")])
+def test_auto_takes_the_faster_engine_and_asks_once(
+    seconds: tuple[float, float],
+    taken: str,
+    trained: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+    slower, faster = seconds
+    monkeypatch.setattr(engine, "_seconds", lambda _, graph, __: slower if graph is None else faster)
+    command = ("score", trained.run, trained.data, "--out", tmp_path / "out", "--engine", "auto")
+    assert jobs.medtl(*command).exit_code == 0
+    facts = json.loads((tmp_path / "out/scores.json").read_text())
+    assert facts["engine"] == facts["engine_trial"]["chosen"] == taken
+    monkeypatch.setattr(engine, "_seconds", lambda _, graph, __: faster if graph is None else slower)
+    assert "(24 rows were there)" in jobs.medtl(*command).stdout
+    assert json.loads((tmp_path / "out/scores.json").read_text()) == facts
+
+
+def test_pytorch_scores_where_the_graph_differs_and_says_so(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+    monkeypatch.setattr(graphs, "TOLERANCE", -1.0)
+    result = jobs.medtl("score", trained.run, trained.data, "--out", tmp_path / "out", "--engine", "onnx")
+    assert result.exit_code == 0 and "PyTorch, since [export-differs]" in result.stderr
+    assert json.loads((tmp_path / "out/scores.json").read_text())["engine"] == "torch"
+
+
+def test_onnx_without_its_extra_is_a_line_and_auto_does_without(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    command = ("score", trained.run, trained.data, "--out", tmp_path / "out", "--engine")
+    assert jobs.fault(jobs.medtl(*command, "onnx")) == "extra-missing"
+    result = jobs.medtl(*command, "auto")
+    assert result.exit_code == 0 and "pip install 'medtl[export]'" in result.stderr
+
+
+def test_bfloat16_is_pytorchs(trained: Trained, tmp_path: Path) -> None:
+    options = ("--out", tmp_path / "out", "--engine", "onnx", "--precision", "bf16")
+    result = jobs.medtl("score", trained.run, trained.data, *options)
+    assert result.exit_code == 2 and "--engine torch" in result.stderr

@@ -200,3 +200,13 @@ def test_onnx_without_its_packages_is_one_line(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(CheckpointError, match=r"\[extra-missing\].*needs onnxruntime"):
         write_onnx(tmp_path / "model.onnx", make_checkpoint(), {})
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_weights_that_are_no_numbers_are_not_exported(kind: str, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint()
+    with torch.no_grad():
+        checkpoint.classifier.head.linear.bias.fill_(float("nan"))  # type: ignore[union-attr]
+    with pytest.raises(CheckpointError) as caught:
+        WRITERS[kind](tmp_path / "model", checkpoint)
+    assert caught.value.code == "export-differs" and not list(tmp_path.iterdir())

@@ -39,9 +39,9 @@ def batch_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     predict = scoring.predict_features
 
-    def counting(checkpoint: Checkpoint, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def counting(checkpoint: Checkpoint, images: torch.Tensor, *how: object) -> tuple[np.ndarray, np.ndarray]:
         sizes.append(len(images))
-        return predict(checkpoint, images)
+        return predict(checkpoint, images, *how)
 
     monkeypatch.setattr(scoring, "predict_features", counting)
     return sizes
