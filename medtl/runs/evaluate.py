@@ -77,45 +77,76 @@ def evaluate_run(
     """
     options = options or EvaluateOptions(part)
     checkpoint = load_finished(run, any_modality=any_modality)
-    task = checkpoint.task
-    prevalence = _prevalence(options.prevalence, task)
+    task, prevalence = checkpoint.task, _prevalence(options.prevalence, checkpoint.task)
     thresholds = _thresholds(checkpoint, run, options.rule)
-    manifest = load_manifest(data, labels, task_config(run, task))
+    opened = _open(checkpoint, run, data, labels, options.part, watcher)
+    attributes = _attributes(opened.samples, options.attributes)
+    rows = opened.prepared.rows_of(opened.samples)
+    probabilities = _predict_rows(checkpoint, opened.prepared, rows, watcher)
+    judged = probabilities, targets(task, opened.samples), task, opened.patients
+    evaluation = evaluate(*judged, thresholds, prevalence=prevalence)
+    groupings, notes = judge_subgroups(*judged, thresholds, attributes)
+    tell(watcher, notes)
+    answers = {"predicted": [_answer(task, row, thresholds) for row in probabilities]}
+    content = {
+        **_about(checkpoint, run, options),
+        **to_json(evaluation),
+        "subgroups": subgroups.to_json(groupings),
+        "notes": [*opened.notes, *notes],
+    }
+    floors = checkpoint.header.conformal
+    if floors is not None:
+        content["conformal"] = coverage_json(measure_coverage(*judged, floors))
+        answers["set"] = set_texts(probabilities, floors, task)
+    _write(out, content, evaluation, groupings)
+    write_predictions(out / FILE, task, predictions_of(opened.samples, task, probabilities), answers)
+    page = write_evaluation_page(out, content, model_card(run, checkpoint))
+    return EvaluateOutcome(evaluation, tuple(groupings), page, opened.refusals)
+
+
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """The samples that are judged, prepared, and what is to be said of them."""
+
+    samples: Sequence[Sample]
+    prepared: PreparedDataset
+    notes: Sequence[str]
+    refusals: tuple[ReadError, ...]
+
+    @property
+    def patients(self) -> list[str]:
+        return [sample.patient_id for sample in self.samples]
+
+
+def _open(
+    checkpoint: Checkpoint, run: Path, data: Path, labels: Path | None, part: EvaluationPart, watcher: Watcher
+) -> _Opened:
+    """Read and prepare a labelled folder, and choose the part of it that is judged."""
+    manifest = load_manifest(data, labels, task_config(run, checkpoint.task))
     prepared = prepare_samples(
         manifest.samples,
         checkpoint.preprocessing,
         progress=lambda done, total: watcher.progress("reading", done, total),
     )
-    kept, notes = _select_part(manifest.samples, prepared, run, options.part)
-    attributes = _attributes(kept, options.attributes)
+    kept, notes = _select_part(manifest.samples, prepared, run, part)
     tell(watcher, manifest.notes, notes, oddity_notes(prepared))
-    probabilities = _predict_rows(checkpoint, prepared, prepared.rows_of(kept), watcher)
-    truth, patients = targets(task, kept), [sample.patient_id for sample in kept]
-    evaluation = evaluate(probabilities, truth, task, patients, thresholds, prevalence=prevalence)
-    groupings, more = judge_subgroups(probabilities, truth, task, patients, thresholds, attributes)
-    tell(watcher, more)
-    content = {
+    return _Opened(kept, prepared, notes[1:], all_refusals(manifest, prepared))
+
+
+def _about(checkpoint: Checkpoint, run: Path, options: EvaluateOptions) -> dict[str, Any]:
+    """Return what metrics.json says of the model and of how it is judged."""
+    task, calibration = checkpoint.task, checkpoint.header.calibration
+    about = {
         "run": run.name,
         "task": {"kind": task.kind, "classes": list(task.classes)},
         "recipe": _recipe(run),
         "part": options.part,
         "model_sha256": checkpoint.sha256,
         "threshold_rule": str(options.rule or ThresholdRule()),
-        **to_json(evaluation),
-        "subgroups": subgroups.to_json(groupings),
-        "notes": [*notes[1:], *more],
     }
-    answers = {"predicted": [_answer(task, row, thresholds) for row in probabilities]}
-    floors, calibration = checkpoint.header.conformal, checkpoint.header.calibration
     if calibration is not None:
-        content["calibration"] = f"probabilities are calibrated by {calibration.method} on validation data"
-    if floors is not None:
-        content["conformal"] = coverage_json(measure_coverage(probabilities, truth, task, patients, floors))
-        answers["set"] = set_texts(probabilities, floors, task)
-    _write(out, content, evaluation, groupings)
-    write_predictions(out / FILE, task, predictions_of(kept, task, probabilities), answers)
-    page = write_evaluation_page(out, content, model_card(run, checkpoint))
-    return EvaluateOutcome(evaluation, tuple(groupings), page, all_refusals(manifest, prepared))
+        about["calibration"] = f"probabilities are calibrated by {calibration.method} on validation data"
+    return about
 
 
 def _recipe(run: Path) -> dict[str, Any]:
