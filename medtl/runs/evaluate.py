@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from medtl.config import load_config
 from medtl.errors import CheckpointError, ConfigError, LabelError, ReadError
+from medtl.imaging.attributes import attribute_names, identifying_attributes
 from medtl.imaging.manifest import Sample, Task, TaskConfig, load_manifest, targets
 from medtl.imaging.prepared import PreparedDataset, oddity_notes, prepare_samples
 from medtl.imaging.splits import read_splits
@@ -86,8 +87,8 @@ def evaluate_run(
         progress=lambda done, total: watcher.progress("reading", done, total),
     )
     kept, notes = _select_part(manifest.samples, prepared, run, options.part)
-    attributes = _attributes(kept, options.attributes)
-    tell(watcher, manifest.notes, notes, oddity_notes(prepared))
+    attributes, withheld = _attributes(kept, options.attributes)
+    tell(watcher, manifest.notes, notes, oddity_notes(prepared), withheld)
     probabilities = _predict_rows(checkpoint, prepared, prepared.rows_of(kept), watcher)
     truth, patients = targets(task, kept), [sample.patient_id for sample in kept]
     evaluation = evaluate(probabilities, truth, task, patients, thresholds, prevalence=prevalence)
@@ -161,15 +162,23 @@ def _thresholds(checkpoint: Checkpoint, run: Path, rule: ThresholdRule | None) -
     return choose_thresholds(kept.probabilities[rows], kept.targets[rows], checkpoint.task, rule)
 
 
-def _attributes(samples: Sequence[Sample], asked: Sequence[str] | None) -> dict[str, list[str]]:
-    """Return the values of each attribute to form subgroups by. Raises LabelError label-table."""
-    known = list(dict.fromkeys(name for sample in samples for name in sample.attributes))
-    absent = [name for name in asked or () if name not in known]
-    if absent:
-        fix = f"one of {', '.join(known)}" if known else "add the column"
-        raise LabelError("label-table", f"no column {absent[0]} to group by", where="--subgroup", fix=fix)
-    names = known if asked is None else asked
-    return {name: [sample.attributes.get(name, "") for sample in samples] for name in names}
+def _attributes(
+    samples: Sequence[Sample], asked: Sequence[str] | None
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the values of each attribute to form subgroups by, and a note on those held back.
+
+    Raises LabelError label-table for a column that is absent, or may say who a patient is.
+    """
+    known, withheld = attribute_names(samples), identifying_attributes(samples)
+    shown = [name for name in known if name not in withheld]
+    for name in asked or ():
+        if name not in shown:
+            reason = f"column {name} may say who a patient is" if name in known else f"no column {name}"
+            fix = f"one of {', '.join(shown)}" if shown else "add a column that patients share"
+            raise LabelError("label-table", f"{reason}: no subgroups", where="--subgroup", fix=fix)
+    names = shown if asked is None else asked
+    notes = [f"no subgroups by {', '.join(withheld)}: they may say who a patient is"] if withheld else []
+    return {name: [sample.attributes.get(name, "") for sample in samples] for name in names}, notes
 
 
 def _answer(task: Task, probabilities: NDArray[np.float64], thresholds: Sequence[float]) -> str:

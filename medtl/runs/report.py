@@ -8,6 +8,7 @@ from medtl.imaging.display import make_display
 from medtl.imaging.image import Image
 from medtl.imaging.series import Scan, scan
 from medtl.imaging.storage import read_json
+from medtl.imaging.terms import shown_body_part, shown_modality, shown_view
 from medtl.learning.checkpoint import (
     Checkpoint,
 )
@@ -110,9 +111,9 @@ def _facts(image: Image) -> dict[str, str]:
     )
     shown = {
         "format": facts.format,
-        "modality": facts.modality,
-        "body part": facts.body_part,
-        "view": facts.view,
+        "modality": shown_modality(facts.modality),
+        "body part": shown_body_part(facts.body_part),
+        "view": shown_view(facts.view),
         "matrix": matrix,
         "spacing": spacing,
         "photometric": facts.photometric,
