@@ -202,8 +202,13 @@ class OutputError(MedtlError):
     """A result cannot be written where it was asked for."""
 
 
+def printable(text: str) -> str:
+    """Return text on which no terminal acts: a file name may hold escapes, a header any bytes."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
 
 
 def _clip_left(text: str, room: int) -> str:

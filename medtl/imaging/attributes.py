@@ -42,4 +42,4 @@ def _identifies(name: str, samples: Sequence[Sample]) -> bool:
     texts = {(patient, value) for patient, value in stated if not MEASUREMENT.fullmatch(value)}
     patients = {patient for patient, _ in texts}
     # A site or a device is shared by many; two patients of two sites tell nothing yet.
-    return len(patients) > 2 and 2 * len({value for _, value in texts}) > len(patients)
+    return len(patients) > 2 and 3 * len({value for _, value in texts}) > 2 * len(patients)
