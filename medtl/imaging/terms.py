@@ -46,8 +46,10 @@ MODALITIES = _words(
     RTIMAGE SC SM SMR TG US VA XA XC
     """
 )
-# Photometric Interpretation (PS3.3 C.7.6.3.1.2).
-PHOTOMETRIC = re.compile(r"MONOCHROME[12]|PALETTE COLOR|RGB|YBR_(FULL(_422)?|RCT|ICT|PARTIAL_420)")
+# Photometric Interpretation (PS3.3 C.7.6.3.1.2), and pillow's modes.
+PHOTOMETRIC = re.compile(
+    r"MONOCHROME[12]|PALETTE COLOR|YBR_(FULL(_422)?|RCT|ICT|PARTIAL_420)|RGBA?|1|LA?|I(;16B?)?|PA?"
+)
 
 
 def shown_body_part(text: str) -> str:
@@ -67,7 +69,7 @@ def shown_modality(text: str) -> str:
 
 def shown_photometric(text: str) -> str:
     """Return a photometric interpretation in the same way."""
-    return _shown(text, PHOTOMETRIC.fullmatch(text) is not None)
+    return text if not text or PHOTOMETRIC.fullmatch(text) else NOT_SHOWN
 
 
 def _shown(text: str, known: bool) -> str:
