@@ -119,6 +119,7 @@ CODES: dict[str, str] = {
     "device-missing": "the device that was asked for is not here",
     "scores-damaged": "the record of a scored folder cannot be read",
     "output-unwritable": "the output cannot be written",
+    "salt-damaged": "the salt of ids is not what medtl made",
     "cache-full": "there is no room for cached activations: training goes on without them",
     # searching
     "extra-missing": "an optional package that the command needs is not installed",
