@@ -119,6 +119,7 @@ CODES: dict[str, str] = {
     "device-missing": "the device that was asked for is not here",
     "scores-damaged": "the record of a scored folder cannot be read",
     "output-unwritable": "the output cannot be written",
+    "salt-damaged": "the salt of ids is not what medtl made",
     "cache-full": "there is no room for cached activations: training goes on without them",
     # searching
     "extra-missing": "an optional package that the command needs is not installed",
@@ -202,8 +203,13 @@ class OutputError(MedtlError):
     """A result cannot be written where it was asked for."""
 
 
+def printable(text: str) -> str:
+    """Return text on which no terminal acts: a file name may hold escapes, a header any bytes."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
 
 
 def _clip_left(text: str, room: int) -> str:

@@ -3,10 +3,8 @@
 Exit codes: 0 all well; 1 the command failed; 2 usage; 3 finished, with some inputs refused.
 """
 
-import os
 import signal
 import sys
-import warnings
 from typing import Any
 
 import click
@@ -20,6 +18,7 @@ from medtl.cli.evaluate import evaluate
 from medtl.cli.explain import explain
 from medtl.cli.export import export
 from medtl.cli.inspect import inspect
+from medtl.cli.libraries import quieten_libraries
 from medtl.cli.prepare import prepare
 from medtl.cli.report import report
 from medtl.cli.results import results
@@ -55,16 +54,16 @@ class FrontDoor(click.Group):
     cls=FrontDoor, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
 @click.version_option(__version__, prog_name="medtl")
-@click.option("--debug", is_flag=True, help="Show what libraries warn of.")
+@click.option(
+    "--debug", is_flag=True, help="Show where libraries warn; never their words, which quote files."
+)
 def main(debug: bool) -> None:
     """Medical transfer learning that people can trust.
 
     From a folder of X-ray or MRI studies and a label table to a classifier with honest numbers, saliency maps
     and reports. Research use only, not for diagnosis.
     """
-    if not debug:
-        warnings.simplefilter("ignore")
-        os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    quieten_libraries(debug)
     signal.signal(signal.SIGTERM, _interrupt)
     keep_freed_memory()
 

@@ -53,7 +53,7 @@ def explain(
     """
     import json
 
-    from medtl.cli.terminal import TerminalWatcher
+    from medtl.cli.terminal import TerminalWatcher, print_refused_row
     from medtl.runs.explain import ExplainOptions, explain_run
 
     if masks is not None and not audit:
@@ -62,7 +62,7 @@ def explain(
     with TerminalWatcher(f"medtl explain · {folder}") as watcher:
         outcome = explain_run(run, folder, out, watcher, options)
     for row in outcome.refused:
-        click.echo(f"refused: [{row.code}] {row.source}: {row.reason}: {row.fix}", err=True)
+        print_refused_row(row)
     if as_json:
         click.echo(json.dumps(to_json(outcome), indent=2, allow_nan=False))
     else:

@@ -122,12 +122,14 @@ def _print_problems(console: "Console", title: str, problems: "Sequence[Problem]
     """Print a line for each problem: on a terminal folded under its code where it is too long."""
     from rich.padding import Padding
 
+    from medtl.errors import printable
+
     if not problems:
         return
     console.print(f"\n{title}", style="bold")
     shown = list(_first_of_each_code(problems))
     for problem in shown:
-        text = _printable(": ".join(filter(None, (problem.source, problem.reason, problem.fix))))
+        text = printable(": ".join(filter(None, (problem.source, problem.reason, problem.fix))))
         line = f"  [{problem.code}] {text}"
         if console.is_terminal and len(line) > console.width:
             console.print(f"  [{problem.code}]")
@@ -148,8 +150,3 @@ def _first_of_each_code(problems: "Sequence[Problem]") -> "Iterator[Problem]":
 
 def _count(number: int) -> str:
     return f"{number:,}" if number else "-"
-
-
-def _printable(text: str) -> str:
-    """Return text without control characters, which a file name may hold."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -77,7 +77,9 @@ def _document(outcome: "PrepareOutcome") -> dict[str, object]:
 
 
 def _describe(outcome: "PrepareOutcome") -> str:
-    counts = ", ".join(f"{name} {count:,}" for name, count in outcome.counts.items())
+    from medtl.errors import printable
+
+    counts = ", ".join(f"{printable(name)} {count:,}" for name, count in outcome.counts.items())
     size = " x ".join(map(str, outcome.shape))
     made = f"{outcome.decoded:,} decoded" if outcome.decoded else "nothing had changed"
     return (

@@ -42,7 +42,7 @@ def results(
     import json
     from dataclasses import asdict
 
-    from medtl.cli.terminal import TerminalWatcher
+    from medtl.cli.terminal import TerminalWatcher, print_refused_row
     from medtl.runs.results import results_run
 
     with TerminalWatcher(f"medtl results · {folder}") as watcher:
@@ -51,7 +51,7 @@ def results(
         )
     refused = [row.prediction for row in outcome.rows if row.refused]
     for row in refused:
-        click.echo(f"refused: [{row.code}] {row.source}: {row.reason}: {row.fix}", err=True)
+        print_refused_row(row)
     if as_json:
         rows = [{**asdict(row.prediction), "files": row.files} for row in outcome.rows]
         click.echo(json.dumps(rows, indent=2))

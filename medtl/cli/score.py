@@ -117,13 +117,16 @@ def _show(outcome: "ScoreOutcome", as_json: bool) -> None:
     import json
     from dataclasses import asdict
 
+    from medtl.cli.terminal import print_refused_row
+    from medtl.errors import printable
+
     unlike = 0
     for row in outcome.read():
         unlike += row.screening not in ("", "ok")
         if row.status == "refused":
-            click.echo(f"refused: [{row.code}] {row.source}: {row.reason}: {row.fix}", err=True)
+            print_refused_row(row)
         elif row.code:
-            click.echo(f"warning: [{row.code}] {row.source}: {row.reason}", err=True)
+            click.echo(f"warning: [{row.code}] {printable(f'{row.source}: {row.reason}')}", err=True)
     if as_json:
         click.echo(json.dumps([asdict(row) for row in outcome.read()], indent=2))
         return

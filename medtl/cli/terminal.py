@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from medtl.errors import ReadError
+from medtl.errors import ReadError, printable
 
 if TYPE_CHECKING:
     from medtl.learning.cache_plan import CachePlan
     from medtl.learning.stages import Stage
     from medtl.prediction.evaluation import Evaluation, Interval
+    from medtl.prediction.scoring import Prediction
 
 REFUSALS_SHOWN = 10
 
@@ -128,7 +129,13 @@ def print_refusals(refusals: Sequence[ReadError]) -> None:
         click.echo(f"refused: and {len(refusals) - REFUSALS_SHOWN} more", err=True)
 
 
+def print_refused_row(row: "Prediction") -> None:
+    """Print the line of a refused row."""
+    parts = ": ".join(filter(None, (row.source, row.reason, row.fix)))
+    click.echo(f"refused: [{row.code}] {printable(parts)}", err=True)
+
+
 def _escape(text: str) -> str:
     from rich.markup import escape
 
-    return escape(text)
+    return escape(printable(text))

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medtl import __version__
 from medtl.errors import CODES, ConfigError, LabelError, ReadError
+from medtl.imaging.attributes import attribute_names, identifying_attributes
 from medtl.imaging.deidentify import hash_identifier
 from medtl.imaging.label_table import compared_name
 from medtl.imaging.naming import refused_name, sample_key
@@ -31,13 +32,6 @@ HEAD_BYTES = 64
 # How the series of a sample is called that is here without its source.
 SERIES_FORMAT = "dataset"
 
-# Columns, as compared_name returns them, that say who a patient is. Others are kept as attributes.
-IDENTIFYING = frozenset(
-    {
-        *("name", "firstname", "lastname", "birthdate", "dateofbirth", "dob", "address", "phone", "email"),
-        *("accession", "accessionnumber", "nhsnumber", "ssn", "socialsecuritynumber", "file", "filename"),
-    }
-)
 # Settings of the task that decide what the labels are, and who is one patient.
 READING_KEYS = ("label_column", "patient_column")
 
@@ -116,7 +110,8 @@ def write_record(
     refused: samples that could not be prepared; reading: how the label table was read; key: of the pixels.
     Raises OutputError output-unwritable.
     """
-    kept, left_out = _split_attributes(manifest.samples)
+    left_out = identifying_attributes(manifest.samples)
+    kept = [name for name in attribute_names(manifest.samples) if name not in left_out]
     notes = [note for note in manifest.notes if note not in refusal_notes(manifest.refusals)]
     if left_out:
         notes.append(f"columns left out of the dataset, as they may name patients: {', '.join(left_out)}")
@@ -272,13 +267,6 @@ def _patient_keys(samples: Sequence[Sample]) -> dict[str, str]:
     ids = sorted({sample.patient_id for sample in samples})
     digits = len(str(len(ids)))
     return {name: f"{rank:0{digits}d}-{hash_identifier(name)}" for rank, name in enumerate(ids)}
-
-
-def _split_attributes(samples: Sequence[Sample]) -> tuple[list[str], list[str]]:
-    """Return the attributes that are kept, and those that may say who a patient is."""
-    names = list(dict.fromkeys(name for sample in samples for name in sample.attributes))
-    left_out = [name for name in names if compared_name(name) in IDENTIFYING]
-    return [name for name in names if name not in left_out], left_out
 
 
 def _hash_file(path: Path) -> str:

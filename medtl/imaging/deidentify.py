@@ -8,13 +8,18 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from medtl.errors import OutputError
 from medtl.imaging.locations import medtl_home
+from medtl.imaging.storage import unwritable
+
+SALT_BYTES = 32
 
 
 def hash_identifier(value: str, *, length: int = 12) -> str:
     """Return a salted, irreversible key for an identifier; empty for an empty one.
 
-    The salt is $MEDTL_SALT, or a random one that is made once and kept in the user's medtl home.
+    The salt is $MEDTL_SALT, or a random one that is made once and kept in the user's medtl home. Raises
+    OutputError output-unwritable, salt-damaged.
     """
     if not value:
         return ""
@@ -28,10 +33,24 @@ def _salt() -> bytes:
 
 @cache
 def _kept_salt(path: Path) -> bytes:
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent) as whole, suppress(FileExistsError):
-            whole.write(secrets.token_bytes(32))
-            whole.flush()
-            path.hardlink_to(whole.name)  # whole or absent, and never a second one
-    return path.read_bytes()
+    try:
+        if not path.exists():
+            _make_salt(path)
+        salt = path.read_bytes()
+    except OSError as error:
+        raise unwritable(path, error) from error
+    # With an empty or shortened one anybody could find out which id a hash is of.
+    if len(salt) != SALT_BYTES:
+        fix = "restore it, or remove it: then all ids change"
+        raise OutputError("salt-damaged", f"is no salt: it has {len(salt)} bytes", where=path, fix=fix)
+    return salt
+
+
+def _make_salt(path: Path) -> None:
+    """Make a salt that its user alone can read: whole or absent, and never a second one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent) as whole, suppress(FileExistsError):
+        whole.write(secrets.token_bytes(SALT_BYTES))
+        whole.flush()
+        os.fsync(whole.fileno())
+        path.hardlink_to(whole.name)

@@ -5,7 +5,6 @@ modality, format and kind. What was read exactly and is odd all the same is an O
 user, no reason to refuse it.
 """
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,12 +17,15 @@ from medtl.imaging.formats.dicom_instance import Instance
 from medtl.imaging.formats.dicom_stack import arrange
 from medtl.imaging.image import Image
 from medtl.imaging.series import Series
+from medtl.imaging.terms import (
+    NOT_SHOWN,
+    shown_body_part,
+    shown_modality,
+    shown_photometric,
+    shown_view,
+)
 
 Kind = Literal["image", "volume", "item"]
-
-# What header elements may hold to be shown: the code strings of PS3.5 6.2, and what is common beside them.
-CODE_STRING = re.compile(r"[A-Z0-9 _/&+.,-]{1,16}")
-NOT_SHOWN = "(no code string)"
 
 BURNED_IN = dicom.BURNED_IN
 PERCENTILES = (1.0, 50.0, 99.0)
@@ -131,7 +133,7 @@ def inspect_header(series: Series) -> Inspection:
     inspection = Inspection(
         format=series.format,
         kind=kinds.get(series.format, "item"),
-        modality=_shown(series.modality),
+        modality=shown_modality(series.modality),
         patient_key=series.patient_key,
         study_key=series.study_key,
         series_key=series.series_key,
@@ -147,7 +149,7 @@ def inspect_image(series: Series, image: Image) -> Inspection:
         inspect_header(series),
         kind="volume" if image.spatial_dims == 3 else "image",
         decoder=facts.decoder,
-        photometric=_shown(facts.photometric),
+        photometric=shown_photometric(facts.photometric),
         bits=facts.bits,
         matrix=image.pixels.shape[1:],
         spacing_mm=image.spacing_mm,
@@ -185,21 +187,16 @@ def size_text(size: Sequence[float]) -> str:
     return " x ".join(f"{extent:.4g}" if extent % 1 else f"{extent:.0f}" for extent in size)
 
 
-def _shown(text: str) -> str:
-    """Return an element's value if it is a code, so that no free text and no control character passes."""
-    return text if not text or CODE_STRING.fullmatch(text) else NOT_SHOWN
-
-
 def _with_plane(inspection: Inspection, series: Series) -> Inspection:
     plane: Instance = series.planes[0]  # which the scan has read already
     count = len(series.planes)
     return replace(
         inspection,
         kind="volume" if count > 1 else "image",
-        body_part=_shown(plane.body_part),
-        view=_shown(plane.view),
+        body_part=shown_body_part(plane.body_part),
+        view=shown_view(plane.view),
         transfer_syntax=plane.transfer_syntax.name if plane.transfer_syntax.keyword else NOT_SHOWN,
-        photometric=_shown(plane.photometric),
+        photometric=shown_photometric(plane.photometric),
         bits=plane.bits_stored,
         matrix=(*([count] if count > 1 else []), plane.rows, plane.columns),
         spacing_mm=arrange(series.planes, str(series.path)).spacing_mm if count > 1 else plane.flat_spacing,

@@ -73,7 +73,7 @@ def list_leaks(located: Sequence[Located], columns: Columns) -> list[str]:
     for entry in located if columns.split else ():
         part = entry.row.cells[columns.split or ""].casefold()
         rows[entry.patient_id].setdefault(part, entry.row.number)
-    return [_leak(patient, parts) for patient, parts in rows.items() if len(parts) > 1]
+    return [_leak(parts) for parts in rows.values() if len(parts) > 1]
 
 
 def _label_problems(row: Row, columns: Columns, task: Task) -> list[str]:
@@ -122,6 +122,7 @@ def _repeat(row: Row, before: Row, columns: Columns) -> str:
     return f"{text} for {row.cells[columns.locator]}" if columns.located_by == "path" else text
 
 
-def _leak(patient_id: str, parts: Mapping[str, int]) -> str:
+def _leak(parts: Mapping[str, int]) -> str:
+    """Name a patient by rows: the id itself may be a name or a record number, and errors end in logs."""
     numbers = ", ".join(str(number) for number in parts.values())
-    return f"patient {patient_id} is in {' and '.join(parts)} (rows {numbers})"
+    return f"the patient of rows {numbers} is in {' and '.join(parts)}"

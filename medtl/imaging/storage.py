@@ -62,7 +62,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_csv(path: Path, rows: Iterable[Iterable[str]]) -> None:
     """Write rows of text, header first, atomically; what a spreadsheet would run as a formula is quoted."""
-    write_lines(path, map(_csv_line, rows))
+    write_lines(path, map(csv_line, rows))
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -80,6 +80,14 @@ def safe_cell(text: str) -> str:
     return "'" + text if text.startswith(FORMULA_STARTS) else text
 
 
+def csv_line(cells: Iterable[str]) -> str:
+    """Return a line of CSV with its end, in which a spreadsheet finds no formula."""
+    line = io.StringIO()
+    # csv quotes the characters of its own line end: with "\r\n" a lone "\r" in a cell, too.
+    csv.writer(line, lineterminator="\r\n").writerow(map(safe_cell, cells))
+    return line.getvalue().removesuffix("\r\n") + "\n"
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write plain data as JSON atomically; NaN is refused, since it is no JSON."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
@@ -88,13 +96,6 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _csv_line(cells: Iterable[str]) -> str:
-    line = io.StringIO()
-    # csv quotes the characters of its own line end: with "\r\n" a lone "\r" in a cell, too.
-    csv.writer(line, lineterminator="\r\n").writerow(map(safe_cell, cells))
-    return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _flush(path: Path) -> None:

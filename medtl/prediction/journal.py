@@ -11,7 +11,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,18 +53,22 @@ class Journal:
         self.connection = connection
         self.path = path
         self.judge = ""
+        self.classes: int | None = None
         self._committed = time.monotonic()
 
-    def open_for(self, facts: Mapping[str, Any]) -> None:
-        """Let the rows of a judge be seen. facts: all that a row depends on but its image, as plain data."""
-        self.judge = key_of(facts)
+    def open_for(self, facts: Mapping[str, Any], classes: int | None = None) -> None:
+        """Let the rows of a judge be seen. facts: all that a row depends on but its image, as plain data.
+
+        classes: how many probabilities a scored row must have.
+        """
+        self.judge, self.classes = key_of(facts), classes
         self.remember(self.judge, facts)
 
     def find(self, source: str) -> Entry | None:
         """Return what is known of a unit by its name."""
         query = "select stamp, content, row from rows where judge = ? and source = ?"
         found = self._execute(query, (self.judge, source)).fetchone()
-        return Entry(found[0], found[1], _prediction(found[2])) if found else None
+        return Entry(str(found[0]), str(found[1]), self._prediction(found[2])) if found else None
 
     def record(self, source: str, entry: Entry) -> None:
         """Write the row of a unit; it is on disk within COMMIT_SECONDS of the next one, or at the end."""
@@ -94,6 +98,19 @@ class Journal:
         with _told(self.path):
             self.connection.commit()
         self._committed = time.monotonic()
+
+    def _prediction(self, row: Any) -> Prediction:
+        """Read a row. Raises CheckpointError scores-damaged for what `record` did not write."""
+        try:
+            found = Prediction(**json.loads(row))
+            shares = tuple(float(share) for share in found.probabilities)
+            texts = (getattr(found, one.name) for one in fields(found) if one.name != "probabilities")
+            sound = all(isinstance(text, str) for text in texts) and all(0 <= share <= 1 for share in shares)
+            if sound and len(shares) in (0, len(shares) if self.classes is None else self.classes):
+                return replace(found, probabilities=shares)
+        except (TypeError, ValueError) as error:
+            raise _no_journal(self.path) from error
+        raise _no_journal(self.path)
 
     def _execute(self, query: str, values: Sequence[str]) -> sqlite3.Cursor:
         with _told(self.path):
@@ -130,11 +147,6 @@ def key_of(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def _prediction(row: str) -> Prediction:
-    values = json.loads(row)
-    return Prediction(**{**values, "probabilities": tuple(values["probabilities"])})
-
-
 @contextmanager
 def _told(path: Path) -> Iterator[None]:
     """Turn SQLite's words into an error that says what to do."""
@@ -150,6 +162,10 @@ def _explained(path: Path, error: sqlite3.DatabaseError) -> MedtlError:
         fix = "wait for it or choose another --out"
         return TrainingError("run-locked", "another process scores here", where=path.parent, fix=fix)
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR):
-        fix = "remove it, and all is scored anew"
-        return CheckpointError("scores-damaged", "is no journal of medtl score", where=path, fix=fix)
+        return _no_journal(path)
     return OutputError("output-unwritable", str(error), where=path, fix="free the disk or choose another")
+
+
+def _no_journal(path: Path) -> CheckpointError:
+    fix = "remove it, and all is scored anew"
+    return CheckpointError("scores-damaged", "is no journal of medtl score", where=path, fix=fix)

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from medtl.imaging.formats import dicom
 from medtl.imaging.image import Image
-from medtl.imaging.quality import CODE_STRING, Inspection, inspect_header
+from medtl.imaging.quality import Inspection, inspect_header
 from medtl.imaging.series import Series
+from medtl.imaging.terms import NOT_SHOWN, shown_body_part, shown_modality
 from medtl.learning.screening import Screening
 
 Verdict = Literal["", "ok", "modality", "body part", "geometry", "far from the training images"]
@@ -129,9 +130,9 @@ def find_misfit(image: Image, screening: Screening | None) -> Verdict:
     if screening is None:
         return ""
     facts = image.facts
-    if _is_another(facts.modality, screening.modalities):
+    if _is_another(shown_modality(facts.modality), screening.modalities):
         return "modality"
-    if _is_another(facts.body_part, screening.body_parts):
+    if _is_another(shown_body_part(facts.body_part), screening.body_parts):
         return "body part"
     return "geometry" if _is_other_geometry(image, screening.extents_mm) else ""
 
@@ -144,14 +145,14 @@ def give_verdict(misfit: Verdict, distance: float, screening: Screening | None) 
 
 
 def _stated(values: Iterable[str]) -> tuple[str, ...]:
-    """Return the codes that the training files state, none where too few of them state one."""
+    """Return the terms that the training files state, none where too few of them state one."""
     every = list(values)
-    codes = [value for value in every if CODE_STRING.fullmatch(value)]
+    codes = [value for value in every if value not in ("", NOT_SHOWN)]
     return tuple(sorted(set(codes))) if len(codes) >= STATED * len(every) else ()
 
 
 def _is_another(value: str, known: Sequence[str]) -> bool:
-    return bool(known and CODE_STRING.fullmatch(value)) and value not in known
+    return bool(known) and value not in (*known, "", NOT_SHOWN)
 
 
 def _extents(inspected: Sequence[Inspection]) -> tuple[tuple[float, float], ...]:

@@ -1,7 +1,7 @@
 """Judge a run on labelled samples."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from medtl.config import load_config
 from medtl.errors import CheckpointError, ConfigError, LabelError, ReadError
+from medtl.imaging.attributes import attribute_names, identifying_attributes
 from medtl.imaging.group_facts import read_group_facts
 from medtl.imaging.manifest import Sample, Task, TaskConfig, load_manifest, targets
 from medtl.imaging.prepared import PreparedDataset, oddity_notes, prepare_samples
@@ -80,13 +81,13 @@ def evaluate_run(
     task, prevalence = checkpoint.task, _prevalence(options.prevalence, checkpoint.task)
     thresholds = _thresholds(checkpoint, run, options.rule)
     opened = _open(checkpoint, run, data, labels, options.part, watcher)
-    attributes = _attributes(opened.samples, options.attributes)
+    attributes, withheld = _attributes(opened.samples, options.attributes)
     rows = opened.prepared.rows_of(opened.samples)
     probabilities = _predict_rows(checkpoint, opened.prepared, rows, watcher)
     judged = probabilities, targets(task, opened.samples), task, opened.patients
     evaluation = evaluate(*judged, thresholds, prevalence=prevalence)
     groupings, notes = judge_subgroups(*judged, thresholds, attributes)
-    tell(watcher, notes)
+    tell(watcher, withheld, notes)
     answers = {"predicted": [_answer(task, row, thresholds) for row in probabilities]}
     content = {
         **_about(checkpoint, run, options),
@@ -193,23 +194,31 @@ def _thresholds(checkpoint: Checkpoint, run: Path, rule: ThresholdRule | None) -
     return choose_thresholds(kept.probabilities[rows], kept.targets[rows], checkpoint.task, rule)
 
 
-def _attributes(samples: Sequence[Sample], asked: Sequence[str] | None) -> dict[str, list[str]]:
-    """Return the values of each attribute to form subgroups by. Raises LabelError label-table.
+def _attributes(
+    samples: Sequence[Sample], asked: Sequence[str] | None
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the values of each attribute to form subgroups by, and a note on those held back.
 
-    Those of the table come first; what it does not name is taken from DICOM headers.
+    Those of the table come first; what it does not name is taken from DICOM headers. Raises LabelError
+    label-table for a column that is absent, or may say who a patient is.
     """
-    rows = [{**read_group_facts(sample.series), **sample.attributes} for sample in samples]
-    known = list(dict.fromkeys([*_names(sample.attributes for sample in samples), *_names(rows)]))
-    absent = [name for name in asked or () if name not in known]
-    if absent:
-        fix = f"one of {', '.join(known)}" if known else "add the column"
-        raise LabelError("label-table", f"no column {absent[0]} to group by", where="--subgroup", fix=fix)
-    names = known if asked is None else asked
-    return {name: [row.get(name, "") for row in rows] for name in names}
+    samples = [_with_header_facts(sample) for sample in samples]
+    known, withheld = attribute_names(samples), identifying_attributes(samples)
+    shown = [name for name in known if name not in withheld]
+    for name in asked or ():
+        if name not in shown:
+            reason = f"column {name} may say who a patient is" if name in known else f"no column {name}"
+            fix = f"one of {', '.join(shown)}" if shown else "add a column that patients share"
+            raise LabelError("label-table", f"{reason}: no subgroups", where="--subgroup", fix=fix)
+    names = shown if asked is None else asked
+    notes = [f"no subgroups by {', '.join(withheld)}: they may say who a patient is"] if withheld else []
+    return {name: [sample.attributes.get(name, "") for sample in samples] for name in names}, notes
 
 
-def _names(rows: Iterable[Mapping[str, str]]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row))
+def _with_header_facts(sample: Sample) -> Sample:
+    facts = read_group_facts(sample.series)
+    missing = {name: value for name, value in facts.items() if name not in sample.attributes}
+    return replace(sample, attributes={**sample.attributes, **missing})
 
 
 def _answer(task: Task, probabilities: NDArray[np.float64], thresholds: Sequence[float]) -> str:

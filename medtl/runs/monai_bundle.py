@@ -1,5 +1,6 @@
 """Lay an exported model out as a MONAI bundle: what MONAI reads to know and to run it."""
 
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import torch
 
 from medtl import __version__
-from medtl.imaging.storage import replacing, write_json, write_text
+from medtl.errors import CheckpointError
+from medtl.imaging.storage import csv_line, replacing, write_json, write_text
 from medtl.learning.checkpoint import Checkpoint
 from medtl.learning.contract import USE
 from medtl.learning.portable import Probabilities, write_program
@@ -15,6 +17,8 @@ from medtl.learning.portable import Probabilities, write_program
 
 def write_bundle(out: Path, checkpoint: Checkpoint, contract: dict[str, Any], card: str) -> None:
     """Write configs, models, docs and LICENSE below `out`. Raises CheckpointError; OutputError."""
+    metadata = _metadata(checkpoint, contract)
+    _refuse_expressions(metadata)
     program = write_program(out / "models/model.pt2", checkpoint, Probabilities)
     # The name and kind of file that monai.bundle.load looks for, and loads without running code.
     with replacing(out / "models/model.pt") as temporary:
@@ -22,7 +26,22 @@ def write_bundle(out: Path, checkpoint: Checkpoint, contract: dict[str, Any], ca
     write_text(out / "docs/README.md", card)
     write_text(out / "LICENSE", _licence(contract))
     write_json(out / "configs/inference.json", _inference(contract))
-    write_json(out / "configs/metadata.json", _metadata(checkpoint, contract))
+    write_json(out / "configs/metadata.json", metadata)
+
+
+def _refuse_expressions(content: Any) -> None:
+    """Refuse names that MONAI would run, look up or make an object of: it parses metadata as it does configs.
+
+    Classes are the user's, licences the checkpoint's. Raises CheckpointError export-unsupported.
+    """
+    if isinstance(content, dict):
+        content = [*content.keys(), *content.values()]
+    if isinstance(content, list | tuple):
+        for part in content:
+            _refuse_expressions(part)
+    elif isinstance(content, str) and re.match(r"[$@%]|_\w+_$", content):
+        reason = f"a MONAI bundle would run {content!r} as code"
+        raise CheckpointError("export-unsupported", reason, fix="rename the class, or export --to onnx")
 
 
 def _metadata(checkpoint: Checkpoint, contract: dict[str, Any]) -> dict[str, Any]:
@@ -82,7 +101,6 @@ def _inference(contract: dict[str, Any]) -> dict[str, Any]:
         "dataset_dir": "$@bundle_root + '/data'",
         "output_file": "$@bundle_root + '/probabilities.csv'",
         "device": "$torch.device('cpu')",
-        "classes": contract["task"]["classes"],
         "datalist": "$[{'image': path} for path in sorted(glob.glob(@dataset_dir + '/*.npy'))]",
         "network_def": "$torch.export.unflatten(torch.export.load(@bundle_root + '/models/model.pt2'))",
         "network": "$@network_def.to(@device)",
@@ -98,7 +116,7 @@ def _inference(contract: dict[str, Any]) -> dict[str, Any]:
         "inferer": {"_target_": "SimpleInferer"},
         "batches": "$[@inferer(batch['image'].to(@device), @network).detach() for batch in @dataloader]",
         "probabilities": "$torch.cat(@batches).cpu().numpy()",
-        "header": "$','.join(@classes)",
+        "header": csv_line(contract["task"]["classes"]).rstrip("\n"),
         "run": ["$numpy.savetxt(@output_file, @probabilities, delimiter=',', header=@header, comments='')"],
     }
 

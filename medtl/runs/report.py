@@ -20,6 +20,7 @@ from medtl.imaging.manifest import Task, load_manifest, targets
 from medtl.imaging.naming import source_name
 from medtl.imaging.series import Scan, Series, scan
 from medtl.imaging.storage import read_json
+from medtl.imaging.terms import shown_body_part, shown_modality, shown_view
 from medtl.learning.checkpoint import Checkpoint
 from medtl.learning.fit import Watcher
 from medtl.prediction.audit import AuditSettings, Case, audit, to_json
@@ -255,9 +256,9 @@ def _facts(image: Image) -> dict[str, str]:
     )
     shown = {
         "format": facts.format,
-        "modality": facts.modality,
-        "body part": facts.body_part,
-        "view": facts.view,
+        "modality": shown_modality(facts.modality),
+        "body part": shown_body_part(facts.body_part),
+        "view": shown_view(facts.view),
         "matrix": matrix,
         "spacing": spacing,
         "photometric": facts.photometric,

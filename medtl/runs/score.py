@@ -154,7 +154,7 @@ def open_judge(
             journal.remember(key, trial)
         precision = trial["chosen"]
     judge = ensemble.with_precision(precision)
-    journal.open_for(judge.facts)
+    journal.open_for(judge.facts, len(judge.lead.task.classes))
     if anew:
         journal.forget()
     return judge

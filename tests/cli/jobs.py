@@ -117,7 +117,7 @@ def write_volumes(folder: Path, count: int = 12) -> Path:
     return folder
 
 
-def write_radiograph(path: Path, row: int = 0, **elements: object) -> Path:
+def write_radiograph(path: Path, row: int = 0, kind: int | None = None, **elements: object) -> Path:
     """Write one CR image that is full of what must never leave it."""
     identity = {
         "PatientID": "CANARY-CR",
@@ -129,7 +129,7 @@ def write_radiograph(path: Path, row: int = 0, **elements: object) -> Path:
         "SeriesInstanceUID": fixed_uid("cli series", path.name),
         "BitsStored": 12,
     }
-    pixels = draw(row, row % 2).astype(np.uint16)
+    pixels = draw(row, row % 2 if kind is None else kind).astype(np.uint16)
     return save(build_dataset(pixels, ComputedRadiographyImageStorage, **{**identity, **elements}), path)
 
 

@@ -337,7 +337,8 @@ def test_a_patient_in_two_parts_is_refused_with_the_rows(folder: Path) -> None:
         load(folder, text)
     assert isinstance(caught.value, LeakRowsError)
     assert caught.value.code == "patient-leak"
-    assert "patient P017 is in train and test (rows 2, 4): split by patient_id" in str(caught.value)
+    assert "the patient of rows 2, 4 is in train and test: split by patient_id" in str(caught.value)
+    assert "P017" not in str(caught.value)
 
 
 def test_a_leak_is_listed_along_with_other_problems(folder: Path) -> None:
@@ -345,7 +346,7 @@ def test_a_leak_is_listed_along_with_other_problems(folder: Path) -> None:
         "path,label,patient_id,split\nimages/0.png,a,P1,train\nimages/1.png,,P2,val\nimages/2.png,b,P1,test\n"
     )
     found = problems_of(folder, text)
-    assert found == ("row 3: label is empty", "patient P1 is in train and test (rows 2, 4)")
+    assert found == ("row 3: label is empty", "the patient of rows 2, 4 is in train and test")
 
 
 def test_targets_are_indices_and_refuse_what_is_not_labelled(folder: Path) -> None:

@@ -12,7 +12,6 @@ from pydicom.uid import RLELossless
 from medtl.imaging.image import Image, ImageFacts
 from medtl.imaging.quality import (
     BURNED_IN,
-    NOT_SHOWN,
     SAMPLED_VALUES,
     Inspection,
     Oddity,
@@ -24,6 +23,7 @@ from medtl.imaging.quality import (
     size_text,
 )
 from medtl.imaging.series import read_series, scan
+from medtl.imaging.terms import NOT_SHOWN
 from tests.imaging.conftest import pattern
 
 
@@ -106,7 +106,9 @@ def test_slices_are_not_asked_for_a_view(make_series: Callable[..., list[Path]],
     assert inspect_one(tmp_path).missing == ()
 
 
-@pytest.mark.parametrize("text", ["Kim, born in 1977", "\x1b[31mRED", "<img src=x>", "A" * 17])
+@pytest.mark.parametrize(
+    "text", ["Kim, born in 1977", "KIM CANARY", "19771231", "\x1b[31mRED", "<img src=x>", "A" * 17]
+)
 def test_free_text_in_a_code_is_not_shown(text: str, make_radiograph: Callable[..., Path]) -> None:
     found = inspect_one(make_radiograph(BodyPartExamined=text, ViewPosition=text))
     assert found.body_part == found.view == NOT_SHOWN

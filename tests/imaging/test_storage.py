@@ -1,11 +1,10 @@
-"""A file is whole or absent, and identifiers never appear."""
+"""A file is whole or absent."""
 
 import csv
 
 import pytest
 
 from medtl.errors import OutputError
-from medtl.imaging.deidentify import hash_identifier
 from medtl.imaging.randomness import derive_seed
 from medtl.imaging.storage import read_json, replacing, write_csv, write_json
 
@@ -38,21 +37,6 @@ def test_an_unwritable_place_is_one_line(tmp_path):
     with pytest.raises(OutputError) as caught:
         write_json(tmp_path / "file" / "a.json", {})
     assert caught.value.code == "output-unwritable"
-
-
-def test_a_key_is_stable_salted_and_not_the_name(monkeypatch):
-    key = hash_identifier("DOE^JANE")
-    assert key == hash_identifier("DOE^JANE") != hash_identifier("DOE^JOHN")
-    assert "DOE" not in key
-    monkeypatch.setenv("MEDTL_SALT", "another")
-    assert hash_identifier("DOE^JANE") != key
-    assert hash_identifier("") == ""
-
-
-def test_without_a_given_salt_one_is_made_and_kept(monkeypatch, own_home):
-    monkeypatch.delenv("MEDTL_SALT")
-    assert hash_identifier("DOE^JANE") == hash_identifier("DOE^JANE")
-    assert (own_home / "salt").stat().st_mode & 0o077 == 0
 
 
 def test_seeds_depend_on_what_they_are_for():
