@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
+from pynetdicom.association import Association
 from pynetdicom.presentation import AllStoragePresentationContexts
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from pynetdicom.transport import ThreadedAssociationServer
@@ -26,8 +27,10 @@ from medtl.imaging.storage import unwritable
 from medtl.reporting.pacs.gate import MEGABYTE, Gate
 from medtl.reporting.pacs.peer import AE_TITLE, Tls, server_tls
 
+logger = logging.getLogger(__name__)
 logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # its messages quote what is received
 
+HANDSHAKE_SECONDS, END_SECONDS = 10.0, 2.0
 # A deflated data set can be a bomb.
 SYNTAXES: list[Any] = [syntax for syntax in ALL_TRANSFER_SYNTAXES if syntax != DeflatedExplicitVRLittleEndian]
 SUCCESS, DUPLICATE, OUT_OF_RESOURCES, MISMATCH, NOT_UNDERSTOOD = 0x0000, 0x0111, 0xA700, 0xA900, 0xC000
@@ -50,13 +53,37 @@ def listening(host: str, port: int, gate: Gate, keep: Keep, tell: Tell, tls: Tls
     thread = threading.Thread(target=server.serve_forever, name="medtl-pacs", daemon=True)
     thread.start()
     try:
-        yield server.server_address[1]
+        with _without_tracebacks():
+            try:
+                yield server.server_address[1]
+            finally:
+                BaseServer.shutdown(server)  # pynetdicom's own asks the entity to have started the server
+                for association in server.active_associations:
+                    _end(association)
     finally:
-        BaseServer.shutdown(server)  # pynetdicom's own asks the entity to have started the server
-        for association in server.active_associations:
-            association.abort()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """Let a thread of pynetdicom that odd bytes have ended say so in the log."""
+    before = threading.excepthook
+    threading.excepthook = lambda ended: logger.warning("an association ended: %s", ended.exc_type.__name__)
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+def _end(association: Association) -> None:
+    """End an association, or what has not become one: the process would wait for its thread."""
+    if association.is_established:
+        association.abort()
+    elif association.dul.socket:
+        association.dul.socket.close()
+    association.dul.kill_dul()
+    association.dul.join(END_SECONDS)
 
 
 def _bind(host: str, port: int, secured: ssl.SSLContext | None, reception: "_Reception") -> "_GatedServer":
@@ -99,6 +126,7 @@ class _Reception:
             (evt.EVT_C_ECHO, lambda _: SUCCESS),
             (evt.EVT_REJECTED, self.rejected),
             (evt.EVT_DATA_RECV, self.count),
+            (evt.EVT_ESTABLISHED, self.whole),
             (evt.EVT_DIMSE_RECV, self.whole),
         ]
 
@@ -159,6 +187,8 @@ class _Reception:
 class _GatedServer(ThreadedAssociationServer):
     """A server that looks at addresses first, and in which a slow handshake holds up nobody else."""
 
+    daemon_threads, block_on_close = True, False
+
     def __init__(self, *arguments: Any, reception: _Reception, **more: Any) -> None:
         self.reception = reception
         super().__init__(*arguments, **more)
@@ -175,11 +205,12 @@ class _GatedServer(ThreadedAssociationServer):
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Speak TLS if we do, then associate: this runs in the connection's own thread."""
         if self.ssl_context:
-            request.settimeout(self.reception.gate.idle)
+            request.settimeout(HANDSHAKE_SECONDS)
             request = self.ssl_context.wrap_socket(request, server_side=True)
+            request.settimeout(None)
         super().finish_request(request, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Tell what ended a connection before it was one, as a handshake without a certificate."""
         kind = type(sys.exc_info()[1]).__name__
-        self.reception.refuse(client_address[0], f"TLS failed ({kind})", "give it a certificate that holds")
+        self.reception.refuse(client_address[0], f"the handshake failed ({kind})", "check TLS on both sides")

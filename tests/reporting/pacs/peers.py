@@ -93,9 +93,7 @@ def archive(secured: ssl.SSLContext | None = None, kinds: list[Any] | None = Non
         if kinds is None or context.abstract_syntax in kinds
     ]
     handlers = [(evt.EVT_C_STORE, found.store)]
-    server = entity.start_server(
-        ("127.0.0.1", 0), block=False, ssl_context=secured, evt_handlers=handlers
-    )
+    server = entity.start_server(("127.0.0.1", 0), block=False, ssl_context=secured, evt_handlers=handlers)
     found.port = server.server_address[1]
     try:
         yield found
