@@ -166,7 +166,7 @@ def orthanc(folder: Path, modalities: dict[str, list[Any]] | None = None) -> Ite
         assert process.poll() is None, (folder / "orthanc.log").read_text()
         yield found
     finally:
-        process.terminate()
+        process.kill()
         process.wait(20)
         log.close()
 
