@@ -69,24 +69,17 @@ def pull_run(
     except ImportError as missing:
         raise missing_extra(missing) from missing
     _check(query)
-    fetched = kept = 0
-    failures: list[MedtlError] = []
     make_folder(out)
+    results: list[bool | MedtlError] = []
     with Service(peer, tls) as service:
         studies = list(service.studies(_of_studies(query), query.limit))
         for number, study in enumerate(studies):
             watcher.progress("fetching studies", number, len(studies))
             for listed in _list_study(service, study, query):
                 _heed(stop, out)
-                try:
-                    new = _fetch(service, listed, out)
-                except (ReadError, PacsError) as error:
-                    if error.code in ("pacs-unreachable", "pacs-refused"):
-                        raise
-                    failures.append(error)
-                else:
-                    fetched, kept = fetched + new, kept + (not new)
-    return PullOutcome(len(studies), fetched, kept, tuple(failures))
+                results.append(_try_fetch(service, listed, out))
+    failures = tuple(one for one in results if isinstance(one, MedtlError))
+    return PullOutcome(len(studies), results.count(True), results.count(False), failures)
 
 
 def _check(query: Query) -> None:
@@ -106,6 +99,16 @@ def _list_study(service: "Service", study: str, query: Query) -> Iterator[_Liste
     for series in service.series(study, {"Modality": query.modality} if query.modality else {}):
         for instance in service.instances(study, series):
             yield _Listed(study, series, instance)
+
+
+def _try_fetch(service: "Service", listed: _Listed, out: Path) -> bool | MedtlError:
+    """Fetch an instance; return what is wrong with it alone. Raises PacsError where the PACS is away."""
+    try:
+        return _fetch(service, listed, out)
+    except (ReadError, PacsError) as error:
+        if error.code in ("pacs-unreachable", "pacs-refused"):
+            raise
+        return error
 
 
 def _fetch(service: "Service", listed: _Listed, out: Path) -> bool:

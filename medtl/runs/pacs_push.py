@@ -72,17 +72,9 @@ def push_files(
     stop: Callable[[], bool] = never,
 ) -> PushOutcome:
     """Send files that the journal does not know as acknowledged. Raises as push_run does."""
-    failures: list[MedtlError] = []
-    waiting: list[Instance] = []
-    for path in files:
-        try:
-            instance = read_instance(path)
-        except ReadError as error:
-            failures.append(error)
-            continue
-        if anew or not journal.recall(_key(to, instance.content)):
-            waiting.append(instance)
-    kept, sent = len(files) - len(waiting) - len(failures), 0
+    instances, failures = _read(files)
+    waiting = [one for one in instances if anew or not journal.recall(_key(to, one.content))]
+    kept, sent = len(instances) - len(waiting), 0
     for done, (instance, reason) in enumerate(_store(to, waiting), start=1):
         if reason:
             failures.append(PacsError("pacs-not-kept", reason, where=instance.path, fix="see the PACS's log"))
@@ -100,6 +92,17 @@ def missing_extra(missing: ImportError) -> ConfigError:
     """Return the error that says what must be installed for speaking with a PACS."""
     fix = "pip install 'medtl[pacs]'"
     return ConfigError("extra-missing", f"needs {missing.name}", where="medtl pacs", fix=fix)
+
+
+def _read(files: Sequence[Path]) -> tuple[list[Instance], list[MedtlError]]:
+    instances: list[Instance] = []
+    failures: list[MedtlError] = []
+    for path in files:
+        try:
+            instances.append(read_instance(path))
+        except ReadError as error:
+            failures.append(error)
+    return instances, failures
 
 
 def _store(to: Destination, instances: Sequence[Instance]) -> Iterator[tuple[Instance, str]]:

@@ -24,8 +24,8 @@ class Inbox:
     def __init__(self, folder: Path) -> None:
         """Open a folder, its studies as just arrived, and without what a kill left half-written."""
         self.folder = make_folder(folder)
-        for left in self.folder.glob("*/.*"):
-            left.unlink()
+        for half in self.folder.glob("*/.*.dcm.*"):
+            half.unlink()
         now = time.monotonic()
         self._lock = threading.Lock()
         self.arrivals = {path.name: now for path in sorted(self.folder.iterdir()) if path.is_dir()}
