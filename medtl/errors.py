@@ -9,7 +9,8 @@
     ├── TrainingError    training cannot go on
     │   └── AlreadyToldError  another process of the run has said why
     ├── CheckpointError  a run or checkpoint cannot be loaded
-    └── OutputError      a result cannot be written where it was asked for
+    ├── OutputError      a result cannot be written where it was asked for
+    └── PacsError        a PACS does not answer, refuses, or answers oddly
 
 Every error has a stable code from CODES, which scripts may match on.
 """
@@ -137,6 +138,17 @@ CODES: dict[str, str] = {
     "result-no-study": "the input names no study that a result could go back to",
     "result-header": "the header of the images does not allow an object about them",
     "result-no-frame": "the slices name no frame of reference in which a map could lie",
+    # speaking with a PACS
+    "pacs-address": "an address, AE title or network is not understood",
+    "pacs-tls": "certificate, key or authority cannot be used for TLS",
+    "pacs-unreachable": "the PACS does not answer, or stopped answering",
+    "pacs-refused": "the PACS does not let medtl in",
+    "pacs-answer": "the PACS answers what cannot be understood",
+    "pacs-not-kept": "the PACS did not acknowledge an instance",
+    "pacs-mismatch": "an instance is not the one that was asked for or announced",
+    "pacs-duplicate": "an instance came again under its UID, with other bytes",
+    "pacs-port": "the port cannot be listened on",
+    "pacs-given-up": "a study whose scoring ended the process again and again is left alone",
     # reports
     "finding-invalid": "a finding cannot be shown as it is",
     "finding-repeated": "two findings of a report have the same sample id",
@@ -201,6 +213,10 @@ class CheckpointError(MedtlError):
 
 class OutputError(MedtlError):
     """A result cannot be written where it was asked for."""
+
+
+class PacsError(MedtlError):
+    """A PACS does not answer, refuses, or answers oddly; what was acknowledged is remembered."""
 
 
 def printable(text: str) -> str:

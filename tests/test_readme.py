@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import click
 import pytest
 
 from medtl.cli import main
@@ -24,11 +25,17 @@ def test_only_commands_that_exist_are_mentioned() -> None:
 
 
 def test_options_that_are_shown_exist() -> None:
-    known = {opt for command in main.commands.values() for param in command.params for opt in param.opts}
-    known |= {"--help", "--version", "--debug"}
+    known = {"--help", "--version", "--debug"} | options(main)
     for line in re.findall(r"^\s*(?:\$ )?medtl [a-z].*$", README, flags=re.MULTILINE):
         for option in re.findall(r"(?<![\w-])--[a-z-]+", line):
             assert option in known, line
+
+
+def options(command: click.Command) -> set[str]:
+    """Return the options of a command, and of those below it."""
+    below = command.commands.values() if isinstance(command, click.Group) else ()
+    own = {name for param in command.params for name in param.opts}
+    return own.union(*map(options, below))
 
 
 def test_paths_that_are_linked_exist() -> None:

@@ -19,6 +19,7 @@ from medtl.cli.explain import explain
 from medtl.cli.export import export
 from medtl.cli.inspect import inspect
 from medtl.cli.libraries import quieten_libraries
+from medtl.cli.pacs import pacs
 from medtl.cli.prepare import prepare
 from medtl.cli.report import report
 from medtl.cli.results import results
@@ -70,7 +71,7 @@ def main(debug: bool) -> None:
 
 COMMANDS = (
     *(demo, inspect, prepare, train, tune, evaluate, compare, score, explain, report, results),
-    *(export, backbones, weights, config),
+    *(pacs, export, backbones, weights, config),
 )
 for command in COMMANDS:
     main.add_command(command)

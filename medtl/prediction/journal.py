@@ -160,12 +160,12 @@ def _explained(path: Path, error: sqlite3.DatabaseError) -> MedtlError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         fix = "wait for it or choose another --out"
-        return TrainingError("run-locked", "another process scores here", where=path.parent, fix=fix)
+        return TrainingError("run-locked", "another process works here", where=path.parent, fix=fix)
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR):
         return _no_journal(path)
     return OutputError("output-unwritable", str(error), where=path, fix="free the disk or choose another")
 
 
 def _no_journal(path: Path) -> CheckpointError:
-    fix = "remove it, and all is scored anew"
-    return CheckpointError("scores-damaged", "is no journal of medtl score", where=path, fix=fix)
+    fix = "remove it, and all is done anew"
+    return CheckpointError("scores-damaged", "is no journal of medtl", where=path, fix=fix)

@@ -11,4 +11,5 @@ card_text.py  the model card as Markdown, beside an exported model
 overlay.py    a heatmap over its image, as one picture
 dicom/        objects that go back to the PACS, the only ones that name the patient
 fhir.py       the same as a FHIR Bundle
+pacs/         studies from a PACS, and objects to it
 """

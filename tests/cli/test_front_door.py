@@ -26,6 +26,7 @@ COMMANDS = (
     "explain",
     "report",
     "results",
+    "pacs",
     "export",
     "backbones",
     "weights",

@@ -1,0 +1,228 @@
+"""medtl pacs: studies from a PACS, and results to it."""
+
+from collections.abc import Callable
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from medtl.cli.stopping import StopSignal
+
+if TYPE_CHECKING:
+    from medtl.reporting.pacs.peer import Tls
+
+PATH = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+KINDS = ("sr", "sc", "map", "fhir")
+Command = Callable[..., Any]
+TLS_OPTIONS = (
+    click.option("--tls", "secured", is_flag=True, help="Speak TLS with an AE; https:// does so by itself."),
+    click.option("--tls-cert", type=FILE, help="Our certificate, PEM."),
+    click.option("--tls-key", type=FILE, help="Its key, PEM, without a password."),
+    click.option("--tls-ca", type=FILE, help="The authority that signed the other side's certificate, PEM."),
+)
+
+
+def tls_options(command: Command) -> Command:
+    """Add the options of TLS to a command."""
+    return reduce(lambda decorated, option: option(decorated), reversed(TLS_OPTIONS), command)
+
+
+@click.group()
+def pacs() -> None:
+    """Fetch studies from a PACS, send results to it, or listen for studies and score what comes.
+
+    DICOMweb where an address is http(s)://..., DIMSE where it is AE@host:port. `pip install 'medtl[pacs]'`.
+    """
+
+
+@pacs.command()
+@click.argument("source", metavar="FOLDER", type=PATH)
+@click.option("--to", required=True, metavar="URL|AE@HOST:PORT", help="The PACS.")
+@click.option("--ae", default="MEDTL", show_default=True, help="Our AE title, to an AE.")
+@tls_options
+@click.option("--anew", is_flag=True, help="Send what was acknowledged before, too.")
+@click.pass_context
+def push(ctx: click.Context, source: Path, to: str, ae: str, anew: bool, **tls: Any) -> None:
+    """Send the DICOM files of FOLDER, as medtl results writes them into OUT/dicom, to a PACS.
+
+    What it has acknowledged is remembered in FOLDER: the same command sends the rest.
+    """
+    from medtl.cli.terminal import TerminalWatcher
+    from medtl.reporting.pacs.peer import check_ae, parse_peer
+    from medtl.runs.pacs_push import Destination, push_run
+
+    destination = Destination(parse_peer(to), _tls(**tls), check_ae(ae))
+    with (
+        _Stoppable(ctx) as stop,
+        TerminalWatcher(f"medtl pacs push · {source} to {destination.peer}") as watcher,
+    ):
+        outcome = push_run(source, destination, watcher, anew=anew, stop=stop)
+    for failure in outcome.failures:
+        click.echo(f"refused: {failure}", err=True)
+    kept = f", {outcome.kept} were there" if outcome.kept else ""
+    click.echo(f"{outcome.sent} objects sent{kept}, {len(outcome.failures)} refused: {destination.peer}")
+    ctx.exit(3 if outcome.failures else 0)
+
+
+@pacs.command()
+@click.option("--from", "source", required=True, metavar="URL", help="Base of the DICOMweb service.")
+@click.option("--modality", help="Series of this modality, as MR.")
+@click.option("--date", metavar="DATES", help="Studies of 20260131, or 20260101-, or 20260101-20260131.")
+@click.option("--study", metavar="UID", help="The study of this StudyInstanceUID.")
+@click.option("--limit", type=click.IntRange(1), help="At most so many studies.")
+@click.option("--out", type=PATH, required=True, help="Folder for the studies.")
+@tls_options
+@click.pass_context
+def pull(
+    ctx: click.Context,
+    source: str,
+    modality: str | None,
+    date: str | None,
+    study: str | None,
+    limit: int | None,
+    out: Path,
+    **tls: Any,
+) -> None:
+    """Fetch studies from a PACS over DICOMweb. Stopped or killed, the same command goes on.
+
+    Files have names that tell nothing; what they hold is as the PACS has it, patient data included.
+    """
+    from medtl.cli.terminal import TerminalWatcher
+    from medtl.reporting.pacs.peer import WebPeer, parse_peer
+    from medtl.runs.pacs_pull import Query, pull_run
+
+    peer = parse_peer(source)
+    if not isinstance(peer, WebPeer):
+        raise click.UsageError("--from takes the http(s):// base of a DICOMweb service")
+    query = Query(modality, date, study, limit)
+    with _Stoppable(ctx) as stop, TerminalWatcher(f"medtl pacs pull · {peer}") as watcher:
+        outcome = pull_run(peer, query, out, watcher, _tls(**tls), stop)
+    for failure in outcome.failures:
+        click.echo(f"refused: {failure}", err=True)
+    counts = (
+        f"{outcome.fetched} instances fetched, {outcome.kept} were there, {len(outcome.failures)} refused"
+    )
+    click.echo(f"{outcome.studies} studies, {counts}: {out}")
+    ctx.exit(3 if outcome.failures else 0)
+
+
+@pacs.command()
+@click.option("--ae", required=True, help="Our AE title.")
+@click.option("--port", type=click.IntRange(0, 65535), required=True, help="0: any free one.")
+@click.option("--bind", default="127.0.0.1", show_default=True, help="Address of this machine to listen on.")
+@click.option("--out", type=PATH, required=True, help="Folder for what is received, results and the journal.")
+@click.option("--allow-ae", multiple=True, required=True, help="AE title that may send; repeatable.")
+@click.option(
+    "--allow-address",
+    multiple=True,
+    metavar="CIDR",
+    help="Addresses that may send, as 10.1.2.0/24; repeatable. Default: this machine.",
+)
+@click.option("--score", "run", type=PATH, metavar="RUN", help="Score each study and write results about it.")
+@click.option("--kind", "kinds", type=click.Choice(KINDS), multiple=True, help="Results. Default: all.")
+@click.option("--any-modality", is_flag=True, help="Take images whose files name another modality, too.")
+@click.option("--send-to", metavar="URL|AE@HOST:PORT", help="The PACS to which results go.")
+@click.option(
+    "--settle",
+    type=click.FloatRange(min=0.1),
+    default=30.0,
+    show_default=True,
+    help="Seconds without a new instance after which a study is whole.",
+)
+@click.option("--largest", type=click.IntRange(1), default=1024, show_default=True, help="MB of an instance.")
+@click.option(
+    "--associations", type=click.IntRange(1), default=8, show_default=True, help="At most, at once."
+)
+@click.option("--tls-cert", type=FILE, help="Our certificate, PEM: whoever sends must speak TLS.")
+@click.option("--tls-key", type=FILE, help="Its key, PEM, without a password.")
+@click.option("--tls-ca", type=FILE, help="Who sends must show a certificate of this authority, PEM.")
+@click.option("--send-tls-ca", type=FILE, help="Speak TLS with --send-to, signed by this authority, PEM.")
+@click.pass_context
+def listen(ctx: click.Context, out: Path, settle: float, **options: Any) -> None:
+    """Receive studies by C-STORE; score them with --score, send results on with --send-to.
+
+    An instance is on disk before it is acknowledged. Stopped or killed, the same command goes on: no study is
+    lost, and none sent on twice.
+    """
+    from medtl.cli.terminal import TerminalWatcher
+    from medtl.runs.pacs_listen import listen_run
+
+    gate, scoring = _gate(options), _scoring(options)
+    tls = _tls(False, options["tls_cert"], options["tls_key"], options["tls_ca"])
+    if tls and not tls.certificate:
+        raise click.UsageError("--tls-key and --tls-ca need --tls-cert")
+    address = (options["bind"], options["port"])
+    with _Stoppable(ctx) as stop, TerminalWatcher(f"medtl pacs listen · {gate.ae}") as watcher:
+        listen_run(out, address, gate, watcher, stop, tls=tls, scoring=scoring, settle=settle)
+
+
+def _gate(options: dict[str, Any]) -> Any:
+    """Return whom --allow-ae, --allow-address and the limits let in."""
+    from medtl.reporting.pacs.gate import LOOPBACK, MEGABYTE, Gate, parse_networks
+    from medtl.reporting.pacs.peer import check_ae
+
+    addresses = options["allow_address"]
+    if not addresses and options["bind"] not in ("127.0.0.1", "::1", "localhost"):
+        raise click.UsageError("--bind to a network needs --allow-address: who may send?")
+    return Gate(
+        ae=check_ae(options["ae"]),
+        callers=tuple(map(check_ae, options["allow_ae"])),
+        networks=parse_networks(addresses or LOOPBACK),
+        largest=options["largest"] * MEGABYTE,
+        associations=options["associations"],
+    )
+
+
+def _scoring(options: dict[str, Any]) -> Any:
+    """Return what --score, --kind and --send-to ask for; None where nothing is scored."""
+    from medtl.reporting.pacs.peer import Tls, parse_peer
+    from medtl.runs.pacs_listen import Scoring
+    from medtl.runs.pacs_push import Destination
+
+    run, send_to, authority = options["run"], options["send_to"], options["send_tls_ca"]
+    kinds = options["kinds"] or KINDS
+    if run is None:
+        if send_to or options["kinds"]:
+            raise click.UsageError("--send-to and --kind need --score: what was received is not sent on")
+        return None
+    if send_to and kinds == ("fhir",):
+        raise click.UsageError("--send-to sends DICOM objects: name another --kind, too")
+    tls = Tls(options["tls_cert"], options["tls_key"], authority) if authority else None
+    destination = Destination(parse_peer(send_to), tls, options["ae"].strip(" ")) if send_to else None
+    return Scoring(run, kinds, options["any_modality"], destination)
+
+
+def _tls(
+    secured: bool = False,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+    tls_ca: Path | None = None,
+) -> "Tls | None":
+    """Return how TLS is spoken, None where nothing asks for it."""
+    from medtl.reporting.pacs.peer import Tls
+
+    return Tls(tls_cert, tls_key, tls_ca) if secured or tls_cert or tls_key or tls_ca else None
+
+
+class _Stoppable:
+    """Ends a command that was stopped with its line, and the exit code of the signal."""
+
+    def __init__(self, ctx: click.Context) -> None:
+        self.ctx = ctx
+        self.stop = StopSignal()
+
+    def __enter__(self) -> StopSignal:
+        return self.stop.__enter__()
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        from medtl.learning.watching import StoppedError
+
+        self.stop.__exit__(kind, error, trace)
+        if isinstance(error, StoppedError):
+            click.echo(f"medtl: {error}", err=True)
+            self.ctx.exit(self.stop.exit_code)
+        if isinstance(error, KeyboardInterrupt):
+            click.echo("medtl: [interrupted] stopped by the user: the same command goes on", err=True)
+            self.ctx.exit(self.stop.exit_code)

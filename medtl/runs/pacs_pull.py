@@ -1,0 +1,133 @@
+"""Fetch studies from a PACS, whole files under hashed names, and go on where that was broken off.
+
+search (QIDO-RS) -> instances that are not here -> WADO-RS -> FOLDER/<study>/<series>/<instance>.dcm
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from medtl.errors import ConfigError, MedtlError, PacsError, ReadError
+from medtl.imaging.storage import make_folder, replacing
+from medtl.learning.fit import Watcher
+from medtl.learning.watching import StoppedError, never
+from medtl.reporting.pacs.instance import UID, identify, key_of_uid
+from medtl.reporting.pacs.peer import Tls, WebPeer
+from medtl.runs.pacs_push import missing_extra
+
+if TYPE_CHECKING:
+    from medtl.reporting.pacs.dicomweb import Service
+
+DATES = re.compile(r"\d{8}|\d{8}-|-\d{8}|\d{8}-\d{8}")
+
+
+@dataclass(frozen=True)
+class Query:
+    """Which studies: modality as MR; date as 20260101-20260131, open at either end; limit: studies."""
+
+    modality: str | None = None
+    date: str | None = None
+    study: str | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class PullOutcome:
+    """What fetching came to. kept: files that were here; failures: a fault an instance."""
+
+    studies: int
+    fetched: int
+    kept: int
+    failures: tuple[MedtlError, ...]
+
+
+class _Listed(NamedTuple):
+    """An instance as the PACS lists it: UIDs that nobody has checked but for their characters."""
+
+    study: str
+    series: str
+    instance: str
+
+
+def pull_run(
+    peer: WebPeer,
+    query: Query,
+    out: Path,
+    watcher: Watcher,
+    tls: Tls | None = None,
+    stop: Callable[[], bool] = never,
+) -> PullOutcome:
+    """Fetch the instances of studies into `out`. A file that is here is whole, and not fetched again.
+
+    Raises ConfigError config-value, extra-missing, pacs-tls; PacsError; OutputError; StoppedError between two
+    instances.
+    """
+    try:
+        from medtl.reporting.pacs.dicomweb import Service
+    except ImportError as missing:
+        raise missing_extra(missing) from missing
+    _check(query)
+    make_folder(out)
+    results: list[bool | MedtlError] = []
+    with Service(peer, tls) as service:
+        studies = list(service.studies(_of_studies(query), query.limit))
+        for number, study in enumerate(studies):
+            watcher.progress("fetching studies", number, len(studies))
+            for listed in _list_study(service, study, query):
+                _heed(stop, out)
+                results.append(_try_fetch(service, listed, out))
+    failures = tuple(one for one in results if isinstance(one, MedtlError))
+    return PullOutcome(len(studies), results.count(True), results.count(False), failures)
+
+
+def _check(query: Query) -> None:
+    if query.date and not DATES.fullmatch(query.date):
+        fix = "give 20260131, 20260101-, -20260131 or 20260101-20260131"
+        raise ConfigError("config-value", "is no date or range of dates", where=query.date, fix=fix)
+    if query.study and not UID.fullmatch(query.study):
+        raise ConfigError("config-value", "is no UID", where="--study", fix="give a StudyInstanceUID")
+
+
+def _of_studies(query: Query) -> dict[str, str]:
+    asked = {"ModalitiesInStudy": query.modality, "StudyDate": query.date, "StudyInstanceUID": query.study}
+    return {name: value for name, value in asked.items() if value}
+
+
+def _list_study(service: "Service", study: str, query: Query) -> Iterator[_Listed]:
+    for series in service.series(study, {"Modality": query.modality} if query.modality else {}):
+        for instance in service.instances(study, series):
+            yield _Listed(study, series, instance)
+
+
+def _try_fetch(service: "Service", listed: _Listed, out: Path) -> bool | MedtlError:
+    """Fetch an instance; return what is wrong with it alone. Raises PacsError where the PACS is away."""
+    try:
+        return _fetch(service, listed, out)
+    except (ReadError, PacsError) as error:
+        if error.code in ("pacs-unreachable", "pacs-refused"):
+            raise
+        return error
+
+
+def _fetch(service: "Service", listed: _Listed, out: Path) -> bool:
+    """Fetch an instance unless it is here; return whether it was fetched."""
+    folder = out / key_of_uid(listed.study) / key_of_uid(listed.series)
+    path = folder / f"{key_of_uid(listed.instance)}.dcm"
+    if path.exists():
+        return False
+    content = service.retrieve(*listed)
+    found = identify(content, path)
+    if (found.study, found.series, found.sop_instance) != listed:
+        fix = "ask whoever runs the PACS"
+        raise ReadError("pacs-mismatch", "is not the instance that was asked for", where=path, fix=fix)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    return True
+
+
+def _heed(stop: Callable[[], bool], out: Path) -> None:
+    if stop():
+        reason, fix = "stopped, all files so far are kept", "the same command goes on"
+        raise StoppedError("interrupted", reason, where=out, fix=fix)
