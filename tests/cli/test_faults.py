@@ -107,7 +107,7 @@ def test_weights_that_are_absent_are_named_with_place_and_licence(
 
 
 def test_weights_of_another_network(data: Path, tmp_path: Path, trained: Trained) -> None:
-    (weights,) = (trained.run / "checkpoints/best").glob("*.safetensors")
+    (weights,) = (trained.run / "checkpoints/best").glob("model-*.safetensors")
     wanted = ["backbone.name=efficientnet_lite0", f"backbone.weights={weights}"]
     assert jobs.fault(jobs.train(data, tmp_path / "run", overrides=wanted)) == "weights-mismatch"
 
