@@ -27,8 +27,10 @@ def make_folder(path: Path) -> Path:
 
 def unwritable(path: Path, error: OSError) -> OutputError:
     """Return the error that says why `path` cannot be written."""
-    reason = error.strerror or str(error)
-    return OutputError("output-unwritable", reason, where=path, fix="free the disk or choose another")
+    # pydicom raises what the disk said again, with a traceback as its message.
+    told = next((one for one in (error, error.__cause__) if getattr(one, "strerror", None)), None)
+    reason = told.strerror if isinstance(told, OSError) else (str(error).splitlines() or ["failed"])[0]
+    return OutputError("output-unwritable", str(reason), where=path, fix="free the disk or choose another")
 
 
 @contextmanager

@@ -5,6 +5,7 @@ classifier + calibration -> Portable -> torch.export -> model.pt2
 Each file is run against the classifier before it is handed over.
 """
 
+import io
 import json
 import logging
 import os
@@ -138,8 +139,10 @@ def write_program(path: Path, checkpoint: Checkpoint, kind: type[nn.Module] = Po
     program = _trace(kind(checkpoint.classifier, checkpoint.header.calibration), checkpoint)
     names = [LOGITS, PROBABILITIES] if kind is Portable else [PROBABILITIES]
     with replacing(path) as temporary:
-        with temporary.open("wb") as written:
-            torch.export.save(program, written)
+        # In memory first: on a full disk torch's own writer ends the process.
+        content = io.BytesIO()
+        torch.export.save(program, content)
+        temporary.write_bytes(content.getbuffer())
         with temporary.open("rb") as file:
             module = torch.export.load(file).module()
 

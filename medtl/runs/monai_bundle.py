@@ -1,5 +1,6 @@
 """Lay an exported model out as a MONAI bundle: what MONAI reads to know and to run it."""
 
+import io
 import re
 from importlib.metadata import version
 from pathlib import Path
@@ -21,8 +22,10 @@ def write_bundle(out: Path, checkpoint: Checkpoint, contract: dict[str, Any], ca
     _refuse_expressions(metadata)
     program = write_program(out / "models/model.pt2", checkpoint, Probabilities)
     # The name and kind of file that monai.bundle.load looks for, and loads without running code.
+    tensors = io.BytesIO()  # on a full disk torch's own writer ends the process
+    torch.save(dict(program.state_dict), tensors)
     with replacing(out / "models/model.pt") as temporary:
-        torch.save(dict(program.state_dict), temporary)
+        temporary.write_bytes(tensors.getbuffer())
     write_text(out / "docs/README.md", card)
     write_text(out / "LICENSE", _licence(contract))
     write_json(out / "configs/inference.json", _inference(contract))

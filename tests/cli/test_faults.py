@@ -4,10 +4,12 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 
 from medtl.errors import CODES
 from medtl.learning.checkpoint import load_checkpoint
@@ -105,7 +107,7 @@ def test_weights_that_are_absent_are_named_with_place_and_licence(
 
 
 def test_weights_of_another_network(data: Path, tmp_path: Path, trained: Trained) -> None:
-    (weights,) = (trained.run / "checkpoints/best").glob("*.safetensors")
+    (weights,) = (trained.run / "checkpoints/best").glob("model-*.safetensors")
     wanted = ["backbone.name=efficientnet_lite0", f"backbone.weights={weights}"]
     assert jobs.fault(jobs.train(data, tmp_path / "run", overrides=wanted)) == "weights-mismatch"
 
@@ -212,7 +214,40 @@ def test_a_home_that_cannot_be_written(data: Path, tmp_path: Path, monkeypatch: 
     assert jobs.fault(jobs.train(data, tmp_path / "run")) == "output-unwritable"
 
 
-@pytest.mark.parametrize("command", ["score", "report"])
+WRITING = (
+    "inspect",
+    "prepare",
+    "evaluate",
+    "compare",
+    "score",
+    "explain",
+    "report",
+    "results",
+    "torch",
+    "bundle",
+)
+
+
+def writing(command: str, trained: Trained, out: Path) -> Result:
+    """Run a command that writes below `out`, its tables, pages, datasets, objects or models."""
+    tiny = [trained.data, "--modality", "xray", "--out", out, *jobs.settings()]
+    twin = Path(shutil.copytree(trained.run, trained.run.parent / "twin", dirs_exist_ok=True))
+    if command == "results":
+        jobs.write_radiograph(trained.run.parent / "radiographs/a.dcm", SOPInstanceUID="1.2.826.0.1.1")
+    arguments: dict[str, list[str | Path]] = {
+        "inspect": [trained.data, "--html", out],
+        "prepare": tiny,
+        "evaluate": [trained.run, "--data", trained.data, "--part", "all", "--out", out],
+        "compare": [trained.run, twin, "--out", out],
+        "results": [trained.run, trained.run.parent / "radiographs", "--out", out],
+        "torch": [trained.run, "--to", "torch", "--out", out],
+        "bundle": [trained.run, "--to", "monai-bundle", "--out", out],
+    }
+    name = "export" if command in ("torch", "bundle") else command
+    return jobs.medtl(name, *arguments.get(command, [trained.run, trained.data, "--out", out]))
+
+
+@pytest.mark.parametrize("command", WRITING)
 def test_a_full_disk_leaves_no_half_written_output(
     command: str, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,10 +255,40 @@ def test_a_full_disk_leaves_no_half_written_output(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", no_space)
-    result = jobs.medtl(command, trained.run, trained.data, "--out", tmp_path / "out")
+    result = writing(command, trained, tmp_path / "out")
     assert jobs.fault(result) == "output-unwritable"
     left = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert left <= {"journal.sqlite"}  # whole rows, from which scoring goes on
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Return a maker of a disk with so many free kilobytes, which root alone may mount."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(free: int) -> Path:
+        options = ["-t", "tmpfs", "-o", f"size={64 + free}k", "tmpfs", str(place)]
+        if shutil.which("mount") is None or subprocess.run(["mount", *options], check=False).returncode:
+            pytest.skip("no disk can be mounted here: it needs root on Linux")
+        (place / "ballast").write_bytes(bytes(60 * 1024))
+        return place
+
+    yield mount
+    subprocess.run(["umount", "-l", str(place)], check=False, capture_output=True)
+
+
+@pytest.mark.parametrize("free", [8, 24])
+@pytest.mark.parametrize("command", WRITING)
+def test_a_disk_that_fills_up_ends_a_command_in_one_line(
+    command: str, free: int, trained: Trained, small_disk: Callable[[int], Path]
+) -> None:
+    """A real one: no patched call finds a library in C++ that ends the process where it cannot write."""
+    disk = small_disk(free)
+    result = writing(command, trained, disk / "out")
+    assert jobs.fault(result) == "output-unwritable"
+    assert "No space left" in result.stderr or "full" in result.stderr
+    assert not [path for path in disk.rglob(".*") if path.is_file() and path.name != ".lock"]
 
 
 @pytest.mark.parametrize("command", ["score", "report", "evaluate", "results"])

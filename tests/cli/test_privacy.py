@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
+import nibabel
 import numpy as np
 import pytest
 from click.testing import Result
@@ -20,6 +21,7 @@ from PIL import Image, PngImagePlugin
 
 from tests.cli import canaries, jobs
 from tests.cli.canaries import COLUMN, EVERY, HEADER, PLACE, TABLE, found_in, words_in
+from tests.cli.conftest import Trained
 
 # Where the names of the scored files are the point: they tell the user which row is which file.
 TABLES_OF_FILES = {
@@ -133,6 +135,46 @@ def test_the_salt_is_the_users_alone_and_lies_nowhere_else(tour: Tour) -> None:
     assert salt.stat().st_mode & 0o777 == 0o600 and salt.stat().st_size == 32
     others = [path for path in tour.written.rglob("*") if path.is_file() and path != salt]
     assert not [path for path in others if salt.read_bytes() in path.read_bytes()]
+
+
+def test_texts_inside_of_volumes_and_pictures_go_no_further(
+    trained: Trained, trained_3d: Trained, tmp_path: Path
+) -> None:
+    said = {
+        "PatientName": "Xqname",
+        "PatientID": "Xqtext",
+        "StudyDate": "19771231",
+        "BodyPartExamined": "XQTEXT",
+    }
+    folder = jobs.write_volume(tmp_path / "volumes/case", 0, 0, **said).parent
+    pictures = tmp_path / "pictures"
+    text, exif = PngImagePlugin.PngInfo(), Image.Exif()
+    text.add_text("Patient", "Xqname", zip=True)
+    exif[0x013B] = "Xqname"  # Artist
+    image = Image.fromarray(jobs.draw(0, 1))
+    pictures.mkdir()
+    image.save(pictures / "a.png", pnginfo=text)
+    image.save(pictures / "b.jpg", exif=exif)
+    volume = nibabel.nifti1.Nifti1Image(jobs.draw(0, 1, (16, 16, 8)), np.diag([2.0, 2.0, 3.0, 1.0]))
+    volume.header["descrip"], volume.header["aux_file"] = b"Xqname", b"Xqtext"
+    volume.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"Xqtext"))
+    nibabel.loadsave.save(volume, folder / "b.nii.gz")
+    for run, source in ((trained_3d.run, folder), (trained.run, pictures)):
+        out = tmp_path / "out" / source.name
+        for command in (["report"], ["explain"], ["score"]):
+            result = jobs.medtl(*command, run, source, "--out", out / command[0])
+            assert result.exit_code == 0, result.output
+            assert not words_in([result.output.encode()], HEADER)
+        assert jobs.medtl("inspect", source, "--html", out / "inspect").exit_code == 0
+    assert found_in(tmp_path / "out", HEADER) == {}
+
+
+def test_with_another_salt_a_run_is_not_gone_on_with(
+    own_run: Path, studies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert jobs.train(studies, own_run, "--resume").exit_code == 0
+    monkeypatch.setenv("MEDTL_SALT", "another")
+    assert jobs.fault(jobs.train(studies, own_run, "--resume")) == "run-changed"
 
 
 def test_the_search_finds_a_word_wherever_it_is_packed(tmp_path: Path) -> None:
