@@ -7,6 +7,7 @@ that died to another one.
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +27,7 @@ Batch = TypeVar("Batch")
 
 # A batch that ended so many workers more than one is not given to another.
 TRIES_AGAIN = 3
+KNOCK_SECONDS = 5.0
 
 
 class Job(NamedTuple):
@@ -71,17 +73,25 @@ def _connected() -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    before = signal.getsignal(signal.SIGTERM)
+    before, address = signal.getsignal(signal.SIGTERM), os.environ.get("RAY_ADDRESS") or "auto"
     try:
-        ray.init(os.environ.get("RAY_ADDRESS") or "auto", log_to_driver=False, logging_level="error")
+        _knock(address)
+        ray.init(address, log_to_driver=False, logging_level="error")
     except (OSError, RuntimeError, ValueError) as error:
         reason, fix = "no Ray cluster answers", "start one (ray start --head), or name it in RAY_ADDRESS"
-        raise TrainingError("cluster-missing", reason, where="--cluster ray", fix=fix) from error
+        raise TrainingError("cluster-missing", reason, where=address, fix=fix) from error
     signal.signal(signal.SIGTERM, before)  # Ray's ends the process, rows or no rows
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens: Ray tries for minutes, and then ends the process."""
+    host, colon, port = address.rpartition("/")[2].rpartition(":")
+    if colon:
+        socket.create_connection((host.strip("[]"), int(port)), KNOCK_SECONDS).close()
 
 
 def _import_ray() -> Any:

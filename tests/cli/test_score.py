@@ -478,6 +478,6 @@ def test_a_cluster_that_is_not_there_is_one_line(
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "ray", None)
         assert jobs.fault(jobs.medtl(*command)) == "extra-missing"
-    ray = pytest.importorskip("ray", reason="needs the extra `ray`")
+    pytest.importorskip("ray", reason="needs the extra `ray`")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     assert jobs.fault(jobs.medtl(*command)) == "cluster-missing"
