@@ -49,9 +49,8 @@ def work_on_ray(job: Job, batches: Sequence[Batch], most: int | None) -> Generat
         return
     with _connected() as ray:
         remote = ray.remote(num_cpus=1, max_retries=TRIES_AGAIN)(_judge_there)
-        kept = [
-            ray.put((job, str(medtl_home().absolute())))
-        ]  # in a list Ray leaves it to the worker, which takes it once
+        # Ray leaves what is in a list to the worker, which takes it once.
+        kept = [ray.put((job, str(medtl_home().absolute())))]
         under_way = most or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
         try:
             for found in in_order(lambda batch: remote.remote(kept, batch).future(), batches, under_way):
