@@ -2,9 +2,10 @@
 
 python -m benchmarks.engines [--seconds S] [BACKBONE:SIZE ...]
 
-They take turns, with one thread and the batch of a scoring process; weights are random, which costs the same. Prints the medians of rounds of half a processor second, which other work does not count
-into; what one process pays to fold, to write the graph (once a checkpoint) and to open it; the memory that it
-holds; and how far logits are apart.
+They take turns, with one thread and the batch of a scoring process; weights are random, which costs the same.
+Prints the medians of rounds of half a processor second, which other work does not count into; what a process
+pays to fold, to write the graph (once a checkpoint) and to open it; the memory that it holds; and how far
+logits are apart.
 """
 
 import argparse

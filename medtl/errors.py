@@ -127,6 +127,9 @@ CODES: dict[str, str] = {
     "study-changed": "a search cannot be gone on with over another space, recipe, metric, seed or data",
     "study-damaged": "the database of a search cannot be read",
     "study-empty": "no trial of a search came to an end",
+    # scoring on several machines
+    "cluster-missing": "no cluster answers at the address",
+    "cluster-differs": "a machine of a cluster has other versions, or does not see the files",
     # explanations
     "saliency-method": "the saliency method is not known, or does not suit the network",
     "audit-empty": "no image can serve to check saliency maps",

@@ -43,7 +43,12 @@ FORMATS = click.Choice(["csv", "jsonl", "parquet"])
     help="Which scores.* to write; repeatable. Default: csv.",
 )
 @click.option("--resume/--anew", default=True, help="Keep the rows of the journal in OUT (default), or not.")
-@click.option("--workers", type=click.IntRange(1), help="Processes. Default: one a processor.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Processes. Default: one a processor.",
+)
+@click.option("--cluster", type=click.Choice(["ray"]), help="Judge on the cluster that RAY_ADDRESS names.")
 @click.option("--watch", is_flag=True, help="Go on with what arrives in FOLDER, until it is stopped.")
 @click.option(
     "--settle",
@@ -67,6 +72,7 @@ def score(
     formats: tuple[str, ...],
     resume: bool,
     workers: int | None,
+    cluster: str | None,
     watch: bool,
     settle: float,
     any_modality: bool,
@@ -94,6 +100,7 @@ def score(
         formats,
         not resume,
         workers,
+        cluster,  # type: ignore[arg-type]
     )
     stop = StopSignal()
     try:

@@ -107,5 +107,5 @@ def _parts_of(error: MedtlError) -> tuple[Any, ...]:
 
 
 # These errors take keywords, with which pickle alone cannot make them again.
-for _kind in (ReadError, CheckpointError):
+for _kind in (ReadError, CheckpointError, TrainingError):
     copyreg.pickle(_kind, _parts_of)

@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +54,6 @@ class Graph:
 
     name: str
     runtime: str
-    engine: Literal["onnx"] = "onnx"
 
     @property
     def path(self) -> Path:

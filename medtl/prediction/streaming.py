@@ -22,6 +22,7 @@ from medtl.imaging.series import Scan, Series, read_series
 from medtl.learning.watching import StoppedError, never
 from medtl.prediction.ensemble import Ensemble, judge_batch
 from medtl.prediction.journal import Entry, Journal
+from medtl.prediction.on_ray import Job, work_on_ray
 from medtl.prediction.scoring import Prediction, one_thread, refused_rows
 
 # Images of a batch, and the values that it may have: larger ones were no faster on any processor tried, and
@@ -49,19 +50,26 @@ def stream(
     journal: Journal,
     workers: int | None = None,
     stop: Callable[[], bool] = never,
+    *,
+    on_ray: bool = False,
 ) -> Iterator[int]:
     """Score units into the journal, and yield how many are done.
 
+    on_ray: workers of a Ray cluster judge, which see the units at the same, absolute paths.
+
     A row is the same to the bit whatever else is scored, before, beside or after it. Raises StoppedError
-    after the current batch when `stop` says so; TrainingError worker-lost.
+    after the current batch when `stop` says so; TrainingError worker-lost, cluster-missing, cluster-differs.
     """
     size = batch_size(ensemble)
     batches = [units[start : start + size] for start in range(0, len(units), size)]
     task = partial(_judge, ensemble, root, size)
-    patience = ALONE_SECONDS if len(units) <= FEW else 0.0
+    if on_ray:
+        work = work_on_ray(Job(task, ensemble, root, ensemble.facts), batches, workers)
+    else:
+        work = work_in_order(task, batches, workers, ALONE_SECONDS if len(units) <= FEW else 0.0)
     done = 0
     try:
-        with one_thread(), closing(work_in_order(task, batches, workers, patience)) as judged:
+        with one_thread(), closing(work) as judged:
             for batch, entries in zip(batches, judged, strict=True):
                 for unit, entry in zip(batch, entries, strict=True):
                     journal.record(unit.source, entry)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from medtl.errors import MedtlError
 from medtl.imaging.series import Scan, scan
@@ -27,7 +27,7 @@ class ScoreOptions:
 
     others: runs that judge together with the first. flips: average over mirror images where training saw
     them. engine: auto takes ONNX Runtime where it agrees and is faster. anew: forget the rows that the
-    journal has. workers: processes, None for one a processor.
+    journal has. workers: processes, None for one a processor. cluster: they are those of a cluster.
     """
 
     others: tuple[Path, ...] = ()
@@ -38,6 +38,7 @@ class ScoreOptions:
     formats: tuple[str, ...] = ("csv",)
     anew: bool = False
     workers: int | None = None
+    cluster: Literal["ray"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +91,7 @@ def score_run(
     """
     check_formats(options.formats)
     ensemble = load_ensemble(run, options)
+    folder = folder.absolute() if options.cluster else folder
     found = scan(folder)
     with open_journal(out) as journal:
         ensemble = choose_engine(ensemble, journal, options, watcher)
@@ -180,7 +182,8 @@ def score_into(
     kept = len(found.series) - len(units)
     before = total - len(units)
     watcher.progress("scoring", before, total)
-    for done in stream(ensemble, units, folder, journal, options.workers, stop):
+    on_ray = options.cluster == "ray"
+    for done in stream(ensemble, units, folder, journal, options.workers, stop, on_ray=on_ray):
         watcher.progress("scoring", before + done, total)
     journal.commit()
     return kept

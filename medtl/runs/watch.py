@@ -53,6 +53,7 @@ def watch_run(
     """
     check_formats(options.formats)
     ensemble = load_ensemble(run, options)
+    folder = folder.absolute() if options.cluster else folder
     if not folder.is_dir():
         raise ReadError("file-missing", "is no folder to watch", where=folder, fix="check the path")
     with open_journal(out) as journal:

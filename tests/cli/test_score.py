@@ -451,3 +451,33 @@ def test_bfloat16_is_pytorchs(trained: Trained, tmp_path: Path) -> None:
     options = ("--out", tmp_path / "out", "--engine", "onnx", "--precision", "bf16")
     result = jobs.medtl("score", trained.run, trained.data, *options)
     assert result.exit_code == 2 and "--engine torch" in result.stderr
+
+
+def test_a_cluster_gives_the_table_of_this_machine(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray", reason="needs the extra `ray`")
+    expected = (
+        score(trained.run, trained.data, tmp_path / "out") and (tmp_path / "out/scores.csv").read_bytes()
+    )
+    monkeypatch.chdir(trained.data.parent)
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
+    try:
+        out = ("--out", tmp_path / "there", "--cluster", "ray")
+        result = jobs.medtl("score", trained.run, trained.data.name, *out)
+    finally:
+        ray.shutdown()
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "there/scores.csv").read_bytes() == expected
+
+
+def test_a_cluster_that_is_not_there_is_one_line(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("score", trained.run, trained.data, "--out", tmp_path / "out", "--cluster", "ray")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "ray", None)
+        assert jobs.fault(jobs.medtl(*command)) == "extra-missing"
+    pytest.importorskip("ray", reason="needs the extra `ray`")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert jobs.fault(jobs.medtl(*command)) == "cluster-missing"
