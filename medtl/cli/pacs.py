@@ -138,7 +138,11 @@ def pull(
 @click.option("--tls-cert", type=FILE, help="Our certificate, PEM: whoever sends must speak TLS.")
 @click.option("--tls-key", type=FILE, help="Its key, PEM, without a password.")
 @click.option("--tls-ca", type=FILE, help="Who sends must show a certificate of this authority, PEM.")
-@click.option("--send-tls-ca", type=FILE, help="Speak TLS with --send-to, signed by this authority, PEM.")
+@click.option(
+    "--send-tls-ca",
+    type=FILE,
+    help="The authority of --send-to, PEM: speak TLS, with --tls-cert.",
+)
 @click.pass_context
 def listen(ctx: click.Context, out: Path, settle: float, **options: Any) -> None:
     """Receive studies by C-STORE; score them with --score, send results on with --send-to.
