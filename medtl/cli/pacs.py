@@ -67,7 +67,8 @@ def push(ctx: click.Context, source: Path, to: str, ae: str, anew: bool, **tls: 
 
 
 @pacs.command()
-@click.option("--from", "source", required=True, metavar="URL", help="Base of the DICOMweb service.")
+@click.option("--from", "source", required=True, metavar="URL|AE@HOST:PORT", help="The PACS.")
+@click.option("--ae", default="MEDTL", show_default=True, help="Our AE title, to an AE.")
 @click.option("--modality", help="Series of this modality, as MR.")
 @click.option("--date", metavar="DATES", help="Studies of 20260131, or 20260101-, or 20260101-20260131.")
 @click.option("--study", metavar="UID", help="The study of this StudyInstanceUID.")
@@ -78,6 +79,7 @@ def push(ctx: click.Context, source: Path, to: str, ae: str, anew: bool, **tls: 
 def pull(
     ctx: click.Context,
     source: str,
+    ae: str,
     modality: str | None,
     date: str | None,
     study: str | None,
@@ -85,20 +87,19 @@ def pull(
     out: Path,
     **tls: Any,
 ) -> None:
-    """Fetch studies from a PACS over DICOMweb. Stopped or killed, the same command goes on.
+    """Fetch studies from a PACS, over DICOMweb or by C-FIND and C-GET.
 
-    Files have names that tell nothing; what they hold is as the PACS has it, patient data included.
+    Stopped or killed, the same command goes on. Files have names that tell nothing; what they hold is as the PACS has it, patient data included.
     """
     from medtl.cli.terminal import TerminalWatcher
-    from medtl.reporting.pacs.peer import WebPeer, parse_peer
+    from medtl.reporting.pacs.peer import check_ae, parse_peer
     from medtl.runs.pacs_pull import Query, pull_run
+    from medtl.runs.pacs_push import Destination
 
-    peer = parse_peer(source)
-    if not isinstance(peer, WebPeer):
-        raise click.UsageError("--from takes the http(s):// base of a DICOMweb service")
+    peer = Destination(parse_peer(source), _tls(**tls), check_ae(ae))
     query = Query(modality, date, study, limit)
-    with _Stoppable(ctx) as stop, TerminalWatcher(f"medtl pacs pull · {peer}") as watcher:
-        outcome = pull_run(peer, query, out, watcher, _tls(**tls), stop)
+    with _Stoppable(ctx) as stop, TerminalWatcher(f"medtl pacs pull · {peer.peer}") as watcher:
+        outcome = pull_run(peer, query, out, watcher, stop)
     for failure in outcome.failures:
         click.echo(f"refused: {failure}", err=True)
     counts = (

@@ -14,6 +14,7 @@ from threading import Thread
 
 import pytest
 from pydicom import dcmread
+from pydicom.uid import RLELossless
 
 from medtl.cli import main
 from medtl.errors import PacsError
@@ -190,6 +191,27 @@ def test_studies_come_from_orthanc_as_the_bytes_that_it_has(running_orthanc: Ort
     assert pull(tmp_path / "none", running_orthanc.url, "--modality", "CT").startswith("0 studies")
 
 
+def test_studies_come_from_orthanc_by_c_get_in_their_transfer_syntax(
+    running_orthanc: Orthanc, tmp_path: Path
+) -> None:
+    plain, packed = write_instances(tmp_path / "a", 2, study=1)
+    write_instances(tmp_path / "b", 2, study=2, StudyDate="20250101")
+    header = dcmread(packed)
+    header.compress(RLELossless, generate_instance_uid=False)
+    header.save_as(packed)
+    push(tmp_path, running_orthanc.url)
+    archive_of = f"ORTHANC@127.0.0.1:{running_orthanc.port}"
+    told = pull(tmp_path / "out", archive_of, "--modality", "CR", "--date", "20260101-")
+    assert told.startswith("1 studies, 2 instances fetched, 0 were there, 0 refused")
+    found = {dcmread(one).SOPInstanceUID: dcmread(one) for one in (tmp_path / "out").rglob("*.dcm")}
+    for path in (plain, packed):
+        sent = dcmread(path)
+        assert found[sent.SOPInstanceUID].PixelData == sent.PixelData
+        assert found[sent.SOPInstanceUID].file_meta.TransferSyntaxUID == sent.file_meta.TransferSyntaxUID
+    assert "0 instances fetched, 2 were there" in pull(tmp_path / "out", archive_of, "--date", "20260101-")
+    assert pull(tmp_path / "one", archive_of, "--limit", 1).startswith("1 studies, 2 instances")
+
+
 def test_pull_says_in_a_line_what_is_wrong(tmp_path: Path) -> None:
     nobody = f"http://127.0.0.1:{free_port()}"
     for more, code in (((), "pacs-unreachable"), (("--date", "yesterday"), "config-value")):
@@ -197,7 +219,9 @@ def test_pull_says_in_a_line_what_is_wrong(tmp_path: Path) -> None:
         assert jobs.fault(result) == code
     bad = jobs.medtl("pacs", "pull", "--from", nobody, "--out", tmp_path, "--study", "../x")
     assert jobs.fault(bad) == "config-value"
-    assert jobs.medtl("pacs", "pull", "--from", "A@b:1", "--out", tmp_path).exit_code == 2
+    absent = f"A@127.0.0.1:{free_port()}"
+    result = jobs.medtl("pacs", "pull", "--from", absent, "--out", tmp_path / "out")
+    assert jobs.fault(result) == "pacs-unreachable"
 
 
 def web_answers(instances: list[Path], at_retrieval: Callable[[int], Answer | None]) -> Callable:

@@ -13,7 +13,7 @@ from tests.reporting.pacs.peers import free_port, make_certificates, write_insta
 from tests.reporting.pacs.web import Answer, Server, listing, part, serving, stored
 
 pytest.importorskip("requests", reason="medtl[pacs] is not installed")
-from medtl.reporting.pacs.dicomweb import TOKEN, Service
+from medtl.reporting.pacs.dicomweb import TOKEN, WebService
 
 
 @pytest.fixture
@@ -23,17 +23,17 @@ def server() -> Iterator[Server]:
 
 
 def studies(server: Server, limit: int | None = None) -> list[str]:
-    with Service(WebPeer(server.url)) as service:
+    with WebService(WebPeer(server.url)) as service:
         return list(service.studies({}, limit))
 
 
 def retrieve(server: Server) -> bytes:
-    with Service(WebPeer(server.url)) as service:
+    with WebService(WebPeer(server.url)) as service:
         return service.retrieve("1", "2", "3")
 
 
 def store(server: Server, path: Path) -> str:
-    with Service(WebPeer(server.url)) as service:
+    with WebService(WebPeer(server.url)) as service:
         ((_, reason),) = service.store([read_instance(path)])
     return reason
 
@@ -83,7 +83,7 @@ def test_odd_answers_to_a_search_are_one_line(answer: Answer, code: str, server:
 
 def test_nobody_there_is_one_line() -> None:
     peer = WebPeer(f"http://127.0.0.1:{free_port()}/x")
-    with Service(peer) as service, pytest.raises(PacsError, match="pacs-unreachable"):
+    with WebService(peer) as service, pytest.raises(PacsError, match="pacs-unreachable"):
         list(service.studies({}, None))
 
 
@@ -170,15 +170,15 @@ def test_tls_is_verified_by_the_authority_alone(
     peer = WebPeer(server.url.replace("http:", "https:"))
     # requests lets this variable go before a session's own authority
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(files.stranger))
-    with Service(peer, ours) as service:
+    with WebService(peer, ours) as service:
         assert list(service.studies({}, 1)) == ["1.2.3"]
     for tls in (
         None,
         Tls(authority=files.stranger),
         Tls(files.stranger, files.stranger_key, files.authority),
     ):
-        with Service(peer, tls) as service, pytest.raises(PacsError, match="pacs-unreachable"):
+        with WebService(peer, tls) as service, pytest.raises(PacsError, match="pacs-unreachable"):
             list(service.studies({}, 1))
     with pytest.raises(ConfigError, match="pacs-tls"):
-        Service(peer, Tls(files.certificate, files.stranger_key))
+        WebService(peer, Tls(files.certificate, files.stranger_key))
     assert isinstance(server.socket, ssl.SSLSocket)
