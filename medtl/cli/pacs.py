@@ -10,7 +10,9 @@ import click
 from medtl.cli.stopping import StopSignal
 
 if TYPE_CHECKING:
+    from medtl.reporting.pacs.gate import Gate
     from medtl.reporting.pacs.peer import Tls
+    from medtl.runs.pacs_listen import Scoring
 
 PATH = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -54,10 +56,8 @@ def push(ctx: click.Context, source: Path, to: str, ae: str, anew: bool, **tls: 
     from medtl.runs.pacs_push import Destination, push_run
 
     destination = Destination(parse_peer(to), _tls(**tls), check_ae(ae))
-    with (
-        _Stoppable(ctx) as stop,
-        TerminalWatcher(f"medtl pacs push · {source} to {destination.peer}") as watcher,
-    ):
+    title = f"medtl pacs push · {source} to {destination.peer}"
+    with _Stoppable(ctx) as stop, TerminalWatcher(title) as watcher:
         outcome = push_run(source, destination, watcher, anew=anew, stop=stop)
     for failure in outcome.failures:
         click.echo(f"refused: {failure}", err=True)
@@ -89,7 +89,8 @@ def pull(
 ) -> None:
     """Fetch studies from a PACS, over DICOMweb or by C-FIND and C-GET.
 
-    Stopped or killed, the same command goes on. Files have names that tell nothing; what they hold is as the PACS has it, patient data included.
+    Stopped or killed, the same command goes on. Files have names that tell nothing; what they hold is as the
+    PACS has it, patient data included.
     """
     from medtl.cli.terminal import TerminalWatcher
     from medtl.reporting.pacs.peer import check_ae, parse_peer
@@ -102,10 +103,8 @@ def pull(
         outcome = pull_run(peer, query, out, watcher, stop)
     for failure in outcome.failures:
         click.echo(f"refused: {failure}", err=True)
-    counts = (
-        f"{outcome.fetched} instances fetched, {outcome.kept} were there, {len(outcome.failures)} refused"
-    )
-    click.echo(f"{outcome.studies} studies, {counts}: {out}")
+    counts = f"{outcome.fetched} instances fetched, {outcome.kept} were there"
+    click.echo(f"{outcome.studies} studies, {counts}, {len(outcome.failures)} refused: {out}")
     ctx.exit(3 if outcome.failures else 0)
 
 
@@ -149,7 +148,7 @@ def listen(ctx: click.Context, out: Path, settle: float, **options: Any) -> None
     """Receive studies by C-STORE; score them with --score, send results on with --send-to.
 
     An instance is on disk before it is acknowledged. Stopped or killed, the same command goes on: no study is
-    lost, and none sent on twice.
+    lost, and what the PACS has acknowledged is not sent again.
     """
     from medtl.cli.terminal import TerminalWatcher
     from medtl.runs.pacs_listen import listen_run
@@ -163,7 +162,7 @@ def listen(ctx: click.Context, out: Path, settle: float, **options: Any) -> None
         listen_run(out, address, gate, watcher, stop, tls=tls, scoring=scoring, settle=settle)
 
 
-def _gate(options: dict[str, Any]) -> Any:
+def _gate(options: dict[str, Any]) -> "Gate":
     """Return whom --allow-ae, --allow-address and the limits let in."""
     from medtl.reporting.pacs.gate import LOOPBACK, MEGABYTE, Gate, parse_networks
     from medtl.reporting.pacs.peer import check_ae
@@ -180,7 +179,7 @@ def _gate(options: dict[str, Any]) -> Any:
     )
 
 
-def _scoring(options: dict[str, Any]) -> Any:
+def _scoring(options: dict[str, Any]) -> "Scoring | None":
     """Return what --score, --kind and --send-to ask for; None where nothing is scored."""
     from medtl.reporting.pacs.peer import Tls, parse_peer
     from medtl.runs.pacs_listen import Scoring

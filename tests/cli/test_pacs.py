@@ -485,11 +485,12 @@ def test_a_study_that_ends_the_process_again_and_again_is_left_alone(
     def die(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
+    monkeypatch.setattr("medtl.runs.pacs_listen.MOST_TRIES", 2)
     listener = Listener(tmp_path / "out", "--score", trained.run)
     listeners.append(listener)
     with monkeypatch.context() as patch:
         patch.setattr("medtl.runs.pacs_listen.results_run", die)
-        for _ in range(5):
+        for _ in range(2):
             listener.start()
             if not [*(tmp_path / "out/inbox").rglob("*.dcm")]:
                 send(listener.port, radiographs(tmp_path / "in", 1))
@@ -551,19 +552,19 @@ def test_the_archive_of_a_hospital_in_and_out(
 def test_a_killed_listener_loses_no_acknowledged_instance_and_scores_each_study_once(
     trained: Trained, tmp_path: Path, listeners: list[Listener]
 ) -> None:
-    drawn, studies = random.Random(0), 12
+    drawn, studies = random.Random(0), 8
     sent = radiographs(tmp_path / "in", studies)
     acknowledged: list[Path] = []
     with archive() as found:
         to = f"ARCHIVE@127.0.0.1:{found.port}"
         listener = Listener(tmp_path / "out", "--score", trained.run, "--send-to", to, "--kind", "sr")
         listeners.append(listener)
-        for kills in range(6):
+        for kills in range(4):
             listener.start()
             until = time.monotonic() + drawn.uniform(0.1, 1.5)
             while time.monotonic() < until:
                 path = sent[len(acknowledged) % studies]
-                if len(acknowledged) < (kills + 1) * studies // 6:
+                if len(acknowledged) < (kills + 1) * studies // 4:
                     send(listener.port, [path])
                     acknowledged.append(path)
             listener.end(signal.SIGKILL)
