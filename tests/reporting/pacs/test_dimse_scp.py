@@ -291,6 +291,23 @@ def test_the_end_does_not_wait_for_a_sender_that_says_nothing(tmp_path: Path) ->
     wait_for(lambda: not association.is_established)
 
 
+@pytest.mark.parametrize("begun", [b"", b"\x01\x00\x00", b"\x01\x00\x00\x00\x10\x00half"])
+def test_half_a_message_holds_no_association(begun: bytes, tmp_path: Path) -> None:
+    with listener(tmp_path, gate(idle=0.5, associations=1)) as found:
+        with socket.create_connection(("127.0.0.1", found.port)) as connection:
+            connection.sendall(begun)
+            connection.settimeout(20)
+            assert connection.recv(10) == b""  # the listener hangs up
+        wait_for(lambda: associate(found.port).is_established)
+
+
+def test_an_association_that_falls_silent_is_ended(tmp_path: Path) -> None:
+    with listener(tmp_path, gate(idle=0.5)) as found:
+        association = associate(found.port)
+        assert association.is_established
+        wait_for(lambda: not association.is_established)
+
+
 def dcmtk(tool: str, port: int, *arguments: object) -> int:
     path = shutil.which(tool, path=SYSTEM)
     if path is None:
