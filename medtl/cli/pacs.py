@@ -10,7 +10,9 @@ import click
 from medtl.cli.stopping import StopSignal
 
 if TYPE_CHECKING:
+    from medtl.reporting.pacs.gate import Gate
     from medtl.reporting.pacs.peer import Tls
+    from medtl.runs.pacs_listen import Scoring
 
 PATH = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -54,10 +56,8 @@ def push(ctx: click.Context, source: Path, to: str, ae: str, anew: bool, **tls: 
     from medtl.runs.pacs_push import Destination, push_run
 
     destination = Destination(parse_peer(to), _tls(**tls), check_ae(ae))
-    with (
-        _Stoppable(ctx) as stop,
-        TerminalWatcher(f"medtl pacs push · {source} to {destination.peer}") as watcher,
-    ):
+    title = f"medtl pacs push · {source} to {destination.peer}"
+    with _Stoppable(ctx) as stop, TerminalWatcher(title) as watcher:
         outcome = push_run(source, destination, watcher, anew=anew, stop=stop)
     for failure in outcome.failures:
         click.echo(f"refused: {failure}", err=True)
@@ -67,7 +67,8 @@ def push(ctx: click.Context, source: Path, to: str, ae: str, anew: bool, **tls: 
 
 
 @pacs.command()
-@click.option("--from", "source", required=True, metavar="URL", help="Base of the DICOMweb service.")
+@click.option("--from", "source", required=True, metavar="URL|AE@HOST:PORT", help="The PACS.")
+@click.option("--ae", default="MEDTL", show_default=True, help="Our AE title, to an AE.")
 @click.option("--modality", help="Series of this modality, as MR.")
 @click.option("--date", metavar="DATES", help="Studies of 20260131, or 20260101-, or 20260101-20260131.")
 @click.option("--study", metavar="UID", help="The study of this StudyInstanceUID.")
@@ -78,6 +79,7 @@ def push(ctx: click.Context, source: Path, to: str, ae: str, anew: bool, **tls: 
 def pull(
     ctx: click.Context,
     source: str,
+    ae: str,
     modality: str | None,
     date: str | None,
     study: str | None,
@@ -85,26 +87,24 @@ def pull(
     out: Path,
     **tls: Any,
 ) -> None:
-    """Fetch studies from a PACS over DICOMweb. Stopped or killed, the same command goes on.
+    """Fetch studies from a PACS, over DICOMweb or by C-FIND and C-GET.
 
-    Files have names that tell nothing; what they hold is as the PACS has it, patient data included.
+    Stopped or killed, the same command goes on. Files have names that tell nothing; what they hold is as the
+    PACS has it, patient data included.
     """
     from medtl.cli.terminal import TerminalWatcher
-    from medtl.reporting.pacs.peer import WebPeer, parse_peer
+    from medtl.reporting.pacs.peer import check_ae, parse_peer
     from medtl.runs.pacs_pull import Query, pull_run
+    from medtl.runs.pacs_push import Destination
 
-    peer = parse_peer(source)
-    if not isinstance(peer, WebPeer):
-        raise click.UsageError("--from takes the http(s):// base of a DICOMweb service")
+    peer = Destination(parse_peer(source), _tls(**tls), check_ae(ae))
     query = Query(modality, date, study, limit)
-    with _Stoppable(ctx) as stop, TerminalWatcher(f"medtl pacs pull · {peer}") as watcher:
-        outcome = pull_run(peer, query, out, watcher, _tls(**tls), stop)
+    with _Stoppable(ctx) as stop, TerminalWatcher(f"medtl pacs pull · {peer.peer}") as watcher:
+        outcome = pull_run(peer, query, out, watcher, stop)
     for failure in outcome.failures:
         click.echo(f"refused: {failure}", err=True)
-    counts = (
-        f"{outcome.fetched} instances fetched, {outcome.kept} were there, {len(outcome.failures)} refused"
-    )
-    click.echo(f"{outcome.studies} studies, {counts}: {out}")
+    counts = f"{outcome.fetched} instances fetched, {outcome.kept} were there"
+    click.echo(f"{outcome.studies} studies, {counts}, {len(outcome.failures)} refused: {out}")
     ctx.exit(3 if outcome.failures else 0)
 
 
@@ -138,13 +138,17 @@ def pull(
 @click.option("--tls-cert", type=FILE, help="Our certificate, PEM: whoever sends must speak TLS.")
 @click.option("--tls-key", type=FILE, help="Its key, PEM, without a password.")
 @click.option("--tls-ca", type=FILE, help="Who sends must show a certificate of this authority, PEM.")
-@click.option("--send-tls-ca", type=FILE, help="Speak TLS with --send-to, signed by this authority, PEM.")
+@click.option(
+    "--send-tls-ca",
+    type=FILE,
+    help="The authority of --send-to, PEM: speak TLS, with --tls-cert.",
+)
 @click.pass_context
 def listen(ctx: click.Context, out: Path, settle: float, **options: Any) -> None:
     """Receive studies by C-STORE; score them with --score, send results on with --send-to.
 
     An instance is on disk before it is acknowledged. Stopped or killed, the same command goes on: no study is
-    lost, and none sent on twice.
+    lost, and what the PACS has acknowledged is not sent again.
     """
     from medtl.cli.terminal import TerminalWatcher
     from medtl.runs.pacs_listen import listen_run
@@ -158,7 +162,7 @@ def listen(ctx: click.Context, out: Path, settle: float, **options: Any) -> None
         listen_run(out, address, gate, watcher, stop, tls=tls, scoring=scoring, settle=settle)
 
 
-def _gate(options: dict[str, Any]) -> Any:
+def _gate(options: dict[str, Any]) -> "Gate":
     """Return whom --allow-ae, --allow-address and the limits let in."""
     from medtl.reporting.pacs.gate import LOOPBACK, MEGABYTE, Gate, parse_networks
     from medtl.reporting.pacs.peer import check_ae
@@ -175,7 +179,7 @@ def _gate(options: dict[str, Any]) -> Any:
     )
 
 
-def _scoring(options: dict[str, Any]) -> Any:
+def _scoring(options: dict[str, Any]) -> "Scoring | None":
     """Return what --score, --kind and --send-to ask for; None where nothing is scored."""
     from medtl.reporting.pacs.peer import Tls, parse_peer
     from medtl.runs.pacs_listen import Scoring

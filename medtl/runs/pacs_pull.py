@@ -1,24 +1,22 @@
 """Fetch studies from a PACS, whole files under hashed names, and go on where that was broken off.
 
-search (QIDO-RS) -> instances that are not here -> WADO-RS -> FOLDER/<study>/<series>/<instance>.dcm
+search (QIDO-RS, C-FIND) -> instances that are not here (WADO-RS, C-GET) -> FOLDER/<study>/<series>/*.dcm
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 from medtl.errors import ConfigError, MedtlError, PacsError, ReadError
 from medtl.imaging.storage import make_folder, replacing
 from medtl.learning.fit import Watcher
 from medtl.learning.watching import StoppedError, never
 from medtl.reporting.pacs.instance import UID, identify, key_of_uid
-from medtl.reporting.pacs.peer import Tls, WebPeer
-from medtl.runs.pacs_push import missing_extra
-
-if TYPE_CHECKING:
-    from medtl.reporting.pacs.dicomweb import Service
+from medtl.reporting.pacs.peer import WebPeer
+from medtl.runs.pacs_push import Destination, missing_extra
 
 DATES = re.compile(r"\d{8}|\d{8}-|-\d{8}|\d{8}-\d{8}")
 
@@ -43,6 +41,22 @@ class PullOutcome:
     failures: tuple[MedtlError, ...]
 
 
+class Service(Protocol):
+    """A PACS that can be searched: what it lists are UIDs in form, nothing more is known of them."""
+
+    def studies(self, query: Mapping[str, str], limit: int | None) -> Iterator[str]:
+        """Yield studies by what must match, at most `limit`."""
+
+    def series(self, study: str, query: Mapping[str, str]) -> Iterator[str]:
+        """Yield a study's series by what must match."""
+
+    def instances(self, study: str, series: str) -> Iterator[str]:
+        """Yield a series' instances."""
+
+    def retrieve(self, study: str, series: str, instance: str) -> bytes:
+        """Return an instance as a DICOM file."""
+
+
 class _Listed(NamedTuple):
     """An instance as the PACS lists it: UIDs that nobody has checked but for their characters."""
 
@@ -52,11 +66,10 @@ class _Listed(NamedTuple):
 
 
 def pull_run(
-    peer: WebPeer,
+    source: Destination,
     query: Query,
     out: Path,
     watcher: Watcher,
-    tls: Tls | None = None,
     stop: Callable[[], bool] = never,
 ) -> PullOutcome:
     """Fetch the instances of studies into `out`. A file that is here is whole, and not fetched again.
@@ -64,14 +77,10 @@ def pull_run(
     Raises ConfigError config-value, extra-missing, pacs-tls; PacsError; OutputError; StoppedError between two
     instances.
     """
-    try:
-        from medtl.reporting.pacs.dicomweb import Service
-    except ImportError as missing:
-        raise missing_extra(missing) from missing
     _check(query)
     make_folder(out)
     results: list[bool | MedtlError] = []
-    with Service(peer, tls) as service:
+    with _open(source) as service:
         studies = list(service.studies(_of_studies(query), query.limit))
         for number, study in enumerate(studies):
             watcher.progress("fetching studies", number, len(studies))
@@ -80,6 +89,23 @@ def pull_run(
                 results.append(_try_fetch(service, listed, out))
     failures = tuple(one for one in results if isinstance(one, MedtlError))
     return PullOutcome(len(studies), results.count(True), results.count(False), failures)
+
+
+@contextmanager
+def _open(source: Destination) -> Iterator[Service]:
+    try:
+        if isinstance(source.peer, WebPeer):
+            from medtl.reporting.pacs.dicomweb import WebService
+
+            with WebService(source.peer, source.tls) as web:
+                yield web
+        else:
+            from medtl.reporting.pacs.dimse_query import query_service
+
+            with query_service(source.peer, source.tls, source.our_ae) as archive:
+                yield archive
+    except ImportError as missing:
+        raise missing_extra(missing) from missing
 
 
 def _check(query: Query) -> None:
@@ -95,13 +121,13 @@ def _of_studies(query: Query) -> dict[str, str]:
     return {name: value for name, value in asked.items() if value}
 
 
-def _list_study(service: "Service", study: str, query: Query) -> Iterator[_Listed]:
+def _list_study(service: Service, study: str, query: Query) -> Iterator[_Listed]:
     for series in service.series(study, {"Modality": query.modality} if query.modality else {}):
         for instance in service.instances(study, series):
             yield _Listed(study, series, instance)
 
 
-def _try_fetch(service: "Service", listed: _Listed, out: Path) -> bool | MedtlError:
+def _try_fetch(service: Service, listed: _Listed, out: Path) -> bool | MedtlError:
     """Fetch an instance; return what is wrong with it alone. Raises PacsError where the PACS is away."""
     try:
         return _fetch(service, listed, out)
@@ -111,7 +137,7 @@ def _try_fetch(service: "Service", listed: _Listed, out: Path) -> bool | MedtlEr
         return error
 
 
-def _fetch(service: "Service", listed: _Listed, out: Path) -> bool:
+def _fetch(service: Service, listed: _Listed, out: Path) -> bool:
     """Fetch an instance unless it is here; return whether it was fetched."""
     folder = out / key_of_uid(listed.study) / key_of_uid(listed.series)
     path = folder / f"{key_of_uid(listed.instance)}.dcm"

@@ -28,7 +28,7 @@ class PushOutcome:
 
 @dataclass(frozen=True)
 class Destination:
-    """Where to, and as whom."""
+    """A PACS, and as whom it is spoken to."""
 
     peer: Peer
     tls: Tls | None = None
@@ -110,9 +110,9 @@ def _store(to: Destination, instances: Sequence[Instance]) -> Iterator[tuple[Ins
         return
     try:
         if isinstance(to.peer, WebPeer):
-            from medtl.reporting.pacs.dicomweb import Service
+            from medtl.reporting.pacs.dicomweb import WebService
 
-            with Service(to.peer, to.tls) as service:
+            with WebService(to.peer, to.tls) as service:
                 yield from service.store(instances)
         else:
             from medtl.reporting.pacs.dimse_scu import c_store

@@ -1,5 +1,6 @@
 """medtl pacs: results go to a PACS once, studies come from it whole, and what is received is scored."""
 
+import errno
 import os
 import random
 import shutil
@@ -7,14 +8,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from pydicom import dcmread
+from pydicom.uid import RLELossless
 
 from medtl.cli import main
+from medtl.errors import PacsError
 from medtl.prediction.journal import open_journal
+from medtl.reporting.pacs.instance import read_instance
+from medtl.reporting.pacs.peer import DimsePeer, Tls, server_tls
+from medtl.runs.results import results_run
 from tests.cli import jobs
 from tests.cli.conftest import Trained
 from tests.reporting.pacs.peers import (
@@ -26,6 +33,7 @@ from tests.reporting.pacs.peers import (
     wait_for,
     write_instances,
 )
+from tests.reporting.pacs.web import Answer, listing, part, serving
 
 pytest.importorskip("pynetdicom", reason="medtl[pacs] is not installed")
 pytest.importorskip("requests", reason="medtl[pacs] is not installed")
@@ -128,8 +136,6 @@ def test_one_process_pushes_a_folder(tmp_path: Path) -> None:
 
 
 def test_tls_options_reach_the_association(tmp_path: Path) -> None:
-    from medtl.reporting.pacs.peer import Tls, server_tls
-
     files = make_certificates(tmp_path)
     write_instances(tmp_path / "out", 1)
     with archive(server_tls(Tls(files.certificate, files.key, files.authority))) as found:
@@ -185,6 +191,27 @@ def test_studies_come_from_orthanc_as_the_bytes_that_it_has(running_orthanc: Ort
     assert pull(tmp_path / "none", running_orthanc.url, "--modality", "CT").startswith("0 studies")
 
 
+def test_studies_come_from_orthanc_by_c_get_in_their_transfer_syntax(
+    running_orthanc: Orthanc, tmp_path: Path
+) -> None:
+    plain, packed = write_instances(tmp_path / "a", 2, study=1)
+    write_instances(tmp_path / "b", 2, study=2, StudyDate="20250101")
+    header = dcmread(packed)
+    header.compress(RLELossless, generate_instance_uid=False)
+    header.save_as(packed)
+    push(tmp_path, running_orthanc.url)
+    archive_of = f"ORTHANC@127.0.0.1:{running_orthanc.port}"
+    told = pull(tmp_path / "out", archive_of, "--modality", "CR", "--date", "20260101-")
+    assert told.startswith("1 studies, 2 instances fetched, 0 were there, 0 refused")
+    found = {dcmread(one).SOPInstanceUID: dcmread(one) for one in (tmp_path / "out").rglob("*.dcm")}
+    for path in (plain, packed):
+        sent = dcmread(path)
+        assert found[sent.SOPInstanceUID].PixelData == sent.PixelData
+        assert found[sent.SOPInstanceUID].file_meta.TransferSyntaxUID == sent.file_meta.TransferSyntaxUID
+    assert "0 instances fetched, 2 were there" in pull(tmp_path / "out", archive_of, "--date", "20260101-")
+    assert pull(tmp_path / "one", archive_of, "--limit", 1).startswith("1 studies, 2 instances")
+
+
 def test_pull_says_in_a_line_what_is_wrong(tmp_path: Path) -> None:
     nobody = f"http://127.0.0.1:{free_port()}"
     for more, code in (((), "pacs-unreachable"), (("--date", "yesterday"), "config-value")):
@@ -192,7 +219,92 @@ def test_pull_says_in_a_line_what_is_wrong(tmp_path: Path) -> None:
         assert jobs.fault(result) == code
     bad = jobs.medtl("pacs", "pull", "--from", nobody, "--out", tmp_path, "--study", "../x")
     assert jobs.fault(bad) == "config-value"
-    assert jobs.medtl("pacs", "pull", "--from", "A@b:1", "--out", tmp_path).exit_code == 2
+    absent = f"A@127.0.0.1:{free_port()}"
+    result = jobs.medtl("pacs", "pull", "--from", absent, "--out", tmp_path / "out")
+    assert jobs.fault(result) == "pacs-unreachable"
+
+
+def web_answers(instances: list[Path], at_retrieval: Callable[[int], Answer | None]) -> Callable:
+    """Answer as a PACS that has one series; at_retrieval: another answer to the n-th retrieval."""
+    headers = [dcmread(path) for path in instances]
+    counts = iter(range(100))
+
+    def answer(_: str, path: str) -> Answer:
+        name, _, query = path.removeprefix("/dicom-web/").partition("?")
+        if not query:
+            uid = name.rsplit("/", 1)[1]
+            (index,) = (k for k, header in enumerate(headers) if uid == header.SOPInstanceUID)
+            return at_retrieval(next(counts)) or part(instances[index].read_bytes())
+        if "offset=0" not in query:
+            return Answer(204)
+        tag, keyword = {
+            "studies": ("0020000D", "StudyInstanceUID"),
+            "series": ("0020000E", "SeriesInstanceUID"),
+            "instances": ("00080018", "SOPInstanceUID"),
+        }[name.rsplit("/", 1)[-1]]
+        return listing(*dict.fromkeys(header[keyword].value for header in headers), tag=tag)
+
+    return answer
+
+
+def test_a_pull_that_was_cut_off_goes_on(tmp_path: Path) -> None:
+    sent = write_instances(tmp_path / "in", 4)
+    with serving() as server:
+        server.answer = web_answers(sent, lambda number: Answer(0) if number == 2 else None)
+        result = jobs.medtl("pacs", "pull", "--from", server.url, "--out", tmp_path / "out")
+        assert jobs.fault(result) == "pacs-unreachable"
+        assert len([*(tmp_path / "out").rglob("*.dcm")]) == 2
+        assert "2 instances fetched, 2 were there" in pull(tmp_path / "out", server.url)
+
+
+def test_another_instance_than_was_asked_for_is_a_line(tmp_path: Path) -> None:
+    sent = write_instances(tmp_path / "in", 3)
+    odd = {0: part(sent[2].read_bytes()), 1: part(b"<script>=cmd()")}
+    with serving() as server:
+        server.answer = web_answers(sent, odd.get)
+        result = jobs.medtl("pacs", "pull", "--from", server.url, "--out", tmp_path / "out")
+    assert result.exit_code == 3 and "1 instances fetched, 0 were there, 2 refused" in result.stdout
+    assert "refused: [pacs-mismatch]" in result.stderr and "refused: [dicom-header]" in result.stderr
+    assert "canary" not in result.output.lower()
+
+
+def test_a_full_disk_ends_a_pull_with_whole_files_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with serving() as server:
+        server.answer = web_answers(write_instances(tmp_path / "in", 2), lambda _: None)
+        with monkeypatch.context() as patch:
+            patch.setattr("medtl.imaging.storage.os.fsync", full)
+            result = jobs.medtl("pacs", "pull", "--from", server.url, "--out", tmp_path / "out")
+        assert jobs.fault(result) == "output-unwritable"
+        assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_between_two_instances_keeps_those_before(number: int, code: int, tmp_path: Path) -> None:
+    sent = write_instances(tmp_path / "in", 4)
+
+    def stop_at(count: int) -> None:
+        if count == 1:
+            os.kill(os.getpid(), number)
+
+    with serving() as server:
+        server.answer = web_answers(sent, stop_at)
+        result = jobs.medtl("pacs", "pull", "--from", server.url, "--out", tmp_path / "out")
+        assert result.exit_code == code and "medtl: [interrupted]" in result.stderr
+        assert 1 <= len([*(tmp_path / "out").rglob("*.dcm")]) < 4
+        pull(tmp_path / "out", server.url)
+    assert len([*(tmp_path / "out").rglob("*.dcm")]) == 4
+    with archive() as found:
+        to = f"ARCHIVE@127.0.0.1:{found.port}"
+        found.status = lambda count: stop_at(count) or 0x0000
+        result = jobs.medtl("pacs", "push", tmp_path / "in", "--to", to)
+        assert result.exit_code == code and "medtl: [interrupted]" in result.stderr
+        push(tmp_path / "in", to)
+    assert sorted(found.received) == sorted({dcmread(path).SOPInstanceUID for path in sent})
 
 
 # listen
@@ -261,14 +373,12 @@ def storescu(port: int, paths: list[Path]) -> int:
     return subprocess.run(command, capture_output=True, timeout=120).returncode
 
 
-def send(port: int, paths: list[Path]) -> None:
+def send(port: int, paths: list[Path], tls: Tls | None = None) -> None:
     """Send files from this process; each must be acknowledged."""
     from medtl.reporting.pacs.dimse_scu import c_store
-    from medtl.reporting.pacs.instance import read_instance
-    from medtl.reporting.pacs.peer import DimsePeer
 
     peer = DimsePeer("MEDTL", "127.0.0.1", port)
-    assert not [why for _, why in c_store(peer, [*map(read_instance, paths)], None, "SENDER") if why]
+    assert not [why for _, why in c_store(peer, [*map(read_instance, paths)], tls, "SENDER") if why]
 
 
 def radiographs(folder: Path, count: int) -> list[Path]:
@@ -296,6 +406,23 @@ def test_what_is_received_is_scored_and_results_are_sent_on_once(
     assert len(found.received) == len(set(found.received)) == 8  # a report and a picture a study
     assert [row["status"] for row in listener.rows()] == ["scored"] * 4
     assert listener.said().count("scored ") == 4
+
+
+def test_tls_is_spoken_on_both_sides(trained: Trained, tmp_path: Path, listeners: list[Listener]) -> None:
+    files = make_certificates(tmp_path)
+    ours = Tls(files.certificate, files.key, files.authority)
+    named = ("--tls-cert", files.certificate, "--tls-key", files.key, "--tls-ca", files.authority)
+    with archive(server_tls(ours)) as found:
+        to = ("--send-to", f"ARCHIVE@localhost:{found.port}", "--send-tls-ca", files.authority)
+        listener = Listener(tmp_path / "out", "--score", trained.run, *named, *to)
+        listeners.append(listener)
+        listener.start()
+        sent = radiographs(tmp_path / "in", 1)
+        with pytest.raises(PacsError):
+            send(listener.port, sent)
+        send(listener.port, sent, ours)
+        wait_for(lambda: listener.said().count("sent   ") == 1)
+    assert len(found.received) == 2
 
 
 def test_results_wait_until_the_pacs_is_back(
@@ -332,6 +459,66 @@ def test_a_study_that_cannot_be_scored_is_a_line_and_the_others_go_on(
     wait_for(lambda: "[dicom-truncated]" in listener.said())
 
 
+def test_whatever_a_study_does_to_a_library_it_waits_and_the_others_go_on(
+    trained: Trained, tmp_path: Path, listeners: list[Listener], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = iter(range(100))
+
+    def fail_first(*arguments: object, **options: object) -> object:
+        if next(calls) == 0:
+            raise RuntimeError("Canary^Kim made the library fail")
+        return results_run(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("medtl.runs.pacs_listen.results_run", fail_first)
+    monkeypatch.setattr("medtl.runs.pacs_listen.RETRY_SECONDS", 1.0)
+    listener = Listener(tmp_path / "out", "--score", trained.run)
+    listeners.append(listener)
+    listener.start()
+    send(listener.port, radiographs(tmp_path / "in", 2))
+    wait_for(lambda: listener.said().count("scored ") == 2)
+    assert listener.said().count("scoring failed (RuntimeError); next try in 1 s") == 1
+
+
+def test_a_study_that_ends_the_process_again_and_again_is_left_alone(
+    trained: Trained, tmp_path: Path, listeners: list[Listener], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("medtl.runs.pacs_listen.MOST_TRIES", 2)
+    listener = Listener(tmp_path / "out", "--score", trained.run)
+    listeners.append(listener)
+    with monkeypatch.context() as patch:
+        patch.setattr("medtl.runs.pacs_listen.results_run", die)
+        for _ in range(2):
+            listener.start()
+            if not [*(tmp_path / "out/inbox").rglob("*.dcm")]:
+                send(listener.port, radiographs(tmp_path / "in", 1))
+            assert os.WTERMSIG(os.waitpid(listener.child, 0)[1]) == signal.SIGKILL
+            listener.child = 0
+    listener.start()
+    wait_for(lambda: "[pacs-given-up]" in listener.said())
+    send(listener.port, radiographs(tmp_path / "more", 2)[1:])
+    wait_for(lambda: listener.said().count("scored ") == 1)
+
+
+def test_volumes_from_several_senders_at_once_are_scored_whole(
+    trained_3d: Trained, tmp_path: Path, listeners: list[Listener]
+) -> None:
+    listener = Listener(tmp_path / "out", "--score", trained_3d.run)
+    listeners.append(listener)
+    listener.start()
+    folders = [jobs.write_volume(tmp_path / f"in/{k}", k, k % 2, FrameOfReferenceUID="1.2") for k in range(4)]
+    threads = [Thread(target=send, args=(listener.port, sorted(one.glob("*.dcm")))) for one in folders]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    wait_for(lambda: len(listener.rows()) == 4)
+    assert all(row["status"] == "scored" and row["map"] for row in listener.rows())
+    assert len([*(tmp_path / "out/inbox").rglob("*.dcm")]) == 4 * 8
+
+
 def test_results_that_come_back_are_not_scored(
     trained: Trained, tmp_path: Path, listeners: list[Listener]
 ) -> None:
@@ -365,19 +552,19 @@ def test_the_archive_of_a_hospital_in_and_out(
 def test_a_killed_listener_loses_no_acknowledged_instance_and_scores_each_study_once(
     trained: Trained, tmp_path: Path, listeners: list[Listener]
 ) -> None:
-    drawn, studies = random.Random(0), 12
+    drawn, studies = random.Random(0), 8
     sent = radiographs(tmp_path / "in", studies)
     acknowledged: list[Path] = []
     with archive() as found:
         to = f"ARCHIVE@127.0.0.1:{found.port}"
         listener = Listener(tmp_path / "out", "--score", trained.run, "--send-to", to, "--kind", "sr")
         listeners.append(listener)
-        for kills in range(6):
+        for kills in range(4):
             listener.start()
             until = time.monotonic() + drawn.uniform(0.1, 1.5)
             while time.monotonic() < until:
                 path = sent[len(acknowledged) % studies]
-                if len(acknowledged) < (kills + 1) * studies // 6:
+                if len(acknowledged) < (kills + 1) * studies // 4:
                     send(listener.port, [path])
                     acknowledged.append(path)
             listener.end(signal.SIGKILL)

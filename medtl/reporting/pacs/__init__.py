@@ -3,7 +3,8 @@
 peer.py        where a PACS is, and how TLS is spoken with it
 instance.py    what a file must say of itself to be sent, or to be kept when it is received
 dicomweb.py    QIDO-RS, WADO-RS and STOW-RS (the only place of requests)
-dimse_scu.py   C-STORE to a PACS (pynetdicom, there and in dimse_scp alone)
+dimse_scu.py   C-STORE to a PACS (pynetdicom, in dimse_* alone)
+dimse_query.py C-FIND and C-GET
 gate.py        who may send here, and how much
 dimse_scp.py   C-STORE and C-ECHO from whom the gate lets in
 inbox.py       what was received: on disk before it is acknowledged

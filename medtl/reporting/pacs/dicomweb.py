@@ -28,7 +28,7 @@ AWAY = (502, 503, 504)
 TOKEN = "MEDTL_PACS_TOKEN"
 
 
-class Service:
+class WebService:
     """A DICOMweb service and the connection to it. ~/.netrc has user and password, TOKEN a token."""
 
     def __init__(self, peer: WebPeer, tls: Tls | None = None) -> None:

@@ -207,7 +207,7 @@ class _GatedServer(ThreadedAssociationServer):
         if self.ssl_context:
             request.settimeout(HANDSHAKE_SECONDS)
             request = self.ssl_context.wrap_socket(request, server_side=True)
-            request.settimeout(None)
+        request.settimeout(self.reception.gate.idle)  # or half a message could hold an association for ever
         super().finish_request(request, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:

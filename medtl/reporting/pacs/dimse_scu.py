@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -40,7 +41,7 @@ def c_store(
     Raises PacsError pacs-unreachable where there is no answer, also in the middle; pacs-refused.
     """
     for part in _by_contexts(instances):
-        with _associated(peer, part, tls, our_ae) as association:
+        with associated(peer, _proposed(part), tls, our_ae) as association:
             for instance in part:
                 yield instance, _send(peer, association, instance)
 
@@ -68,14 +69,15 @@ def _proposed(instances: Sequence[Instance]) -> list[PresentationContext]:
 
 
 @contextmanager
-def _associated(
-    peer: DimsePeer, instances: Sequence[Instance], tls: Tls | None, our_ae: str
+def associated(
+    peer: DimsePeer, contexts: list[PresentationContext], tls: Tls | None, our_ae: str, **more: Any
 ) -> Iterator[Association]:
+    """Hold an association. more: roles and handlers. Raises PacsError pacs-unreachable, pacs-refused."""
     entity = AE(our_ae)
     entity.connection_timeout, entity.acse_timeout = CONNECT_SECONDS, ANSWER_SECONDS
     entity.dimse_timeout = entity.network_timeout = ANSWER_SECONDS
     secured = (client_tls(tls), peer.host) if tls else None
-    association = entity.associate(peer.host, peer.port, _proposed(instances), peer.ae, tls_args=secured)
+    association = entity.associate(peer.host, peer.port, contexts, peer.ae, tls_args=secured, **more)
     if not association.is_established:
         raise _not_established(peer, association)
     try:
@@ -91,26 +93,27 @@ def _not_established(peer: DimsePeer, association: Association) -> PacsError:
         fix = "let the PACS know our AE title and address, and check its own"
         return PacsError("pacs-refused", "rejects the association", where=str(peer), fix=fix)
     if association.acceptor.primitive and association.acceptor.primitive.result == 0:
-        reason = "takes none of the kinds of object that shall be sent"
+        reason = "takes none of the kinds of object that were proposed"
         return PacsError("pacs-refused", reason, where=str(peer), fix="have them allowed there")
-    return _unreachable(peer, "does not answer")
+    return unreachable(peer, "does not answer")
 
 
-def _unreachable(peer: DimsePeer, reason: str) -> PacsError:
-    fix = "check address, TLS and network; the same command sends the rest"
+def unreachable(peer: DimsePeer, reason: str) -> PacsError:
+    """Return the error of a peer that is not there, or no longer."""
+    fix = "check address, TLS and network; the same command does the rest"
     return PacsError("pacs-unreachable", reason, where=str(peer), fix=fix)
 
 
 def _send(peer: DimsePeer, association: Association, instance: Instance) -> str:
     """Send one instance; return why it was not taken. Raises PacsError pacs-unreachable."""
     if not association.is_established:
-        raise _unreachable(peer, "ended the association")
+        raise unreachable(peer, "ended the association")
     try:
         status = association.send_c_store(dcmread(instance.path))
     except (ValueError, AttributeError) as error:  # nothing was sent: the text of it quotes UIDs
         return f"the PACS does not take its kind or transfer syntax ({type(error).__name__})"
     if "Status" not in status:
-        raise _unreachable(peer, "stopped answering")
+        raise unreachable(peer, "stopped answering")
     code = status.Status
     if code == SUCCESS or code in KEPT_WITH_WARNING:
         return ""

@@ -156,6 +156,8 @@ def orthanc(folder: Path, modalities: dict[str, list[Any]] | None = None) -> Ite
         "DicomPort": port,
         "DicomModalities": modalities or {},
         "DicomAlwaysAllowStore": True,
+        "DicomAlwaysAllowFind": True,
+        "DicomAlwaysAllowGet": True,
     }
     (folder / "orthanc.json").write_text(json.dumps(config))
     log = (folder / "orthanc.log").open("wb")

@@ -1,12 +1,8 @@
 """DICOMweb against a server that answers as real ones do at their worst; Orthanc is asked in tests/cli."""
 
-import json
 import ssl
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -14,108 +10,30 @@ from medtl.errors import ConfigError, PacsError
 from medtl.reporting.pacs.instance import read_instance
 from medtl.reporting.pacs.peer import Tls, WebPeer, server_tls
 from tests.reporting.pacs.peers import free_port, make_certificates, write_instances
+from tests.reporting.pacs.web import Answer, Server, listing, part, serving, stored
 
 pytest.importorskip("requests", reason="medtl[pacs] is not installed")
-from medtl.reporting.pacs.dicomweb import TOKEN, Service
-
-
-class Answer(NamedTuple):
-    """What the server says."""
-
-    status: int
-    kind: str = "application/dicom+json"
-    body: bytes = b""
-    location: str = ""
-
-
-class Server(ThreadingHTTPServer):
-    """Answers by a function of method and path, and keeps what it was asked."""
-
-    answer: Callable[[str, str], Answer]
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.asked: list[tuple[str, str, dict[str, str], bytes]] = []
-
-    @property
-    def url(self) -> str:
-        """Return the base of the service."""
-        return f"http://127.0.0.1:{self.server_port}/dicom-web"
-
-
-class Handler(BaseHTTPRequestHandler):
-    """One request."""
-
-    server: Server
-
-    def do_GET(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.server.asked.append((self.command, self.path, dict(self.headers), body))
-        answer = self.server.answer(self.command, self.path)
-        if answer.status == 0:  # hang up
-            self.connection.close()
-            return
-        self.send_response(answer.status)
-        self.send_header("Content-Type", answer.kind)
-        self.send_header("Content-Length", str(len(answer.body)))
-        if answer.location:
-            self.send_header("Location", answer.location)
-        self.end_headers()
-        self.wfile.write(answer.body)
-
-    do_POST = do_GET  # noqa: N815
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
+from medtl.reporting.pacs.dicomweb import TOKEN, WebService
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    found = Server()
-    found.handle_error = lambda *_: None  # type: ignore[method-assign]
-    thread = threading.Thread(target=found.serve_forever, args=(0.01,))
-    thread.start()
-    yield found
-    found.shutdown()
-    found.server_close()
-    thread.join()
-
-
-def listing(*uids: str, tag: str = "0020000D") -> Answer:
-    items = [{tag: {"vr": "UI", "Value": [uid]}} for uid in uids]
-    return Answer(200, body=json.dumps(items).encode())
-
-
-def stored(*kept: str, failed: tuple[str, ...] = (), status: int = 200) -> Answer:
-    def sequence(uids: tuple[str, ...]) -> dict:
-        return {
-            "vr": "SQ",
-            "Value": [{"00081155": {"Value": [uid]}, "00081197": {"Value": [42752]}} for uid in uids],
-        }
-
-    body = {"00081199": sequence(kept), "00081198": sequence(failed)}
-    return Answer(status, body=json.dumps(body).encode())
-
-
-def part(content: bytes, boundary: str = "b", quoted: bool = True) -> Answer:
-    name = f'"{boundary}"' if quoted else boundary
-    kind = f'multipart/related; type="application/dicom"; boundary={name}'
-    head = f"--{boundary}\r\nContent-Type: application/dicom\r\nContent-Length: {len(content)}\r\n\r\n"
-    return Answer(200, kind, head.encode() + content + f"\r\n--{boundary}--".encode())
+    with serving() as found:
+        yield found
 
 
 def studies(server: Server, limit: int | None = None) -> list[str]:
-    with Service(WebPeer(server.url)) as service:
+    with WebService(WebPeer(server.url)) as service:
         return list(service.studies({}, limit))
 
 
 def retrieve(server: Server) -> bytes:
-    with Service(WebPeer(server.url)) as service:
+    with WebService(WebPeer(server.url)) as service:
         return service.retrieve("1", "2", "3")
 
 
 def store(server: Server, path: Path) -> str:
-    with Service(WebPeer(server.url)) as service:
+    with WebService(WebPeer(server.url)) as service:
         ((_, reason),) = service.store([read_instance(path)])
     return reason
 
@@ -165,7 +83,7 @@ def test_odd_answers_to_a_search_are_one_line(answer: Answer, code: str, server:
 
 def test_nobody_there_is_one_line() -> None:
     peer = WebPeer(f"http://127.0.0.1:{free_port()}/x")
-    with Service(peer) as service, pytest.raises(PacsError, match="pacs-unreachable"):
+    with WebService(peer) as service, pytest.raises(PacsError, match="pacs-unreachable"):
         list(service.studies({}, None))
 
 
@@ -252,15 +170,15 @@ def test_tls_is_verified_by_the_authority_alone(
     peer = WebPeer(server.url.replace("http:", "https:"))
     # requests lets this variable go before a session's own authority
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(files.stranger))
-    with Service(peer, ours) as service:
+    with WebService(peer, ours) as service:
         assert list(service.studies({}, 1)) == ["1.2.3"]
     for tls in (
         None,
         Tls(authority=files.stranger),
         Tls(files.stranger, files.stranger_key, files.authority),
     ):
-        with Service(peer, tls) as service, pytest.raises(PacsError, match="pacs-unreachable"):
+        with WebService(peer, tls) as service, pytest.raises(PacsError, match="pacs-unreachable"):
             list(service.studies({}, 1))
     with pytest.raises(ConfigError, match="pacs-tls"):
-        Service(peer, Tls(files.certificate, files.stranger_key))
+        WebService(peer, Tls(files.certificate, files.stranger_key))
     assert isinstance(server.socket, ssl.SSLSocket)

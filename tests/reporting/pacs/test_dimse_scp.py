@@ -268,6 +268,18 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
                 pass
 
 
+def test_the_other_loopback_may_be_listened_on(tmp_path: Path) -> None:
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    found = Listener(tmp_path)
+    with listening("::1", 0, gate(), found.inbox.keep, found.told.append, None) as port:
+        entity = AE("SENDER")
+        entity.add_requested_context(Verification)
+        association = entity.associate("::1", port, ae_title="MEDTL")
+        assert association.send_c_echo().Status == 0x0000
+        association.release()
+
+
 def test_the_end_does_not_wait_for_a_sender_that_says_nothing(tmp_path: Path) -> None:
     with listener(tmp_path) as found:
         silent = socket.create_connection(("127.0.0.1", found.port))
@@ -277,6 +289,23 @@ def test_the_end_does_not_wait_for_a_sender_that_says_nothing(tmp_path: Path) ->
     assert time.monotonic() - started < 5
     silent.close()
     wait_for(lambda: not association.is_established)
+
+
+@pytest.mark.parametrize("begun", [b"", b"\x01\x00\x00", b"\x01\x00\x00\x00\x10\x00half"])
+def test_half_a_message_holds_no_association(begun: bytes, tmp_path: Path) -> None:
+    with listener(tmp_path, gate(idle=0.5, associations=1)) as found:
+        with socket.create_connection(("127.0.0.1", found.port)) as connection:
+            connection.sendall(begun)
+            connection.settimeout(20)
+            assert connection.recv(10) == b""  # the listener hangs up
+        wait_for(lambda: associate(found.port).is_established)
+
+
+def test_an_association_that_falls_silent_is_ended(tmp_path: Path) -> None:
+    with listener(tmp_path, gate(idle=0.5)) as found:
+        association = associate(found.port)
+        assert association.is_established
+        wait_for(lambda: not association.is_established)
 
 
 def dcmtk(tool: str, port: int, *arguments: object) -> int:
