@@ -41,13 +41,16 @@ class FrontDoor(click.Group):
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; print a fault as one line."""
+        """Run a command; print a fault as one line, also a stop that the command itself does not answer."""
         try:
             return super().invoke(ctx)
         except MedtlError as error:
             _print_error(error)
-        except KeyboardInterrupt:
-            click.echo("medtl: [interrupted] stopped by the user: the last finished epoch is kept", err=True)
+        except KeyboardInterrupt as stop:
+            click.echo(
+                "medtl: [interrupted] stopped before it was done: run the same command again", err=True
+            )
+            ctx.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
         ctx.exit(1)
 
 
@@ -77,8 +80,8 @@ for command in COMMANDS:
     main.add_command(command)
 
 
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
+def _interrupt(number: int, _: Any) -> None:
+    raise KeyboardInterrupt(number)
 
 
 def _print_error(error: MedtlError) -> None:

@@ -140,7 +140,6 @@ def _show(outcome: "ScoreOutcome", as_json: bool) -> None:
     kept = f" ({outcome.kept} rows were there)" if outcome.kept else ""
     tables = ", ".join(map(str, outcome.tables))
     told = f" ({unlike} not like the training images, see screening)" if unlike else ""
-    counts = (
-        f"{outcome.scored} scored{told}, {outcome.refused} refused, {outcome.skipped} other files skipped"
-    )
-    click.echo(f"{counts}{kept}: {tables}")
+    reasons = "; ".join(f"{count} {reason}" for reason, count in outcome.scan.left_out.items())
+    skipped = f"{outcome.skipped} other files skipped" + (f" ({reasons})" if reasons else "")
+    click.echo(f"{outcome.scored} scored{told}, {outcome.refused} refused, {skipped}{kept}: {tables}")

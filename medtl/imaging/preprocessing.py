@@ -165,7 +165,8 @@ def _check_dimensions(image: Image, config: PreprocessingConfig) -> None:
         return
     kind = {2: "an image", 3: "a volume"}
     reason = f"is {kind[image.spatial_dims]}, the model takes {kind[len(config.size)]}"
-    raise ReadError("image-dimensions", reason, where=image.facts.source, fix="score it with another model")
+    fix = f"take a recipe or a run for {kind[image.spatial_dims].split()[1]}s"
+    raise ReadError("image-dimensions", reason, where=image.facts.source, fix=fix)
 
 
 def _match_channels(pixels: NDArray[np.float32], channels: int) -> NDArray[np.float32]:

@@ -1,6 +1,7 @@
 """Files that are either whole or absent: written beside their place, flushed to disk, then renamed."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -30,7 +31,9 @@ def unwritable(path: Path, error: OSError) -> OutputError:
     # pydicom raises what the disk said again, with a traceback as its message.
     told = next((one for one in (error, error.__cause__) if getattr(one, "strerror", None)), None)
     reason = told.strerror if isinstance(told, OSError) else (str(error).splitlines() or ["failed"])[0]
-    return OutputError("output-unwritable", str(reason), where=path, fix="free the disk or choose another")
+    full = isinstance(told, OSError) and told.errno in (errno.ENOSPC, errno.EDQUOT)
+    fix = "free the disk or choose another" if full or told is None else "choose another place"
+    return OutputError("output-unwritable", str(reason), where=path, fix=fix)
 
 
 @contextmanager

@@ -50,6 +50,8 @@ def fit_calibration(
     after = negative_log_likelihood(logits, targets, task.kind, found)
     shown = ", ".join(f"{temperature:.2f}" for temperature in found.temperatures)
     change = f"negative log-likelihood on validation data {before:.3f} -> {after:.3f}"
+    if max(found.temperatures) > 0.99 * HIGHEST:
+        change += "; it is at its bound: these probabilities say nothing"
     if method == "auto" and not after < before - SMALLEST_GAIN:
         return FittedCalibration(None, f"probabilities stay as they are: temperature {shown} gives {change}")
     return FittedCalibration(found, f"probabilities are calibrated by temperature {shown}: {change}")

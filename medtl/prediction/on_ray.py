@@ -139,8 +139,8 @@ def _check_worker(job: Job) -> None:
 
 def facts_here(ensemble: Ensemble) -> dict[str, Any]:
     """Return all that a row depends on but its image, with the versions of this machine."""
-    graphs = [how.graph for how in ensemble.forwards if how.graph is not None]
-    if not graphs:
+    graphs = [how.graph for how in ensemble.forwards]
+    if not any(graphs):
         return ensemble.facts
     runtime = import_onnx("--engine onnx").__version__
-    return ensemble.with_graphs([replace(graph, runtime=runtime) for graph in graphs]).facts
+    return ensemble.with_graphs([graph and replace(graph, runtime=runtime) for graph in graphs]).facts

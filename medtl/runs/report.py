@@ -167,6 +167,7 @@ def _findings(
         if scored.image is None:
             name = row.source if job.options.with_identifiers else row.sample_id
             job.refusals.append(Refusal(name, row.code, CODES[row.code], row.fix))
+            watcher.note("refused", f"[{row.code}] {row.source}: {row.reason}: {row.fix}")
         else:
             _keep_case(job, scored)
             yield _finding(job, scored)

@@ -202,6 +202,8 @@ def write_outcome(
         "folder": str(folder.resolve()),
         "model_sha256": ensemble.members[0].sha256,
         "skipped_files": found.skipped,
+        "left_out": dict(found.left_out),
+        "thresholds": ensemble.lead.header.thresholds,
         **_how(ensemble, journal),
     }
     write_json(out / "scores.json", facts)

@@ -136,3 +136,15 @@ def test_the_schema_describes_every_section() -> None:
     schema = json.loads(jobs.medtl("config", "schema").stdout)
     assert schema["additionalProperties"] is False
     assert {"modality", "task", "split", "preprocessing", "schedule", "fit"} <= schema["properties"].keys()
+
+
+@pytest.mark.parametrize(("number", "code"), [((), 130), ((15,), 143)])
+def test_a_stop_that_no_command_answers_is_a_line(
+    number: tuple[int, ...], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt(*number)
+
+    monkeypatch.setattr("medtl.runs.inspect.inspect_folder", stop)
+    result = jobs.medtl("inspect", tmp_path)
+    assert jobs.fault(result, code) == "interrupted" and "same command" in result.stderr

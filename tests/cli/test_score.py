@@ -12,6 +12,7 @@ from pydicom.uid import ComputedRadiographyImageStorage
 
 from medtl.cli.terminal import TerminalWatcher
 from medtl.learning import graphs
+from medtl.learning.checkpoint import load_checkpoint
 from medtl.prediction import engine
 from medtl.prediction.journal import open_journal
 from tests.cli import jobs
@@ -481,3 +482,14 @@ def test_a_cluster_that_is_not_there_is_one_line(
     pytest.importorskip("ray", reason="needs the extra `ray`")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     assert jobs.fault(jobs.medtl(*command)) == "cluster-missing"
+
+
+def test_copies_and_thresholds_are_told(trained: Trained, tmp_path: Path) -> None:
+    source = jobs.write_radiograph(tmp_path / "in" / "a.dcm")
+    (tmp_path / "in" / "b.dcm").write_bytes(source.read_bytes())
+    (tmp_path / "in" / "notes.txt").write_text("none")
+    result = jobs.medtl("score", trained.run, tmp_path / "in", "--out", tmp_path / "out")
+    assert "1 exact copies of other files" in result.stdout and "2 other files skipped" in result.stdout
+    facts = json.loads((tmp_path / "out/scores.json").read_text())
+    assert facts["left_out"]["exact copies of other files"] == 1
+    assert facts["thresholds"] == list(load_checkpoint(trained.run).header.thresholds)

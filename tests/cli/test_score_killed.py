@@ -42,8 +42,7 @@ def start_child(run: Path, folder: Path, out: Path, before: Callable[[], None], 
             os.setpgid(0, 0)
             before()
             result = jobs.medtl("score", run, folder, "--out", out, "--workers", workers)
-            # A signal that comes before the command is ready for it is told as one, with code 1.
-            early = result.exit_code == 1 and "medtl: [interrupted]" in result.stderr
+            early = result.exit_code in (130, 143) and "medtl: [interrupted]" in result.stderr
             os._exit(STOPPED if early else result.exit_code)
         except KeyboardInterrupt:  # it came while this test's own code was running
             os._exit(STOPPED)
