@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from medtl.errors import CheckpointError
 from medtl.learning.checkpoint import Checkpoint
 from medtl.learning.run_folder import RunFolder
 from medtl.reporting.findings import ModelCard, StageRow, read_bounds
@@ -20,7 +21,18 @@ CITATION = (
 
 
 def model_card(run: Path, checkpoint: Checkpoint) -> ModelCard:
-    """Return the card of a run from its checkpoint, metrics.json and history.csv."""
+    """Return the card of a run from its checkpoint, metrics.json and history.csv.
+
+    Raises CheckpointError checkpoint-damaged.
+    """
+    try:
+        return _read_card(run, checkpoint)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason, fix = "the run's metrics.json or history.csv is damaged", "restore it"
+        raise CheckpointError("checkpoint-damaged", reason, where=run, fix=fix) from error
+
+
+def _read_card(run: Path, checkpoint: Checkpoint) -> ModelCard:
     folder, header = RunFolder(run), checkpoint.header
     metrics = folder.read_json(folder.metrics)
     validation = metrics.get("split", {}).get("val", {})
@@ -59,7 +71,7 @@ def _sections(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
 def _stage_row(stage: dict[str, Any], seconds: dict[str, float]) -> StageRow:
     trainable = "head" if stage["groups"] == 0 else f"head and top {stage['groups']} groups"
     return StageRow(
-        stage["name"], trainable, stage["epochs"], seconds.get(stage["name"], 0.0), stage["cached"]
+        stage["name"], trainable, stage["epochs"], float(seconds.get(stage["name"], 0.0)), stage["cached"]
     )
 
 
