@@ -242,14 +242,16 @@ def _read_whole_header(folder: Path, key: str) -> dict[str, Any] | None:
         header = read_json(folder / HEADER)
         if header.get("key") != key:
             return None
+        _oddities(header), set(header["refused"])
         return header if _has_its_pixels(folder / PIXELS, header) else None
-    except (OSError, ValueError):
+    except (OSError, AttributeError, KeyError, TypeError, ValueError):  # or no header of medtl's
         return None
 
 
 def _has_its_pixels(path: Path, header: dict[str, Any]) -> bool:
     bytes_each = 2 * math.prod(header["shape"])
-    if path.stat().st_size != bytes_each * len(header["sample_ids"]):
+    count = len(header["sample_ids"])
+    if path.stat().st_size != bytes_each * count or len(header["content_hashes"]) != count:
         return False
     with path.open("rb") as pixels:
         return all(hash_pixels(pixels.read(bytes_each)) == known for known in header["content_hashes"])
@@ -266,8 +268,12 @@ def _open(folder: Path, refusals: Refusals) -> PreparedDataset:
         tuple(header["sample_ids"]),
         tuple(header["content_hashes"]),
         refusals,
-        tuple((sample_id, Oddity(*oddity)) for sample_id, oddity in header["oddities"]),
+        _oddities(header),
     )
+
+
+def _oddities(header: dict[str, Any]) -> tuple[tuple[str, Oddity], ...]:
+    return tuple((sample_id, Oddity(*oddity)) for sample_id, oddity in header["oddities"])
 
 
 @contextmanager

@@ -88,7 +88,7 @@ def read_predictions(path: Path, task: Task) -> Predictions:
             numbers["p"],
             numbers["logit"],
         )
-    except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, LookupError, TypeError, ValueError, csv.Error) as error:
         reason = "the predictions are absent or damaged"
         raise CheckpointError(
             "checkpoint-damaged", reason, where=path, fix="train or evaluate again"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from medtl.errors import CheckpointError
 from medtl.learning.checkpoint import Checkpoint
 from medtl.learning.run_folder import RunFolder
 from medtl.reporting.findings import ModelCard, StageRow, read_bounds
@@ -21,7 +22,18 @@ CITATION = (
 
 
 def model_card(run: Path, checkpoint: Checkpoint) -> ModelCard:
-    """Return the card of a run from its checkpoint, metrics.json and history.csv."""
+    """Return the card of a run from its checkpoint, metrics.json and history.csv.
+
+    Raises CheckpointError checkpoint-damaged.
+    """
+    try:
+        return _read_card(run, checkpoint)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason, fix = "the run's metrics.json or history.csv is damaged", "restore it"
+        raise CheckpointError("checkpoint-damaged", reason, where=run, fix=fix) from error
+
+
+def _read_card(run: Path, checkpoint: Checkpoint) -> ModelCard:
     folder, header = RunFolder(run), checkpoint.header
     metrics = folder.read_json(folder.metrics)
     validation = metrics.get("split", {}).get("val", {})
@@ -86,7 +98,7 @@ def _stage_row(
     name, thawed = stage["name"], stage["groups"]
     trainable = "head" if thawed == 0 else f"head and top {thawed} groups"
     ran = sum(row["stage"] == name for row in history)  # fewer than planned where it stopped early
-    time = seconds.get(name, 0.0)
+    time = float(seconds.get(name, 0.0))
     return StageRow(name, trainable, ran, time, stage["cached"], thawed, stage.get("why", ""))
 
 

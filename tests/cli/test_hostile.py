@@ -169,6 +169,40 @@ def test_a_journal_of_another_shape_is_one_line(trained: Trained, tmp_path: Path
     assert jobs.fault(result) == "scores-damaged"
 
 
+METRICS: dict[str, object] = {
+    "a list": [],
+    "a split of numbers": {"split": -1},
+    "stages of numbers": {"stages": 7},
+    "seconds of text": {
+        "stages": [{"name": "a", "groups": 0, "epochs": 1, "cached": 0}],
+        "seconds": {"a": "x"},
+    },
+    "seconds of nothing": {"seconds": -1, "stages": [{"name": "a", "groups": 0, "epochs": 1, "cached": 0}]},
+}
+
+
+@pytest.mark.parametrize("content", METRICS)
+def test_metrics_of_a_run_that_are_none_are_one_line(content: str, own_run: Path, tmp_path: Path) -> None:
+    (own_run / "metrics.json").write_text(json.dumps(METRICS[content]))
+    result = jobs.medtl("export", own_run, "--to", "torch", "--out", tmp_path / "out")
+    assert jobs.fault(result) == "checkpoint-damaged"
+
+
+@pytest.mark.parametrize(
+    "change", [[], {"content_hashes": []}, {"sample_ids": None}, {"shape": "x"}, {"oddities": "x"}], ids=str
+)
+def test_a_prepared_dataset_with_another_header_is_one_line(
+    change: object, trained: Trained, tmp_path: Path
+) -> None:
+    made = ["--modality", "xray", "--out", tmp_path / "dataset", *jobs.settings()]
+    assert jobs.medtl("prepare", trained.data, *made).exit_code == 0
+    header = tmp_path / "dataset/prepared.json"
+    content = {**json.loads(header.read_text()), **change} if isinstance(change, dict) else change
+    header.write_text(json.dumps(content))
+    result = jobs.medtl("evaluate", trained.run, "--data", tmp_path / "dataset", "--out", tmp_path / "out")
+    assert jobs.fault(result) == "dataset-damaged"
+
+
 def test_an_archive_with_objects_or_leading_paths_stays_shut(tmp_path: Path) -> None:
     touched = tmp_path / "touched"
 
