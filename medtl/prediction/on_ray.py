@@ -139,7 +139,8 @@ def _check_worker(job: Job) -> None:
 
 def facts_here(ensemble: Ensemble) -> dict[str, Any]:
     """Return all that a row depends on but its image, with the versions of this machine."""
-    if ensemble.forwards[0].graph is None:
+    graphs = [how.graph for how in ensemble.forwards if how.graph]
+    if not graphs:
         return ensemble.facts
     runtime = import_onnx("--engine onnx").__version__
-    return ensemble.with_graphs([replace(how.graph, runtime=runtime) for how in ensemble.forwards]).facts
+    return ensemble.with_graphs([replace(graph, runtime=runtime) for graph in graphs]).facts
