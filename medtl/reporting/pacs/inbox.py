@@ -10,7 +10,7 @@ from pathlib import Path
 
 from medtl.errors import ReadError
 from medtl.imaging.storage import make_folder, replacing, unwritable
-from medtl.reporting.pacs.instance import identify, key_of_uid
+from medtl.reporting.pacs.instance import data_set, identify, key_of_uid
 
 MAKER = "medtl"
 
@@ -49,7 +49,7 @@ class Inbox:
                 _make_lasting(path.parent)
             with replacing(path) as temporary:
                 temporary.write_bytes(content)
-        elif path.read_bytes() != content:
+        elif data_set(path.read_bytes()) != data_set(content):
             raise ReadError(
                 "pacs-duplicate", "other bytes of its UID are here", where=name, fix="see its sender"
             )

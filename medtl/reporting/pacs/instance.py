@@ -64,6 +64,13 @@ def identify(content: bytes, path: Path) -> Instance:
     return Instance(path, sop_class, sop_instance, study, series, syntax, maker, key)
 
 
+def data_set(content: bytes) -> bytes:
+    """Return a file's bytes without its meta information, which names what wrote it (PS3.10 7.1)."""
+    after_length = PREAMBLE + len(MAGIC) + 12
+    length = int.from_bytes(content[after_length - 4 : after_length], "little")
+    return content[after_length + length :]
+
+
 def looks_like_dicom(path: Path) -> bool:
     """Say whether a file is one that somebody took for DICOM, by its name or by its preamble."""
     if path.suffix.lower() == ".dcm":

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from pydicom import dcmread
+from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
 from medtl.errors import MedtlError, PacsError
 from medtl.reporting.pacs.gate import LOOPBACK, MEGABYTE, Gate, parse_networks
@@ -85,6 +86,24 @@ def test_an_echo_is_answered_and_instances_are_kept(tmp_path: Path) -> None:
         association.release()
     kept = {dcmread(path).PixelData for path in found.files()}
     assert kept == {dcmread(path).PixelData for path in paths} and not found.told
+
+
+def test_a_compressed_instance_is_kept_as_it_is_and_a_deflated_one_is_not_taken(tmp_path: Path) -> None:
+    (path,) = write_instances(tmp_path / "sent", 1)
+    header = dcmread(path)
+    header.compress(RLELossless, generate_instance_uid=False)
+    header.save_as(path)
+    with listener(tmp_path) as found:
+        entity = AE("SENDER")
+        entity.add_requested_context(ComputedRadiographyImageStorage, RLELossless)
+        entity.add_requested_context(ComputedRadiographyImageStorage, DeflatedExplicitVRLittleEndian)
+        association = entity.associate("127.0.0.1", found.port, ae_title="MEDTL")
+        assert store(association, path) == 0x0000
+        assert [one.transfer_syntax for one in association.accepted_contexts] == [[RLELossless]]
+        association.release()
+    (kept,) = found.files()
+    assert dcmread(kept).file_meta.TransferSyntaxUID == RLELossless
+    assert dcmread(kept).PixelData == header.PixelData
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,18 @@ def test_another_instance_under_a_known_uid_is_refused_and_the_first_stays(
     assert [path.read_bytes() for path in kept(tmp_path / "inbox")] == [first.read_bytes()]
 
 
+def test_the_same_data_set_is_known_whatever_wrote_the_file(inbox: Inbox, tmp_path: Path) -> None:
+    (path,) = write_instances(tmp_path / "sent", 1)
+    keep(inbox, path)
+    before = path.read_bytes()
+    header = dcmread(path)
+    header.file_meta.ImplementationVersionName = "A LATER ONE"
+    header.save_as(path)
+    assert path.read_bytes() != before
+    keep(inbox, path)
+    assert [one.read_bytes() for one in kept(tmp_path / "inbox")] == [before]
+
+
 @pytest.mark.parametrize("content", [b"", b"\0" * 128 + b"DICM", b"\0" * 128 + b"DICM" + b"\xff" * 999])
 def test_what_is_no_dicom_is_refused(content: bytes, inbox: Inbox, tmp_path: Path) -> None:
     with pytest.raises(ReadError, match="dicom-header"):
