@@ -173,9 +173,9 @@ def test_a_search_that_is_stopped_goes_on_to_the_same_trials(
     rows = [{**row, "seconds": ""} for row in jobs.read_rows(tmp_path / "whole/trials.csv")]
     places = {
         1: "in trial 0, in stage head after",
-        4: "after trial 0",
-        6: "in trial 1, in stage head while",
-        9: "while the best trial was judged",
+        5: "after trial 0",
+        7: "in trial 1, in stage head while",
+        11: "while the best trial was judged",
     }
     for poll, place in places.items():
         study = tmp_path / f"stopped-{poll}"
