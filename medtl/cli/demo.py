@@ -8,7 +8,7 @@ import click
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("medtl-demo"), show_default=True)
 def demo(out: Path) -> None:
-    """Train an X-ray and an MRI model, evaluate, score unseen studies, report. Some two minutes."""
+    """Train an X-ray and an MRI model, evaluate, score unseen studies, report. About a minute."""
     from medtl.cli.terminal import TerminalWatcher, in_words
     from medtl.demo import median_gain, run_demo
 
