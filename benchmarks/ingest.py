@@ -20,23 +20,28 @@ import sys
 import tempfile
 import time
 from concurrent.futures import Executor, ProcessPoolExecutor
+from functools import partial
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from medtl.imaging.prepared import PreparedDataset
     from medtl.imaging.series import Series
 
 DEFAULT_DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
 RADIOGRAPHS, COMPRESSED, SERIES, SLICES = 24, 24, 20, 22
 CONTENDERS = ("plain", "monai", "medtl")
 KINDS = ("uncompressed", "jpeg2000", "series")
+PREPARED_SIZES = {"uncompressed": (512, 512), "series": (SLICES, 128, 128)}
+ROUNDS = 50
 
 
-def read_plainly(unit: Path) -> np.dtype:
-    """Read a file, or the slices of a folder, as one would without a library for it."""
+def plain_planes(unit: Path) -> np.ndarray:
+    """Return float32 (D, H, W) of a file, or of the slices of a folder, as one reads it by hand."""
     import pydicom
 
     slices = [pydicom.dcmread(path) for path in (sorted(unit.iterdir()) if unit.is_dir() else [unit])]
@@ -47,7 +52,12 @@ def read_plainly(unit: Path) -> np.dtype:
         + float(one.get("RescaleIntercept", 0))
         for one in slices
     ]
-    return np.stack(planes).dtype
+    return np.stack(planes)
+
+
+def read_plainly(unit: Path) -> np.dtype:
+    """Read a unit by the plain loop; arrays stay where they are read."""
+    return plain_planes(unit).dtype
 
 
 def read_with_monai(unit: Path) -> np.dtype:
@@ -93,22 +103,36 @@ def measure(contender: str, kind: str, workers: int, folder: Path) -> dict[str, 
     return {"seconds": seconds, "self_mib": peaks[0], "child_mib": peaks[1]}
 
 
-def measure_prepared(folder: Path) -> float:
-    """Return images per second read in batches of 16 from the prepared dataset of the radiographs, 512 px."""
+def measure_prepared(kind: str, workers: int, folder: Path) -> dict[str, float]:
+    """Return units per second read from the prepared dataset in batches of 16, and the peak MiB.
+
+    Radiographs are prepared at 512 x 512, MR series at 22 x 128 x 128.
+    """
     from medtl.imaging.manifest import Sample
     from medtl.imaging.prepared import prepare_samples
     from medtl.imaging.preprocessing import PreprocessingConfig
     from medtl.imaging.series import scan
 
-    found = scan(folder / "uncompressed").series
+    found = scan(folder / kind).series
     samples = [Sample(str(number), series, str(number)) for number, series in enumerate(found)]
-    prepared = prepare_samples(samples, PreprocessingConfig(size=(512, 512)))
-    rounds = 20
+    prepared = prepare_samples(samples, PreprocessingConfig(size=PREPARED_SIZES[kind]))
+    task = partial(read_prepared, prepared)
+    if workers == 1:
+        rates = [task(0)]
+    else:
+        with ProcessPoolExecutor(workers, get_context("fork")) as pool:
+            rates = list(pool.map(task, range(workers)))
+    return {"rate": sum(rates), "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def read_prepared(prepared: "PreparedDataset", _: int) -> float:
+    """Return units per second of one process, over `ROUNDS` rounds."""
+    count = len(prepared.sample_ids)
     started = time.perf_counter()
-    for _ in range(rounds):
-        for start in range(0, len(samples), 16):
-            prepared.read(np.arange(start, min(start + 16, len(samples))))
-    return rounds * len(samples) / (time.perf_counter() - started)
+    for _ in range(ROUNDS):
+        for start in range(0, count, 16):
+            prepared.read(np.arange(start, min(start + 16, count)))
+    return ROUNDS * count / (time.perf_counter() - started)
 
 
 def make_data(folder: Path, data: Path) -> None:
@@ -221,7 +245,8 @@ def main() -> None:
         return
     if chosen.child:
         contender, kind, workers, folder = chosen.child
-        print(json.dumps(measure(contender, kind, int(workers), Path(folder))))
+        take = measure_prepared if contender == "prepared" else partial(measure, contender)
+        print(json.dumps(take(kind, int(workers), Path(folder))))
         return
     with tempfile.TemporaryDirectory(prefix="medtl-ingest-") as name:
         folder = Path(name)
@@ -251,7 +276,13 @@ def print_table(folder: Path, repeats: int) -> None:
         print(
             f"| {kind} | {workers} | {contender} | {units / seconds:.1f} | {plain / seconds:.2f} | {memory} |"
         )
-    print(f"prepared at 512 px, batches of 16: {measure_prepared(folder):.0f} images per second")
+    for kind, workers in product(PREPARED_SIZES, (1, 2)):
+        found = run_child(["prepared", kind, str(workers), str(folder)])
+        plain = statistics.median(row["seconds"] for row in rows[kind, workers, "plain"])
+        times = found["rate"] * plain / len(list((folder / kind).iterdir()))
+        size = " x ".join(map(str, PREPARED_SIZES[kind]))
+        numbers = f"{found['rate']:.0f} | {times:.0f} | {found['mib']:.0f}"
+        print(f"| {kind} at {size} | {workers} | prepared | {numbers} |")
 
 
 if __name__ == "__main__":

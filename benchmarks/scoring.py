@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.ingest import mr_slice, radiograph, save
+from benchmarks.ingest import mr_slice, plain_planes, radiograph, save
 
 CASES = {"xray uncompressed": 64, "xray jpeg2000": 24, "mr 22 slices": 64, "mr 176 slices": 24}
 CONTENDERS = ("medtl", "plain", "monai", "reading", "forward")
@@ -147,17 +147,8 @@ def plain_transforms(size: tuple[int, ...], load: bool) -> Any:
 
 def read_plainly(unit: Path) -> np.ndarray:
     """Return (1, [D,] H, W) of a file, or of the slices of a folder."""
-    import pydicom
-
-    slices = [pydicom.dcmread(path) for path in (sorted(unit.iterdir()) if unit.is_dir() else [unit])]
-    if len(slices) > 1:
-        slices.sort(key=lambda one: float(one.ImagePositionPatient[2]))
-    planes = [
-        one.pixel_array.astype(np.float32) * float(one.get("RescaleSlope", 1))
-        + float(one.get("RescaleIntercept", 0))
-        for one in slices
-    ]
-    return np.stack(planes) if len(planes) == 1 else np.stack(planes)[None]
+    planes = plain_planes(unit)
+    return planes if len(planes) == 1 else planes[None]
 
 
 def time_plain(run: Path, folder: Path) -> float:

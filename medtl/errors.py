@@ -139,6 +139,7 @@ CODES: dict[str, str] = {
     "export-differs": "an exported model does not give what the checkpoint gives",
     # results for a PACS
     "result-no-study": "the input names no study that a result could go back to",
+    "result-ambiguous": "another file has the same SOPInstanceUID and another content",
     "result-header": "the header of the images does not allow an object about them",
     "result-no-frame": "the slices name no frame of reference in which a map could lie",
     # speaking with a PACS

@@ -19,7 +19,10 @@ KINDS = ("sr", "sc", "map", "fhir")
     multiple=True,
     help="Write this kind alone; may be repeated. [default: all]",
 )
-@click.option("--method", default="grad-cam", show_default=True, help="Saliency method of overlay and map.")
+@click.option(
+    "--method",
+    help="Saliency method of overlay and map. Default: grad-cam, or integrated-gradients for transformers.",
+)
 @click.option("--any-modality", is_flag=True, help="Take images whose files name another modality, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON on stdout.")
 @click.pass_context
@@ -29,7 +32,7 @@ def results(
     folder: Path,
     out: Path,
     kinds: tuple[str, ...],
-    method: str,
+    method: str | None,
     any_modality: bool,
     as_json: bool,
 ) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from medtl import __version__
 from medtl.errors import OutputError, ReadError
+from medtl.imaging.formats.dicom import SHARED_UID
 from medtl.imaging.formats.dicom_source import read_sources
 from medtl.imaging.naming import source_name
 from medtl.imaging.series import Scan, Series, scan
@@ -22,7 +23,7 @@ from medtl.learning.contract import calibration_words, thresholds
 from medtl.learning.fit import Watcher
 from medtl.prediction.conformal import in_sets
 from medtl.prediction.explanation import explain
-from medtl.prediction.saliency import check_method
+from medtl.prediction.saliency import check_method, default_method
 from medtl.prediction.scoring import Prediction, Scored, score_series
 from medtl.reporting.dicom.objects import BUILDERS, write_object
 from medtl.reporting.dicom.result import ModelIdentity, StudyResult
@@ -71,15 +72,17 @@ def results_run(
     watcher: Watcher,
     *,
     kinds: Sequence[str] = KINDS,
-    method: str = "grad-cam",
+    method: str | None = None,
     any_modality: bool = False,
 ) -> ResultsOutcome:
     """Write the objects of `kinds` about each DICOM series of a folder below `out`, and results.csv.
 
-    Raises ConfigError saliency-method; OutputError output-unwritable, also where `out` lies in `folder`.
+    method: of saliency; by default the one that suits the network. Raises ConfigError saliency-method;
+    OutputError output-unwritable, also where `out` lies in `folder`.
     """
     _check_apart(out, folder)
     checkpoint = load_finished(run, any_modality=any_modality)
+    method = method or default_method(checkpoint.classifier)
     check_method(method, checkpoint.classifier)
     job = _Job(checkpoint, model_identity(checkpoint), method)
     found = _refuse_others(scan(folder))
@@ -123,16 +126,21 @@ def _check_apart(out: Path, folder: Path) -> None:
 
 
 def _refuse_others(found: Scan) -> Scan:
-    """Refuse what is no DICOM before it is scored: there is no study that a result could go back to."""
-    kept, refusals = [], list(found.refusals)
-    for series in found.series:
-        if series.format == "dicom":
-            kept.append(series)
-            continue
-        where = f"{series.path}#{series.item}" if series.item else series.path
+    """Refuse before it is scored what no result could go back to, or not to it alone."""
+    errors = [_no_way_back(series) for series in found.series]
+    kept = tuple(series for series, error in zip(found.series, errors, strict=True) if error is None)
+    return replace(found, series=kept, refusals=(*found.refusals, *filter(None, errors)))
+
+
+def _no_way_back(series: Series) -> ReadError | None:
+    where = f"{series.path}#{series.item}" if series.item else series.path
+    if series.format != "dicom":
         reason = f"is no DICOM ({series.format}), so no study is there for a result to go back to"
-        refusals.append(ReadError("result-no-study", reason, where=where, fix="use medtl score"))
-    return replace(found, series=tuple(kept), refusals=tuple(refusals))
+        return ReadError("result-no-study", reason, where=where, fix="use medtl score")
+    if SHARED_UID in series.notes:  # a reference by UID would name both
+        reason = "shares its SOPInstanceUID with a file of another content"
+        return ReadError("result-ambiguous", reason, where=where, fix="keep the right one of them")
+    return None
 
 
 def _write_results(

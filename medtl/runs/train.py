@@ -98,6 +98,8 @@ def train_run(
     run, started, world = RunFolder(out), time.perf_counter(), world or World()
     with run.locked():
         _check_resumable(run, config, resume)
+        if resume and not run.last.is_dir():
+            tell(watcher, ["there is no checkpoint here to go on from: training begins at the start"])
         opened = open_data(data, labels, config, watcher)
         world.announce(PREPARED)
         clock = {"total": started, **opened.seconds}

@@ -206,3 +206,13 @@ def test_findings_that_do_not_exclude_each_other_are_answered_one_by_one(tmp_pat
         probabilities = [group.get_measurements(PROBABILITY)[0].value for group in groups]
         for name, chance, cut in zip(answers, probabilities, cuts, strict=True):
             assert (chance >= cut - 1e-6) == (answers[name] == "Yes")
+
+
+def test_two_contents_under_one_uid_are_both_refused(trained: Trained, tmp_path: Path) -> None:
+    for row, name in enumerate(("a", "b", "c")):
+        uid = f"1.2.826.0.1.{max(row, 1)}"
+        jobs.write_radiograph(tmp_path / "in" / f"{name}.dcm", row, SOPInstanceUID=uid)
+    result = jobs.medtl("results", trained.run, tmp_path / "in", "--out", tmp_path / "out")
+    assert result.exit_code == 3 and result.stderr.count("refused: [result-ambiguous]") == 2
+    (row,) = (row for row in jobs.read_rows(tmp_path / "out/results.csv") if row["status"] == "scored")
+    assert row["source"] == "c.dcm" and row["sr"]

@@ -29,6 +29,7 @@ PREAMBLE_BYTES = 128
 FIRST_VRS = frozenset({b"UL", b"OB", b"UI", b"SH", b"AE", b"CS", b"DA", b"TM"})
 BURNED_IN = "has burned-in annotation"
 COPIES = "exact copies of other files"
+SHARED_UID = "another file has the same SOPInstanceUID"
 
 
 def recognises(path: Path, head: bytes) -> bool:
@@ -52,7 +53,7 @@ def scan(files: Sequence[Path], workers: int | None = None) -> Scan:
         left_out = sum(copies[path] for path in {plane.path for plane in group.planes})
         notes = [*group.notes, *([f"exact copies left out: {left_out}"] if left_out else [])]
         if any(one.sop_uid and uses[one.sop_uid] > 1 for one in group.planes):
-            notes.append("another file has the same SOPInstanceUID")
+            notes.append(SHARED_UID)
         try:
             series.append(_series(group.planes, where, item, notes))
         except ReadError as error:
