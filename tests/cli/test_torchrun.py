@@ -60,7 +60,8 @@ def train_together(data: Path, out: Path, *more: str, overrides: Sequence[str]) 
 def told(stderr: str) -> list[str]:
     """Return the faults that medtl tells of; torchrun adds a report of its own, and no other traceback."""
     lines = stderr.splitlines()
-    assert not [line for line in lines if line.startswith("  File") and "/medtl/" in line], stderr
+    own = f'  File "{jobs.ROOT / "medtl"}{os.sep}'  # torchrun's are there, wherever it is installed
+    assert not [line for line in lines if line.startswith(own)], stderr
     assert "Exception ignored" not in stderr
     return [line for line in lines if line.startswith("medtl: [")]
 
