@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from multiprocessing import parent_process
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,6 +24,8 @@ BASE_SECONDS = 8.0
 SECONDS_PER_VALUE = 2e-6
 # A child loads its libraries before it answers for the first time.
 START_SECONDS = 60.0
+
+MOST_THREADS = 4
 
 CHILD = (sys.executable, "-P", "-m", "medtl.imaging.decoder_child")
 
@@ -39,7 +42,9 @@ class DecoderChild:
     """One child process, for one thread at a time."""
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen(CHILD, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            CHILD, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_child_environment()
+        )
         self.ready = False
 
     def decode(self, frame: bytes, request: dict[str, Any], seconds: float) -> NDArray:
@@ -89,6 +94,15 @@ class DecoderChild:
         if replies.readinto(values.reshape(-1).view(np.uint8)) < values.nbytes:  # type: ignore[attr-defined]
             raise EOFError
         return values
+
+
+def _child_environment() -> dict[str, str]:
+    """Let OpenJPEG take some processors for a frame, but not where processes read side by side.
+
+    Threads with memory of their own would use up the address space that a child is limited to.
+    """
+    threads = 1 if parent_process() else min(MOST_THREADS, os.cpu_count() or 1)
+    return {**os.environ, "OPJ_NUM_THREADS": str(threads), "MALLOC_ARENA_MAX": "1"}
 
 
 class DecoderPool:

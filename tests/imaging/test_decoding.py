@@ -12,6 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.encaps import get_frame
+from pydicom.pixels import get_encoder
 from pydicom.uid import JPEG2000Lossless, RLELossless
 
 from medtl.imaging import decoding
@@ -50,6 +51,18 @@ def test_a_child_is_kept_and_decodes_exactly(pool: DecoderPool, frame: bytes) ->
     for _ in range(3):
         np.testing.assert_array_equal(pool.decode(frame, REQUEST, 5), PIXELS)
     assert len(pool.idle) == 1
+
+
+@pytest.mark.parametrize("bits", range(8, 17))
+def test_the_threaded_decoder_of_jpeg_2000_keeps_every_value(bits: int, pool: DecoderPool) -> None:
+    pixels = pattern(37, 53, dtype="uint8" if bits == 8 else "uint16", top=2**bits - 1)
+    described = {**REQUEST, "rows": 37, "columns": 53, "bits_stored": bits}
+    described["bits_allocated"] = pixels.dtype.itemsize * 8
+    options = {key: described[key] for key in described if key not in ("transfer_syntax", "plugin")}
+    frame = get_encoder(JPEG2000Lossless).encode(pixels, number_of_frames=1, **options)
+    for plugin in ("pillow", "pylibjpeg"):
+        values = pool.decode(frame, {**described, "plugin": plugin}, 5)
+        np.testing.assert_array_equal(values, pixels)
 
 
 def test_a_refused_frame_leaves_the_child_at_work(pool: DecoderPool, frame: bytes) -> None:

@@ -56,6 +56,8 @@ DECODERS: dict[UID, tuple[str, str]] = {
     HTJ2KLosslessRPCL: ("pylibjpeg", "pylibjpeg-openjpeg"),
     HTJ2K: ("pylibjpeg", "pylibjpeg-openjpeg"),
 }
+# The same OpenJPEG, which computes grey frames with threads here, and does not take all colours.
+THREADED = ("pillow", "pillow")
 
 # Pixel values in one image, 1 GiB as float32. Checked before anything is decoded.
 MOST_VALUES = 2**28
@@ -126,7 +128,7 @@ def decode_directly(data: bytes, planes: Sequence[Instance], place: Place) -> li
     size = first.values * first.bits_allocated // 8
     if not size * first.frames <= place.length < 2 * size * first.frames:
         return None  # the long way says what is wrong
-    decoder = _decoder_name(first.transfer_syntax)
+    decoder = _decoder_name(first)
     decoded = []
     for plane in planes:
         start = place.start + plane.frame * size
@@ -147,7 +149,7 @@ def _stored_values(words: NDArray, plane: Instance) -> NDArray:
 
 
 def _to_pixels(dataset: Dataset, stored: NDArray, plane: Instance) -> Pixels:
-    decoder = _decoder_name(plane.transfer_syntax)
+    decoder = _decoder_name(plane)
     if plane.photometric not in GREY:
         return Pixels(_colour(dataset, stored, plane), None, None, decoder)
     if "ModalityLUTSequence" in dataset:
@@ -155,9 +157,18 @@ def _to_pixels(dataset: Dataset, stored: NDArray, plane: Instance) -> Pixels:
     return _grey(stored, plane, _voi(dataset, plane), decoder)
 
 
+def decoder_of(plane: Instance) -> tuple[str, str]:
+    """Return the plugin and the distribution that decode a plane."""
+    grey = plane.photometric in GREY and not plane.signed
+    return THREADED if plane.transfer_syntax == JPEG2000Lossless and grey else DECODERS[plane.transfer_syntax]
+
+
+def _decoder_name(plane: Instance) -> str:
+    return _named(decoder_of(plane)[1] if plane.transfer_syntax in DECODERS else "pydicom")
+
+
 @cache
-def _decoder_name(syntax: UID) -> str:
-    distribution = DECODERS[syntax][1] if syntax in DECODERS else "pydicom"
+def _named(distribution: str) -> str:
     return f"{distribution} {version(distribution)}"
 
 
@@ -244,7 +255,7 @@ def _decode_compressed(dataset: Dataset, frame: bytes, plane: Instance) -> NDArr
         planar = int(dataset.get("PlanarConfiguration") or 0)
     request = {
         "transfer_syntax": plane.transfer_syntax,
-        "plugin": DECODERS[plane.transfer_syntax][0],
+        "plugin": decoder_of(plane)[0],
         "rows": rows,
         "columns": columns,
         "samples_per_pixel": plane.samples,

@@ -67,13 +67,18 @@ def test_a_radiograph_has_the_stored_values(make_radiograph: Callable, pixels: n
 
 
 @pytest.mark.parametrize(
-    ("syntax", "decoder"),
-    [(RLELossless, "pylibjpeg-rle"), (JPEG2000Lossless, "pylibjpeg-openjpeg"), (JPEGLSLossless, "pyjpegls")],
-    ids=["RLE", "JPEG 2000", "JPEG-LS"],
+    ("syntax", "colour", "decoder"),
+    [
+        (RLELossless, False, "pylibjpeg-rle"),
+        (RLELossless, True, "pylibjpeg-rle"),
+        (JPEG2000Lossless, False, "pillow"),
+        (JPEG2000Lossless, True, "pylibjpeg-openjpeg"),
+        (JPEGLSLossless, False, "pyjpegls"),
+        (JPEGLSLossless, True, "pyjpegls"),
+    ],
 )
-@pytest.mark.parametrize("colour", [False, True], ids=["grey", "RGB"])
 def test_lossless_compression_keeps_every_value(
-    make_radiograph: Callable, syntax: UID, decoder: str, colour: bool
+    make_radiograph: Callable, syntax: UID, colour: bool, decoder: str
 ) -> None:
     pixels = pattern(70, 64, 3, dtype="uint8", top=255) if colour else pattern(70, 64, top=4095)
     image = read_one(make_radiograph(pixels, syntax=syntax))
