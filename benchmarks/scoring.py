@@ -9,12 +9,14 @@ column of its own; files are in the page cache. Of N rounds, in turn, the fastes
 only ever slows one down. All may use all cores.
 
 medtl         `medtl score`, whole: scan with all checks, SHA-256 of every file, journal and scores.csv
+medtl onnx    the same with `--engine onnx`; its graph was written before, which is done once a model
 plain         pydicom, rescale, stack by position, MONAI's transforms, network, one by one
 monai         MONAI's LoadImage and the same transforms in a DataLoader with a worker a core, batches of 16
 reading       a limit: medtl's reading and transforms alone, a process a core
 forward       a limit: the bare forward pass alone on batches in memory, the fastest of several batch sizes
 
-Reading and forward share the cores, so what is within reach is 1 / (1/reading + 1/forward), shown as `both`.
+The limits are PyTorch's. Reading and forward share the cores, so what is within reach is
+1 / (1/reading + 1/forward), shown as `both`.
 CPU is that of all processes, decoders too: on a machine with other work it tells more than the clock.
 --memory scores 100 and 10,000 small radiographs and prints the peak of the process and of its largest child.
 """
@@ -39,7 +41,7 @@ import numpy as np
 from benchmarks.ingest import mr_slice, plain_planes, radiograph, save
 
 CASES = {"xray uncompressed": 64, "xray jpeg2000": 24, "mr 22 slices": 64, "mr 176 slices": 24}
-CONTENDERS = ("medtl", "plain", "monai", "reading", "forward")
+CONTENDERS = ("medtl", "medtl onnx", "plain", "monai", "reading", "forward")
 NETWORKS = {
     "xray": ("efficientnet_lite0", (160, 160), ("DX",)),
     "mr": ("slices_efficientnet_lite0", (16, 96, 96), ("MR",)),
@@ -124,11 +126,11 @@ class Silent:
         return lambda *_: None
 
 
-def time_medtl(run: Path, folder: Path, out: Path, precision: str) -> float:
+def time_medtl(run: Path, folder: Path, out: Path, precision: str, engine: str) -> float:
     """Score a folder as the command does."""
     from medtl.runs.score import ScoreOptions, score_run
 
-    options = ScoreOptions(precision=precision)  # type: ignore[arg-type]
+    options = ScoreOptions(precision=precision, engine=engine)  # type: ignore[arg-type]
     started = time.perf_counter()
     outcome = score_run(run, folder, out, Silent(), options)  # type: ignore[arg-type]
     seconds = time.perf_counter() - started
@@ -250,14 +252,19 @@ def measure(contender: str, folder: Path, case: str, precision: str) -> dict[str
     from medtl.learning import load_checkpoint
 
     run, studies = make_run(folder, case.split()[0]), folder / case
-    load_checkpoint(run)
+    checkpoint = load_checkpoint(run)
+    if contender == "medtl onnx":
+        from medtl.learning.graphs import keep_graph
+
+        keep_graph(checkpoint)
     started, cpu_started = time.perf_counter(), time.process_time()
     load_checkpoint(run)
     loading, loading_cpu = time.perf_counter() - started, time.process_time() - cpu_started
     before = cpu_seconds()
     with tempfile.TemporaryDirectory(dir=folder) as out:
-        if contender == "medtl":
-            seconds = time_medtl(run, studies, Path(out), precision) - loading
+        if contender.startswith("medtl"):
+            precision, engine = ("fp32", "onnx") if contender == "medtl onnx" else (precision, "torch")
+            seconds = time_medtl(run, studies, Path(out), precision, engine) - loading
         elif contender == "forward":
             seconds = time_forward(run, studies, precision)
         else:

@@ -8,7 +8,8 @@ import click
 from medtl.cli.stopping import StopSignal
 
 if TYPE_CHECKING:
-    from medtl.runs.tune import TrialRow, TuneOutcome
+    from medtl.runs.trial_rows import TrialRow
+    from medtl.runs.tune import TuneOutcome
 
 PATH = click.Path(path_type=Path)
 BEST_SHOWN = 5
@@ -99,7 +100,7 @@ def tune(
 def print_outcome(outcome: "TuneOutcome") -> None:
     """Print the best trials, what mattered, what a trial cost and where everything is, on stdout."""
     from medtl.cli.terminal import print_evaluation
-    from medtl.runs.tune import describe_values
+    from medtl.runs.trial_rows import describe_values
 
     click.echo(f"\n{_counts(outcome)}; the best by validation {outcome.metric}:")
     for row in _shown(outcome):

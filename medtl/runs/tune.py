@@ -7,7 +7,6 @@ whoever comes next goes on with a killed trial where it was; nothing depends on 
 """
 
 import hashlib
-import json
 import math
 import shutil
 import time
@@ -21,7 +20,7 @@ from typing import IO, Any
 from medtl.config import RunConfig, to_yaml
 from medtl.errors import ConfigError, MedtlError, ReadError, TrainingError
 from medtl.imaging.splits import read_splits
-from medtl.imaging.storage import make_folder, read_json, write_csv, write_text
+from medtl.imaging.storage import make_folder, read_json, write_text
 from medtl.learning.cache_plan import CachePlan
 from medtl.learning.fit import Watcher
 from medtl.learning.run_folder import RunFolder
@@ -42,6 +41,7 @@ from medtl.runs.study import (
     telling_of_the_database,
 )
 from medtl.runs.train import OpenedData, TrainOutcome, open_data, train_prepared
+from medtl.runs.trial_rows import TrialRow, describe_row, rank_rows, write_table
 
 try:
     import optuna
@@ -59,24 +59,6 @@ OPTIMISTIC = (
     "the winner was chosen by its validation score, which is therefore optimistic: "
     "a test part (--evaluate) or nested folds judge it"
 )
-
-
-@dataclass(frozen=True)
-class TrialRow:
-    """One trial: state is complete, pruned, failed (`fault` says why) or running.
-
-    score: the metric with its interval on validation data, where complete. recipe: it is the recipe itself.
-    seconds: what the last process that worked on it took; epochs: how many it trained.
-    """
-
-    number: int
-    state: str
-    score: Interval | None
-    epochs: int
-    seconds: float
-    values: Mapping[str, Any]
-    recipe: bool = False
-    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,7 +116,7 @@ def tune_run(
         search.run()
         rows = search.rows()
         importances = _importances(rows, study)
-    best = _ranked(rows, options)
+    best = rank_rows(rows, options.sign)
     if not best:
         raise _nothing_finished(rows, out)
     test, told = _judge(folder, best[0], data, labels, HeedingWatcher(watcher, stop, out), options)
@@ -208,8 +190,8 @@ class Search:
                 raise stopped(f"after trial {claim.trial.number}", self.folder.root)
         with self.folder.locked():
             rows = self.rows()
-            self._write_table(rows)
-            for best in _ranked(rows, self.options)[:1]:
+            write_table(self.folder.table, rows, self.options.metric, self._keys)
+            for best in rank_rows(rows, self.options.sign)[:1]:
                 self._write_best(best)
 
     def rows(self) -> tuple[TrialRow, ...]:
@@ -223,9 +205,13 @@ class Search:
         return {name: round(median(values), 2) for name, values in found.items() if values}
 
     @cached_property
+    def _keys(self) -> list[str]:
+        return [dimension.key for dimension in self.space]
+
+    @cached_property
     def _own_values(self) -> dict[str, Any]:
         plain = self.config.model_dump(mode="json")
-        return {dimension.key: look_up(plain, dimension.key) for dimension in self.space}
+        return {key: look_up(plain, key) for key in self._keys}
 
     def _claim(self) -> Claim | None:
         """Take a trial that its process left, or a new one; None where all are taken."""
@@ -301,23 +287,18 @@ class Search:
             rows = self.rows()
             self._keep_the_best(rows)
             row = next(row for row in rows if row.number == trial.number)
-            if row in _ranked(rows, self.options)[:1]:
+            if row in rank_rows(rows, self.options.sign)[:1]:
                 self._write_best(row)
-            self._write_table(rows)
+            write_table(self.folder.table, rows, self.options.metric, self._keys)
             self.folder.release_trial(trial.number)
         self.watcher.note(f"trial {row.number}", describe_row(row, self.options.metric))
 
     def _keep_the_best(self, rows: Sequence[TrialRow]) -> None:
         """Remove the checkpoints of trials that are over and not among the best."""
-        kept = {row.number for row in _ranked(rows, self.options)[: self.options.keep]}
+        kept = {row.number for row in rank_rows(rows, self.options.sign)[: self.options.keep]}
         for row in rows:
             if row.state != "running" and row.number not in kept:
                 shutil.rmtree(self.folder.run(row.number).root / "checkpoints", ignore_errors=True)
-
-    def _write_table(self, rows: Sequence[TrialRow]) -> None:
-        keys = [dimension.key for dimension in self.space]
-        header = ("trial", "state", self.options.metric, "low", "high", "epochs", "seconds", *keys, "fault")
-        write_csv(self.folder.table, [header, *(_cells(row, keys) for row in rows)])
 
     def _write_best(self, row: TrialRow) -> None:
         """Write the winner's recipe, whose first comment is the command to run."""
@@ -419,40 +400,6 @@ def _history(run: RunFolder) -> list[dict[str, Any]]:
 
 def _epochs(run: RunFolder) -> int:
     return len(_history(run))
-
-
-def describe_row(row: TrialRow, metric: str) -> str:
-    """Say in one line what a trial came to and what its values were."""
-    if row.score:
-        result = f"{metric} {row.score.value:.3f}"
-    elif row.fault:
-        result = f"failed: {row.fault}"
-    else:
-        result = f"pruned after {row.epochs} epochs"
-    return f"{result}, {row.seconds:.1f} s; {describe_values(row)}"
-
-
-def describe_values(row: TrialRow) -> str:
-    """Say a trial's values, each under the last part of its key."""
-    shown = [f"{key.rsplit('.', 1)[-1]} {_text(value)}" for key, value in row.values.items()]
-    return ("the recipe itself: " if row.recipe else "") + ", ".join(shown)
-
-
-def _text(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _cells(row: TrialRow, keys: Sequence[str]) -> list[str]:
-    interval = (row.score.value, row.score.low, row.score.high) if row.score else (math.nan,) * 3
-    numbers = ["" if math.isnan(number) else repr(number) for number in (*interval, row.seconds)]
-    values = [json.dumps(row.values[key]).strip('"') if key in row.values else "" for key in keys]
-    return [str(row.number), row.state, *numbers[:3], str(row.epochs), numbers[3], *values, row.fault]
-
-
-def _ranked(rows: Sequence[TrialRow], options: TuneOptions) -> tuple[TrialRow, ...]:
-    """Return the finished trials, best first; of equal ones the earlier."""
-    done = [(-options.sign * row.score.value, row.number, row) for row in rows if row.score]
-    return tuple(row for _, _, row in sorted(done, key=lambda entry: entry[:2]))
 
 
 def _importances(rows: Sequence[TrialRow], study: "optuna.Study") -> dict[str, float]:
