@@ -1,4 +1,4 @@
-"""The README mentions what there is, and nothing that there is not."""
+"""The README and its guides mention what there is, and nothing that there is not."""
 
 import re
 from pathlib import Path
@@ -10,6 +10,9 @@ from medtl.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 
 
 @pytest.mark.parametrize("name", main.commands)
@@ -17,16 +20,19 @@ def test_each_command_is_mentioned(name: str) -> None:
     assert re.search(rf"\bmedtl {name}\b", README)
 
 
-def test_only_commands_that_exist_are_mentioned() -> None:
+@page
+def test_only_commands_that_exist_are_mentioned(page: Path) -> None:
     """Lines of code blocks and inline code that call medtl name a command of it."""
-    called = re.findall(r"(?:^|`)(?:\$ )?medtl ([a-z]+)", README, flags=re.MULTILINE)
-    assert called
+    text = page.read_text(encoding="utf-8")
+    called = re.findall(r"(?:^|`)(?:\$ )?medtl ([a-z]+)", text, flags=re.MULTILINE)
     assert set(called) <= set(main.commands)
 
 
-def test_options_that_are_shown_exist() -> None:
+@page
+def test_options_that_are_shown_exist(page: Path) -> None:
     known = {"--help", "--version", "--debug"} | options(main)
-    for line in re.findall(r"^\s*(?:\$ )?medtl [a-z].*$", README, flags=re.MULTILINE):
+    text = page.read_text(encoding="utf-8")
+    for line in re.findall(r"^\s*(?:\$ )?medtl [a-z].*$", text, flags=re.MULTILINE):
         for option in re.findall(r"(?<![\w-])--[a-z-]+", line):
             assert option in known, line
 
@@ -38,11 +44,15 @@ def options(command: click.Command) -> set[str]:
     return own.union(*map(options, below))
 
 
-def test_paths_that_are_linked_exist() -> None:
-    links = re.findall(r"\]\(([^)#:\s]+)\)", README)
-    assert links
-    for link in links:
-        assert (ROOT / link).exists(), link
+@page
+def test_paths_that_are_linked_exist(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#:\s]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda path: path.name)
+def test_each_guide_can_be_reached_from_the_readme(page: Path) -> None:
+    assert f"](docs/{page.name})" in README
 
 
 def test_use_is_limited_in_plain_words() -> None:
