@@ -57,6 +57,16 @@ def test_markup_in_names_stays_text(tmp_path, card):
     assert write(tmp_path / "marked", "\"'><script>alert(1)</script>") == write(tmp_path / "plain", "")
 
 
+@pytest.mark.parametrize(
+    ("bounds", "drawn"),
+    [((0.9, 0.8, 1.0), 1), ((0.9, None, None), 1), ((0.86, -0.44, 2.17), 0), ((1.4, 0.9, 1.9), 0)],
+)
+def test_an_interval_is_drawn_where_all_of_it_lies_between_0_and_1(tmp_path, card, bounds, drawn):
+    evaluation = {"calibration_intercept": dict(zip(("value", "low", "high"), bounds, strict=True))}
+    path = write_evaluation_page(tmp_path, evaluation, card())
+    assert path.read_text(encoding="utf-8").count('class="whisker"') == drawn
+
+
 def test_classes_and_thresholds_that_the_metrics_rest_on_are_said(tmp_path, card):
     evaluation = make_evaluation(
         part="unseen", class_counts={"normal": 1200, "opacity": 40}, thresholds=[0.4321]
