@@ -13,7 +13,7 @@ from medtl.config import load_config
 from medtl.imaging import read_images
 from medtl.imaging.manifest import Sample, load_manifest
 from medtl.imaging.splits import read_splits
-from medtl.learning.fit import Watcher
+from medtl.learning.watching import Watcher
 from medtl.prediction.evaluation import Interval
 from medtl.prediction.faithfulness import Localisation
 from medtl.runs.common import sample_data

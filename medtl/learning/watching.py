@@ -1,12 +1,14 @@
 """What a fit tells whoever watches it, and how it is asked to stop."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from medtl.errors import TrainingError
-from medtl.learning.cache_plan import CachePlan
-from medtl.learning.stages import Stage
+
+if TYPE_CHECKING:
+    from medtl.learning.cache_plan import CachePlan
+    from medtl.learning.stages import Stage
 
 
 class Watcher(Protocol):
@@ -15,7 +17,7 @@ class Watcher(Protocol):
     def note(self, label: str, text: str) -> None:
         """Something that the user should know."""
 
-    def stage(self, number: int, of: int, stage: Stage, plan: CachePlan) -> None:
+    def stage(self, number: int, of: int, stage: "Stage", plan: "CachePlan") -> None:
         """A stage begins."""
 
     def progress(self, what: str, done: int, total: int) -> None:
@@ -30,11 +32,17 @@ class Unwatched:
 
     def note(self, label: str, text: str) -> None: ...
 
-    def stage(self, number: int, of: int, stage: Stage, plan: CachePlan) -> None: ...
+    def stage(self, number: int, of: int, stage: "Stage", plan: "CachePlan") -> None: ...
 
     def progress(self, what: str, done: int, total: int) -> None: ...
 
     def epoch(self, row: Mapping[str, Any]) -> None: ...
+
+
+def tell(watcher: Watcher, *notes: Sequence[str]) -> None:
+    """Pass on one line for each note."""
+    for note in (note for group in notes for note in group):
+        watcher.note("note", note)
 
 
 class StoppedError(TrainingError):

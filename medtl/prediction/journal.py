@@ -13,11 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from medtl.errors import CheckpointError, MedtlError, OutputError, TrainingError
 from medtl.imaging.storage import make_folder
-from medtl.prediction.scoring import Prediction
+
+if TYPE_CHECKING:
+    from medtl.prediction.scoring import Prediction
 
 NAME = "journal.sqlite"
 
@@ -43,7 +45,7 @@ class Entry(NamedTuple):
 
     stamp: str
     content: str
-    prediction: Prediction
+    prediction: "Prediction"
 
 
 class Journal:
@@ -99,8 +101,12 @@ class Journal:
             self.connection.commit()
         self._committed = time.monotonic()
 
-    def _prediction(self, row: Any) -> Prediction:
+    def _prediction(self, row: Any) -> "Prediction":
         """Read a row. Raises CheckpointError scores-damaged for what `record` did not write."""
+        from medtl.prediction.scoring import (
+            Prediction,  # which loads torch; what is sent to a PACS needs none
+        )
+
         try:
             found = Prediction(**json.loads(row))
             shares = tuple(float(share) for share in found.probabilities)

@@ -1,16 +1,11 @@
-"""What several jobs share: where the phantoms are, a finished run, and telling the user."""
+"""What several jobs share: where the phantoms are and a finished run."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from medtl.errors import CheckpointError, ReadError
 from medtl.imaging.manifest import Manifest
 from medtl.imaging.prepared import PreparedDataset
-from medtl.learning.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-)
-from medtl.learning.fit import Watcher
+from medtl.learning.checkpoint import Checkpoint, load_checkpoint
 
 # Packages whose versions a run keeps.
 VERSIONED = ("torch", "monai", "timm", "pydicom", "nibabel", "numpy")
@@ -26,12 +21,6 @@ def sample_data(modality: str) -> Path:
 def all_refusals(manifest: Manifest, prepared: PreparedDataset) -> tuple[ReadError, ...]:
     """Return what the table's scan and what preparing refused."""
     return (*manifest.refusals, *(error for _, error in prepared.refusals))
-
-
-def tell(watcher: Watcher, *notes: Sequence[str]) -> None:
-    """Pass on one line for each note."""
-    for note in (note for group in notes for note in group):
-        watcher.note("note", note)
 
 
 def load_finished(run: Path, *, any_modality: bool = False) -> Checkpoint:

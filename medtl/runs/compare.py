@@ -9,7 +9,7 @@ from medtl.errors import CheckpointError, ConfigError
 from medtl.imaging.storage import write_json
 from medtl.imaging.task import Task
 from medtl.learning.run_folder import RunFolder
-from medtl.learning.watching import Watcher
+from medtl.learning.watching import Watcher, tell
 from medtl.prediction.comparison import COMPARED, Candidate, Compared, align, compare, to_json
 from medtl.prediction.label_worth import (
     curves_json,
@@ -21,7 +21,6 @@ from medtl.prediction.label_worth import (
 from medtl.prediction.predictions_table import FILE, read_predictions
 from medtl.prediction.tables import write_table
 from medtl.reporting.comparison_page import write_comparison_page
-from medtl.runs.common import tell
 
 RECIPE = ("backbone", "schedule", "seed", "label_budget", "labels", "labels_available")
 COLUMNS = ("run", "schedule", "labels", "seed", "metric", "value", "low", "high")

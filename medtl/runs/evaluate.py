@@ -17,9 +17,9 @@ from medtl.imaging.prepared import PreparedDataset, oddity_notes, prepare_sample
 from medtl.imaging.splits import read_splits
 from medtl.imaging.storage import write_json
 from medtl.learning.checkpoint import Checkpoint
-from medtl.learning.fit import Watcher
 from medtl.learning.metrics import predict_classes
 from medtl.learning.run_folder import RunFolder
+from medtl.learning.watching import Watcher, tell
 from medtl.prediction import subgroups
 from medtl.prediction.conformal import coverage_json, measure_coverage, set_texts
 from medtl.prediction.evaluation import Evaluation, evaluate, to_json
@@ -30,7 +30,7 @@ from medtl.prediction.subgroups import Grouping, judge_subgroups
 from medtl.prediction.thresholds import ThresholdRule, asked_classes, choose_thresholds
 from medtl.reporting.evaluation_page import write_evaluation_page
 from medtl.reporting.model_card import model_card
-from medtl.runs.common import all_refusals, load_finished, tell
+from medtl.runs.common import all_refusals, load_finished
 
 EvaluationPart = Literal["unseen", "train", "val", "test", "all"]
 

@@ -18,7 +18,7 @@ from medtl.imaging.image import Image
 from medtl.imaging.series import read_images, scan
 from medtl.imaging.storage import replacing, write_csv, write_json
 from medtl.learning.checkpoint import Checkpoint
-from medtl.learning.fit import Watcher
+from medtl.learning.watching import Watcher
 from medtl.prediction.audit import AuditSettings, Case, MethodAudit, audit, to_json
 from medtl.prediction.explanation import Explanation, explain, target_of
 from medtl.prediction.saliency import check_method, default_method, methods_for

@@ -35,7 +35,7 @@ from medtl.reporting.contact_sheet import (
 from medtl.reporting.findings import Refusal
 
 if TYPE_CHECKING:
-    from medtl.learning.fit import Watcher
+    from medtl.learning.watching import Watcher
 
 FORMAT_NAMES = {"dicom": "DICOM", "nifti": "NIfTI", "raster": "PNG, JPEG", "medmnist": "MedMNIST"}
 # What of an image deserves a badge on the sheet: codes of oddities, and notes.

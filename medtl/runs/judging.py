@@ -26,14 +26,14 @@ from medtl.learning.features import Views
 from medtl.learning.fit import Fit
 from medtl.learning.run_folder import RunFolder
 from medtl.learning.screening import TENSORS, Screening
-from medtl.learning.watching import Watcher, stopped
+from medtl.learning.watching import Watcher, stopped, tell
 from medtl.prediction.calibration import fit_calibration
 from medtl.prediction.conformal import fit_floors
 from medtl.prediction.evaluation import Evaluation, choose_thresholds, evaluate, to_json
 from medtl.prediction.predictions_table import FILE, predictions_of, write_predictions
 from medtl.prediction.scoring import predict_features
 from medtl.prediction.screening import MOST_SAMPLES, fit_screening
-from medtl.runs.common import VERSIONED, tell
+from medtl.runs.common import VERSIONED
 
 BATCH = 32
 

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from medtl.errors import MedtlError, PacsError
-from medtl.learning.fit import Watcher
-from medtl.learning.watching import StoppedError, Unwatched
+from medtl.learning.watching import StoppedError, Unwatched, Watcher
 from medtl.prediction.journal import Journal, open_journal
 from medtl.reporting.pacs.gate import Gate
 from medtl.reporting.pacs.inbox import Inbox

@@ -12,8 +12,7 @@ from typing import NamedTuple, Protocol
 
 from medtl.errors import ConfigError, MedtlError, PacsError, ReadError
 from medtl.imaging.storage import make_folder, replacing
-from medtl.learning.fit import Watcher
-from medtl.learning.watching import StoppedError, never
+from medtl.learning.watching import StoppedError, Watcher, never
 from medtl.reporting.pacs.instance import UID, identify, key_of_uid
 from medtl.reporting.pacs.peer import WebPeer
 from medtl.runs.pacs_push import Destination, missing_extra

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medtl.errors import ConfigError, MedtlError, PacsError, ReadError
-from medtl.learning.fit import Watcher
-from medtl.learning.watching import StoppedError, never
+from medtl.learning.watching import StoppedError, Watcher, never
 from medtl.prediction.journal import Journal, open_journal
 from medtl.reporting.pacs.instance import Instance, looks_like_dicom, read_instance
 from medtl.reporting.pacs.peer import Peer, Tls, WebPeer

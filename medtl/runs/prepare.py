@@ -10,8 +10,8 @@ from medtl.errors import ConfigError, ReadError
 from medtl.imaging.dataset import is_dataset, write_record
 from medtl.imaging.manifest import LABELS_FILE, Sample, Task, load_manifest
 from medtl.imaging.prepared import content_key, oddity_notes, prepare_samples
-from medtl.learning.fit import Watcher
-from medtl.runs.common import all_refusals, tell
+from medtl.learning.watching import Watcher, tell
+from medtl.runs.common import all_refusals
 
 
 @dataclass(frozen=True)

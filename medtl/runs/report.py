@@ -22,7 +22,7 @@ from medtl.imaging.series import Scan, Series, scan
 from medtl.imaging.storage import read_json
 from medtl.imaging.terms import shown_body_part, shown_modality, shown_view
 from medtl.learning.checkpoint import Checkpoint
-from medtl.learning.fit import Watcher
+from medtl.learning.watching import Watcher
 from medtl.prediction.audit import AuditSettings, Case, audit, to_json
 from medtl.prediction.explanation import Explanation, explain
 from medtl.prediction.saliency import check_method, default_method

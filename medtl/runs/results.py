@@ -20,7 +20,7 @@ from medtl.imaging.series import Scan, Series, scan
 from medtl.imaging.storage import write_csv, write_json
 from medtl.learning.checkpoint import Checkpoint
 from medtl.learning.contract import calibration_words, thresholds
-from medtl.learning.fit import Watcher
+from medtl.learning.watching import Watcher
 from medtl.prediction.conformal import in_sets
 from medtl.prediction.explanation import explain
 from medtl.prediction.saliency import check_method, default_method

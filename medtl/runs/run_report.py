@@ -12,9 +12,9 @@ from medtl.imaging.display import make_display
 from medtl.imaging.naming import sample_key, source_name
 from medtl.imaging.series import Series, read_series, scan
 from medtl.imaging.task import Task
-from medtl.learning.fit import Watcher
 from medtl.learning.metrics import predict_classes
 from medtl.learning.run_folder import RunFolder
+from medtl.learning.watching import Watcher
 from medtl.prediction.predictions_table import FILE, Predictions, read_predictions
 from medtl.reporting.model_card import model_card
 from medtl.reporting.run_page import WrongAnswer, write_run_page

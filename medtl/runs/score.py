@@ -9,8 +9,7 @@ from typing import Any, Literal
 from medtl.errors import MedtlError
 from medtl.imaging.series import Scan, scan
 from medtl.imaging.storage import write_json
-from medtl.learning.fit import Watcher
-from medtl.learning.watching import never
+from medtl.learning.watching import Watcher, never
 from medtl.prediction.engine import EngineChoice, try_engine
 from medtl.prediction.ensemble import Ensemble, make_ensemble
 from medtl.prediction.journal import Journal, key_of, open_journal

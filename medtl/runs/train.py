@@ -41,10 +41,10 @@ from medtl.learning.features import Views
 from medtl.learning.fit import Fit, FitData
 from medtl.learning.run_folder import RunFolder
 from medtl.learning.stages import resolve_schedule
-from medtl.learning.watching import Unwatched, Watcher, never
+from medtl.learning.watching import Unwatched, Watcher, never, tell
 from medtl.learning.world import World
 from medtl.prediction.evaluation import Evaluation
-from medtl.runs.common import VERSIONED, all_refusals, tell
+from medtl.runs.common import VERSIONED, all_refusals
 from medtl.runs.judging import judge_fit
 
 BATCH = 32

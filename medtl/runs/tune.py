@@ -22,10 +22,9 @@ from medtl.errors import ConfigError, MedtlError, ReadError, TrainingError
 from medtl.imaging.splits import read_splits
 from medtl.imaging.storage import make_folder, read_json, write_text
 from medtl.learning.cache_plan import CachePlan
-from medtl.learning.fit import Watcher
 from medtl.learning.run_folder import RunFolder
 from medtl.learning.stages import Stage
-from medtl.learning.watching import StoppedError, Unwatched, never
+from medtl.learning.watching import StoppedError, Unwatched, Watcher, never
 from medtl.prediction.evaluation import Evaluation, Interval
 from medtl.runs.evaluate import evaluate_run
 from medtl.runs.search_space import Space, apply_values, load_space

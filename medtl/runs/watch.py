@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from medtl.errors import ReadError
 from medtl.imaging.series import Scan, scan
-from medtl.learning.fit import Watcher
+from medtl.learning.watching import Watcher
 from medtl.prediction.ensemble import Ensemble
 from medtl.prediction.journal import Journal, open_journal
 from medtl.prediction.score_files import check_formats
