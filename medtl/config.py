@@ -4,6 +4,7 @@ A recipe is plain YAML. Nothing in it is ever executed, and no key is silently i
 """
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,8 @@ from medtl.learning.imbalance import IMBALANCE
 from medtl.learning.stages import ScheduleConfig
 
 Modality = Literal["xray", "mri"]
+
+MOST_HINTS = 3
 
 # The recipe that a modality takes where none is named.
 DEFAULT_RECIPES: dict[str, str] = {"xray": "xray.yaml", "mri": "mri-volume.yaml"}
@@ -84,15 +87,18 @@ def load_config(modality: str | None, file: Path | None, overrides: Sequence[str
     if modality and values.setdefault("modality", modality) != modality:
         reason = f"is for modality {values['modality']}, not {modality}"
         raise ConfigError("config-value", reason, where=path, fix="name another recipe with --config")
-    return validate_config(values, str(path))
+    return validate_config(values, str(path), overrides)
 
 
-def validate_config(values: dict[str, Any], where: str) -> RunConfig:
-    """Check plain values. Raises ConfigError config-unknown (with the nearest key) or config-value."""
+def validate_config(values: dict[str, Any], where: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Check plain values, and say in which of the overrides a fault lies.
+
+    Raises ConfigError config-unknown (with the nearest keys) or config-value.
+    """
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise _first_problem(error, where) from error
+        raise _first_problem(error, where, overrides) from error
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -133,28 +139,40 @@ def _merge(recipe: Any, overrides: Sequence[str]) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def _first_problem(error: ValidationError, where: str) -> ConfigError:
+def _first_problem(error: ValidationError, where: str, overrides: Sequence[str]) -> ConfigError:
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
+    to_blame = [override for override in overrides if key and _concerns(override.partition("=")[0], key)]
+    where = f"--set {to_blame[-1]}" if to_blame else where
     if problem["type"] == "extra_forbidden":
-        known = list(_known_keys(RunConfig))
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or _same_ending(key, known)
-        return ConfigError(
-            "config-unknown",
-            f"no key {key}",
-            where=where,
-            fix=f"did you mean {near[0]}?" if near else "see `medtl config show`",
-        )
-    reason = problem["msg"].removeprefix("Value error, ")
-    return ConfigError(
-        "config-value", f"{key}: {reason}" if key else reason, where=where, fix="mend the value"
-    )
+        near = _near_keys(key, list(_known_keys(RunConfig)))
+        fix = f"did you mean {' or '.join(near)}?" if near else "see `medtl config show`"
+        return ConfigError("config-unknown", f"no key {key}", where=where, fix=fix)
+    reason = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    reason = reason.split(", unable to parse")[0]
+    fix = _with_a_point(problem["input"]) or "mend the value"
+    return ConfigError("config-value", f"{key}: {reason}" if key else reason, where=where, fix=fix)
 
 
-def _same_ending(key: str, known: Sequence[str]) -> list[str]:
+def _concerns(override: str, key: str) -> bool:
+    """Say whether one of two dotted keys lies within the other."""
+    ours, theirs = override.split("."), key.split(".")
+    return all(one == other for one, other in zip(ours, theirs, strict=False))
+
+
+def _with_a_point(value: object) -> str:
+    """Return what to write in place of a decimal comma, "" where there is none."""
+    return f"write {value.replace(',', '.')}" if re.fullmatch(r"\d+,\d+", str(value)) else ""
+
+
+def _near_keys(key: str, known: Sequence[str]) -> list[str]:
+    """Return what may have been meant: the key spelled alike, or keys whose last part shares a word."""
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
     last = key.rsplit(".", 1)[-1]
     endings = {name.rsplit(".", 1)[-1]: name for name in known}
-    return [endings[near] for near in difflib.get_close_matches(last, list(endings), n=1)]
+    near = near or [endings[one] for one in difflib.get_close_matches(last, endings, n=1, cutoff=0.8)]
+    words = set(last.split("_"))
+    return near or [name for ending, name in endings.items() if words & set(ending.split("_"))][:MOST_HINTS]
 
 
 def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
