@@ -196,7 +196,7 @@ def _describe_budget(taught: Sequence[Sample], samples: Sequence[Sample]) -> lis
     drawn, available = _count_train(taught), _count_train(samples)
     if drawn == available:
         return []
-    return [f"{drawn} of {available} training samples are learned from, of whole patients; the rest lie idle"]
+    return [f"learning from {drawn} of {available} training samples, of whole patients; the rest lie idle"]
 
 
 def _count_train(samples: Sequence[Sample]) -> int:
