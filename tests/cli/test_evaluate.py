@@ -76,13 +76,35 @@ def test_a_run_without_predictions_keeps_its_own_thresholds(trained: Trained, tm
     assert jobs.medtl(*arguments).exit_code == 0
 
 
-def test_subgroups_are_formed_by_what_dicom_says(tmp_path: Path) -> None:
+def write_patients(folder: Path) -> Path:
+    """Write a radiograph of each of 24 patients, whose headers say sex and scanner; return labels.csv."""
     rows = []
     for row in range(24):
         facts = {"PatientID": f"P{row}", "PatientSex": "FM"[row // 2 % 2], "Manufacturer": "Maker"}
-        path = jobs.write_radiograph(tmp_path / "data" / f"{row:02d}.dcm", row, **facts)
+        path = jobs.write_radiograph(folder / f"{row:02d}.dcm", row, **facts)
         rows.append({"path": path.name, "label": ("normal", "lesion")[row % 2]})
-    labels = jobs.write_labels(tmp_path / "data", rows)
+    return jobs.write_labels(folder, rows)
+
+
+@pytest.mark.parametrize("column", ["Sex", "PatientSex", "patient sex"])
+def test_a_column_of_the_table_wins_over_the_same_fact_of_the_header(
+    column: str, trained: Trained, tmp_path: Path
+) -> None:
+    labels = write_patients(tmp_path / "data")
+    header, *rows = labels.read_text().splitlines()
+    stated = [f"{row},{('male', 'female')[number // 6 % 2]}" for number, row in enumerate(rows)]
+    labels.write_text("\n".join([f"{header},{column}", *stated]))
+    arguments = ["evaluate", trained.run, "--data", tmp_path / "data", "--labels", labels, "--json"]
+    for more in ([], ["--subgroup", "sex"]):
+        result = jobs.medtl(*arguments, "--out", tmp_path / "out", "--part", "all", *more)
+        assert result.exit_code == 0, result.output
+        (grouping,) = json.loads(result.stdout)["subgroups"]
+        assert grouping["attribute"] == column
+        assert {group["name"] for group in grouping["groups"]} == {"male", "female"}
+
+
+def test_subgroups_are_formed_by_what_dicom_says(tmp_path: Path) -> None:
+    labels = write_patients(tmp_path / "data")
     assert jobs.train(tmp_path / "data", tmp_path / "run", "--labels", labels).exit_code == 0
     arguments = ["--data", tmp_path / "data", "--labels", labels, "--out", tmp_path / "out", "--part", "val"]
     result = jobs.medtl("evaluate", tmp_path / "run", *arguments)
