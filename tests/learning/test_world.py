@@ -62,7 +62,8 @@ def gradients(classifier, world, imbalance, accumulate):
     )
     own = world.part(np.arange(7))
     parts = [(x[part], targets[part]) for part in np.array_split(own, accumulate)]
-    loss, stop = stepper.step(parts, 0, 0, None if world.alone else targets)
+    loss, stop, due = stepper.step(parts, 0, 0, None if world.alone else targets)
+    assert not due
     found = {name: p.grad.numpy() for name, p in classifier.named_parameters() if p.grad is not None}
     return loss.item(), stop, found
 
@@ -175,6 +176,32 @@ def test_a_stop_that_one_process_hears_ends_all_at_the_same_step_and_the_run_goe
     assert read_header(RunFolder(tmp_path / "broken").last).position.step == 5
     train("broken", processes=goes_on, resume=True, cache_gb=0)
     assert_alike(RunFolder(tmp_path / "unbroken"), RunFolder(tmp_path / "broken"))
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_an_epoch_is_saved_within_by_all_or_none_whoever_finds_that_it_is_time(make_fit, tmp_path, late):
+    """The clocks of two processes differ: one always finds that it is time to save, the other never."""
+    schedule = ScheduleConfig(name="full", thawed_epochs=2, batch_norm="follow", average="ema")
+
+    def member(world):
+        minutes = 1e-9 if world.rank == late else None
+        fit = make_fit(tmp_path / "run", schedule=schedule, world=world, save_minutes=minutes)
+        saved, real = [], fit.keeper.save_last
+
+        def save(position, optimizer, average, metrics):
+            kept = hashlib.sha256(b"".join(x.numpy().tobytes() for x in average.state().values()))
+            place = position.epoch, position.done, position.step
+            saved.append((place, digest(fit.classifier), kept.hexdigest()))
+            real(position, optimizer, average, metrics)
+
+        fit.keeper.save_last = save
+        fit.run(resume=False)
+        return saved
+
+    first, second = in_world(member)
+    assert first == second, "weights, statistics and their averages, too"
+    places = [place for place, *_ in first]
+    assert places == [(0, 1, 1), (0, 2, 2), (1, 0, 2), (1, 1, 3), (1, 2, 4), (2, 0, 4)]
 
 
 def test_a_stop_in_the_pass_over_the_frozen_prefix_ends_all(train):
