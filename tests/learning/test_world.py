@@ -156,6 +156,30 @@ def test_two_processes_train_what_one_does(train, tmp_path, config):
     assert len(list((tmp_path / "two" / "checkpoints" / "last").iterdir())) == 3
 
 
+def test_batches_of_one_are_shared_and_none_is_empty(make_fit, tmp_path):
+    """Three processes share 8 validation samples, and 16 of training, in batches of one."""
+    schedule = ScheduleConfig(name="full", thawed_epochs=2, batch_norm="follow", average="swa", rate=0.001)
+
+    def member(world):
+        batch = {"batch_size": 1, "accumulate": 4, "cache_gb": 0}
+        fit = make_fit(tmp_path / f"of {world.size}", schedule=schedule, dropout=0.0, world=world, **batch)
+        without_dropout(fit.classifier)
+        seen = []
+        fit.classifier.register_forward_pre_hook(
+            lambda module, given: seen.append((module.training, len(given[0])))
+        )
+        fit.run(resume=False)
+        assert all(size for _, size in seen), seen
+        return [size for training, size in seen if not training]
+
+    judged = in_world(member, size=3)
+    assert len({len(sizes) for sizes in judged}) == 1, judged
+    assert [sum(sizes) for sizes in zip(*judged, strict=True)][:2] == [5, 3], "8 samples, in two rounds"
+    member(World())
+    one, three = (RunFolder(tmp_path / f"of {size}").read_history() for size in (1, 3))
+    assert [row["step"] for row in one] == [row["step"] for row in three]
+
+
 @pytest.mark.parametrize("average", ["ema", "swa"])
 def test_statistics_and_averages_are_the_same_everywhere(train, average):
     """Each process sees batch statistics of its own parts; what is kept of them is their mean."""
