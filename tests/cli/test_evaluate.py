@@ -76,11 +76,11 @@ def test_a_run_without_predictions_keeps_its_own_thresholds(trained: Trained, tm
     assert jobs.medtl(*arguments).exit_code == 0
 
 
-def write_patients(folder: Path) -> Path:
+def write_patients(folder: Path, **more: str) -> Path:
     """Write a radiograph of each of 24 patients, whose headers say sex and scanner; return labels.csv."""
     rows = []
     for row in range(24):
-        facts = {"PatientID": f"P{row}", "PatientSex": "FM"[row // 2 % 2], "Manufacturer": "Maker"}
+        facts = {"PatientID": f"P{row}", "PatientSex": "FM"[row // 2 % 2], "Manufacturer": "Maker", **more}
         path = jobs.write_radiograph(folder / f"{row:02d}.dcm", row, **facts)
         rows.append({"path": path.name, "label": ("normal", "lesion")[row % 2]})
     return jobs.write_labels(folder, rows)
@@ -101,6 +101,21 @@ def test_a_column_of_the_table_wins_over_the_same_fact_of_the_header(
         (grouping,) = json.loads(result.stdout)["subgroups"]
         assert grouping["attribute"] == column
         assert {group["name"] for group in grouping["groups"]} == {"male", "female"}
+
+
+def test_a_malformed_age_ends_no_evaluation_and_is_not_told(trained: Trained, tmp_path: Path) -> None:
+    labels = write_patients(tmp_path / "data", PatientAge="061Y")
+    file = tmp_path / "data" / "00.dcm"
+    sound = file.read_bytes()
+    file.write_bytes(sound.replace(b"\x10\x10AS\x04\x00", b"\x10\x10FD\x04\x00"))
+    assert file.read_bytes() != sound
+    arguments = ["--data", tmp_path / "data", "--labels", labels, "--out", tmp_path / "out", "--part", "all"]
+    result = jobs.medtl("evaluate", trained.run, *arguments)
+    assert result.exit_code == 0, result.output
+    assert "061Y" not in result.output
+    by_sex = json.loads((tmp_path / "out/metrics.json").read_text())["subgroups"][0]
+    assert by_sex["attribute"] == "sex"
+    assert {one["name"]: one["samples"] for one in by_sex["groups"]} == {"F": 11, "M": 12, "not stated": 1}
 
 
 def test_subgroups_are_formed_by_what_dicom_says(tmp_path: Path) -> None:
