@@ -28,7 +28,7 @@ from medtl.prediction.evaluation_tables import write_metrics, write_subgroups
 from medtl.prediction.predictions_table import FILE, predictions_of, read_predictions, write_predictions
 from medtl.prediction.scoring import predict
 from medtl.prediction.subgroups import Grouping, judge_subgroups
-from medtl.prediction.thresholds import ThresholdRule, asked_classes, choose_thresholds
+from medtl.prediction.thresholds import ThresholdRule, choose_thresholds
 from medtl.reporting.evaluation_page import write_evaluation_page
 from medtl.reporting.model_card import model_card
 from medtl.runs.common import all_refusals, load_finished, tell
@@ -170,7 +170,7 @@ def _write(
 
 def _prevalence(stated: Mapping[str, float], task: Task) -> dict[str, float]:
     """Return how common each class is said to be. Raises ConfigError config-value."""
-    asked = asked_classes(task)
+    asked = task.asked_classes
     found = {(name or (asked[-1] if task.kind == "binary" else "")): share for name, share in stated.items()}
     for name, share in found.items():
         if name not in asked:

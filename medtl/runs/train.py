@@ -47,7 +47,6 @@ from medtl.prediction.evaluation import Evaluation
 from medtl.runs.common import VERSIONED, all_refusals, tell
 from medtl.runs.judging import judge_fit
 
-BATCH = 32
 # What the process that leads tells the others it has done.
 PREPARED, RECORDED, FINISHED = "prepared", "recorded", "finished"
 

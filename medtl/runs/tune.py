@@ -205,7 +205,7 @@ class Search:
             with claim.lock:
                 self._run_trial(claim)
             if self.trainer.stop():
-                raise stopped(f"after trial {claim.trial.number}", self.folder.root)
+                raise stopped_search(f"after trial {claim.trial.number}", self.folder.root)
         with self.folder.locked():
             rows = self.rows()
             self._write_table(rows)
@@ -274,7 +274,7 @@ class Search:
             outcome = self.trainer(run.root, config, watcher)
         except StoppedError as error:  # which names the run, and how that would go on by itself
             place = error.reason.removeprefix("stopped ")
-            raise stopped(f"in trial {trial.number}, {place}", self.folder.root) from error
+            raise stopped_search(f"in trial {trial.number}, {place}", self.folder.root) from error
         return outcome.evaluation.metrics[self.options.metric]
 
     def _check_data(self, run: RunFolder) -> None:
@@ -405,10 +405,10 @@ class HeedingWatcher(Unwatched):
         """Move the bar; raise StoppedError where a stop was asked for."""
         self.front.progress(what, done, total)
         if self.stop():
-            raise stopped("while the best trial was judged", self.root)
+            raise stopped_search("while the best trial was judged", self.root)
 
 
-def stopped(when: str, root: Path) -> StoppedError:
+def stopped_search(when: str, root: Path) -> StoppedError:
     """Return the error that says where a search was stopped: it goes on whenever it is begun again."""
     return StoppedError("interrupted", f"stopped {when}", where=root, fix="go on with the same command")
 
