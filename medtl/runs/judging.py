@@ -37,6 +37,14 @@ from medtl.runs.common import VERSIONED, tell
 
 BATCH = 32
 
+# Whether a run that was judged so shall screen what it scores: that costs a pass over training images.
+Screens = Callable[[Evaluation], bool]
+
+
+def always(_: Evaluation) -> bool:
+    """Let a run screen whatever it came to."""
+    return True
+
 
 def judge_fit(
     run: RunFolder,
@@ -46,6 +54,7 @@ def judge_fit(
     clock: Mapping[str, float],
     stop: Callable[[], bool],
     watcher: Watcher,
+    screens: Screens = always,
 ) -> Evaluation:
     """Calibrate and judge the best checkpoint on validation data, keep what they say, write metrics.json."""
     checkpoint = load_checkpoint(run.root)
@@ -57,14 +66,16 @@ def judge_fit(
     tell(watcher, [fitted.note])
     probabilities = to_probabilities(logits, task.kind, fitted.calibration)
     thresholds = choose_thresholds(probabilities, truth, task)
-    kept: dict[str, Any] = {
+    evaluation = evaluate(probabilities, truth, task, patients, thresholds)
+    screening, tensors = None, {}
+    if screens(evaluation):
+        screening, tensors = _fit_screening(checkpoint, fit, features, samples, stop)
+    kept = {
         "thresholds": tuple(thresholds),
         "calibration": fitted.calibration,
         "conformal": fit_floors(probabilities, truth, task, patients),
+        "screening": screening,
     }
-    screening, tensors = _fit_screening(checkpoint, fit, features, samples, stop)
-    kept["screening"] = screening
-    evaluation = evaluate(probabilities, truth, task, patients, thresholds)
     header = checkpoint.header.model_copy(update=kept)
     write_predictions(run.root / FILE, task, predictions_of(judged, task, probabilities, logits))
     save_checkpoint(run.best, header, {"model": model_tensors(checkpoint.classifier), **tensors})

@@ -29,6 +29,7 @@ from medtl.learning.stages import Stage
 from medtl.learning.watching import StoppedError, Unwatched, never
 from medtl.prediction.evaluation import Evaluation, Interval
 from medtl.runs.evaluate import evaluate_run
+from medtl.runs.judging import Screens
 from medtl.runs.search_space import Space, apply_values, load_space
 from medtl.runs.study import (
     StudyFolder,
@@ -164,10 +165,12 @@ class Trainer:
     refusals: tuple[ReadError, ...] = ()
     opened: OpenedData | None = None
 
-    def __call__(self, out: Path, config: RunConfig, watcher: Watcher) -> TrainOutcome:
+    def __call__(self, out: Path, config: RunConfig, watcher: Watcher, screens: Screens) -> TrainOutcome:
         """Train, from where an earlier process left the run."""
         self.opened = self.opened or open_data(self.data, self.labels, config, watcher)
-        outcome = train_prepared(self.opened, out, config, watcher, resume=True, stop=self.stop)
+        outcome = train_prepared(
+            self.opened, out, config, watcher, resume=True, stop=self.stop, screens=screens
+        )
         self.refusals = outcome.refusals
         return outcome
 
@@ -271,11 +274,17 @@ class Search:
         begin = self._check_data
         watcher = TrialWatcher(self.watcher, trial, run, title, begin, first=not self.seconds)
         try:
-            outcome = self.trainer(run.root, config, watcher)
+            outcome = self.trainer(run.root, config, watcher, self._may_be_kept)
         except StoppedError as error:  # which names the run, and how that would go on by itself
             place = error.reason.removeprefix("stopped ")
             raise stopped_search(f"in trial {trial.number}, {place}", self.folder.root) from error
         return outcome.evaluation.metrics[self.options.metric]
+
+    def _may_be_kept(self, evaluation: Evaluation) -> bool:
+        """Return whether a trial that came to this is among the best so far: others keep no checkpoint."""
+        sign, value = self.options.sign, evaluation.metrics[self.options.metric].value
+        better = [row for row in self.rows() if row.score and sign * row.score.value > sign * value]
+        return len(better) < self.options.keep
 
     def _check_data(self, run: RunFolder) -> None:
         """Raise TrainingError study-changed where a trial begins with other data than the study did."""
