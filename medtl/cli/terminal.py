@@ -119,6 +119,9 @@ def print_evaluation(evaluation: "Evaluation", title: str) -> None:
     click.echo(f"{title}: {evaluation.samples} samples of {evaluation.patients} patients")
     for name, interval in evaluation.metrics.items():
         click.echo(f"  {name.replace('_', ' '):<18} {in_words(interval)}")
+    ece = evaluation.metrics.get("ece")
+    if ece is not None and ece.low == ece.low:
+        click.echo("  Noise adds to the ece; its interval takes that off, and lies mostly below it.")
 
 
 def print_refusals(refusals: Sequence[ReadError]) -> None:

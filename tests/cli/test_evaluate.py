@@ -103,6 +103,14 @@ def test_a_column_of_the_table_wins_over_the_same_fact_of_the_header(
         assert {group["name"] for group in grouping["groups"]} == {"male", "female"}
 
 
+def test_the_terminal_says_why_an_interval_lies_below_its_value(trained: Trained, tmp_path: Path) -> None:
+    arguments = ["evaluate", trained.run, "--data", trained.data, "--out", tmp_path / "out"]
+    result = jobs.medtl(*arguments, "--part", "all")
+    ece = json.loads((tmp_path / "out/metrics.json").read_text())["ece"]
+    assert ece["low"] is not None and ece["high"] - ece["value"] < ece["value"] - ece["low"]
+    assert "Noise adds to the ece; its interval takes that off" in " ".join(result.stdout.split())
+
+
 def test_a_malformed_age_ends_no_evaluation_and_is_not_told(trained: Trained, tmp_path: Path) -> None:
     labels = write_patients(tmp_path / "data", PatientAge="061Y")
     file = tmp_path / "data" / "00.dcm"
