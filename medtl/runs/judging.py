@@ -67,9 +67,8 @@ def judge_fit(
     probabilities = to_probabilities(logits, task.kind, fitted.calibration)
     thresholds = choose_thresholds(probabilities, truth, task)
     evaluation = evaluate(probabilities, truth, task, patients, thresholds)
-    screening, tensors = None, {}
-    if screens(evaluation):
-        screening, tensors = _fit_screening(checkpoint, fit, features, samples, stop)
+    learned = _fit_screening(checkpoint, fit, features, samples, stop) if screens(evaluation) else None
+    screening, tensors = learned or (None, {})
     kept = {
         "thresholds": tuple(thresholds),
         "calibration": fitted.calibration,
@@ -90,10 +89,10 @@ def _fit_screening(
     held_out: NDArray[np.float64],
     samples: Sequence[Sample],
     stop: Callable[[], bool],
-) -> tuple[Screening | None, dict[str, dict[str, Tensor]]]:
+) -> tuple[Screening, dict[str, dict[str, Tensor]]] | None:
     """Measure what training images are like; held_out: features of the validation images.
 
-    Returns the checkpoint's screening and its tensor file, nothing where there is nothing to measure.
+    Returns the checkpoint's screening and its tensor file, None where there is nothing to measure.
     """
     views = fit.data.train
     drawn = make_generator(fit.config.seed, "screening").permutation(len(views))[:MOST_SAMPLES]
@@ -101,7 +100,7 @@ def _fit_screening(
     _, features = _predict_views(checkpoint, rows, fit.run_folder, stop)
     taught = {views.dataset.sample_ids[row] for row in views.rows}
     found = fit_screening(features, held_out, [one.series for one in samples if one.sample_id in taught])
-    return (found[0], {TENSORS: found[1]}) if found else (None, {})
+    return (found[0], {TENSORS: found[1]}) if found else None
 
 
 def _predict_views(
