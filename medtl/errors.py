@@ -15,7 +15,9 @@
 Every error has a stable code from CODES, which scripts may match on.
 """
 
+import copyreg
 from pathlib import Path
+from typing import Any
 
 LINE_LIMIT = 200
 
@@ -172,6 +174,10 @@ class MedtlError(Exception):
         self.reason = _one_line(reason)
         self.where = str(where)
         self.fix = _one_line(fix)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross processes whole: pickle would call __init__ without the keywords that it takes."""
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]
 
     def __str__(self) -> str:
         fixed = f"[{self.code}] " + ": ".join(part for part in (self.reason, self.fix) if part)

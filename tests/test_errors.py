@@ -1,12 +1,16 @@
 """Every error is one line with a documented code."""
 
 import ast
+import pickle
 from pathlib import Path
 
 import pytest
 
 import medtl
 from medtl.errors import CODES, LINE_LIMIT, MedtlError, ReadError
+from medtl.imaging.in_children import work_in_order
+from medtl.imaging.label_table import LabelRowsError, LeakRowsError
+from medtl.learning.watching import StoppedError
 
 PACKAGE = Path(medtl.__file__).parent
 
@@ -34,6 +38,35 @@ def test_every_raised_code_is_documented():
 def test_the_line_names_code_place_reason_and_fix():
     error = ReadError("file-empty", "has no bytes", where="a/b.dcm", fix="copy it again")
     assert str(error) == "[file-empty] a/b.dcm: has no bytes: copy it again"
+
+
+def make_every_error() -> list[MedtlError]:
+    kinds, made = [MedtlError], []
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        if kind not in (LabelRowsError, LeakRowsError):
+            made.append(kind("file-empty", "has no bytes", where="a/b.dcm", fix="copy it again"))
+    assert StoppedError in kinds
+    problems = ["row 2: no file a.dcm", "row 3: no class"]
+    return [*made, LabelRowsError(problems, Path("labels.csv")), LeakRowsError(problems, Path("labels.csv"))]
+
+
+@pytest.mark.parametrize("error", make_every_error(), ids=lambda error: type(error).__name__)
+def test_every_error_crosses_processes_whole(error):
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        again = pickle.loads(pickle.dumps(error, protocol))  # noqa: S301 its own
+        assert type(again) is type(error) and str(again) == str(error)
+        assert vars(again) == vars(error) and again.args == error.args
+
+
+def test_an_error_of_a_child_arrives_as_it_was_raised():
+    with pytest.raises(LabelRowsError) as caught:
+        list(work_in_order(refuse, [Path("labels.csv")] * 2, 2, 0.0))
+    assert caught.value.problems == ("row 2: no file", "row 3: no class")
+
+
+def refuse(path):
+    raise LabelRowsError(["row 2: no file", "row 3: no class"], path)
 
 
 @pytest.mark.parametrize("length", [10, 150, 5000])

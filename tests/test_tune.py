@@ -25,6 +25,7 @@ from medtl.imaging.splits import read_splits
 from medtl.learning.checkpoint import load_checkpoint
 from medtl.learning.run_folder import RunFolder
 from medtl.prediction.evaluation import Interval
+from medtl.runs import judging
 from medtl.runs.search_space import Range, count_groups, default_space, load_space, space_yaml
 from medtl.runs.study import StudyFolder, TuneOptions
 from medtl.runs.train import train_run
@@ -124,7 +125,7 @@ def unbroken(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tu
 def quick_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a trial's run take no time: its metrics are a function of its rate, 1e-2 being the best."""
 
-    def train(trainer: Trainer, out: Path, config: RunConfig, watcher: Any) -> Any:
+    def train(trainer: Trainer, out: Path, config: RunConfig, watcher: Any, screens: Any) -> Any:
         value = 0.9 - 0.1 * abs(math.log10(config.schedule.rate / 1e-2))
         scores = {"auroc": Interval(value, value - 0.1, value + 0.1), "brier": Interval(1 - value, 0.0, 1.0)}
         return SimpleNamespace(evaluation=SimpleNamespace(metrics=scores), refusals=())
@@ -335,6 +336,31 @@ def test_only_the_best_keep_their_checkpoints(search: Callable[..., TuneOutcome]
         run = RunFolder(tmp_path / f"study/trials/{number:04d}")
         assert run.config.is_file() and run.history.is_file() and run.metrics.is_file()
     assert not list(tmp_path.glob("study/trials/.*.lock"))
+
+
+def test_only_trials_that_may_be_kept_learn_to_screen(
+    search: Callable[..., TuneOutcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pass over the training images is of use to who scores with a trial, which needs its checkpoint."""
+    fitted: list[str] = []
+    real = judging._fit_screening
+
+    def fit(checkpoint: Any, fit: Any, *more: Any) -> Any:
+        fitted.append(fit.run_folder.root.name)
+        return real(checkpoint, fit, *more)
+
+    monkeypatch.setattr(judging, "_fit_screening", fit)
+    outcome = search(keep=1, trials=5)
+    best = -math.inf
+    expected = []
+    for row in outcome.rows:
+        assert row.score is not None
+        if row.score.value >= best:
+            expected.append(f"{row.number:04d}")
+        best = max(best, row.score.value)
+    assert fitted == expected and len(fitted) < 5, "otherwise the test says nothing"
+    winner = load_checkpoint(tmp_path / f"study/trials/{outcome.best[0].number:04d}")
+    assert winner.header.screening is not None and winner.screening
 
 
 def test_more_trials_go_on_and_repeat_none(

@@ -24,6 +24,7 @@ from medtl.cli.prepare import prepare
 from medtl.cli.report import report
 from medtl.cli.results import results
 from medtl.cli.score import score
+from medtl.cli.terminal import say
 from medtl.cli.train import train
 from medtl.cli.tune import tune
 from medtl.cli.weights import weights
@@ -85,10 +86,10 @@ def _interrupt(number: int, _: Any) -> None:
 
 
 def _print_error(error: MedtlError) -> None:
-    click.echo(f"medtl: {error}", err=True)
+    say(f"medtl: {error}", err=True)
     problems = getattr(error, "problems", ())
     for problem in problems[:PROBLEMS_SHOWN]:
-        click.echo(f"  {problem}", err=True)
+        say(f"  {problem}", err=True)
     if len(problems) > PROBLEMS_SHOWN:
         click.echo(f"  and {len(problems) - PROBLEMS_SHOWN} more", err=True)
     sys.stderr.flush()

@@ -62,7 +62,7 @@ def evaluate(
 
     Writes metrics.json, metrics.csv, subgroups.csv, predictions.csv and evaluation.html.
     """
-    from medtl.cli.terminal import TerminalWatcher, print_evaluation, print_refusals
+    from medtl.cli.terminal import TerminalWatcher, print_evaluation, print_refusals, say
     from medtl.prediction.thresholds import parse_rule
     from medtl.runs.evaluate import EvaluateOptions, evaluate_run
 
@@ -86,7 +86,8 @@ def evaluate(
         click.echo((out / "metrics.json").read_text(encoding="utf-8"), nl=False)
     else:
         print_evaluation(outcome.evaluation, "\nEvaluation")
-        click.echo(f"\npage: {outcome.page}")
+        click.echo()
+        say(f"page: {outcome.page}")
     print_refusals(outcome.refusals)
     ctx.exit(3 if outcome.refusals else 0)
 

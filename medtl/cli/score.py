@@ -82,7 +82,7 @@ def score(
 
     Stopped or killed, the same command goes on where it was, to the same table.
     """
-    from medtl.cli.terminal import TerminalWatcher
+    from medtl.cli.terminal import TerminalWatcher, say
     from medtl.learning.watching import StoppedError
     from medtl.runs.score import ScoreOptions, score_run
     from medtl.runs.watch import watch_run
@@ -109,11 +109,11 @@ def score(
                 watch_run(run, folder, out, watcher, options, stop, settle)
             outcome = score_run(run, folder, out, watcher, options, stop)
     except StoppedError as error:
-        click.echo(f"medtl: {error}", err=True)
+        say(f"medtl: {error}", err=True)
         ctx.exit(stop.exit_code)
     except KeyboardInterrupt:
         fix = "rows so far are kept: the same command goes on"
-        click.echo(f"medtl: [interrupted] {out}: stopped by the user; {fix}", err=True)
+        say(f"medtl: [interrupted] {out}: stopped by the user; {fix}", err=True)
         ctx.exit(stop.exit_code)
     _show(outcome, as_json)
     ctx.exit(3 if outcome.refused else 0)
@@ -124,7 +124,7 @@ def _show(outcome: "ScoreOutcome", as_json: bool) -> None:
     import json
     from dataclasses import asdict
 
-    from medtl.cli.terminal import print_refused_row
+    from medtl.cli.terminal import print_refused_row, say
     from medtl.errors import printable
 
     unlike = 0
@@ -133,7 +133,7 @@ def _show(outcome: "ScoreOutcome", as_json: bool) -> None:
         if row.status == "refused":
             print_refused_row(row)
         elif row.code:
-            click.echo(f"warning: [{row.code}] {printable(f'{row.source}: {row.reason}')}", err=True)
+            say(f"warning: [{row.code}] {printable(f'{row.source}: {row.reason}')}", err=True)
     if as_json:
         click.echo(json.dumps([asdict(row) for row in outcome.read()], indent=2))
         return
@@ -142,4 +142,4 @@ def _show(outcome: "ScoreOutcome", as_json: bool) -> None:
     told = f" ({unlike} not like the training images, see screening)" if unlike else ""
     reasons = "; ".join(f"{count} {reason}" for reason, count in outcome.scan.left_out.items())
     skipped = f"{outcome.skipped} other files skipped" + (f" ({reasons})" if reasons else "")
-    click.echo(f"{outcome.scored} scored{told}, {outcome.refused} refused, {skipped}{kept}: {tables}")
+    say(f"{outcome.scored} scored{told}, {outcome.refused} refused, {skipped}{kept}: {tables}")

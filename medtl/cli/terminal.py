@@ -1,5 +1,7 @@
 """What a job looks like on a terminal: a line for each stage, a bar while it runs, plain lines elsewhere."""
 
+import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -105,6 +107,18 @@ class TerminalWatcher:
             self.task = None
 
 
+def say(line: str, *, err: bool = False) -> None:
+    """Print a line; on a terminal that is narrower it goes on below, indented. Names of files stay whole."""
+    if (sys.stderr if err else sys.stdout).isatty():
+        from rich.console import Console
+
+        width = Console(stderr=err).width
+        line = textwrap.fill(
+            line, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+        )
+    click.echo(line, err=err)
+
+
 def in_words(interval: "Interval") -> str:
     """Say an interval in plain words."""
     if interval.value != interval.value:
@@ -118,13 +132,16 @@ def print_evaluation(evaluation: "Evaluation", title: str) -> None:
     """Print metrics with their intervals on stdout."""
     click.echo(f"{title}: {evaluation.samples} samples of {evaluation.patients} patients")
     for name, interval in evaluation.metrics.items():
-        click.echo(f"  {name.replace('_', ' '):<18} {in_words(interval)}")
+        click.echo(f"  {name.replace('_', ' '):<21} {in_words(interval)}")
+    ece = evaluation.metrics.get("ece")
+    if ece is not None and ece.low == ece.low:
+        say("  Noise adds to the ece; its interval takes that off, and lies mostly below it.")
 
 
 def print_refusals(refusals: Sequence[ReadError]) -> None:
     """Print one line for each refusal, up to REFUSALS_SHOWN."""
     for error in refusals[:REFUSALS_SHOWN]:
-        click.echo(f"refused: {error}", err=True)
+        say(f"refused: {error}", err=True)
     if len(refusals) > REFUSALS_SHOWN:
         click.echo(f"refused: and {len(refusals) - REFUSALS_SHOWN} more", err=True)
 
@@ -132,7 +149,7 @@ def print_refusals(refusals: Sequence[ReadError]) -> None:
 def print_refused_row(row: "Prediction") -> None:
     """Print the line of a refused row."""
     parts = ": ".join(filter(None, (row.source, row.reason, row.fix)))
-    click.echo(f"refused: [{row.code}] {printable(parts)}", err=True)
+    say(f"refused: [{row.code}] {printable(parts)}", err=True)
 
 
 def _escape(text: str) -> str:

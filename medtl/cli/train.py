@@ -61,6 +61,7 @@ def train(
     medtl train --modality xray --data FOLDER --labels labels.csv --out RUN
     torchrun --nproc-per-node 2 -m medtl train --modality xray --data FOLDER --out RUN
     """
+    from medtl.cli.terminal import say
     from medtl.errors import AlreadyToldError
     from medtl.learning.watching import StoppedError
     from medtl.learning.world import joined_world
@@ -76,12 +77,12 @@ def train(
     except AlreadyToldError:
         ctx.exit(stop.exit_code if stop.received else 1)
     except StoppedError as error:
-        click.echo(f"medtl: {error}", err=True)
+        say(f"medtl: {error}", err=True)
         ctx.exit(stop.exit_code)
     except KeyboardInterrupt:
         fix = "what was saved is kept: go on with the same command and --resume"
         where = f"{out}: " if out else ""
-        click.echo(f"medtl: [interrupted] {where}stopped by the user; {fix}", err=True)
+        say(f"medtl: [interrupted] {where}stopped by the user; {fix}", err=True)
         ctx.exit(stop.exit_code)
     if outcome is not None:
         _show(outcome, as_json)
@@ -117,12 +118,13 @@ def _train(
 
 
 def _show(outcome: "TrainOutcome", as_json: bool) -> None:
-    from medtl.cli.terminal import print_evaluation, print_refusals
+    from medtl.cli.terminal import print_evaluation, print_refusals, say
 
     if as_json:
         click.echo(outcome.run.metrics.read_text(encoding="utf-8"), nl=False)
     else:
         print_evaluation(outcome.evaluation, "\nValidation")
         kept = "checkpoints/best, metrics.json, history.csv, splits.csv, config.yaml"
-        click.echo(f"\nrun kept in {outcome.run.root}: {kept}")
+        click.echo()
+        say(f"run kept in {outcome.run.root}: {kept}")
     print_refusals(outcome.refusals)

@@ -1,11 +1,10 @@
 """What a DICOM header says of a patient and a scanner that subgroups are formed by, and that names nobody."""
 
 import re
+from collections.abc import Mapping
 from datetime import date
 
-from pydicom import Dataset, dcmread
-from pydicom.errors import InvalidDicomError
-
+from medtl.imaging.formats.dicom_source import read_texts
 from medtl.imaging.series import Series
 
 # PS3.3 C.7.1.1, C.7.2.2, C.7.5.1
@@ -27,14 +26,11 @@ def read_group_facts(series: Series) -> dict[str, str]:
 
     Of what is not DICOM, or cannot be read any more, nothing.
     """
-    if series.format != "dicom" or not series.files:
+    header = read_texts(series, ELEMENTS)
+    if not header:
         return {}
-    try:
-        header = dcmread(series.files[0], stop_before_pixels=True, specific_tags=list(ELEMENTS))
-    except (OSError, InvalidDicomError):
-        return {}
-    sex = _text(header, "PatientSex").upper()
-    maker = [_text(header, "Manufacturer"), _text(header, "ManufacturerModelName")]
+    sex = header["PatientSex"].upper()
+    maker = [header["Manufacturer"], header["ManufacturerModelName"]]
     return {
         "sex": sex if sex in ("F", "M", "O") else "",
         "age": _age(header),
@@ -42,12 +38,12 @@ def read_group_facts(series: Series) -> dict[str, str]:
     }
 
 
-def _age(header: Dataset) -> str:
+def _age(header: Mapping[str, str]) -> str:
     """Return the age at the study in whole years: as stated, or from the birth date."""
-    stated = AGE.fullmatch(_text(header, "PatientAge").upper())
+    stated = AGE.fullmatch(header["PatientAge"].upper())
     if stated:
         return str(int(int(stated[1]) / A_YEAR[stated[2]]))
-    born, seen = _date(_text(header, "PatientBirthDate")), _date(_text(header, "StudyDate"))
+    born, seen = _date(header["PatientBirthDate"]), _date(header["StudyDate"])
     if born is None or seen is None or seen < born:
         return ""
     return str(seen.year - born.year - ((seen.month, seen.day) < (born.month, born.day)))
@@ -59,7 +55,3 @@ def _date(text: str) -> date | None:
         return date(*map(int, found.groups())) if found else None
     except ValueError:
         return None
-
-
-def _text(header: Dataset, keyword: str) -> str:
-    return str(header.get(keyword) or "").strip()

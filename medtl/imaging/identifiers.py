@@ -1,8 +1,6 @@
 """Who a series is of, for those few places where a user asks for it: never for a log or a default page."""
 
-from pydicom import dcmread
-from pydicom.errors import InvalidDicomError
-
+from medtl.imaging.formats.dicom_source import read_texts
 from medtl.imaging.series import Series
 
 # Keyword in DICOM -> how a page names it (PS3.3 C.7.1.1, C.7.2.1).
@@ -20,12 +18,5 @@ def read_identifiers(series: Series, source: str) -> dict[str, str]:
 
     A header that cannot be read any more adds nothing.
     """
-    found = {"source": source}
-    if series.format != "dicom" or not series.files:
-        return found
-    try:
-        header = dcmread(series.files[0], stop_before_pixels=True, specific_tags=list(ELEMENTS))
-    except (OSError, InvalidDicomError):
-        return found
-    values = {name: str(header.get(keyword) or "").strip() for keyword, name in ELEMENTS.items()}
-    return found | {name: value for name, value in values.items() if value}
+    found = read_texts(series, ELEMENTS)
+    return {"source": source} | {ELEMENTS[keyword]: value for keyword, value in found.items() if value}

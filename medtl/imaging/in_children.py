@@ -3,7 +3,6 @@
 Threads would not help: parsing headers and the transforms' bookkeeping are Python, which runs one at a time.
 """
 
-import copyreg
 import gc
 import os
 import signal
@@ -16,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import current_process, get_context
 from typing import Any, TypeVar
 
-from medtl.errors import CheckpointError, MedtlError, ReadError, TrainingError
+from medtl.errors import TrainingError
 from medtl.imaging.in_order import in_order
 from medtl.imaging.memory import keep_freed_memory
 
@@ -96,16 +95,3 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK_SECONDS)
     os._exit(1)
-
-
-def _error_of(kind: type[MedtlError], code: str, reason: str, where: str, fix: str) -> MedtlError:
-    return kind(code, reason, where=where, fix=fix)
-
-
-def _parts_of(error: MedtlError) -> tuple[Any, ...]:
-    return _error_of, (type(error), error.code, error.reason, error.where, error.fix)
-
-
-# These errors take keywords, with which pickle alone cannot make them again.
-for _kind in (ReadError, CheckpointError, TrainingError):
-    copyreg.pickle(_kind, _parts_of)

@@ -26,13 +26,15 @@ def draw_labels(samples: Sequence[Sample], task: Task, budget: int | None, seed:
         return tuple(samples)
     training = [sample for sample in samples if sample.split == "train"]
     if budget > len(training):
-        raise _wrong(f"{budget} labels are asked for, training has {len(training)}")
+        raise _wrong(f"training has {len(training)} labels, fewer than the {budget} asked for")
     patients = group_patients(training, task)
     drawn = _draw(patients, budget, seed)
     positives = patients.counts[:, : len(task.classes)]
     lacking = np.flatnonzero((positives.sum(axis=0) > 0) & (positives[drawn].sum(axis=0) == 0))
     if len(lacking):
-        raise _wrong(f"{budget} labels of whole patients leave no room for class {task.classes[lacking[0]]}")
+        raise _wrong(
+            f"a budget of {budget} has no room for class {task.classes[lacking[0]]}, as patients come whole"
+        )
     kept = {training[row].sample_id for patient in drawn for row in patients.samples[patient]}
     return tuple(sample for sample in samples if sample.split != "train" or sample.sample_id in kept)
 

@@ -30,6 +30,11 @@ class Task:
     kind: TaskKind
     classes: tuple[str, ...]
 
+    @property
+    def asked_classes(self) -> tuple[str, ...]:
+        """The classes that are judged against the rest: all, or in binary the positive one."""
+        return self.classes[-1:] if self.kind == "binary" else self.classes
+
 
 class TaskConfig(BaseModel):
     """What the user says of the task; the label table says the rest.

@@ -94,6 +94,8 @@ def split_step(step: Indices, parts: int) -> list[Indices]:
 def split_evenly(count: int, largest: int, shares: int = 1) -> list[Indices]:
     """Return 0 to count - 1 in order, in batches of at most `largest` whose sizes differ by one at most.
 
-    Their number is a multiple of `shares`.
+    Their number is a multiple of `shares`, and none is empty: where samples would not go round in batches of
+    one, some have two. count: at least `shares`.
     """
-    return np.array_split(np.arange(count), shares * -(-count // (shares * largest)))
+    enough = shares * -(-count // (shares * largest))
+    return np.array_split(np.arange(count), min(enough, count - count % shares))

@@ -45,7 +45,7 @@ def contract(checkpoint: Checkpoint) -> dict[str, Any]:
 def thresholds(checkpoint: Checkpoint) -> dict[str, float]:
     """Return from which probability on a class is predicted; in multiclass none: the most probable one is."""
     task, cuts = checkpoint.task, checkpoint.header.thresholds or ()
-    judged = {"binary": task.classes[-1:], "multilabel": task.classes, "multiclass": ()}[task.kind]
+    judged = () if task.kind == "multiclass" else task.asked_classes
     return dict(zip(judged, cuts, strict=False))
 
 

@@ -282,7 +282,8 @@ class FeatureCache:
         total = len(views) * len({view for _, view in stagings})
         left = sum(len(job.rows) for job in jobs)
         own = jobs[team.rank :: team.world]
-        network = fold_groups(self.classifier, views.image_shape)
+        deepest = max(step for step, _ in stagings)
+        network = fold_groups(self.classifier, views.image_shape, deepest)
         with closing(self._read_ahead(views, own)) as batches:
             for number, (job, images) in enumerate(zip(own, batches, strict=True), start=1):
                 for step, activation in self._boundaries(network, images, job.steps).items():

@@ -214,6 +214,7 @@ class Fit:
             anchors=self.anchors,
             world=self.world,
             stop=self.stop,
+            due=self._is_due,
         )
         return StageRun(number, self.plans[number], pace, optimizer, average, stepper, stores)
 
@@ -330,16 +331,15 @@ class Fit:
         losses = LossSum(position.loss_sum, partial(self._check_finite, "training loss"))
         self.classifier.train()
         for done, parts in enumerate(self._load_steps(at, steps[position.done :]), position.done):
-            loss, asked = at.stepper.step(parts, earlier + done, of_stage + done, self._whole(steps[done]))
-            losses.add(loss, earlier + done + 1)
+            came = at.stepper.step(parts, earlier + done, of_stage + done, self._whole(steps[done]))
+            losses.add(came.loss, earlier + done + 1)
             at.average.after_step()
             self.watcher.progress(f"{at.stage.name} epoch {position.epoch + 1}", done + 1, len(steps))
-            if asked:
+            if came.stop or came.due:
                 at.average.agree(self.world)
-            if asked or self._is_due():
                 self._move_to(done + 1, earlier, losses, started)
                 self._save_last(at)
-            if asked:
+            if came.stop:
                 raise self._stopped(f"after {done + 1} of {len(steps)} steps of epoch {position.epoch + 1}")
         at.average.agree(self.world)
         self._move_to(len(steps), earlier, losses, started)
@@ -361,6 +361,7 @@ class Fit:
         self.position = self.position.model_copy(update=moved)
 
     def _is_due(self) -> bool:
+        """Return whether it is time to save by the clock of this process; others may find another answer."""
         minutes = self.config.save_minutes
         return minutes is not None and time.perf_counter() - self._saved_at > 60 * minutes
 

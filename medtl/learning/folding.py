@@ -27,17 +27,18 @@ TOLERANCE = 1e-5
 
 
 @torch.no_grad()
-def fold_groups(classifier: Classifier, shape: tuple[int, ...]) -> Classifier:
+def fold_groups(classifier: Classifier, shape: tuple[int, ...], groups: int | None = None) -> Classifier:
     """Return a copy in evaluation mode, with batch norm folded in each layer group where that is the same.
 
-    shape: of one image, (1, C, *size). Whether a group is folded depends on the weights up to it alone, as
-    the numbers that come out of it have to.
+    shape: of one image, (1, C, *size). groups: how many of the first ones will be run, None is all; others
+    stay as they are. Whether a group is folded depends on the weights up to it alone, as the numbers that
+    come out of it have to.
     """
     copied = copy.deepcopy(classifier).eval()
     backbone = copied.backbone
     image = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     x = backbone.normalise(Placement(classifier)(image))
-    for name, group in backbone.groups.items():
+    for name, group in list(backbone.groups.items())[:groups]:
         backbone.groups[name] = fold_batch_norm(group, partial(_enter, x=x))
         x = group(x)
     return copied

@@ -22,10 +22,14 @@ Counters = tuple[int | str, ...]
 
 
 class Step(NamedTuple):
-    """What a step came to: its loss, not yet waited for, and whether a stop was asked for meanwhile."""
+    """What a step came to: its loss, not yet waited for; whether a stop was asked for, or it is time to save.
+
+    All processes know the same of it: one that asks is enough.
+    """
 
     loss: Tensor
     stop: bool
+    due: bool
 
 
 class Stepper:
@@ -33,7 +37,7 @@ class Stepper:
 
     Everything that is random in a step is seeded by its number in the whole run, and by the part of it, so
     that a step can be repeated; also by the process, where several share it. `start` is where batches enter
-    the classifier's chain: 0 for images. stop is asked once a step.
+    the classifier's chain: 0 for images. stop, and due, whether it is time to save, are asked once a step.
     """
 
     def __init__(
@@ -50,12 +54,13 @@ class Stepper:
         anchors: Anchors,
         world: World,
         stop: Callable[[], bool] = never,
+        due: Callable[[], bool] = never,
     ) -> None:
         self.fabric, self.model, self.classifier = fabric, model, classifier
         self.optimizer: Any = fabric.setup_optimizers(optimizer)
         self.strategy, self.config, self.pace = strategy, config, pace
         self.start = start
-        self.world, self.stop = world, stop
+        self.world, self.stop, self.due = world, stop, due
         self.place = Placement(classifier)
         self.entry = entry_step(classifier, pace.stage)
         self._pulled = _pulled_groups(optimizer, anchors)
@@ -88,13 +93,14 @@ class Stepper:
         return (number, *process, *((part,) if part else ()))
 
     def _add_up(self, loss: Tensor) -> Step:
-        """Add up gradients, losses and wishes to stop over the processes."""
-        asked = self.stop()
+        """Add up gradients, losses and wishes to stop and to save over the processes."""
+        wishes = self.stop(), self.due()
         if self.world.alone:
-            return Step(loss, asked)
+            return Step(loss, *wishes)
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        sums = self.world.sum_gradients(trained, torch.stack([loss, loss.new_tensor(float(asked))]))
-        return Step(sums[0], bool(sums[1] > 0))
+        extras = torch.cat([loss[None], loss.new_tensor(wishes, dtype=loss.dtype)])
+        sums = self.world.sum_gradients(trained, extras)
+        return Step(sums[0], *(sums[1:] > 0).tolist())
 
     def _backward(self, x: Tensor, targets: Tensor, share: Tensor | None, counters: Counters) -> Tensor:
         _seed_dropout(derive_seed(self.config.seed, "step", *counters), self.place.device)

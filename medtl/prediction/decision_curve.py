@@ -17,7 +17,6 @@ from medtl.imaging.manifest import Task
 from medtl.learning import metrics
 from medtl.learning.metrics import Floats
 from medtl.prediction.intervals import clustered_error, normal_quantile
-from medtl.prediction.thresholds import asked_classes
 
 THRESHOLDS = tuple(np.round(np.arange(1, 100) / 100, 2).tolist())
 
@@ -43,7 +42,7 @@ def decision_curves(
 ) -> dict[str, DecisionCurve]:
     """Return the curve of each class against the rest, in binary of the positive one; none for one class."""
     questions = metrics.one_vs_rest(probabilities, targets, task.kind)
-    columns = zip(asked_classes(task), questions.scores.T, questions.truth.T, strict=True)
+    columns = zip(task.asked_classes, questions.scores.T, questions.truth.T, strict=True)
     return {
         name: _curve(scores, truth, patient_of, confidence, thresholds)
         for name, scores, truth in columns

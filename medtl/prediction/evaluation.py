@@ -33,7 +33,7 @@ from medtl.prediction.intervals import (
     percentile_interval,
     share_interval,
 )
-from medtl.prediction.thresholds import FALLBACK_THRESHOLD, asked_classes, choose_thresholds
+from medtl.prediction.thresholds import FALLBACK_THRESHOLD, choose_thresholds
 
 __all__ = [
     "FALLBACK_THRESHOLD",
@@ -135,7 +135,7 @@ def evaluate(
     scores-invalid for probabilities that are none.
     """
     scores, truth = np.asarray(probabilities, dtype=np.float64), np.asarray(targets)
-    asked = asked_classes(task)
+    asked = task.asked_classes
     _check_scores(scores, truth, task)
     _check_thresholds(thresholds, asked)
     _, patient_of = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
@@ -363,7 +363,7 @@ def _confusion(judged: _Judged) -> tuple[tuple[int, ...], ...]:
 
 def _roc_curves(judged: _Judged) -> dict[str, RocCurve]:
     questions, curves = judged.questions, {}
-    columns = zip(asked_classes(judged.task), questions.scores.T, questions.truth.T, strict=True)
+    columns = zip(judged.task.asked_classes, questions.scores.T, questions.truth.T, strict=True)
     for name, scores, truth in columns:
         fpr, tpr = metrics.roc_points(scores, truth)
         curves[name] = RocCurve(tuple(fpr.tolist()), tuple(tpr.tolist()))

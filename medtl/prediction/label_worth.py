@@ -1,7 +1,7 @@
 """Compared runs that were taught by different numbers of labels -> learning curves, and what transfer saves.
 
 Runs of one schedule and budget differ in their seed, which draws the labels as well. A point of a curve is
-the mean of their areas, with the range of the seeds.
+the mean of their areas, with the range of the seeds; a run that repeats a seed tells nothing new.
 """
 
 import math
@@ -34,9 +34,9 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Worth:
-    """`name` with `labels` is better than scratch with `beaten`, which is more of them.
+    """`name` with `labels` is better than scratch with `beaten`, which is more of them, or with any fewer.
 
-    reached: how many labels of scratch give as much, None where none of the runs does.
+    reached: how many labels of scratch give as much, more than `beaten`; None where none of the runs does.
     """
 
     name: str
@@ -52,24 +52,38 @@ class Worth:
 def learning_curves(runs: Sequence[Compared]) -> dict[str, list[CurvePoint]]:
     """Return the points of each schedule by rising labels; nothing where no schedule has several budgets.
 
-    Where runs differ in their backbone, each has curves of its own.
+    Where runs differ in their backbone, each has curves of its own. Of runs of one seed the first counts.
     """
-    known = [one for one in runs if one.recipe and not math.isnan(one.evaluation.metrics["auroc"].value)]
+    repeated = repeated_seeds(runs)
+    known = [one for one in _with_area(runs) if one.name not in repeated]
     several = len({one.recipe["backbone"] for one in known}) > 1
     cells: dict[str, dict[float, list[Compared]]] = defaultdict(lambda: defaultdict(list))
     for one in known:
         name = f"{one.recipe['schedule']}, {one.recipe['backbone']}" if several else one.recipe["schedule"]
-        cells[name][one.recipe["label_budget"] or one.recipe["labels"]].append(one)
+        cells[name][_budget(one)].append(one)
     if not any(len(cell) > 1 for cell in cells.values()):
         return {}
     return {name: [_point(cell[budget]) for budget in sorted(cell)] for name, cell in cells.items()}
+
+
+def repeated_seeds(runs: Sequence[Compared]) -> dict[str, str]:
+    """Return the runs that repeat backbone, schedule, budget and seed of an earlier one: name -> its name."""
+    first: dict[tuple[Any, ...], str] = {}
+    named = {
+        one.name: first.setdefault(
+            (one.recipe["backbone"], one.recipe["schedule"], _budget(one), one.recipe["seed"]), one.name
+        )
+        for one in _with_area(runs)
+    }
+    return {name: earlier for name, earlier in named.items() if earlier != name}
 
 
 def worth_in_labels(curves: Mapping[str, Sequence[CurvePoint]], confidence: float = 0.95) -> Worth | None:
     """Return the largest saving of labels that the data show, None where they show none.
 
     Shown is what holds for new patients (paired DeLong between means over seeds, adjusted after Holm for all
-    pairs that were looked at) and for each of the seeds there are: the ranges do not overlap.
+    pairs that were looked at) and for each of the seeds there are: the ranges do not overlap. Nothing is
+    saved where scratch with no more labels than those beaten is as good: its curve need not rise.
     """
     found = [
         (name, ours, theirs, auroc_difference(ours.placements, theirs.placements, confidence))
@@ -94,6 +108,7 @@ def worth_in_labels(curves: Mapping[str, Sequence[CurvePoint]], confidence: floa
         for (name, ours, theirs, difference), p in zip(found, adjusted, strict=True)
         if difference.interval.value > 0 and p < CERTAIN and ours.low > theirs.high
     ]
+    shown = [worth for worth in shown if worth.reached is None or worth.reached > worth.beaten]
     return max(shown, key=lambda worth: (worth.beaten / worth.labels, worth.value), default=None)
 
 
@@ -124,6 +139,15 @@ def worth_json(worth: Worth | None) -> dict[str, Any] | None:
     return {**asdict(worth), "seeds": list(worth.seeds), "difference": difference}
 
 
+def _with_area(runs: Sequence[Compared]) -> list[Compared]:
+    return [one for one in runs if one.recipe and not math.isnan(one.evaluation.metrics["auroc"].value)]
+
+
+def _budget(one: Compared) -> int:
+    budget: int = one.recipe["label_budget"] or one.recipe["labels"]
+    return budget
+
+
 def _scratch_of(name: str, curves: Mapping[str, Sequence[CurvePoint]]) -> Sequence[CurvePoint]:
     """Return the curve of the same backbone from scratch, empty where there is none."""
     _, comma, backbone = name.partition(", ")
@@ -131,7 +155,7 @@ def _scratch_of(name: str, curves: Mapping[str, Sequence[CurvePoint]]) -> Sequen
 
 
 def _reached(ours: CurvePoint, scratch: Sequence[CurvePoint]) -> float | None:
-    return next((point.labels for point in scratch if point.value >= ours.value), None)
+    return min((point.labels for point in scratch if point.value >= ours.value), default=None)
 
 
 def _point(runs: Sequence[Compared]) -> CurvePoint:

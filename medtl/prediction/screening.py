@@ -86,7 +86,7 @@ def fit_likeness(features: ArrayLike) -> Likeness | None:
     return Likeness(
         mean,
         axes[:kept],
-        (1 - shrunk) * variances[:kept] + shrunk * average,
+        np.maximum((1 - shrunk) * variances[:kept] + shrunk * average, TINY),
         max((1 - shrunk) * left + shrunk * average, TINY),
     )
 

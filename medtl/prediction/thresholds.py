@@ -68,15 +68,10 @@ def choose_thresholds(
     questions = metrics.one_vs_rest(probabilities, targets, task.kind)
     columns = zip(questions.scores.T, questions.truth.T, strict=True)
     found = [_choose(scores, truth, rule) for scores, truth in columns]
-    for name, threshold in zip(asked_classes(task), found, strict=True):
+    for name, threshold in zip(task.asked_classes, found, strict=True):
         if math.isnan(threshold):
             log.warning("no threshold can be chosen for class %s: %s is used", name, FALLBACK_THRESHOLD)
     return tuple(FALLBACK_THRESHOLD if math.isnan(threshold) else threshold for threshold in found)
-
-
-def asked_classes(task: Task) -> tuple[str, ...]:
-    """Return the classes that are judged against the rest: all, or in binary the positive one."""
-    return task.classes[-1:] if task.kind == "binary" else task.classes
 
 
 def _choose(scores: ArrayLike, truth: ArrayLike, rule: ThresholdRule) -> float:

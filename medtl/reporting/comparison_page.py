@@ -84,7 +84,8 @@ def worth_sentence(comparison: Mapping[str, Any]) -> str:
     if worth is None:
         if not comparison["scratch_has_more"]:
             return ""
-        return "These runs do not show that transfer saves labels: none beats scratch with more of them."
+        why = "none beats scratch with more of them, or scratch with fewer does so too"
+        return f"These runs do not show that transfer saves labels: {why}."
     low, high = (f"{worth['difference'][side]:.3f}" for side in ("low", "high"))
     reached = worth["reached"]
     end = (

@@ -28,7 +28,8 @@ METHODS = (
     ),
     (
         "Calibration error",
-        "Noise alone makes it positive. Its lower bound is 0 where calibration may be perfect.",
+        "Noise alone makes it positive. The interval, a bootstrap's, takes off what noise adds, so that the "
+        "value lies near its upper end or at it; the lower bound is 0 where calibration may be perfect.",
     ),
     ("Calibration slope and intercept", "Logistic recalibration with errors by patient."),
     ("All others, and averages over classes", "Percentiles over resampled patients; undefined if all agree."),

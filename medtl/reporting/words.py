@@ -55,7 +55,11 @@ METRICS: dict[str, MetricName] = {
         "Calibration intercept", "0 is right; above it probabilities are too low."
     ),
     "brier": MetricName("Brier score", "Mean squared error of the probabilities; 0 is perfect."),
-    "ece": MetricName("Calibration error", "Mean gap between probability and observed share; 0 is perfect."),
+    "ece": MetricName(
+        "Calibration error",
+        "Mean gap between probability and observed share; 0 is perfect. Noise adds to it, and its interval "
+        "takes that off again: most of it lies below the value.",
+    ),
 }
 
 

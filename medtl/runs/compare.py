@@ -12,9 +12,11 @@ from medtl.learning.run_folder import RunFolder
 from medtl.learning.watching import Watcher, tell
 from medtl.prediction.comparison import COMPARED, Candidate, Compared, align, compare, to_json
 from medtl.prediction.label_worth import (
+    CurvePoint,
     curves_json,
     has_more_of_scratch,
     learning_curves,
+    repeated_seeds,
     worth_in_labels,
     worth_json,
 )
@@ -66,7 +68,10 @@ def compare_runs(
     tell(watcher, notes)
     watcher.progress("comparing", 0, len(candidates))
     found = compare(candidates, task, base)
-    content = _content(found, task, base, notes)
+    curves = learning_curves(found)
+    repeats = _repeat_notes(found) if curves else []
+    tell(watcher, repeats)
+    content = _content(found, curves, task, base, [*notes, *repeats])
     write_json(out / "comparison.json", content)
     write_table(out / "comparison.csv", [COLUMNS + DIFFERENCE_COLUMNS, *_rows(content["runs"])])
     return CompareOutcome(content, write_comparison_page(out, content))
@@ -149,8 +154,20 @@ def _notes(judged: Sequence[_Judged], aligned: Sequence[Candidate]) -> list[str]
     return notes
 
 
-def _content(found: Sequence[Compared], task: Task, base: str, notes: Sequence[str]) -> dict[str, Any]:
-    curves = learning_curves(found)
+def _repeat_notes(found: Sequence[Compared]) -> list[str]:
+    return [
+        f"{name} has schedule, labels and seed of {earlier}: the learning curves leave it out"
+        for name, earlier in repeated_seeds(found).items()
+    ]
+
+
+def _content(
+    found: Sequence[Compared],
+    curves: Mapping[str, Sequence[CurvePoint]],
+    task: Task,
+    base: str,
+    notes: Sequence[str],
+) -> dict[str, Any]:
     evaluation = found[0].evaluation
     return {
         "reference": base,

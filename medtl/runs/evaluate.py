@@ -12,6 +12,7 @@ from medtl.config import load_config
 from medtl.errors import CheckpointError, ConfigError, LabelError, ReadError
 from medtl.imaging.attributes import attribute_names, identifying_attributes
 from medtl.imaging.group_facts import read_group_facts
+from medtl.imaging.label_table import compared_name
 from medtl.imaging.manifest import Sample, Task, TaskConfig, load_manifest, targets
 from medtl.imaging.prepared import PreparedDataset, oddity_notes, prepare_samples
 from medtl.imaging.splits import read_splits
@@ -27,10 +28,13 @@ from medtl.prediction.evaluation_tables import write_metrics, write_subgroups
 from medtl.prediction.predictions_table import FILE, predictions_of, read_predictions, write_predictions
 from medtl.prediction.scoring import predict
 from medtl.prediction.subgroups import Grouping, judge_subgroups
-from medtl.prediction.thresholds import ThresholdRule, asked_classes, choose_thresholds
+from medtl.prediction.thresholds import ThresholdRule, choose_thresholds
 from medtl.reporting.evaluation_page import write_evaluation_page
 from medtl.reporting.model_card import model_card
 from medtl.runs.common import all_refusals, load_finished
+
+# Columns that a table names as DICOM does, and what the same fact is called here.
+DICOM_NAMES = {"patientsex": "sex", "patientage": "age"}
 
 EvaluationPart = Literal["unseen", "train", "val", "test", "all"]
 
@@ -166,7 +170,7 @@ def _write(
 
 def _prevalence(stated: Mapping[str, float], task: Task) -> dict[str, float]:
     """Return how common each class is said to be. Raises ConfigError config-value."""
-    asked = asked_classes(task)
+    asked = task.asked_classes
     found = {(name or (asked[-1] if task.kind == "binary" else "")): share for name, share in stated.items()}
     for name, share in found.items():
         if name not in asked:
@@ -205,6 +209,8 @@ def _attributes(
     samples = [_with_header_facts(sample) for sample in samples]
     known, withheld = attribute_names(samples), identifying_attributes(samples)
     shown = [name for name in known if name not in withheld]
+    called = {_attribute_key(name): name for name in reversed(shown)}
+    asked = asked and [name if name in shown else called.get(_attribute_key(name), name) for name in asked]
     for name in asked or ():
         if name not in shown:
             reason = f"column {name} may say who a patient is" if name in known else f"no column {name}"
@@ -217,8 +223,15 @@ def _attributes(
 
 def _with_header_facts(sample: Sample) -> Sample:
     facts = read_group_facts(sample.series)
-    missing = {name: value for name, value in facts.items() if name not in sample.attributes}
+    named = set(map(_attribute_key, sample.attributes))
+    missing = {name: value for name, value in facts.items() if name not in named}
     return replace(sample, attributes={**sample.attributes, **missing})
+
+
+def _attribute_key(name: str) -> str:
+    """Return a name as attributes are compared: a table's "Patient Age" is the header's "age"."""
+    key = compared_name(name)
+    return DICOM_NAMES.get(key, key)
 
 
 def _answer(task: Task, probabilities: NDArray[np.float64], thresholds: Sequence[float]) -> str:

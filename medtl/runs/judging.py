@@ -37,6 +37,14 @@ from medtl.runs.common import VERSIONED
 
 BATCH = 32
 
+# Whether a run that was judged so shall screen what it scores: that costs a pass over training images.
+Screens = Callable[[Evaluation], bool]
+
+
+def always(_: Evaluation) -> bool:
+    """Let a run screen whatever it came to."""
+    return True
+
 
 def judge_fit(
     run: RunFolder,
@@ -46,6 +54,7 @@ def judge_fit(
     clock: Mapping[str, float],
     stop: Callable[[], bool],
     watcher: Watcher,
+    screens: Screens = always,
 ) -> Evaluation:
     """Calibrate and judge the best checkpoint on validation data, keep what they say, write metrics.json."""
     checkpoint = load_checkpoint(run.root)
@@ -57,14 +66,15 @@ def judge_fit(
     tell(watcher, [fitted.note])
     probabilities = to_probabilities(logits, task.kind, fitted.calibration)
     thresholds = choose_thresholds(probabilities, truth, task)
-    kept: dict[str, Any] = {
+    evaluation = evaluate(probabilities, truth, task, patients, thresholds)
+    learned = _fit_screening(checkpoint, fit, features, samples, stop) if screens(evaluation) else None
+    screening, tensors = learned or (None, {})
+    kept = {
         "thresholds": tuple(thresholds),
         "calibration": fitted.calibration,
         "conformal": fit_floors(probabilities, truth, task, patients),
+        "screening": screening,
     }
-    screening, tensors = _fit_screening(checkpoint, fit, features, samples, stop)
-    kept["screening"] = screening
-    evaluation = evaluate(probabilities, truth, task, patients, thresholds)
     header = checkpoint.header.model_copy(update=kept)
     write_predictions(run.root / FILE, task, predictions_of(judged, task, probabilities, logits))
     save_checkpoint(run.best, header, {"model": model_tensors(checkpoint.classifier), **tensors})
@@ -79,10 +89,10 @@ def _fit_screening(
     held_out: NDArray[np.float64],
     samples: Sequence[Sample],
     stop: Callable[[], bool],
-) -> tuple[Screening | None, dict[str, dict[str, Tensor]]]:
+) -> tuple[Screening, dict[str, dict[str, Tensor]]] | None:
     """Measure what training images are like; held_out: features of the validation images.
 
-    Returns the checkpoint's screening and its tensor file, nothing where there is nothing to measure.
+    Returns the checkpoint's screening and its tensor file, None where there is nothing to measure.
     """
     views = fit.data.train
     drawn = make_generator(fit.config.seed, "screening").permutation(len(views))[:MOST_SAMPLES]
@@ -90,7 +100,7 @@ def _fit_screening(
     _, features = _predict_views(checkpoint, rows, fit.run_folder, stop)
     taught = {views.dataset.sample_ids[row] for row in views.rows}
     found = fit_screening(features, held_out, [one.series for one in samples if one.sample_id in taught])
-    return (found[0], {TENSORS: found[1]}) if found else (None, {})
+    return (found[0], {TENSORS: found[1]}) if found else None
 
 
 def _predict_views(

@@ -45,9 +45,8 @@ from medtl.learning.watching import Unwatched, Watcher, never, tell
 from medtl.learning.world import World
 from medtl.prediction.evaluation import Evaluation
 from medtl.runs.common import VERSIONED, all_refusals
-from medtl.runs.judging import judge_fit
+from medtl.runs.judging import Screens, always, judge_fit
 
-BATCH = 32
 # What the process that leads tells the others it has done.
 PREPARED, RECORDED, FINISHED = "prepared", "recorded", "finished"
 
@@ -139,12 +138,13 @@ def train_prepared(
     *,
     resume: bool = False,
     stop: Callable[[], bool] = never,
+    screens: Screens = always,
 ) -> TrainOutcome:
-    """Train as train_run does, on data that are open already."""
+    """Train as train_run does, on data that are open already; screens: whether the run learns to screen."""
     run, started = RunFolder(out), time.perf_counter()
     with run.locked():
         _check_resumable(run, config, resume)
-        return _train(run, opened, config, watcher, resume, stop, {"total": started}, World())
+        return _train(run, opened, config, watcher, resume, stop, {"total": started}, World(), screens)
 
 
 def open_data(data: Path, labels: Path | None, config: RunConfig, watcher: Watcher) -> OpenedData:
@@ -169,6 +169,7 @@ def _train(
     stop: Callable[[], bool],
     clock: Mapping[str, float],
     world: World,
+    screens: Screens = always,
 ) -> TrainOutcome:
     """Fit and judge; clock says when the run began, as "total", and what its data took."""
     fit = _make_fit(run, config, opened, watcher, world)
@@ -177,7 +178,7 @@ def _train(
     fit.run(resume=resume, stop=stop)
     clock = {**clock, "total": time.perf_counter() - clock["total"], **fit.seconds}
     recipe = _recipe(config, len(fit.data.train), opened.samples)
-    evaluation = judge_fit(run, fit, opened.samples, recipe, clock, stop, watcher)
+    evaluation = judge_fit(run, fit, opened.samples, recipe, clock, stop, watcher, screens)
     return TrainOutcome(run, evaluation, opened.refusals, tuple(fit.plans), clock)
 
 
@@ -196,7 +197,7 @@ def _describe_budget(taught: Sequence[Sample], samples: Sequence[Sample]) -> lis
     drawn, available = _count_train(taught), _count_train(samples)
     if drawn == available:
         return []
-    return [f"{drawn} of {available} training samples are learned from, of whole patients; the rest lie idle"]
+    return [f"learning from {drawn} of {available} training samples, of whole patients; the rest lie idle"]
 
 
 def _count_train(samples: Sequence[Sample]) -> int:

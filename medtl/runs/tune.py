@@ -27,6 +27,7 @@ from medtl.learning.stages import Stage
 from medtl.learning.watching import StoppedError, Unwatched, Watcher, never
 from medtl.prediction.evaluation import Evaluation, Interval
 from medtl.runs.evaluate import evaluate_run
+from medtl.runs.judging import Screens
 from medtl.runs.search_space import Space, apply_values, load_space
 from medtl.runs.study import (
     StudyFolder,
@@ -145,10 +146,12 @@ class Trainer:
     refusals: tuple[ReadError, ...] = ()
     opened: OpenedData | None = None
 
-    def __call__(self, out: Path, config: RunConfig, watcher: Watcher) -> TrainOutcome:
+    def __call__(self, out: Path, config: RunConfig, watcher: Watcher, screens: Screens) -> TrainOutcome:
         """Train, from where an earlier process left the run."""
         self.opened = self.opened or open_data(self.data, self.labels, config, watcher)
-        outcome = train_prepared(self.opened, out, config, watcher, resume=True, stop=self.stop)
+        outcome = train_prepared(
+            self.opened, out, config, watcher, resume=True, stop=self.stop, screens=screens
+        )
         self.refusals = outcome.refusals
         return outcome
 
@@ -186,7 +189,7 @@ class Search:
             with claim.lock:
                 self._run_trial(claim)
             if self.trainer.stop():
-                raise stopped(f"after trial {claim.trial.number}", self.folder.root)
+                raise stopped_search(f"after trial {claim.trial.number}", self.folder.root)
         with self.folder.locked():
             rows = self.rows()
             write_table(self.folder.table, rows, self.options.metric, self._keys)
@@ -256,11 +259,17 @@ class Search:
         begin = self._check_data
         watcher = TrialWatcher(self.watcher, trial, run, title, begin, first=not self.seconds)
         try:
-            outcome = self.trainer(run.root, config, watcher)
+            outcome = self.trainer(run.root, config, watcher, self._may_be_kept)
         except StoppedError as error:  # which names the run, and how that would go on by itself
             place = error.reason.removeprefix("stopped ")
-            raise stopped(f"in trial {trial.number}, {place}", self.folder.root) from error
+            raise stopped_search(f"in trial {trial.number}, {place}", self.folder.root) from error
         return outcome.evaluation.metrics[self.options.metric]
+
+    def _may_be_kept(self, evaluation: Evaluation) -> bool:
+        """Return whether a trial that came to this is among the best so far: others keep no checkpoint."""
+        sign, value = self.options.sign, evaluation.metrics[self.options.metric].value
+        better = [row for row in self.rows() if row.score and sign * row.score.value > sign * value]
+        return len(better) < self.options.keep
 
     def _check_data(self, run: RunFolder) -> None:
         """Raise TrainingError study-changed where a trial begins with other data than the study did."""
@@ -385,10 +394,10 @@ class HeedingWatcher(Unwatched):
         """Move the bar; raise StoppedError where a stop was asked for."""
         self.front.progress(what, done, total)
         if self.stop():
-            raise stopped("while the best trial was judged", self.root)
+            raise stopped_search("while the best trial was judged", self.root)
 
 
-def stopped(when: str, root: Path) -> StoppedError:
+def stopped_search(when: str, root: Path) -> StoppedError:
     """Return the error that says where a search was stopped: it goes on whenever it is begun again."""
     return StoppedError("interrupted", f"stopped {when}", where=root, fix="go on with the same command")
 

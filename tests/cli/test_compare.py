@@ -174,6 +174,19 @@ def test_runs_without_a_recipe_are_compared_without_curves(
     assert json.loads(result.stdout)["curves"] == []
 
 
+def test_a_repeated_run_is_compared_and_counts_once_in_the_curves(ladder: list[Path], tmp_path: Path) -> None:
+    (again,) = own([ladder[2]], tmp_path)
+    result = jobs.medtl("compare", *ladder, again, "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert len(found["runs"]) == 5
+    assert [p["seeds"] for curve in found["curves"] for p in curve["points"]] == [1, 1, 1, 1]
+    (note,) = [note for note in found["notes"] if "the learning curves leave it out" in note]
+    assert note.count("gradual-8") == 2 and note in " ".join(result.stderr.split())
+    result = jobs.medtl("compare", ladder[2], again, "--out", tmp_path / "out", "--json")
+    assert not any("leave it out" in note for note in json.loads(result.stdout)["notes"]), "no curves"
+
+
 def test_names_are_told_apart_and_run_nowhere(ladder: list[Path], tmp_path: Path) -> None:
     evil = "=cmd()<script>alert(1)<script>"
     for place, run in zip(("a", "b"), ladder, strict=False):

@@ -76,13 +76,58 @@ def test_a_run_without_predictions_keeps_its_own_thresholds(trained: Trained, tm
     assert jobs.medtl(*arguments).exit_code == 0
 
 
-def test_subgroups_are_formed_by_what_dicom_says(tmp_path: Path) -> None:
+def write_patients(folder: Path, **more: str) -> Path:
+    """Write a radiograph of each of 24 patients, whose headers say sex and scanner; return labels.csv."""
     rows = []
     for row in range(24):
-        facts = {"PatientID": f"P{row}", "PatientSex": "FM"[row // 2 % 2], "Manufacturer": "Maker"}
-        path = jobs.write_radiograph(tmp_path / "data" / f"{row:02d}.dcm", row, **facts)
+        facts = {"PatientID": f"P{row}", "PatientSex": "FM"[row // 2 % 2], "Manufacturer": "Maker", **more}
+        path = jobs.write_radiograph(folder / f"{row:02d}.dcm", row, **facts)
         rows.append({"path": path.name, "label": ("normal", "lesion")[row % 2]})
-    labels = jobs.write_labels(tmp_path / "data", rows)
+    return jobs.write_labels(folder, rows)
+
+
+@pytest.mark.parametrize("column", ["Sex", "PatientSex", "patient sex"])
+def test_a_column_of_the_table_wins_over_the_same_fact_of_the_header(
+    column: str, trained: Trained, tmp_path: Path
+) -> None:
+    labels = write_patients(tmp_path / "data")
+    header, *rows = labels.read_text().splitlines()
+    stated = [f"{row},{('male', 'female')[number // 6 % 2]}" for number, row in enumerate(rows)]
+    labels.write_text("\n".join([f"{header},{column}", *stated]))
+    arguments = ["evaluate", trained.run, "--data", tmp_path / "data", "--labels", labels, "--json"]
+    for more in ([], ["--subgroup", "sex"]):
+        result = jobs.medtl(*arguments, "--out", tmp_path / "out", "--part", "all", *more)
+        assert result.exit_code == 0, result.output
+        (grouping,) = json.loads(result.stdout)["subgroups"]
+        assert grouping["attribute"] == column
+        assert {group["name"] for group in grouping["groups"]} == {"male", "female"}
+
+
+def test_the_terminal_says_why_an_interval_lies_below_its_value(trained: Trained, tmp_path: Path) -> None:
+    arguments = ["evaluate", trained.run, "--data", trained.data, "--out", tmp_path / "out"]
+    result = jobs.medtl(*arguments, "--part", "all")
+    ece = json.loads((tmp_path / "out/metrics.json").read_text())["ece"]
+    assert ece["low"] is not None and ece["high"] - ece["value"] < ece["value"] - ece["low"]
+    assert "Noise adds to the ece; its interval takes that off" in " ".join(result.stdout.split())
+
+
+def test_a_malformed_age_ends_no_evaluation_and_is_not_told(trained: Trained, tmp_path: Path) -> None:
+    labels = write_patients(tmp_path / "data", PatientAge="061Y")
+    file = tmp_path / "data" / "00.dcm"
+    sound = file.read_bytes()
+    file.write_bytes(sound.replace(b"\x10\x10AS\x04\x00", b"\x10\x10FD\x04\x00"))
+    assert file.read_bytes() != sound
+    arguments = ["--data", tmp_path / "data", "--labels", labels, "--out", tmp_path / "out", "--part", "all"]
+    result = jobs.medtl("evaluate", trained.run, *arguments)
+    assert result.exit_code == 0, result.output
+    assert "061Y" not in result.output
+    by_sex = json.loads((tmp_path / "out/metrics.json").read_text())["subgroups"][0]
+    assert by_sex["attribute"] == "sex"
+    assert {one["name"]: one["samples"] for one in by_sex["groups"]} == {"F": 11, "M": 12, "not stated": 1}
+
+
+def test_subgroups_are_formed_by_what_dicom_says(tmp_path: Path) -> None:
+    labels = write_patients(tmp_path / "data")
     assert jobs.train(tmp_path / "data", tmp_path / "run", "--labels", labels).exit_code == 0
     arguments = ["--data", tmp_path / "data", "--labels", labels, "--out", tmp_path / "out", "--part", "val"]
     result = jobs.medtl("evaluate", tmp_path / "run", *arguments)

@@ -30,6 +30,7 @@ from pydicom.uid import (
 
 from medtl.errors import CODES, LINE_LIMIT, ReadError
 from medtl.imaging import read_images
+from medtl.imaging.series import Series
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
@@ -93,6 +94,19 @@ def save(dataset: Dataset, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     dataset.save_as(path, enforce_file_format=True)
     return path
+
+
+def mangle(series: Series, sound: bytes, damaged: bytes) -> Series:
+    """Put other bytes in the place of those that stand once in a series' one file."""
+    content = series.files[0].read_bytes()
+    assert content.count(sound) == 1
+    series.files[0].write_bytes(content.replace(sound, damaged))
+    return series
+
+
+def malformed(series: Series) -> Series:
+    """Say that PatientAge, of four bytes, holds numbers of eight: pydicom raises, and quotes it."""
+    return mangle(series, b"\x10\x00\x10\x10AS\x04\x00", b"\x10\x00\x10\x10FD\x04\x00")
 
 
 def build_enhanced(

@@ -1,5 +1,6 @@
 """Sex, age and scanner of a DICOM file, by which subgroups are formed."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,11 @@ from pydicom.uid import ComputedRadiographyImageStorage
 
 from medtl.imaging.group_facts import read_group_facts
 from medtl.imaging.series import Series, scan
-from tests.imaging.conftest import build_dataset, save
+from tests.imaging.conftest import build_dataset, malformed, mangle, save
 
 
 def series_of(folder: Path, **elements: str) -> Series:
-    pixels = np.zeros((8, 8), np.uint16)
+    pixels, elements = np.zeros((8, 8), np.uint16), {"SpecificCharacterSet": "ISO_IR 192", **elements}
     save(build_dataset(pixels, ComputedRadiographyImageStorage, **elements), folder / "a.dcm")
     (series,) = scan(folder).series
     return series
@@ -48,6 +49,30 @@ def test_age_is_stated_or_follows_from_dates(stated: dict[str, str], age: str, t
 
 def test_a_sex_that_the_standard_does_not_know_is_none(tmp_path: Path) -> None:
     assert read_group_facts(series_of(tmp_path, PatientSex="W"))["sex"] == ""
+
+
+def test_a_malformed_element_tells_nothing_and_is_quoted_nowhere(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    series = malformed(series_of(tmp_path, PatientSex="F", PatientAge="061Y", Manufacturer="Maker"))
+    assert read_group_facts(series) == {}
+    assert not recwarn.list and not caplog.records
+
+
+def test_pydicom_warns_of_nothing_that_a_header_holds(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    series = series_of(tmp_path, PatientSex="F", Manufacturer="Maker")
+    mangle(series, b"ISO_IR 192", b"CANARY 192")
+    warnings.resetwarnings()
+    assert read_group_facts(series)["scanner"] == "Maker"
+    assert not recwarn.list
+
+
+def test_a_file_without_preamble_tells_as_much(tmp_path: Path) -> None:
+    series = series_of(tmp_path, PatientSex="F")
+    series.path.write_bytes(series.path.read_bytes()[132:])
+    assert read_group_facts(series)["sex"] == "F"
 
 
 def test_files_without_a_header_tell_nothing(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
 from collections.abc import Callable
@@ -89,12 +88,6 @@ def test_a_child_that_is_ended_is_one_clear_error(texts: list[Path]) -> None:
     with pytest.raises(TrainingError) as caught:
         read_headers(text_of, texts, 2)
     assert caught.value.code == "worker-lost" and threading.active_count() < 5
-
-
-def test_a_refusal_crosses_the_pipe_whole() -> None:
-    error = ReadError("file-empty", "has no bytes", where=Path("a b"), fix="copy it again")
-    again = pickle.loads(pickle.dumps(error))  # noqa: S301 its own
-    assert type(again) is ReadError and str(again) == str(error) and again.where == "a b"
 
 
 def test_who_stops_taking_results_leaves_no_child(texts: list[Path]) -> None:

@@ -79,7 +79,13 @@ def test_the_seed_and_nothing_else_decides() -> None:
     assert first != train_of(draw_labels(samples, TASK, 20, 1))
 
 
-@pytest.mark.parametrize(("budget", "reason"), [(61, "training has 60"), (2, "no room for class")])
+@pytest.mark.parametrize(
+    ("budget", "reason"),
+    [
+        (61, "training has 60 labels, fewer than the 61 asked for"),
+        (1, "a budget of 1 has no room for class none, as patients come whole"),
+    ],
+)
 def test_what_cannot_be_drawn_is_refused(budget: int, reason: str) -> None:
     with pytest.raises(SplitError, match=reason) as caught:
         draw_labels(make_samples(), TASK, budget, 0)

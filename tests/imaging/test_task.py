@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from medtl.imaging.task import TaskConfig, order_classes
+from medtl.imaging.task import Task, TaskConfig, order_classes
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,9 @@ def test_classes_come_by_name_after_the_negative_one(names: list[str], expected:
 def test_a_task_that_makes_no_sense_is_no_config(values: dict) -> None:
     with pytest.raises(ValidationError):
         TaskConfig(**values)
+
+
+def test_in_binary_the_positive_class_alone_is_judged_against_the_rest() -> None:
+    assert Task("binary", ("normal", "lesion")).asked_classes == ("lesion",)
+    for kind in ("multiclass", "multilabel"):
+        assert Task(kind, ("a", "b", "c")).asked_classes == ("a", "b", "c")  # type: ignore[arg-type]

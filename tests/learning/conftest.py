@@ -54,7 +54,7 @@ def make_fit(make_prepared: Callable) -> Callable:
         world: World | None = None,
         **config,
     ) -> Fit:
-        fit_config = FitConfig(batch_size=8, **config)
+        fit_config = FitConfig(**{"batch_size": 8, **config})
         torch.manual_seed(fit_config.seed)
         classifier = Classifier(
             BACKBONES[backbone](), Task("binary", ("normal", "lesion")), fit_config.dropout

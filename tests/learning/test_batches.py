@@ -51,3 +51,14 @@ def test_the_parts_of_a_step_are_read_in_order_and_none_is_empty(workers):
 def test_splits_lose_nothing():
     assert [len(part) for part in split_step(np.arange(7), 3)] == [3, 2, 2]
     assert [part.tolist() for part in split_evenly(5, 2)] == [[0, 1], [2, 3], [4]]
+    assert [part.tolist() for part in split_evenly(3, 1, 2)] == [[0, 1], [2]]
+
+
+@pytest.mark.parametrize("shares", range(1, 6))
+def test_processes_get_as_many_batches_each_and_none_is_empty(shares: int) -> None:
+    for count in range(shares, 30):
+        for largest in range(1, 8):
+            batches = split_evenly(count, largest, shares)
+            assert len(batches) % shares == 0 and min(map(len, batches)) > 0
+            assert max(map(len, batches)) <= max(largest, 2 if shares > 1 else 1)
+            assert np.array_equal(np.concatenate(batches), np.arange(count))

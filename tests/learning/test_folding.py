@@ -116,6 +116,20 @@ def test_families_are_folded_and_compute_the_same(name, least):
     assert all(parameter.requires_grad for parameter in classifier.backbone.parameters())
 
 
+def test_groups_that_are_not_run_are_neither_run_nor_folded():
+    entry = ENTRIES["resnet18"]
+    classifier = trained(Classifier(entry(weights=None, in_channels=1), Task("binary", ("no", "yes"))))
+    x, ran = images(entry), []
+    for name, group in classifier.backbone.groups.items():
+        group.register_forward_hook(lambda *_, name=name: ran.append(name))
+    names = list(classifier.backbone.groups)
+    folded = fold_groups(classifier, (1, *x.shape[1:]), 2)
+    assert set(ran) == set(names[:2])
+    whole = fold_groups(classifier, (1, *x.shape[1:]))
+    assert torch.equal(folded.run(x, 0, 2), whole.run(x, 0, 2)), "the same bits, however deep is folded"
+    assert [norms(folded.backbone.groups[name]) > 0 for name in names[1:4]] == [False, True, True]
+
+
 def test_without_batch_norm_a_network_is_copied():
     entry = ENTRIES["vit_tiny"]
     classifier = Classifier(entry(weights=None, in_channels=1), Task("binary", ("no", "yes")))

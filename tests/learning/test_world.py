@@ -62,7 +62,8 @@ def gradients(classifier, world, imbalance, accumulate):
     )
     own = world.part(np.arange(7))
     parts = [(x[part], targets[part]) for part in np.array_split(own, accumulate)]
-    loss, stop = stepper.step(parts, 0, 0, None if world.alone else targets)
+    loss, stop, due = stepper.step(parts, 0, 0, None if world.alone else targets)
+    assert not due
     found = {name: p.grad.numpy() for name, p in classifier.named_parameters() if p.grad is not None}
     return loss.item(), stop, found
 
@@ -155,6 +156,30 @@ def test_two_processes_train_what_one_does(train, tmp_path, config):
     assert len(list((tmp_path / "two" / "checkpoints" / "last").iterdir())) == 3
 
 
+def test_batches_of_one_are_shared_and_none_is_empty(make_fit, tmp_path):
+    """Three processes share 8 validation samples, and 16 of training, in batches of one."""
+    schedule = ScheduleConfig(name="full", thawed_epochs=2, batch_norm="follow", average="swa", rate=0.001)
+
+    def member(world):
+        batch = {"batch_size": 1, "accumulate": 4, "cache_gb": 0}
+        fit = make_fit(tmp_path / f"of {world.size}", schedule=schedule, dropout=0.0, world=world, **batch)
+        without_dropout(fit.classifier)
+        seen = []
+        fit.classifier.register_forward_pre_hook(
+            lambda module, given: seen.append((module.training, len(given[0])))
+        )
+        fit.run(resume=False)
+        assert all(size for _, size in seen), seen
+        return [size for training, size in seen if not training]
+
+    judged = in_world(member, size=3)
+    assert len({len(sizes) for sizes in judged}) == 1, judged
+    assert [sum(sizes) for sizes in zip(*judged, strict=True)][:2] == [5, 3], "8 samples, in two rounds"
+    member(World())
+    one, three = (RunFolder(tmp_path / f"of {size}").read_history() for size in (1, 3))
+    assert [row["step"] for row in one] == [row["step"] for row in three]
+
+
 @pytest.mark.parametrize("average", ["ema", "swa"])
 def test_statistics_and_averages_are_the_same_everywhere(train, average):
     """Each process sees batch statistics of its own parts; what is kept of them is their mean."""
@@ -175,6 +200,32 @@ def test_a_stop_that_one_process_hears_ends_all_at_the_same_step_and_the_run_goe
     assert read_header(RunFolder(tmp_path / "broken").last).position.step == 5
     train("broken", processes=goes_on, resume=True, cache_gb=0)
     assert_alike(RunFolder(tmp_path / "unbroken"), RunFolder(tmp_path / "broken"))
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_an_epoch_is_saved_within_by_all_or_none_whoever_finds_that_it_is_time(make_fit, tmp_path, late):
+    """The clocks of two processes differ: one always finds that it is time to save, the other never."""
+    schedule = ScheduleConfig(name="full", thawed_epochs=2, batch_norm="follow", average="ema")
+
+    def member(world):
+        minutes = 1e-9 if world.rank == late else None
+        fit = make_fit(tmp_path / "run", schedule=schedule, world=world, save_minutes=minutes)
+        saved, real = [], fit.keeper.save_last
+
+        def save(position, optimizer, average, metrics):
+            kept = hashlib.sha256(b"".join(x.numpy().tobytes() for x in average.state().values()))
+            place = position.epoch, position.done, position.step
+            saved.append((place, digest(fit.classifier), kept.hexdigest()))
+            real(position, optimizer, average, metrics)
+
+        fit.keeper.save_last = save
+        fit.run(resume=False)
+        return saved
+
+    first, second = in_world(member)
+    assert first == second, "weights, statistics and their averages, too"
+    places = [place for place, *_ in first]
+    assert places == [(0, 1, 1), (0, 2, 2), (1, 0, 2), (1, 1, 3), (1, 2, 4), (2, 0, 4)]
 
 
 def test_a_stop_in_the_pass_over_the_frozen_prefix_ends_all(train):

@@ -13,6 +13,7 @@ from medtl.learning.calibration import Calibration, to_probabilities
 from medtl.prediction.calibration import fit_calibration, negative_log_likelihood
 from medtl.prediction.calibration_error import bin_gaps, draw_gaps, error_intervals
 from medtl.prediction.calibration_line import calibration_lines, estimate_intercept, estimate_slope
+from medtl.prediction.evaluation import evaluate
 
 BINARY = Task("binary", ("normal", "lesion"))
 MULTICLASS = Task("multiclass", ("a", "b", "c"))
@@ -135,6 +136,19 @@ def test_intervals_of_slope_and_error_cover() -> None:
 def test_intervals_of_slope_and_error_cover_93_to_97_percent() -> None:
     slope, error = cover_lines(500, 400)
     assert 0.93 <= slope <= 0.97 and 0.92 <= error <= 0.98
+
+
+def test_the_interval_of_the_error_holds_its_value_and_lies_mostly_below_it() -> None:
+    below = []
+    for seed in range(40):
+        logits, truth = make_binary(60, 1.0, seed)
+        patients = [str(row) for row in range(60)]
+        found = evaluate(softmax(logits, axis=1), truth, BINARY, patients, (0.5,), resamples=100).metrics[
+            "ece"
+        ]
+        assert 0 <= found.low <= found.value <= found.high
+        below.append(found.value - found.low > found.high - found.value)
+    assert np.mean(below) > 0.9
 
 
 def test_gaps_of_bins_add_up_to_the_calibration_error() -> None:

@@ -20,7 +20,13 @@ from medtl.prediction.comparison import (
     to_json,
 )
 from medtl.prediction.delong import place
-from medtl.prediction.label_worth import has_more_of_scratch, learning_curves, worth_in_labels, worth_json
+from medtl.prediction.label_worth import (
+    has_more_of_scratch,
+    learning_curves,
+    repeated_seeds,
+    worth_in_labels,
+    worth_json,
+)
 from medtl.prediction.predictions_table import Predictions
 
 BINARY = Task("binary", ("normal", "lesion"))
@@ -236,6 +242,17 @@ def test_no_saving_is_claimed_where_the_data_show_none() -> None:
     assert worth_json(None) is None
 
 
+@pytest.mark.parametrize("enough", [50, 100])
+def test_no_saving_is_claimed_where_scratch_with_fewer_labels_is_as_good(enough: int) -> None:
+    """A curve that dips: what is better than scratch with 200 labels is no better than with `enough`."""
+    cells = {("scratch", enough): 2.6, ("scratch", 200): 0.4, ("gradual", 50): 1.8}
+    curves = learning_curves(make_ladder(cells))
+    beaten = curves["scratch"][1]
+    difference = auroc_difference(curves["gradual"][0].placements, beaten.placements, 0.95)
+    assert difference.interval.low > 0 and difference.p < 0.001
+    assert worth_in_labels(curves) is None and has_more_of_scratch(curves)
+
+
 def test_no_saving_is_claimed_of_seeds_that_overlap() -> None:
     """The mean is better beyond chance, yet one seed of scratch is as good as one of the transferred."""
     runs = make_ladder({("scratch", 50): 0.2, ("scratch", 200): 0.6, ("gradual", 50): 1.8})
@@ -243,6 +260,17 @@ def test_no_saving_is_claimed_of_seeds_that_overlap() -> None:
     (good,) = [run for run in runs if run.name == "gradual-50-1"]
     runs[lucky] = replace(good, recipe=runs[lucky].recipe)
     assert worth_in_labels(learning_curves(runs)) is None
+
+
+def test_a_run_that_repeats_a_seed_is_no_second_seed() -> None:
+    runs = make_ladder({("scratch", 50): 0.2, ("scratch", 200): 0.6, ("gradual", 50): 1.8}, seeds=1)
+    again = replace(runs[2], name="gradual-50-again")
+    assert repeated_seeds([*runs, again]) == {"gradual-50-again": "gradual-50-0"}
+    curves = learning_curves([*runs, again])
+    assert [point.seeds for point in curves["gradual"]] == [1]
+    assert curves["gradual"][0].value == runs[2].evaluation.metrics["auroc"].value
+    other = replace(again, recipe={**again.recipe, "seed": 7})
+    assert [point.seeds for point in learning_curves([*runs, other])["gradual"]] == [2]
 
 
 def test_one_budget_is_no_curve() -> None:

@@ -79,6 +79,19 @@ def test_features_that_are_all_the_same_are_not_screened_by(features: np.ndarray
     assert fit_screening(features, features, []) is None
 
 
+def test_training_features_that_vary_along_one_axis_alone_give_distances() -> None:
+    """Two kinds of image, each exactly alike: nothing is shrunk, and the other axes have no variance."""
+    training = np.tile(np.eye(4)[:2], (6, 1))
+    found = fit_screening(training, training, [])
+    assert found is not None
+    screening, tensors = found
+    kept = Likeness.from_tensors(tensors)
+    assert (kept.variances > 0).all() and kept.elsewhere > 0
+    near, far = distances(training, kept), distances(np.eye(4)[2:], kept)
+    assert np.isfinite(screening.threshold) and (near <= screening.threshold).all()
+    assert np.isfinite(far).all() and far.min() > 100 * screening.threshold
+
+
 def test_the_threshold_lets_the_promised_share_of_validation_images_pass() -> None:
     validation = make_features(1000, seed=3)
     found = fit_screening(make_features(300), validation, [])

@@ -38,6 +38,13 @@ def test_page_is_self_contained_and_says_the_numbers(tmp_path, card):
     assert "nan" not in words.lower() and "None" not in words
 
 
+def test_an_interval_that_lies_below_its_value_is_explained_beside_it(tmp_path, card):
+    evaluation = make_evaluation(ece={"value": 0.05, "low": 0.0, "high": 0.05})
+    write_evaluation_page(tmp_path, evaluation, card())
+    words = " ".join(read_pages(tmp_path)["evaluation.html"].words.split())
+    assert "its interval takes that off again: most of it lies below the value" in words
+
+
 def test_parts_that_are_absent_are_left_out(tmp_path, card):
     path = write_evaluation_page(tmp_path, {}, card())
     words = read_pages(tmp_path)[path.name].words

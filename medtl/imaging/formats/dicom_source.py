@@ -1,5 +1,6 @@
-"""Read what a result about a DICOM series must refer to: the whole header of each of its files, no pixels."""
+"""Read headers of a DICOM series again, and no pixels: what a result refers to, or a few elements as text."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,24 @@ def read_sources(series: Series) -> tuple[SourceFile, ...]:
         reason = "has files of several series, so there is no one study that a result could go back to"
         raise ReadError("result-no-study", reason, where=series.path, fix="export it again")
     return sources
+
+
+def read_texts(series: Series, keywords: Iterable[str]) -> dict[str, str]:
+    """Return elements of a series' first file as text, "" for one that is absent.
+
+    Nothing of what is not DICOM, or cannot be read any more. No line quotes a value.
+    """
+    if series.format != "dicom" or not series.files:
+        return {}
+    path, tags = series.files[0], list(keywords)
+    silence_warnings()
+    try:
+        with path.open("rb") as file, reporting_malformed(path):
+            stream = inflated(file, path)
+            header = pydicom.dcmread(stream, force=True, stop_before_pixels=True, specific_tags=tags)
+            return {keyword: str(header.get(keyword) or "").strip() for keyword in tags}
+    except (OSError, ReadError):
+        return {}
 
 
 def _read_source(path: Path, series: Series) -> SourceFile:
