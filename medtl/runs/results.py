@@ -15,7 +15,6 @@ from medtl import __version__
 from medtl.errors import OutputError, ReadError
 from medtl.imaging.formats.dicom import SHARED_UID
 from medtl.imaging.formats.dicom_source import read_sources
-from medtl.imaging.naming import source_name
 from medtl.imaging.series import Scan, Series, scan
 from medtl.imaging.storage import write_csv, write_json
 from medtl.learning.checkpoint import Checkpoint
@@ -86,11 +85,9 @@ def results_run(
     check_method(method, checkpoint.classifier)
     job = _Job(checkpoint, model_identity(checkpoint), method)
     found = _refuse_others(scan(folder))
-    by_source = {source_name(series, folder): series for series in found.series}
     total, rows = len(found.series) + len(found.refusals), []
     for done, scored in enumerate(score_series(checkpoint, found, folder, batch_size=1), start=1):
-        series = by_source.get(scored.prediction.source)
-        rows.append(_write_results(job, scored, series, kinds, out))
+        rows.append(_write_results(job, scored, kinds, out))
         watcher.progress("writing results", done, total)
     flat = sum(bool(row.files) and "map" not in row.files and not row.refused for row in rows)
     if "map" in kinds and flat:
@@ -143,14 +140,12 @@ def _no_way_back(series: Series) -> ReadError | None:
     return None
 
 
-def _write_results(
-    job: _Job, scored: Scored, series: Series | None, kinds: Sequence[str], out: Path
-) -> ResultRow:
+def _write_results(job: _Job, scored: Scored, kinds: Sequence[str], out: Path) -> ResultRow:
     row, files = scored.prediction, dict[str, str]()
-    if series is None or scored.image is None:
+    if scored.image is None:
         return ResultRow(row, files)
     try:
-        result = _study_result(job, scored, series)
+        result = _study_result(job, scored)
     except ReadError as error:
         return ResultRow(_with_error(row, error, "refused"), files)
     for kind in kinds:
@@ -166,10 +161,10 @@ def _write_results(
     return ResultRow(row, files)
 
 
-def _study_result(job: _Job, scored: Scored, series: Series) -> StudyResult:
-    assert scored.image is not None and scored.prepared is not None
+def _study_result(job: _Job, scored: Scored) -> StudyResult:
+    assert scored.series and scored.image and scored.prepared
     checkpoint, row = job.checkpoint, scored.prediction
-    sources = read_sources(series)
+    sources = read_sources(scored.series)
     explanation = explain(checkpoint, scored.image, scored.prepared, row.probabilities, job.method)
     return StudyResult(
         sources=sources,
