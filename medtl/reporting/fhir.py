@@ -31,7 +31,7 @@ def fhir_bundle(result: StudyResult) -> Resource:
     resources = [_report(result, [one["id"] for one in observations]), *observations, device]
     return {
         "resourceType": "Bundle",
-        "id": _id(result.uid("fhir")),
+        "id": bundle_id(result),
         "identifier": {"system": URI, "value": f"urn:oid:{result.uid('fhir')}"},
         "type": "collection",
         "timestamp": _now(),
@@ -39,10 +39,15 @@ def fhir_bundle(result: StudyResult) -> Resource:
     }
 
 
+def bundle_id(result: StudyResult) -> str:
+    """Return the id of the Bundle about a result."""
+    return _id(result.uid("fhir"))
+
+
 def holds_bundle(path: Path, result: StudyResult) -> bool:
     """Say whether a file holds the Bundle about this result already."""
     try:
-        return bool(read_json(path)["id"] == _id(result.uid("fhir")))
+        return bool(read_json(path)["id"] == bundle_id(result))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -24,9 +24,10 @@ from medtl.prediction.conformal import in_sets
 from medtl.prediction.explanation import explain
 from medtl.prediction.saliency import check_method, default_method
 from medtl.prediction.scoring import Prediction, Scored, score_series
+from medtl.reporting.dicom.headers import instance_uid
 from medtl.reporting.dicom.objects import BUILDERS, write_object
 from medtl.reporting.dicom.result import ModelIdentity, StudyResult
-from medtl.reporting.fhir import fhir_bundle, holds_bundle
+from medtl.reporting.fhir import bundle_id, fhir_bundle, holds_bundle
 from medtl.runs.common import load_finished
 from medtl.runs.report import METHOD_NAMES
 
@@ -74,13 +75,27 @@ def results_run(
     method: str | None = None,
     any_modality: bool = False,
 ) -> ResultsOutcome:
+    """Load a run and write what it says of a folder, as write_results does. Raises CheckpointError, too."""
+    checkpoint = load_finished(run, any_modality=any_modality)
+    return write_results(checkpoint, folder, out, watcher, kinds=kinds, method=method)
+
+
+def write_results(
+    checkpoint: Checkpoint,
+    folder: Path,
+    out: Path,
+    watcher: Watcher,
+    *,
+    kinds: Sequence[str] = KINDS,
+    method: str | None = None,
+) -> ResultsOutcome:
     """Write the objects of `kinds` about each DICOM series of a folder below `out`, and results.csv.
 
+    An object is named by its UID: one that is there stays as it is, whatever its series is called now.
     method: of saliency; by default the one that suits the network. Raises ConfigError saliency-method;
     OutputError output-unwritable, also where `out` lies in `folder`.
     """
     _check_apart(out, folder)
-    checkpoint = load_finished(run, any_modality=any_modality)
     method = method or default_method(checkpoint.classifier)
     check_method(method, checkpoint.classifier)
     job = _Job(checkpoint, model_identity(checkpoint), method)
@@ -151,7 +166,7 @@ def _write_results(job: _Job, scored: Scored, kinds: Sequence[str], out: Path) -
     for kind in kinds:
         if kind == "map" and result.image.affine is None:
             continue  # an image that is no volume has no grid of slices
-        path = f"fhir/{row.sample_id}.json" if kind == "fhir" else f"dicom/{row.sample_id}-{kind}.dcm"
+        path = _path_of(result, kind)
         try:
             _write(out / path, result, kind)
         except ReadError as error:
@@ -188,6 +203,14 @@ def _held(checkpoint: Checkpoint, probabilities: Sequence[float]) -> tuple[str, 
     members = in_sets(np.array([probabilities]), floors)[0]
     present = members[:, 1] if task.kind == "multilabel" else members
     return tuple(name for name, member in zip(task.classes, present, strict=True) if member)
+
+
+def _path_of(result: StudyResult, kind: str) -> str:
+    return (
+        f"fhir/{bundle_id(result)}.json"
+        if kind == "fhir"
+        else f"dicom/{instance_uid(result, kind)}-{kind}.dcm"
+    )
 
 
 def _write(path: Path, result: StudyResult, kind: str) -> None:

@@ -1,6 +1,7 @@
 """medtl pacs: results go to a PACS once, studies come from it whole, and what is received is scored."""
 
 import errno
+import json
 import os
 import random
 import shutil
@@ -21,7 +22,7 @@ from medtl.errors import PacsError
 from medtl.prediction.journal import open_journal
 from medtl.reporting.pacs.instance import read_instance
 from medtl.reporting.pacs.peer import DimsePeer, Tls, server_tls
-from medtl.runs.results import results_run
+from medtl.runs.results import write_results
 from tests.cli import jobs
 from tests.cli.conftest import Trained
 from tests.reporting.pacs.peers import (
@@ -408,6 +409,78 @@ def test_what_is_received_is_scored_and_results_are_sent_on_once(
     assert listener.said().count("scored ") == 4
 
 
+def test_a_study_that_grows_keeps_its_objects_and_sends_those_of_today_alone(
+    trained_3d: Trained, tmp_path: Path, listeners: list[Listener], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medtl.runs.pacs_listen.RETRY_SECONDS", 0.5)
+    monkeypatch.setattr("medtl.runs.pacs_listen.LONGEST_RETRY", 0.5)
+    first, second = (
+        sorted(jobs.write_volume(tmp_path / name, 1, 1, FrameOfReferenceUID="1.2").glob("*.dcm"))
+        for name in ("first", "second")
+    )
+    objects = tmp_path / "out/results"
+    with archive() as found:
+        found.status = lambda _: 0xA700  # until the study has grown
+        to = f"ARCHIVE@127.0.0.1:{found.port}"
+        listener = Listener(tmp_path / "out", "--score", trained_3d.run, "--send-to", to)
+        listeners.append(listener)
+        listener.start()
+        send(listener.port, first[:7])
+        wait_for(lambda: listener.said().count("scored ") == 1)
+        short = {path: path.read_bytes() for path in objects.rglob("*.dcm")}
+        send(listener.port, first[7:])
+        wait_for(lambda: listener.said().count("scored ") == 2)
+        whole = {path: path.read_bytes() for path in objects.rglob("*.dcm") if path not in short}
+        found.status = lambda _: 0x0000
+        wait_for(lambda: listener.said().count("sent   ") == 1)
+        assert set(found.received) == {dcmread(path).SOPInstanceUID for path in whole}
+        send(listener.port, second)
+        wait_for(lambda: listener.said().count("sent   ") == 2)
+    assert len(short) == len(whole) == 3 and all(path.read_bytes() == whole[path] for path in whole)
+    assert (
+        len(found.received) == len(set(found.received)) == 6
+    )  # what was sent of the first is not sent again
+    assert len(listener.rows()) == 2
+
+
+def test_another_pacs_kind_or_model_is_not_taken_for_what_was_done(
+    trained: Trained, tmp_path: Path, listeners: list[Listener]
+) -> None:
+    other = Path(shutil.copytree(trained.run, tmp_path / "other run"))
+    header = next(other.glob("checkpoints/best/checkpoint.json"))
+    facts = json.loads(header.read_text())
+    header.write_text(json.dumps({**facts, "thresholds": [0.123]}))
+    with archive() as one, archive() as two:
+        first, second = (("--send-to", f"ARCHIVE@127.0.0.1:{found.port}") for found in (one, two))
+        asked = [
+            ("--score", trained.run, "--kind", "sr", *first),
+            ("--score", trained.run, "--kind", "sr", *second),
+            ("--score", trained.run, *second),
+            ("--score", other, *second),
+        ]
+        for count, more in enumerate(asked, start=1):
+            listener = Listener(tmp_path / "out", *more)
+            listeners.append(listener)
+            listener.start()
+            if count == 1:
+                send(listener.port, radiographs(tmp_path / "in", 1))
+            wait_for(lambda: listener.said().count("sent   ") == count)  # noqa: B023
+            assert listener.end(signal.SIGTERM) == 143
+    assert [len(one.received), len(two.received)] == [1, 4]
+    assert one.received[0] == two.received[0] and len(set(two.received)) == 4
+
+
+def test_the_model_is_loaded_once(trained: Trained, tmp_path: Path, listeners: list[Listener]) -> None:
+    run = Path(shutil.copytree(trained.run, tmp_path / "run"))
+    listener = Listener(tmp_path / "out", "--score", run)
+    listeners.append(listener)
+    listener.start()
+    shutil.rmtree(run)
+    send(listener.port, radiographs(tmp_path / "in", 2))
+    wait_for(lambda: listener.said().count("scored ") == 2)
+    assert "fault" not in listener.said()
+
+
 def test_tls_is_spoken_on_both_sides(trained: Trained, tmp_path: Path, listeners: list[Listener]) -> None:
     files = make_certificates(tmp_path)
     ours = Tls(files.certificate, files.key, files.authority)
@@ -467,9 +540,9 @@ def test_whatever_a_study_does_to_a_library_it_waits_and_the_others_go_on(
     def fail_first(*arguments: object, **options: object) -> object:
         if next(calls) == 0:
             raise RuntimeError("Canary^Kim made the library fail")
-        return results_run(*arguments, **options)  # type: ignore[arg-type]
+        return write_results(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("medtl.runs.pacs_listen.results_run", fail_first)
+    monkeypatch.setattr("medtl.runs.pacs_listen.write_results", fail_first)
     monkeypatch.setattr("medtl.runs.pacs_listen.RETRY_SECONDS", 1.0)
     listener = Listener(tmp_path / "out", "--score", trained.run)
     listeners.append(listener)
@@ -489,7 +562,7 @@ def test_a_study_that_ends_the_process_again_and_again_is_left_alone(
     listener = Listener(tmp_path / "out", "--score", trained.run)
     listeners.append(listener)
     with monkeypatch.context() as patch:
-        patch.setattr("medtl.runs.pacs_listen.results_run", die)
+        patch.setattr("medtl.runs.pacs_listen.write_results", die)
         for _ in range(2):
             listener.start()
             if not [*(tmp_path / "out/inbox").rglob("*.dcm")]:
