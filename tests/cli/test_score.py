@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from medtl.cli.terminal import TerminalWatcher
 from medtl.learning import graphs
 from medtl.learning.checkpoint import load_checkpoint
 from medtl.prediction import engine
-from medtl.prediction.journal import open_journal
+from medtl.prediction.journal import Journal, open_journal
 from tests.cli import jobs
 from tests.cli.conftest import Trained
 from tests.imaging.conftest import build_dataset, pattern, save
@@ -91,6 +93,28 @@ def test_refusals_are_told_one_line_each(trained: Trained, tmp_path: Path) -> No
     told = [line for line in result.stderr.splitlines() if line.startswith("refused: ")]
     assert len(told) == 1 and told[0].startswith("refused: [file-empty] bad.png: ")
     assert result.stdout.startswith("1 scored, 1 refused")
+
+
+def test_who_takes_the_journal_at_the_end_does_not_take_the_success(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/bad.png").write_bytes(b"")
+    jobs.write_png(tmp_path / "folder/good.png", jobs.draw(0, 0))
+    with ExitStack() as others:
+
+        @contextmanager
+        def snatched(folder: Path) -> Iterator[Journal]:
+            with open_journal(folder) as journal:
+                yield journal
+            others.enter_context(open_journal(folder))
+
+        monkeypatch.setattr("medtl.runs.score.open_journal", snatched)
+        formats = ("--format", "csv", "--format", "jsonl")
+        result = jobs.medtl("score", trained.run, tmp_path / "folder", "--out", tmp_path / "out", *formats)
+    assert result.exit_code == 3 and result.stderr.count("refused: [file-empty] bad.png") == 1
+    assert result.stdout.startswith("1 scored, 1 refused")
+    assert len((tmp_path / "out/scores.jsonl").read_text().splitlines()) == 2
 
 
 def test_json_is_one_document_with_a_row_each(trained: Trained, tmp_path: Path) -> None:
