@@ -147,7 +147,7 @@ def open_judge(
     if precision == "auto":
         key = f"precision {key_of(ensemble.facts)}"
         trial = journal.recall(key)
-        if trial is None or anew:
+        if trial is None or anew or not trial["images"]:  # one without images says nothing of the next
             trial = try_precision(ensemble, found.series[: batch_size(ensemble)]).to_json()
             journal.remember(key, trial)
         precision = trial["chosen"]

@@ -346,6 +346,25 @@ def test_mirror_images_that_training_never_saw_are_refused(trained: Trained, tmp
     assert jobs.fault(result) == "config-value" and "--tta" in result.stderr
 
 
+def test_a_precision_is_tried_again_where_there_was_no_image_to_try_it_on(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    monkeypatch.setattr("medtl.prediction.precision._has_bf16", lambda: True)
+    arguments = ("score", trained.run, folder, "--out", tmp_path / "out", "--precision", "auto")
+    (folder / "bad.png").write_bytes(
+        jobs.write_png(tmp_path / "whole.png", jobs.draw(0, 0)).read_bytes()[:-40]
+    )
+    for images in (0, 1):
+        if images:
+            (folder / "bad.png").unlink()
+            jobs.write_png(folder / "good.png", jobs.draw(1, 1))
+        jobs.medtl(*arguments)
+        trial = json.loads((tmp_path / "out/scores.json").read_text())["precision_trial"]
+        assert trial["images"] == images
+
+
 def test_a_precision_that_was_chosen_is_kept_and_told(trained: Trained, tmp_path: Path) -> None:
     arguments = ("score", trained.run, trained.data, "--out", tmp_path / "out", "--precision", "auto")
     assert jobs.medtl(*arguments).exit_code == 0
