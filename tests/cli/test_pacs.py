@@ -39,6 +39,7 @@ from tests.reporting.pacs.web import Answer, listing, part, serving
 pytest.importorskip("pynetdicom", reason="medtl[pacs] is not installed")
 pytest.importorskip("requests", reason="medtl[pacs] is not installed")
 
+NO_ADDRESSES = ("nowhere", "http://[::1", "http://a..b/d", "AE@a..b:104")
 SYSTEM = "/usr/local/bin:/usr/bin"  # pynetdicom installs tools of the same names as dcmtk
 
 
@@ -120,12 +121,12 @@ def test_push_says_in_a_line_what_is_wrong(tmp_path: Path) -> None:
     for folder, to, code in (
         ("out", nobody, "pacs-unreachable"),
         ("out", nobody.replace("ARCHIVE@127.0.0.1", "http://127.0.0.1"), "pacs-unreachable"),
-        ("out", "nowhere", "pacs-address"),
         ("empty", nobody, "folder-empty"),
         ("absent", nobody, "file-missing"),
     ):
         assert jobs.fault(jobs.medtl("pacs", "push", tmp_path / folder, "--to", to)) == code
-    assert jobs.fault(jobs.medtl("pacs", "push", tmp_path / "out", "--to", nobody, "--ae", "A" * 17))
+    for more in (("--to", nobody, "--ae", "A" * 17), *(("--to", to) for to in NO_ADDRESSES)):
+        assert jobs.fault(jobs.medtl("pacs", "push", tmp_path / "out", *more), exit_code=2) == "pacs-address"
     assert jobs.medtl("pacs", "push", tmp_path / "out").exit_code == 2
 
 
@@ -220,6 +221,9 @@ def test_pull_says_in_a_line_what_is_wrong(tmp_path: Path) -> None:
         assert jobs.fault(result) == code
     bad = jobs.medtl("pacs", "pull", "--from", nobody, "--out", tmp_path, "--study", "../x")
     assert jobs.fault(bad) == "config-value"
+    for source in NO_ADDRESSES:
+        result = jobs.medtl("pacs", "pull", "--from", source, "--out", tmp_path / "out")
+        assert jobs.fault(result, exit_code=2) == "pacs-address"
     absent = f"A@127.0.0.1:{free_port()}"
     result = jobs.medtl("pacs", "pull", "--from", absent, "--out", tmp_path / "out")
     assert jobs.fault(result) == "pacs-unreachable"
@@ -688,12 +692,16 @@ def test_listen_says_in_a_line_what_is_wrong(trained: Trained, tmp_path: Path) -
     files = make_certificates(tmp_path)
     assert jobs.medtl(*allowed, "--tls-ca", files.authority).exit_code == 2
     for more, code in (
-        (("--allow-address", "everyone"), "pacs-address"),
         (("--score", tmp_path / "no run"), "run-missing"),
-        (("--score", trained.run, "--send-to", "nowhere"), "pacs-address"),
         (("--bind", "203.0.113.1", "--allow-address", "10.0.0.0/8"), "pacs-port"),
         (("--tls-cert", files.certificate, "--tls-key", files.stranger_key), "pacs-tls"),
     ):
         assert jobs.fault(jobs.medtl(*allowed, *more)) == code
+    for more in (
+        ("--allow-address", "everyone"),
+        ("--bind", "a..b", "--allow-address", "10.0.0.0/8"),
+        *(("--score", trained.run, "--send-to", to) for to in NO_ADDRESSES),
+    ):
+        assert jobs.fault(jobs.medtl(*allowed, *more), exit_code=2) == "pacs-address"
     with open_journal(tmp_path / "out/listener"):
         assert jobs.fault(jobs.medtl(*allowed)) == "run-locked"
