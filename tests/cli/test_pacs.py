@@ -34,7 +34,7 @@ from tests.reporting.pacs.peers import (
     wait_for,
     write_instances,
 )
-from tests.reporting.pacs.web import Answer, listing, part, serving
+from tests.reporting.pacs.web import Answer, listing, part, serving, stored
 
 pytest.importorskip("pynetdicom", reason="medtl[pacs] is not installed")
 pytest.importorskip("requests", reason="medtl[pacs] is not installed")
@@ -101,6 +101,24 @@ def test_a_dropped_association_loses_nothing(tmp_path: Path) -> None:
         assert "[pacs-unreachable]" in push(tmp_path / "out", to, exit_code=1)
         assert "2 objects sent, 2 were there" in push(tmp_path / "out", to)
     assert len(found.received) == 4
+
+
+def test_a_file_that_goes_while_others_are_sent_is_a_line(tmp_path: Path) -> None:
+    sent = write_instances(tmp_path / "out", 3)
+
+    def go(_: int) -> int:
+        sent[1].unlink(missing_ok=True)
+        return 0x0000
+
+    with archive() as found:
+        found.status = go
+        told = push(tmp_path / "out", f"ARCHIVE@127.0.0.1:{found.port}", exit_code=3)
+    assert "2 objects sent, 1 refused" in told and told.count("refused: [file-missing]") == 1
+    uids = [dcmread(path).SOPInstanceUID for path in write_instances(tmp_path / "out", 3)]
+    with serving() as server:
+        server.answer = lambda *_: stored(*uids, status=200 + go(0))
+        told = push(tmp_path / "out", server.url, exit_code=3)
+    assert "2 objects sent, 1 refused" in told and told.count("refused: [file-missing]") == 1
 
 
 def test_damaged_and_other_files_are_told_or_left_out(tmp_path: Path) -> None:

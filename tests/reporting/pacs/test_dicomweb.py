@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from medtl.errors import ConfigError, PacsError
+from medtl.errors import ConfigError, PacsError, ReadError
 from medtl.reporting.pacs.instance import read_instance
 from medtl.reporting.pacs.peer import Tls, WebPeer, server_tls
 from tests.reporting.pacs.peers import free_port, make_certificates, write_instances
@@ -32,7 +32,7 @@ def retrieve(server: Server) -> bytes:
         return service.retrieve("1", "2", "3")
 
 
-def store(server: Server, path: Path) -> str:
+def store(server: Server, path: Path) -> str | ReadError:
     with WebService(WebPeer(server.url)) as service:
         ((_, reason),) = service.store([read_instance(path)])
     return reason
