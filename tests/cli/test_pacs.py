@@ -165,6 +165,18 @@ def test_tls_options_reach_the_association(tmp_path: Path) -> None:
         assert "1 objects sent" in push(tmp_path / "out", to, *options)
 
 
+def test_a_key_without_its_certificate_is_refused(tmp_path: Path) -> None:
+    write_instances(tmp_path / "out", 1)
+    key = ("--tls-key", make_certificates(tmp_path).key)
+    for command in (
+        ("push", tmp_path / "out", "--to", "A@127.0.0.1:1"),
+        ("pull", "--from", "https://127.0.0.1:1", "--out", tmp_path / "in"),
+        (*["listen", "--ae", "MEDTL", "--port", "0", "--allow-ae", "A", "--out"], tmp_path / "got"),
+    ):
+        result = jobs.medtl("pacs", *command, *key)
+        assert result.exit_code == 2 and "--tls-key needs --tls-cert" in result.stderr
+
+
 def test_without_the_extra_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_instances(tmp_path / "out", 1)
     for name in ("pynetdicom", "requests", "medtl.reporting.pacs.dimse_scu", "medtl.reporting.pacs.dicomweb"):

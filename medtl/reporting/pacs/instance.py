@@ -16,7 +16,8 @@ from medtl.imaging.formats.dicom_faults import reporting_malformed, silence_warn
 from medtl.imaging.series import unreadable
 
 TAGS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
-UID = re.compile(r"[0-9.]{1,64}")  # PS3.5 9.1, and nothing that could be a path
+# PS3.5 9.1: nothing of it could be a path.
+UID = re.compile(r"(?=.{1,64}\Z)(?:0|[1-9][0-9]*)(?:\.(?:0|[1-9][0-9]*))*")
 PREAMBLE = 128
 MAGIC = b"DICM"
 
