@@ -8,7 +8,7 @@ from typing import Any
 
 from medtl.imaging.formats.dicom_source import SourceFile
 from medtl.imaging.storage import read_json
-from medtl.reporting.dicom.concepts import PREDICTED, PROBABILITY, SCHEME, class_concept
+from medtl.reporting.dicom.concepts import PREDICTED, PROBABILITY, SCHEME, class_concept, verdict_words
 from medtl.reporting.dicom.result import RESEARCH_ONLY, StudyResult, derived_uid
 
 Resource = dict[str, Any]
@@ -66,7 +66,7 @@ def _report(result: StudyResult, observations: list[str]) -> Resource:
         "issued": _now(),
         "result": [{"reference": f"urn:uuid:{one}"} for one in observations],
         "imagingStudy": [_study(source)],
-        "conclusion": f"Predicted by the model: {predicted}. {RESEARCH_ONLY}",
+        "conclusion": " ".join([f"Predicted by the model: {predicted}.", *_remarks(result)]),
     }
 
 
@@ -90,8 +90,14 @@ def _observation(result: StudyResult, name: str) -> Resource:
         "method": {"text": f"medtl {model.medtl}, {model.backbone}, {model.calibration}"},
         "device": {"reference": f"urn:uuid:{_id(model.uid)}"},
         "derivedFrom": [_study(source)],
-        "note": [{"text": RESEARCH_ONLY}],
+        "note": [{"text": text} for text in _remarks(result)],
     }
+
+
+def _remarks(result: StudyResult) -> list[str]:
+    """Return what must be read along with an answer: whether the model may judge the image, and its use."""
+    screened = verdict_words(result.screening)
+    return [screened, RESEARCH_ONLY] if screened else [RESEARCH_ONLY]
 
 
 def _device(result: StudyResult) -> Resource:

@@ -117,7 +117,15 @@ def model_identity(checkpoint: Checkpoint) -> ModelIdentity:
     header = checkpoint.header
     lenient = {"modalities", "body_parts"}
     settings = header.model_dump_json(
-        include={"task_kind", "classes", "preprocessing", "thresholds", "calibration", "conformal"},
+        include={
+            "task_kind",
+            "classes",
+            "preprocessing",
+            "thresholds",
+            "calibration",
+            "conformal",
+            "screening",
+        },
         exclude={"preprocessing": lenient},
     )
     return ModelIdentity(
@@ -188,6 +196,7 @@ def _study_result(job: _Job, scored: Scored) -> StudyResult:
         probabilities=row.probabilities,
         predicted=tuple(row.predicted.split("|")) if row.predicted else (),
         held=_held(checkpoint, row.probabilities),
+        screening=row.screening,
         target_class=explanation.target_class,
         method=METHOD_NAMES[job.method],
         heatmap=explanation.heatmap,
