@@ -8,6 +8,7 @@ import click
 from medtl.cli.stopping import StopSignal
 
 if TYPE_CHECKING:
+    from medtl.cli.terminal import TerminalWatcher
     from medtl.prediction.scoring import Prediction
     from medtl.runs.score import ScoreOutcome
 
@@ -103,11 +104,12 @@ def score(
         workers,
         cluster,  # type: ignore[arg-type]
     )
-    stop, told = StopSignal(), _Telling(as_json)
+    stop = StopSignal()
     try:
         with stop, TerminalWatcher(f"medtl score · {folder}") as watcher:
             if watch:
                 watch_run(run, folder, out, watcher, options, stop, settle)
+            told = _Telling(watcher, as_json)
             outcome = score_run(run, folder, out, watcher, options, stop, told)
     except StoppedError as error:
         click.echo(f"medtl: {error}", err=True)
@@ -123,7 +125,8 @@ def score(
 class _Telling:
     """Tells of refusals and oddities on stderr as rows come, and then of the whole on stdout."""
 
-    def __init__(self, as_json: bool) -> None:
+    def __init__(self, watcher: "TerminalWatcher", as_json: bool) -> None:
+        self.watcher = watcher
         self.as_json = as_json
         self.unlike = 0
         self.rows: list[dict[str, Any]] = []
@@ -135,6 +138,7 @@ class _Telling:
         from medtl.cli.terminal import print_refused_row
         from medtl.errors import printable
 
+        self.watcher.remove_bar()
         self.unlike += row.screening not in ("", "ok")
         if row.status == "refused":
             print_refused_row(row)

@@ -2,16 +2,18 @@
 
 import json
 import os
+import pty
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pydicom.uid import ComputedRadiographyImageStorage
 
+from medtl.cli import main
 from medtl.cli.terminal import TerminalWatcher
 from medtl.learning import graphs
 from medtl.learning.checkpoint import load_checkpoint
@@ -93,6 +95,26 @@ def test_refusals_are_told_one_line_each(trained: Trained, tmp_path: Path) -> No
     told = [line for line in result.stderr.splitlines() if line.startswith("refused: ")]
     assert len(told) == 1 and told[0].startswith("refused: [file-empty] bad.png: ")
     assert result.stdout.startswith("1 scored, 1 refused")
+
+
+def test_on_a_terminal_the_bar_is_gone_before_rows_are_told(trained: Trained, tmp_path: Path) -> None:
+    jobs.write_png(tmp_path / "folder/good.png", jobs.draw(0, 0))
+    (tmp_path / "folder/bad.png").write_bytes(b"")
+    child, terminal = pty.fork()
+    if not child:
+        try:
+            with Path("/dev/tty").open("w") as screen:
+                sys.stdout = sys.stderr = screen  # pytest's own are none
+                main(["score", str(trained.run), str(tmp_path / "folder"), "--out", str(tmp_path / "out")])
+        finally:
+            os._exit(99)
+    shown = b""
+    with suppress(OSError):  # the end of a terminal
+        while part := os.read(terminal, 4096):
+            shown += part
+    os.waitpid(child, 0)
+    (line,) = [line for line in shown.decode().splitlines() if "refused: [" in line]
+    assert "scoring" not in line.split("\x1b[2K")[-1] and "good.png" not in line
 
 
 def test_who_takes_the_journal_at_the_end_does_not_take_the_success(
