@@ -162,7 +162,8 @@ def _concerns(override: str, key: str) -> bool:
 
 def _with_a_point(value: object) -> str:
     """Return what to write in place of a decimal comma, "" where there is none."""
-    return f"write {value.replace(',', '.')}" if re.fullmatch(r"\d+,\d+", str(value)) else ""
+    text = str(value)
+    return f"write {text.replace(',', '.')}" if re.fullmatch(r"\d+,\d+", text) else ""
 
 
 def _near_keys(key: str, known: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ from medtl.imaging.splits import read_splits
 from medtl.learning.watching import Watcher
 from medtl.prediction.evaluation import Interval
 from medtl.prediction.faithfulness import Localisation
+from medtl.prediction.scoring import Prediction
 from medtl.runs.common import sample_data
 from medtl.runs.evaluate import evaluate_run
 from medtl.runs.localise import localise_run
@@ -59,18 +60,18 @@ def _tour(modality: str, out: Path, watcher: Watcher) -> Tour:
     evaluated = evaluate_run(run, data, None, out / "evaluation", watcher, part="test")
     localisations = localise_run(run, _test_samples(data, run), _mask_reader(data))
     unseen = sample_data("unlabelled") / modality
-    scored = score_run(run, unseen, out / "scores", watcher)
+    rows: list[Prediction] = []
+    scored = score_run(run, unseen, out / "scores", watcher, tell=rows.append)
     options = ReportOptions(check_images=CHECK_IMAGES[modality])
     reported = report_run(run, out / "scores", out / "report", watcher, options)
     story = report_training(run, out / "run-report", watcher, data)
-    done = [row for row in scored.predictions if row.status == "scored"]
     return Tour(
         modality=modality,
         test=dict(evaluated.evaluation.metrics),
         localisations=tuple(localisations),
-        scored=len(done),
-        refused=len(scored.predictions) - len(done),
-        right=_count_right({row.source: row.predicted for row in done}, modality),
+        scored=scored.scored,
+        refused=scored.refused,
+        right=_count_right({row.source: row.predicted for row in rows}, modality),
         report=reported.index,
         run_report=story,
         evaluation=evaluated.page,

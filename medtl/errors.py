@@ -28,6 +28,7 @@ CODES: dict[str, str] = {
     "file-empty": "the file has no bytes",
     "file-unknown": "the content is of no format that medtl reads",
     "folder-empty": "the folder holds no readable image",
+    "name-repeated": "two series of a folder have the same name",
     # reading DICOM
     "dicom-header": "the DICOM header cannot be parsed, or contradicts itself",
     "dicom-no-image": "the DICOM file holds something other than an image",

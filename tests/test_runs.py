@@ -16,7 +16,7 @@ from medtl.imaging import read_images
 from medtl.imaging.manifest import TaskConfig, load_manifest
 from medtl.imaging.splits import read_splits
 from medtl.learning.checkpoint import load_checkpoint
-from medtl.prediction.scoring import score_images
+from medtl.prediction.scoring import Prediction, score_images
 from medtl.runs.common import sample_data
 from medtl.runs.evaluate import evaluate_run
 from medtl.runs.localise import localise_run
@@ -117,7 +117,8 @@ def test_a_part_that_is_empty_is_refused(
 def test_a_checkpoint_needs_nothing_but_images(
     outcome: TrainOutcome, studies: Path, tmp_path: Path, watcher: Recorder, own_home: Path
 ) -> None:
-    rows = score_run(outcome.run.root, studies, tmp_path / "out", watcher).predictions
+    rows: list[Prediction] = []
+    score_run(outcome.run.root, studies, tmp_path / "out", watcher, tell=rows.append)
     images = read_images(studies / "images")
     moved = shutil.move(outcome.run.best, tmp_path / "elsewhere")
     for gone in (outcome.run.root, studies, own_home):
@@ -141,8 +142,7 @@ def test_scoring_and_reporting_count_alike(
     (studies / "images/000.png").write_bytes(b"")
     scored = score_run(outcome.run.root, studies, tmp_path / "scores", watcher)
     reported = report_run(outcome.run.root, tmp_path / "scores", tmp_path / "report", watcher)
-    refused = sum(row.status == "refused" for row in scored.predictions)
-    assert (reported.studies, reported.refused) == (len(scored.predictions) - refused, refused) == (23, 1)
+    assert (reported.studies, reported.refused) == (scored.scored, scored.refused) == (23, 1)
     assert scored.skipped == 1  # labels.csv
     assert watcher.steps["explaining"][-1] == (24, 24)
 

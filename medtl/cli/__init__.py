@@ -32,10 +32,12 @@ from medtl.errors import MedtlError
 from medtl.imaging.memory import keep_freed_memory
 
 PROBLEMS_SHOWN = 20
+# Faults in what an option says, and in nothing else.
+USAGE = frozenset({"pacs-address"})
 
 
 class FrontDoor(click.Group):
-    """The commands in the order in which one uses them; any fault becomes one line and exit code 1."""
+    """The commands in the order in which one uses them; any fault becomes one line and exit code 1, or 2."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Keep the order of add_command."""
@@ -47,12 +49,12 @@ class FrontDoor(click.Group):
             return super().invoke(ctx)
         except MedtlError as error:
             _print_error(error)
+            ctx.exit(2 if error.code in USAGE else 1)
         except KeyboardInterrupt as stop:
             click.echo(
                 "medtl: [interrupted] stopped before it was done: run the same command again", err=True
             )
             ctx.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
-        ctx.exit(1)
 
 
 @click.group(

@@ -151,13 +151,14 @@ def listen(ctx: click.Context, out: Path, settle: float, **options: Any) -> None
     lost, and what the PACS has acknowledged is not sent again.
     """
     from medtl.cli.terminal import TerminalWatcher
+    from medtl.reporting.pacs.peer import check_host
     from medtl.runs.pacs_listen import listen_run
 
     gate, scoring = _gate(options), _scoring(options)
     tls = _tls(False, options["tls_cert"], options["tls_key"], options["tls_ca"])
     if tls and not tls.certificate:
-        raise click.UsageError("--tls-key and --tls-ca need --tls-cert")
-    address = (options["bind"], options["port"])
+        raise click.UsageError("--tls-ca needs --tls-cert")
+    address = (check_host(options["bind"]), options["port"])
     with _Stoppable(ctx) as stop, TerminalWatcher(f"medtl pacs listen · {gate.ae}") as watcher:
         listen_run(out, address, gate, watcher, stop, tls=tls, scoring=scoring, settle=settle)
 
@@ -207,6 +208,8 @@ def _tls(
     """Return how TLS is spoken, None where nothing asks for it."""
     from medtl.reporting.pacs.peer import Tls
 
+    if tls_key and not tls_cert:
+        raise click.UsageError("--tls-key needs --tls-cert: a key alone names nobody")
     return Tls(tls_cert, tls_key, tls_ca) if secured or tls_cert or tls_key or tls_ca else None
 
 

@@ -1,13 +1,15 @@
 """medtl score: score every study of a folder."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from medtl.cli.stopping import StopSignal
 
 if TYPE_CHECKING:
+    from medtl.cli.terminal import TerminalWatcher
+    from medtl.prediction.scoring import Prediction
     from medtl.runs.score import ScoreOutcome
 
 PATH = click.Path(path_type=Path)
@@ -107,7 +109,8 @@ def score(
         with stop, TerminalWatcher(f"medtl score · {folder}") as watcher:
             if watch:
                 watch_run(run, folder, out, watcher, options, stop, settle)
-            outcome = score_run(run, folder, out, watcher, options, stop)
+            told = _Telling(watcher, as_json)
+            outcome = score_run(run, folder, out, watcher, options, stop, told)
     except StoppedError as error:
         say(f"medtl: {error}", err=True)
         ctx.exit(stop.exit_code)
@@ -115,31 +118,47 @@ def score(
         fix = "rows so far are kept: the same command goes on"
         say(f"medtl: [interrupted] {out}: stopped by the user; {fix}", err=True)
         ctx.exit(stop.exit_code)
-    _show(outcome, as_json)
+    told.show(outcome)
     ctx.exit(3 if outcome.refused else 0)
 
 
-def _show(outcome: "ScoreOutcome", as_json: bool) -> None:
-    """Tell of refusals and oddities on stderr, and of the whole on stdout."""
-    import json
-    from dataclasses import asdict
+class _Telling:
+    """Tells of refusals and oddities on stderr as rows come, and then of the whole on stdout."""
 
-    from medtl.cli.terminal import print_refused_row, say
-    from medtl.errors import printable
+    def __init__(self, watcher: "TerminalWatcher", as_json: bool) -> None:
+        self.watcher = watcher
+        self.as_json = as_json
+        self.unlike = 0
+        self.rows: list[dict[str, Any]] = []
 
-    unlike = 0
-    for row in outcome.read():
-        unlike += row.screening not in ("", "ok")
+    def __call__(self, row: "Prediction") -> None:
+        """Tell of a row, and keep it where all are to be printed."""
+        from dataclasses import asdict
+
+        from medtl.cli.terminal import print_refused_row, say
+        from medtl.errors import printable
+
+        self.watcher.remove_bar()
+        self.unlike += row.screening not in ("", "ok")
         if row.status == "refused":
             print_refused_row(row)
         elif row.code:
             say(f"warning: [{row.code}] {printable(f'{row.source}: {row.reason}')}", err=True)
-    if as_json:
-        click.echo(json.dumps([asdict(row) for row in outcome.read()], indent=2))
-        return
-    kept = f" ({outcome.kept} rows were there)" if outcome.kept else ""
-    tables = ", ".join(map(str, outcome.tables))
-    told = f" ({unlike} not like the training images, see screening)" if unlike else ""
-    reasons = "; ".join(f"{count} {reason}" for reason, count in outcome.scan.left_out.items())
-    skipped = f"{outcome.skipped} other files skipped" + (f" ({reasons})" if reasons else "")
-    say(f"{outcome.scored} scored{told}, {outcome.refused} refused, {skipped}{kept}: {tables}")
+        if self.as_json:
+            self.rows.append(asdict(row))
+
+    def show(self, outcome: "ScoreOutcome") -> None:
+        """Print the rows as JSON, or what they came to."""
+        import json
+
+        from medtl.cli.terminal import say
+
+        if self.as_json:
+            click.echo(json.dumps(self.rows, indent=2))
+            return
+        kept = f" ({outcome.kept} rows were there)" if outcome.kept else ""
+        tables = ", ".join(map(str, outcome.tables))
+        told = f" ({self.unlike} not like the training images, see screening)" if self.unlike else ""
+        reasons = "; ".join(f"{count} {reason}" for reason, count in outcome.scan.left_out.items())
+        skipped = f"{outcome.skipped} other files skipped" + (f" ({reasons})" if reasons else "")
+        say(f"{outcome.scored} scored{told}, {outcome.refused} refused, {skipped}{kept}: {tables}")

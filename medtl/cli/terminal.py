@@ -90,6 +90,10 @@ class TerminalWatcher:
         rate = f"{60 * speed:,.0f} a minute" if speed else ""
         self.bar.update(self.task, completed=done, total=total, rate=rate)
 
+    def remove_bar(self) -> None:
+        """Take the bar away: lines follow that are not the watcher's."""
+        self.bar.stop()
+
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Print one epoch's line."""
         self._clear()

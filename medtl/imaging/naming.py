@@ -3,6 +3,7 @@
 splits.csv, scores.csv and reports agree on the ids of a folder because each of them asks here.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from medtl.errors import ReadError
@@ -11,7 +12,10 @@ from medtl.imaging.series import Series
 
 
 def source_name(series: Series, root: Path) -> str:
-    """Name a series by its path relative to `root` (to its folder, where it is a file), with its item."""
+    """Name a series by its path relative to `root` (to its folder, where it is a file), with its item.
+
+    A root that is itself the series is ".", which nothing below it is called.
+    """
     name = _name(series.path, base_folder(root))
     return f"{name}#{series.item}" if series.item else name
 
@@ -19,6 +23,17 @@ def source_name(series: Series, root: Path) -> str:
 def refused_name(error: ReadError, root: Path) -> str:
     """Name a refused input as source_name names a series."""
     return _name(Path(error.where), base_folder(root))
+
+
+def check_names(series: Iterable[Series], root: Path) -> None:
+    """Raise ReadError name-repeated where two series have one name: "a#1" may be a file or an item of "a"."""
+    seen: set[str] = set()
+    for one in series:
+        name = source_name(one, root)
+        if name in seen:
+            reason, fix = f"has the name {name!r} of another series", "rename it"
+            raise ReadError("name-repeated", reason, where=one.path, fix=fix)
+        seen.add(name)
 
 
 def sample_key(source: str) -> str:
@@ -38,5 +53,5 @@ def relative_name(path: Path, base: Path) -> str:
 
 
 def _name(path: Path, base: Path) -> str:
-    name = base.resolve().name if path == base else relative_name(path, base)
+    name = relative_name(path, base)
     return name.encode("utf-8", "backslashreplace").decode()  # bytes of a file name that are no text

@@ -26,9 +26,8 @@ from medtl.learning.portable import (
     INPUT,
     LOGITS,
     TOLERANCE,
-    TRIED_WITH,
-    example_images,
     import_onnx,
+    largest_difference,
     translate,
 )
 from medtl.learning.weights import sha256_of
@@ -124,14 +123,11 @@ def _session(path: Path, process: int) -> Any:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-@torch.no_grad()
 def _difference(checkpoint: Checkpoint, graph: Graph) -> float:
-    """Return how far logits and features are from the classifier's, beyond 1 as a share of the largest."""
-    apart = []
-    for count in TRIED_WITH:
-        images = example_images(checkpoint, count)
-        expected = Pooled(checkpoint.classifier)(torch.from_numpy(images))
-        for found, right in zip(graph.run(images), expected, strict=True):
-            scale = max(1.0, float(right.abs().max()))
-            apart.append(np.abs(found - right.numpy()).max() / scale)
-    return float(np.max(apart))  # NaN where one is: max() would lose it
+    """Return how far logits and features are from the classifier's at most."""
+    network = Pooled(checkpoint.classifier)
+    return largest_difference(
+        checkpoint,
+        graph.run,
+        lambda images: [output.numpy() for output in network(torch.from_numpy(images))],
+    )

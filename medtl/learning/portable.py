@@ -32,12 +32,13 @@ from medtl.learning.classifier import Classifier
 log = logging.getLogger(__name__)
 
 INPUT, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
-# What an exported program may differ by; of logits beyond 1 this share, as rounding goes.
+# What an exported program may differ by; of outputs beyond 1 this share, as rounding goes.
 TOLERANCE = 1e-4
 # Batches that a program is tried with; none is the one that it was traced with.
 TRACED_WITH, TRIED_WITH = 2, (1, 3)
 
-Run = Callable[[NDArray[np.float32]], dict[str, NDArray]]
+# Images (N, C, *size) to outputs.
+Run = Callable[[NDArray[np.float32]], Sequence[NDArray]]
 
 
 class Portable(nn.Module):
@@ -128,7 +129,7 @@ def write_onnx(path: Path, checkpoint: Checkpoint, contract: Mapping[str, Any]) 
         written.save(temporary, external_data=False)
         session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
         names = [LOGITS, PROBABILITIES]
-        return _check(checkpoint, lambda x: dict(zip(names, session.run(names, {INPUT: x}), strict=True)))
+        return _check(checkpoint, names, lambda images: session.run(names, {INPUT: images}))
 
 
 def write_program(path: Path, checkpoint: Checkpoint, kind: type[nn.Module] = Portable) -> ExportedProgram:
@@ -146,12 +147,11 @@ def write_program(path: Path, checkpoint: Checkpoint, kind: type[nn.Module] = Po
         with temporary.open("rb") as file:
             module = torch.export.load(file).module()
 
-        def run(images: NDArray[np.float32]) -> dict[str, NDArray]:
+        def run(images: NDArray[np.float32]) -> list[NDArray]:
             found = module(torch.from_numpy(images))
-            outputs = found if isinstance(found, tuple) else (found,)
-            return {name: output.numpy() for name, output in zip(names, outputs, strict=True)}
+            return [output.numpy() for output in (found if isinstance(found, tuple) else (found,))]
 
-        _check(checkpoint, run)
+        _check(checkpoint, names, run)
     return program
 
 
@@ -217,21 +217,30 @@ def _reporting_unsupported(checkpoint: Checkpoint, format_name: str) -> Iterator
 
 
 @torch.no_grad()
-def _check(checkpoint: Checkpoint, run: Run) -> float:
-    """Return the largest difference from the classifier. Raises CheckpointError export-differs."""
+def largest_difference(checkpoint: Checkpoint, run: Run, right: Run) -> float:
+    """Return how far outputs are from the right ones at most, beyond 1 as a share of the largest of them.
+
+    NaN where one is.
+    """
     apart = []
     for count in TRIED_WITH:
         images = example_images(checkpoint, count)
+        for found, expected in zip(run(images), right(images), strict=True):
+            scale = max(1.0, float(np.abs(expected).max()))
+            apart.append(np.abs(found - expected).max() / scale)
+    return float(np.max(apart))  # max() would lose a NaN
+
+
+def _check(checkpoint: Checkpoint, names: Sequence[str], run: Run) -> float:
+    """Return the largest difference from the classifier. Raises CheckpointError export-differs."""
+
+    def right(images: NDArray[np.float32]) -> list[NDArray]:
         logits = checkpoint.classifier(torch.from_numpy(images)).numpy()
         calibration = checkpoint.header.calibration
-        expected = {
-            LOGITS: logits,
-            PROBABILITIES: to_probabilities(logits, checkpoint.task.kind, calibration),
-        }
-        for name, found in run(images).items():
-            scale = np.maximum(1.0, np.abs(expected[name]))
-            apart.append((np.abs(found - expected[name]) / scale).max())
-    worst = float(np.max(apart))  # NaN where one is: max() would lose it
+        probabilities = to_probabilities(logits, checkpoint.task.kind, calibration)
+        return [{LOGITS: logits, PROBABILITIES: probabilities}[name] for name in names]
+
+    worst = largest_difference(checkpoint, run, right)
     if not worst <= TOLERANCE:
         reason = f"the exported program differs by {worst:.2g}"
         fix = "use medtl itself, or another format"

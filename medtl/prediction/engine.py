@@ -3,8 +3,7 @@
 Ensemble -> a graph for each member, compared with it -> an Ensemble that runs the graphs, or the same one.
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -15,11 +14,10 @@ from medtl.learning.graphs import Graph, keep_graph
 from medtl.learning.portable import TOLERANCE, example_images
 from medtl.prediction.ensemble import Ensemble
 from medtl.prediction.scoring import one_thread, predict_features
+from medtl.prediction.stopwatch import least_seconds
 
 Engine = Literal["torch", "onnx"]
 EngineChoice = Literal["torch", "onnx", "auto"]
-
-ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -55,10 +53,4 @@ def try_engine(ensemble: Ensemble, batch: int) -> tuple[EngineTrial, Sequence[Gr
 
 def _seconds(member: Checkpoint, graph: Graph | None, batch: int) -> float:
     images = torch.from_numpy(example_images(member, batch))
-    return min(_timed(lambda: predict_features(member, images, graph)) for _ in range(1 + ROUNDS))
-
-
-def _timed(run: Callable[[], object]) -> float:
-    started = time.process_time()
-    run()
-    return time.process_time() - started
+    return least_seconds(lambda: predict_features(member, images, graph))

@@ -4,7 +4,6 @@ bfloat16 keeps 8 bits of a number's 24. Scores from it are not those that thresh
 made with, so it is taken only where they hardly differ, and where it is faster.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -19,18 +18,18 @@ from medtl.imaging.preprocessing import prepare_image
 from medtl.imaging.series import Series, read_series
 from medtl.learning.checkpoint import Checkpoint
 from medtl.prediction.ensemble import Ensemble
-from medtl.prediction.scoring import Precision, arithmetic, predict_logits
+from medtl.prediction.scoring import Precision, arithmetic, one_thread, predict_logits
+from medtl.prediction.stopwatch import least_seconds
 
 PrecisionChoice = Literal["auto", "fp32", "bf16"]
 
 # The largest difference of a logit: it moves a probability by at most a quarter of that.
 TOLERANCE = 0.05
-ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class PrecisionTrial:
-    """What a comparison on `images` images found; seconds are the best of some rounds for all of them."""
+    """What a comparison on `images` images found; seconds are the processor's, the least of some rounds."""
 
     chosen: Precision
     reason: str
@@ -48,7 +47,8 @@ def try_precision(ensemble: Ensemble, series: Sequence[Series]) -> PrecisionTria
     """Compare both precisions on the first batch of series that can be read. fp32 where none can."""
     if not _has_bf16():
         return PrecisionTrial("fp32", "this processor has no bfloat16")
-    trials = [_try_member(member, series) for member in ensemble.members]
+    with one_thread():  # as scoring will
+        trials = [_try_member(member, series) for member in ensemble.members]
     worst = max(trials, key=lambda trial: (trial.chosen == "fp32", trial.largest_difference))
     return worst
 
@@ -78,15 +78,9 @@ def _first_images(member: Checkpoint, series: Sequence[Series]) -> Tensor | None
 
 
 def _timed(member: Checkpoint, images: Tensor, precision: Precision) -> tuple[NDArray[np.float64], float]:
-    """Return logits and the seconds of the fastest of some rounds."""
-    times = []
+    """Return logits, and how long they take."""
     with arithmetic(precision):
-        logits = predict_logits(member, images)
-        for _ in range(ROUNDS):
-            started = time.perf_counter()
-            predict_logits(member, images)
-            times.append(time.perf_counter() - started)
-    return logits, min(times)
+        return predict_logits(member, images), least_seconds(lambda: predict_logits(member, images))
 
 
 def _has_bf16() -> bool:

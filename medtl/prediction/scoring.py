@@ -14,7 +14,7 @@ from torch import Tensor
 
 from medtl.errors import CheckpointError, ReadError
 from medtl.imaging.image import Image
-from medtl.imaging.naming import refused_name, sample_key, source_name
+from medtl.imaging.naming import check_names, refused_name, sample_key, source_name
 from medtl.imaging.preprocessing import PreparedImage, prepare_image
 from medtl.imaging.quality import Oddity, find_oddity
 from medtl.imaging.series import Scan, Series, read_series
@@ -63,9 +63,13 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """A prediction with what it was made from; image and prepared are None for a refusal, or if not kept."""
+    """A prediction with what it was made from; image and prepared are None for a refusal, or if not kept.
+
+    series: None for what a scan itself refused.
+    """
 
     prediction: Prediction
+    series: Series | None = None
     image: Image | None = None
     prepared: PreparedImage | None = None
 
@@ -108,8 +112,10 @@ def score_series(
     """Score the series of a scan in batches, in order; what cannot be read is a refused row.
 
     The refusals of the scan itself come first. keep_images: hand each image over along with its prediction;
-    otherwise no more than one is in memory at a time, and a batch of prepared ones.
+    otherwise no more than one is in memory at a time, and a batch of prepared ones. Raises ReadError
+    name-repeated.
     """
+    check_names(scan.series, root)
     yield from map(Scored, refused_rows(scan, root))
     for batch in _batches(scan.series, batch_size):
         yield from score_batch(checkpoint, batch, root, keep_images=keep_images)
@@ -142,11 +148,11 @@ def score_batch(
     for series, result in zip(batch, found, strict=True):
         source = source_name(series, root)
         if isinstance(result, ReadError):
-            yield Scored(_refused_row(source, result))
+            yield Scored(_refused_row(source, result), series)
         else:
             image, prepared_image, oddity, misfit = result
             row = _scored_row(checkpoint, source, next(answers), sample_key(source), oddity, misfit)
-            yield Scored(row, image, prepared_image) if keep_images else Scored(row)
+            yield Scored(row, series, image, prepared_image) if keep_images else Scored(row, series)
 
 
 def _read_and_prepare(

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from medtl.errors import TrainingError
 from medtl.imaging.image import Image
 from medtl.imaging.in_children import work_in_order
-from medtl.imaging.naming import sample_key, source_name
+from medtl.imaging.naming import check_names, sample_key, source_name
 from medtl.imaging.preprocessing import PreprocessingConfig
 from medtl.imaging.series import Scan, Series, read_series
 from medtl.learning.watching import StoppedError, never
@@ -90,7 +90,8 @@ def batch_size(ensemble: Ensemble) -> int:
 
 
 def list_units(scan: Scan, root: Path) -> Iterator[Unit]:
-    """Yield the units of a scan, in order."""
+    """Yield the units of a scan, in order. Raises ReadError name-repeated."""
+    check_names(scan.series, root)
     for series in scan.series:
         yield Unit(source_name(series, root), stamp_of(series), series)
 
@@ -99,7 +100,7 @@ def unscored(scan: Scan, root: Path, journal: Journal, *, try_again: bool) -> li
     """Return the units of which the journal has no row that holds.
 
     A unit whose files have other times and the same bytes keeps its row. try_again: refusals that another
-    try may take back do not hold.
+    try may take back do not hold. Raises ReadError name-repeated.
     """
     return [unit for unit in list_units(scan, root) if not _holds(journal, unit, try_again)]
 

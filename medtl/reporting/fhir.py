@@ -8,7 +8,7 @@ from typing import Any
 
 from medtl.imaging.formats.dicom_source import SourceFile
 from medtl.imaging.storage import read_json
-from medtl.reporting.dicom.concepts import PREDICTED, PROBABILITY, SCHEME, class_concept
+from medtl.reporting.dicom.concepts import PREDICTED, PROBABILITY, SCHEME, class_concept, verdict_words
 from medtl.reporting.dicom.result import RESEARCH_ONLY, StudyResult, derived_uid
 
 Resource = dict[str, Any]
@@ -31,7 +31,7 @@ def fhir_bundle(result: StudyResult) -> Resource:
     resources = [_report(result, [one["id"] for one in observations]), *observations, device]
     return {
         "resourceType": "Bundle",
-        "id": _id(result.uid("fhir")),
+        "id": bundle_id(result),
         "identifier": {"system": URI, "value": f"urn:oid:{result.uid('fhir')}"},
         "type": "collection",
         "timestamp": _now(),
@@ -39,10 +39,15 @@ def fhir_bundle(result: StudyResult) -> Resource:
     }
 
 
+def bundle_id(result: StudyResult) -> str:
+    """Return the id of the Bundle about a result."""
+    return _id(result.uid("fhir"))
+
+
 def holds_bundle(path: Path, result: StudyResult) -> bool:
     """Say whether a file holds the Bundle about this result already."""
     try:
-        return bool(read_json(path)["id"] == _id(result.uid("fhir")))
+        return bool(read_json(path)["id"] == bundle_id(result))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -61,7 +66,7 @@ def _report(result: StudyResult, observations: list[str]) -> Resource:
         "issued": _now(),
         "result": [{"reference": f"urn:uuid:{one}"} for one in observations],
         "imagingStudy": [_study(source)],
-        "conclusion": f"Predicted by the model: {predicted}. {RESEARCH_ONLY}",
+        "conclusion": " ".join([f"Predicted by the model: {predicted}.", *_remarks(result)]),
     }
 
 
@@ -85,8 +90,14 @@ def _observation(result: StudyResult, name: str) -> Resource:
         "method": {"text": f"medtl {model.medtl}, {model.backbone}, {model.calibration}"},
         "device": {"reference": f"urn:uuid:{_id(model.uid)}"},
         "derivedFrom": [_study(source)],
-        "note": [{"text": RESEARCH_ONLY}],
+        "note": [{"text": text} for text in _remarks(result)],
     }
+
+
+def _remarks(result: StudyResult) -> list[str]:
+    """Return what must be read along with an answer: whether the model may judge the image, and its use."""
+    screened = verdict_words(result.screening)
+    return [screened, RESEARCH_ONLY] if screened else [RESEARCH_ONLY]
 
 
 def _device(result: StudyResult) -> Resource:

@@ -15,7 +15,7 @@ from PIL import Image as Picture
 from medtl.errors import ReadError
 from medtl.imaging.formats.nifti_out import write_volume
 from medtl.imaging.image import Image
-from medtl.imaging.series import read_images, scan
+from medtl.imaging.series import Series, read_images, scan
 from medtl.imaging.storage import replacing, write_csv, write_json
 from medtl.learning.checkpoint import Checkpoint
 from medtl.learning.watching import Watcher
@@ -166,22 +166,23 @@ def _write_map(out: Path, name: str, image: Image, explanation: Explanation) -> 
 def find_case(checkpoint: Checkpoint, scored: Scored, masks: Path | None = None) -> list[Case]:
     """Return the case of a study in which the model found the class that is explained, otherwise nothing."""
     row, task = scored.prediction, checkpoint.task
-    if scored.image is None or scored.prepared is None:
+    if scored.series is None or scored.image is None or scored.prepared is None:
         return []
     target = target_of(task, row.probabilities)
     if task.classes[target] not in row.predicted.split("|"):
         return []
     patient = scored.image.facts.patient_key or row.sample_id
-    mask = None if masks is None else _mask_of(masks, row.source, scored.image)
+    mask = None if masks is None else _mask_of(masks, scored.series, scored.image)
     return [Case(scored.image, scored.prepared, target, patient, mask)]
 
 
-def _mask_of(masks: Path, source: str, image: Image) -> NDArray | None:
-    mask = find_mask(masks, Path(source))
+def _mask_of(masks: Path, series: Series, image: Image) -> NDArray | None:
+    mask = find_mask(masks, series.path.absolute() / (series.item or ""))
     if mask is not None and mask.shape != image.pixels.shape[1:]:
         shapes = " and ".join("x".join(map(str, shape)) for shape in (mask.shape, image.pixels.shape[1:]))
         fix = "give masks on the grids of their images"
-        raise ReadError("mask-grid", f"mask and image have {shapes} pixels", where=source, fix=fix)
+        reason = f"mask and image have {shapes} pixels"
+        raise ReadError("mask-grid", reason, where=image.facts.source, fix=fix)
     return mask
 
 

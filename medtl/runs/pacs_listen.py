@@ -6,22 +6,22 @@ An instance is on disk before it is acknowledged, and each step of a study is jo
 a kill the step is done again, to the same objects, and a PACS is sent none that it has acknowledged.
 """
 
-import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from medtl.errors import MedtlError, PacsError
+from medtl.learning.checkpoint import Checkpoint
 from medtl.learning.watching import StoppedError, Unwatched, Watcher
-from medtl.prediction.journal import Journal, open_journal
+from medtl.prediction.journal import Journal, key_of, open_journal
 from medtl.reporting.pacs.gate import Gate
 from medtl.reporting.pacs.inbox import Inbox
 from medtl.reporting.pacs.peer import Tls
 from medtl.runs.common import load_finished
-from medtl.runs.pacs_push import Destination, list_files, missing_extra, push_files
-from medtl.runs.results import results_run
+from medtl.runs.pacs_push import Destination, missing_extra, push_files
+from medtl.runs.results import ResultsOutcome, model_identity, write_results
 
 LOOK_SECONDS = 0.2
 # After a fault that may pass a study waits, each time twice as long.
@@ -42,12 +42,37 @@ class Scoring:
 
 @dataclass(frozen=True)
 class StudyState:
-    """What has been done about a study with the files of a listing. tries: scorings that were begun."""
+    """What has been done about a study.
 
-    listing: str
+    asked: a key of its files, of who judges them, and of what is written and sent where. tries: scorings that
+    were begun. objects: what there is to be sent, as paths within its results.
+    """
+
+    asked: str
     tries: int = 0
     scored: bool = False
     sent: bool = False
+    objects: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class _Judge:
+    """Scoring with the model that it names, loaded once."""
+
+    scoring: Scoring
+    checkpoint: Checkpoint
+
+    def key(self, files: list[str]) -> str:
+        """Return a key of all that what is done about files depends on."""
+        asked = self.scoring
+        facts = {
+            "files": files,
+            "model": model_identity(self.checkpoint).uid,
+            "any modality": asked.any_modality,
+            "kinds": sorted(asked.kinds),
+            "to": str(asked.send_to.peer) if asked.send_to else "",
+        }
+        return key_of(facts)
 
 
 @dataclass(eq=False)
@@ -57,7 +82,7 @@ class _Desk:
     out: Path
     inbox: Inbox
     journal: Journal
-    scoring: Scoring | None
+    judge: _Judge | None
     watcher: Watcher
     faults: dict[str, int]
 
@@ -81,11 +106,10 @@ def listen_run(
         from medtl.reporting.pacs.dimse_scp import listening
     except ImportError as missing:
         raise missing_extra(missing) from missing
-    if scoring:
-        load_finished(scoring.run)  # what cannot score is told now
+    judge = _load_judge(scoring) if scoring else None  # what cannot score is told now
     with open_journal(out / "listener") as journal:
         inbox = Inbox(out / "inbox")
-        desk = _Desk(out, inbox, journal, scoring, watcher, {})
+        desk = _Desk(out, inbox, journal, judge, watcher, {})
         with listening(*address, gate, inbox.keep, _teller(watcher), tls) as port:
             watcher.note("listening", f"{gate.ae}@{address[0]}:{port}{' with TLS' if tls else ''}: {out}")
             while not stop():
@@ -96,6 +120,10 @@ def listen_run(
     raise StoppedError("interrupted", "stopped, all that was acknowledged is kept", where=out, fix=fix)
 
 
+def _load_judge(scoring: Scoring) -> _Judge:
+    return _Judge(scoring, load_finished(scoring.run, any_modality=scoring.any_modality))
+
+
 def _teller(watcher: Watcher) -> Callable[[MedtlError], None]:
     return lambda error: watcher.note("refused", str(error))
 
@@ -104,7 +132,7 @@ def _see_to(desk: _Desk, study: str) -> None:
     """Take a study through the steps that are not done, or let it wait where one of them failed."""
     since = desk.inbox.arrivals[study]
     try:
-        done = desk.scoring is None or _score_and_send(desk, study, desk.scoring)
+        done = desk.judge is None or _score_and_send(desk, study, desk.judge)
     except MedtlError as error:
         done = _told(desk, study, str(error))
     except Exception as error:  # whatever a study does to a library, the others go on
@@ -123,21 +151,23 @@ def _told(desk: _Desk, study: str, line: str) -> bool:
     return False
 
 
-def _score_and_send(desk: _Desk, study: str, scoring: Scoring) -> bool:
+def _score_and_send(desk: _Desk, study: str, judge: _Judge) -> bool:
     """Do what is not done, step by step; return whether all is. Raises MedtlError."""
-    state = _recall(desk, study)
+    state = _recall(desk, study, judge)
     if not state.scored:
-        state = _score(desk, study, scoring, state)
-    if scoring.send_to and not state.sent:
-        state = _send(desk, study, scoring.send_to, state)
-    return state.sent or not scoring.send_to
+        state = _score(desk, study, judge, state)
+    to = judge.scoring.send_to
+    if to and not state.sent:
+        state = _send(desk, study, to, state)
+    return state.sent or not to
 
 
-def _recall(desk: _Desk, study: str) -> StudyState:
-    """Return what has been done about the files that a study has now: nothing, where they are others."""
-    listing = _listing(desk.inbox.folder / study)
+def _recall(desk: _Desk, study: str, judge: _Judge) -> StudyState:
+    """Return what has been done of what is asked for: nothing where files, model, kinds or PACS differ."""
+    names = sorted(path.name for path in (desk.inbox.folder / study).glob("*.dcm"))  # none is ever replaced
+    asked = judge.key(names)
     known = desk.journal.recall(f"study {study}")
-    return StudyState(**known) if known and known["listing"] == listing else StudyState(listing)
+    return StudyState(**known) if known and known.get("asked") == asked else StudyState(asked)
 
 
 def _remember(desk: _Desk, study: str, state: StudyState, **changes: Any) -> StudyState:
@@ -146,7 +176,7 @@ def _remember(desk: _Desk, study: str, state: StudyState, **changes: Any) -> Stu
     return state
 
 
-def _score(desk: _Desk, study: str, scoring: Scoring, state: StudyState) -> StudyState:
+def _score(desk: _Desk, study: str, judge: _Judge, state: StudyState) -> StudyState:
     if state.tries >= MOST_TRIES:
         reason, fix = f"ended the process {MOST_TRIES} times", "try medtl results on its folder"
         error = PacsError("pacs-given-up", reason, where=desk.inbox.folder / study, fix=fix)
@@ -154,35 +184,37 @@ def _score(desk: _Desk, study: str, scoring: Scoring, state: StudyState) -> Stud
         return _remember(desk, study, state, scored=True, sent=True)
     state = _remember(desk, study, state, tries=state.tries + 1)
     folder, results = desk.inbox.folder / study, desk.out / "results" / study
+    kinds = judge.scoring.kinds
     try:
-        outcome = results_run(
-            scoring.run, folder, results, Unwatched(), kinds=scoring.kinds, any_modality=scoring.any_modality
-        )
+        outcome = write_results(judge.checkpoint, folder, results, Unwatched(), kinds=kinds)
     except MedtlError as error:
         if error.code != "folder-empty":
             _remember(desk, study, state, tries=state.tries - 1)  # the process has not ended
             raise
         desk.watcher.note("refused", f"study {study}: holds no image")
         return _remember(desk, study, state, scored=True, sent=True)
+    _tell_results(desk, study, outcome)
+    objects = [path for row in outcome.rows for kind, path in row.files.items() if kind != "fhir"]
+    return _remember(desk, study, state, scored=True, sent=not objects, objects=objects)
+
+
+def _tell_results(desk: _Desk, study: str, outcome: ResultsOutcome) -> None:
     for row in outcome.rows:
         if row.refused:
             said = row.prediction
             desk.watcher.note("refused", f"study {study}: [{said.code}] {said.source}: {said.reason}")
     count = sum(any(kind != "fhir" for kind in row.files) for row in outcome.rows)
     desk.watcher.note("scored", f"study {study}: {count} of {len(outcome.rows)} series: {outcome.table}")
-    return _remember(desk, study, state, scored=True, sent=count == 0)
 
 
 def _send(desk: _Desk, study: str, to: Destination, state: StudyState) -> StudyState:
-    """Send what the PACS has not acknowledged. Raises PacsError where it does not take all of it."""
-    outcome = push_files(list_files(desk.out / "results" / study / "dicom"), to, desk.journal, Unwatched())
+    """Send what was written last and the PACS has not acknowledged.
+
+    Of a study that grew older objects lie there, too. Raises PacsError where it does not take all of it.
+    """
+    files = [desk.out / "results" / study / path for path in state.objects]
+    outcome = push_files(files, to, desk.journal, Unwatched())
     if outcome.failures:
         raise outcome.failures[0]
     desk.watcher.note("sent", f"study {study}: {outcome.sent} objects to {to.peer}")
     return _remember(desk, study, state, sent=True)
-
-
-def _listing(folder: Path) -> str:
-    """Return a key of which instances a study has: none is ever replaced."""
-    names: Sequence[str] = sorted(path.name for path in folder.glob("*.dcm"))
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:24]

@@ -75,7 +75,9 @@ def push_files(
     waiting = [one for one in instances if anew or not journal.recall(_key(to, one.content))]
     kept, sent = len(instances) - len(waiting), 0
     for done, (instance, reason) in enumerate(_store(to, waiting), start=1):
-        if reason:
+        if isinstance(reason, ReadError):
+            failures.append(reason)
+        elif reason:
             failures.append(PacsError("pacs-not-kept", reason, where=instance.path, fix="see the PACS's log"))
         else:
             journal.remember(_key(to, instance.content), True)
@@ -104,7 +106,7 @@ def _read(files: Sequence[Path]) -> tuple[list[Instance], list[MedtlError]]:
     return instances, failures
 
 
-def _store(to: Destination, instances: Sequence[Instance]) -> Iterator[tuple[Instance, str]]:
+def _store(to: Destination, instances: Sequence[Instance]) -> Iterator[tuple[Instance, str | ReadError]]:
     if not instances:
         return
     try:

@@ -17,8 +17,7 @@ from medtl.imaging.display import Display, make_display
 from medtl.imaging.identifiers import read_identifiers
 from medtl.imaging.image import Image
 from medtl.imaging.manifest import Task, load_manifest, targets
-from medtl.imaging.naming import source_name
-from medtl.imaging.series import Scan, Series, scan
+from medtl.imaging.series import Scan, scan
 from medtl.imaging.storage import read_json
 from medtl.imaging.terms import shown_body_part, shown_modality, shown_view
 from medtl.learning.checkpoint import Checkpoint
@@ -74,12 +73,11 @@ class ReportOptions:
 
 @dataclass(frozen=True)
 class _Job:
-    """What every study of a report needs. series: by source name; labels: by sample id."""
+    """What every study of a report needs. labels: by sample id."""
 
     checkpoint: Checkpoint
     options: ReportOptions
     methods: tuple[str, ...]
-    series: dict[str, Series]
     labels: dict[str, Names]
     cases: list[Case] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
@@ -99,9 +97,8 @@ def report_run(
     checks = {} if options.audit is None else _read_audit(options.audit, checkpoint)
     folder = _scored_folder(source, checkpoint)
     found = scan(folder)
-    series = {source_name(one, folder): one for one in found.series}
     labels = {} if options.labels is None else _read_labels(folder, options.labels, run, checkpoint.task)
-    job = _Job(checkpoint, options, methods, series, labels)
+    job = _Job(checkpoint, options, methods, labels)
     findings = _findings(job, found, folder, checks, watcher)
     return write_report(out, findings, job.refusals, model_card(run, checkpoint), checks)
 
@@ -204,7 +201,7 @@ def _audit(job: _Job, watcher: Watcher) -> dict[str, MapCheck]:
 
 
 def _finding(job: _Job, scored: Scored) -> StudyFinding:
-    assert scored.image is not None
+    assert scored.series and scored.image
     row, image, task = scored.prediction, scored.image, job.checkpoint.task
     explained = _explain(job, scored)
     shown = {method: _display(image, found) for method, found in explained.items()}
@@ -227,7 +224,7 @@ def _finding(job: _Job, scored: Scored) -> StudyFinding:
         warning=row.reason,
         facts=_facts(image),
         notes=image.facts.notes,
-        identifiers=read_identifiers(job.series[row.source], row.source) if named else {},
+        identifiers=read_identifiers(scored.series, row.source) if named else {},
         oriented=image.affine is not None,
     )
 

@@ -15,7 +15,6 @@ from medtl import __version__
 from medtl.errors import OutputError, ReadError
 from medtl.imaging.formats.dicom import SHARED_UID
 from medtl.imaging.formats.dicom_source import read_sources
-from medtl.imaging.naming import source_name
 from medtl.imaging.series import Scan, Series, scan
 from medtl.imaging.storage import write_csv, write_json
 from medtl.learning.checkpoint import Checkpoint
@@ -25,9 +24,10 @@ from medtl.prediction.conformal import in_sets
 from medtl.prediction.explanation import explain
 from medtl.prediction.saliency import check_method, default_method
 from medtl.prediction.scoring import Prediction, Scored, score_series
+from medtl.reporting.dicom.headers import instance_uid
 from medtl.reporting.dicom.objects import BUILDERS, write_object
 from medtl.reporting.dicom.result import ModelIdentity, StudyResult
-from medtl.reporting.fhir import fhir_bundle, holds_bundle
+from medtl.reporting.fhir import bundle_id, fhir_bundle, holds_bundle
 from medtl.runs.common import load_finished
 from medtl.runs.report import METHOD_NAMES
 
@@ -75,22 +75,34 @@ def results_run(
     method: str | None = None,
     any_modality: bool = False,
 ) -> ResultsOutcome:
+    """Load a run and write what it says of a folder, as write_results does. Raises CheckpointError, too."""
+    checkpoint = load_finished(run, any_modality=any_modality)
+    return write_results(checkpoint, folder, out, watcher, kinds=kinds, method=method)
+
+
+def write_results(
+    checkpoint: Checkpoint,
+    folder: Path,
+    out: Path,
+    watcher: Watcher,
+    *,
+    kinds: Sequence[str] = KINDS,
+    method: str | None = None,
+) -> ResultsOutcome:
     """Write the objects of `kinds` about each DICOM series of a folder below `out`, and results.csv.
 
+    An object is named by its UID: one that is there stays as it is, whatever its series is called now.
     method: of saliency; by default the one that suits the network. Raises ConfigError saliency-method;
     OutputError output-unwritable, also where `out` lies in `folder`.
     """
     _check_apart(out, folder)
-    checkpoint = load_finished(run, any_modality=any_modality)
     method = method or default_method(checkpoint.classifier)
     check_method(method, checkpoint.classifier)
     job = _Job(checkpoint, model_identity(checkpoint), method)
     found = _refuse_others(scan(folder))
-    by_source = {source_name(series, folder): series for series in found.series}
     total, rows = len(found.series) + len(found.refusals), []
     for done, scored in enumerate(score_series(checkpoint, found, folder, batch_size=1), start=1):
-        series = by_source.get(scored.prediction.source)
-        rows.append(_write_results(job, scored, series, kinds, out))
+        rows.append(_write_results(job, scored, kinds, out))
         watcher.progress("writing results", done, total)
     flat = sum(bool(row.files) and "map" not in row.files and not row.refused for row in rows)
     if "map" in kinds and flat:
@@ -105,7 +117,15 @@ def model_identity(checkpoint: Checkpoint) -> ModelIdentity:
     header = checkpoint.header
     lenient = {"modalities", "body_parts"}
     settings = header.model_dump_json(
-        include={"task_kind", "classes", "preprocessing", "thresholds", "calibration", "conformal"},
+        include={
+            "task_kind",
+            "classes",
+            "preprocessing",
+            "thresholds",
+            "calibration",
+            "conformal",
+            "screening",
+        },
         exclude={"preprocessing": lenient},
     )
     return ModelIdentity(
@@ -143,20 +163,18 @@ def _no_way_back(series: Series) -> ReadError | None:
     return None
 
 
-def _write_results(
-    job: _Job, scored: Scored, series: Series | None, kinds: Sequence[str], out: Path
-) -> ResultRow:
+def _write_results(job: _Job, scored: Scored, kinds: Sequence[str], out: Path) -> ResultRow:
     row, files = scored.prediction, dict[str, str]()
-    if series is None or scored.image is None:
+    if scored.image is None:
         return ResultRow(row, files)
     try:
-        result = _study_result(job, scored, series)
+        result = _study_result(job, scored)
     except ReadError as error:
         return ResultRow(_with_error(row, error, "refused"), files)
     for kind in kinds:
         if kind == "map" and result.image.affine is None:
             continue  # an image that is no volume has no grid of slices
-        path = f"fhir/{row.sample_id}.json" if kind == "fhir" else f"dicom/{row.sample_id}-{kind}.dcm"
+        path = _path_of(result, kind)
         try:
             _write(out / path, result, kind)
         except ReadError as error:
@@ -166,10 +184,10 @@ def _write_results(
     return ResultRow(row, files)
 
 
-def _study_result(job: _Job, scored: Scored, series: Series) -> StudyResult:
-    assert scored.image is not None and scored.prepared is not None
+def _study_result(job: _Job, scored: Scored) -> StudyResult:
+    assert scored.series and scored.image and scored.prepared
     checkpoint, row = job.checkpoint, scored.prediction
-    sources = read_sources(series)
+    sources = read_sources(scored.series)
     explanation = explain(checkpoint, scored.image, scored.prepared, row.probabilities, job.method)
     return StudyResult(
         sources=sources,
@@ -178,6 +196,7 @@ def _study_result(job: _Job, scored: Scored, series: Series) -> StudyResult:
         probabilities=row.probabilities,
         predicted=tuple(row.predicted.split("|")) if row.predicted else (),
         held=_held(checkpoint, row.probabilities),
+        screening=row.screening,
         target_class=explanation.target_class,
         method=METHOD_NAMES[job.method],
         heatmap=explanation.heatmap,
@@ -193,6 +212,14 @@ def _held(checkpoint: Checkpoint, probabilities: Sequence[float]) -> tuple[str, 
     members = in_sets(np.array([probabilities]), floors)[0]
     present = members[:, 1] if task.kind == "multilabel" else members
     return tuple(name for name, member in zip(task.classes, present, strict=True) if member)
+
+
+def _path_of(result: StudyResult, kind: str) -> str:
+    return (
+        f"fhir/{bundle_id(result)}.json"
+        if kind == "fhir"
+        else f"dicom/{instance_uid(result, kind)}-{kind}.dcm"
+    )
 
 
 def _write(path: Path, result: StudyResult, kind: str) -> None:

@@ -1,7 +1,7 @@
 """Score a folder of studies into tables, and go on where that was broken off."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,13 @@ from medtl.prediction.score_files import FORMATS, check_formats
 from medtl.prediction.scoring import Prediction
 from medtl.prediction.streaming import batch_size, rows_of, stream, unscored
 from medtl.runs.common import load_finished
+
+# Is told each row once, in order, when the tables are written.
+Tell = Callable[[Prediction], object]
+
+
+def tell_nobody(row: Prediction) -> None:
+    """Let a row be."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +51,7 @@ class ScoreOptions:
 class ScoreOutcome:
     """What a folder's scoring came to. kept: rows that the journal had; skipped: files that are no images."""
 
-    out: Path
-    folder: Path
     scan: Scan
-    judge: dict[str, Any]
     tables: tuple[Path, ...]
     scored: int
     refused: int
@@ -63,17 +67,6 @@ class ScoreOutcome:
         """How many files were skipped."""
         return self.scan.skipped
 
-    @property
-    def predictions(self) -> tuple[Prediction, ...]:
-        """All rows, in order."""
-        return tuple(self.read())
-
-    def read(self) -> Iterator[Prediction]:
-        """Yield the rows from the journal, in order."""
-        with open_journal(self.out) as journal:
-            journal.open_for(self.judge)
-            yield from rows_of(self.scan, self.folder, journal)
-
 
 def score_run(
     run: Path,
@@ -82,8 +75,11 @@ def score_run(
     watcher: Watcher,
     options: ScoreOptions = ScoreOptions(),
     stop: Callable[[], bool] = never,
+    tell: Tell = tell_nobody,
 ) -> ScoreOutcome:
     """Score every series and image of a folder into tables in OUT, refusals included, one row each.
+
+    The journal is held until all is told: nobody else gets hold of it before.
 
     Raises StoppedError after the current batch when `stop` says so; TrainingError run-locked where another
     process scores into OUT.
@@ -96,7 +92,7 @@ def score_run(
         ensemble = choose_engine(ensemble, journal, options, watcher)
         ensemble = open_judge(ensemble, journal, found, options)
         kept = score_into(journal, ensemble, found, folder, options, watcher, stop)
-        return write_outcome(journal, ensemble, found, folder, options, kept)
+        return write_outcome(journal, ensemble, found, folder, options, kept, tell)
 
 
 def load_ensemble(run: Path, options: ScoreOptions) -> Ensemble:
@@ -150,7 +146,7 @@ def open_judge(
     if precision == "auto":
         key = f"precision {key_of(ensemble.facts)}"
         trial = journal.recall(key)
-        if trial is None or anew:
+        if trial is None or anew or not trial["images"]:  # one without images says nothing of the next
             trial = try_precision(ensemble, found.series[: batch_size(ensemble)]).to_json()
             journal.remember(key, trial)
         precision = trial["chosen"]
@@ -189,14 +185,22 @@ def score_into(
 
 
 def write_outcome(
-    journal: Journal, ensemble: Ensemble, found: Scan, folder: Path, options: ScoreOptions, kept: int
+    journal: Journal,
+    ensemble: Ensemble,
+    found: Scan,
+    folder: Path,
+    options: ScoreOptions,
+    kept: int,
+    tell: Tell = tell_nobody,
 ) -> ScoreOutcome:
     """Write the tables from the journal, and the record of what was scored by whom."""
     out, classes = journal.path.parent, ensemble.lead.task.classes
     tables = tuple(out / f"scores.{name}" for name in options.formats)
+    counts: Counter[str] = Counter()
+    rows = _counted(rows_of(found, folder, journal), counts, tell)
     for name, table in zip(options.formats, tables, strict=True):
-        FORMATS[name](table, classes, rows_of(found, folder, journal))
-    counts = Counter(row.status for row in rows_of(found, folder, journal))
+        FORMATS[name](table, classes, rows)
+        rows = rows_of(found, folder, journal)
     facts = {
         "folder": str(folder.resolve()),
         "model_sha256": ensemble.members[0].sha256,
@@ -206,8 +210,15 @@ def write_outcome(
         **_how(ensemble, journal),
     }
     write_json(out / "scores.json", facts)
-    judge = ensemble.facts
-    return ScoreOutcome(out, folder, found, judge, tables, counts["scored"], counts["refused"], kept)
+    return ScoreOutcome(found, tables, counts["scored"], counts["refused"], kept)
+
+
+def _counted(rows: Iterable[Prediction], counts: Counter[str], tell: Tell) -> Iterator[Prediction]:
+    """Pass rows on, counted by status and told."""
+    for row in rows:
+        counts[row.status] += 1
+        tell(row)
+        yield row
 
 
 def _how(ensemble: Ensemble, journal: Journal) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """medtl pacs: results go to a PACS once, studies come from it whole, and what is received is scored."""
 
 import errno
+import json
 import os
 import random
 import shutil
@@ -21,7 +22,7 @@ from medtl.errors import PacsError
 from medtl.prediction.journal import open_journal
 from medtl.reporting.pacs.instance import read_instance
 from medtl.reporting.pacs.peer import DimsePeer, Tls, server_tls
-from medtl.runs.results import results_run
+from medtl.runs.results import write_results
 from tests.cli import jobs
 from tests.cli.conftest import Trained
 from tests.reporting.pacs.peers import (
@@ -33,11 +34,12 @@ from tests.reporting.pacs.peers import (
     wait_for,
     write_instances,
 )
-from tests.reporting.pacs.web import Answer, listing, part, serving
+from tests.reporting.pacs.web import Answer, listing, part, serving, stored
 
 pytest.importorskip("pynetdicom", reason="medtl[pacs] is not installed")
 pytest.importorskip("requests", reason="medtl[pacs] is not installed")
 
+NO_ADDRESSES = ("nowhere", "http://[::1", "http://a..b/d", "AE@a..b:104")
 SYSTEM = "/usr/local/bin:/usr/bin"  # pynetdicom installs tools of the same names as dcmtk
 
 
@@ -101,6 +103,24 @@ def test_a_dropped_association_loses_nothing(tmp_path: Path) -> None:
     assert len(found.received) == 4
 
 
+def test_a_file_that_goes_while_others_are_sent_is_a_line(tmp_path: Path) -> None:
+    sent = write_instances(tmp_path / "out", 3)
+
+    def go(_: int) -> int:
+        sent[1].unlink(missing_ok=True)
+        return 0x0000
+
+    with archive() as found:
+        found.status = go
+        told = push(tmp_path / "out", f"ARCHIVE@127.0.0.1:{found.port}", exit_code=3)
+    assert "2 objects sent, 1 refused" in told and told.count("refused: [file-missing]") == 1
+    uids = [dcmread(path).SOPInstanceUID for path in write_instances(tmp_path / "out", 3)]
+    with serving() as server:
+        server.answer = lambda *_: stored(*uids, status=200 + go(0))
+        told = push(tmp_path / "out", server.url, exit_code=3)
+    assert "2 objects sent, 1 refused" in told and told.count("refused: [file-missing]") == 1
+
+
 def test_damaged_and_other_files_are_told_or_left_out(tmp_path: Path) -> None:
     first, second = write_instances(tmp_path / "out", 2)
     second.write_bytes(b"<script>=cmd()")
@@ -119,12 +139,12 @@ def test_push_says_in_a_line_what_is_wrong(tmp_path: Path) -> None:
     for folder, to, code in (
         ("out", nobody, "pacs-unreachable"),
         ("out", nobody.replace("ARCHIVE@127.0.0.1", "http://127.0.0.1"), "pacs-unreachable"),
-        ("out", "nowhere", "pacs-address"),
         ("empty", nobody, "folder-empty"),
         ("absent", nobody, "file-missing"),
     ):
         assert jobs.fault(jobs.medtl("pacs", "push", tmp_path / folder, "--to", to)) == code
-    assert jobs.fault(jobs.medtl("pacs", "push", tmp_path / "out", "--to", nobody, "--ae", "A" * 17))
+    for more in (("--to", nobody, "--ae", "A" * 17), *(("--to", to) for to in NO_ADDRESSES)):
+        assert jobs.fault(jobs.medtl("pacs", "push", tmp_path / "out", *more), exit_code=2) == "pacs-address"
     assert jobs.medtl("pacs", "push", tmp_path / "out").exit_code == 2
 
 
@@ -143,6 +163,18 @@ def test_tls_options_reach_the_association(tmp_path: Path) -> None:
         push(tmp_path / "out", to, exit_code=1)
         options = ("--tls-cert", files.certificate, "--tls-key", files.key, "--tls-ca", files.authority)
         assert "1 objects sent" in push(tmp_path / "out", to, *options)
+
+
+def test_a_key_without_its_certificate_is_refused(tmp_path: Path) -> None:
+    write_instances(tmp_path / "out", 1)
+    key = ("--tls-key", make_certificates(tmp_path).key)
+    for command in (
+        ("push", tmp_path / "out", "--to", "A@127.0.0.1:1"),
+        ("pull", "--from", "https://127.0.0.1:1", "--out", tmp_path / "in"),
+        (*["listen", "--ae", "MEDTL", "--port", "0", "--allow-ae", "A", "--out"], tmp_path / "got"),
+    ):
+        result = jobs.medtl("pacs", *command, *key)
+        assert result.exit_code == 2 and "--tls-key needs --tls-cert" in result.stderr
 
 
 def test_without_the_extra_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,6 +251,9 @@ def test_pull_says_in_a_line_what_is_wrong(tmp_path: Path) -> None:
         assert jobs.fault(result) == code
     bad = jobs.medtl("pacs", "pull", "--from", nobody, "--out", tmp_path, "--study", "../x")
     assert jobs.fault(bad) == "config-value"
+    for source in NO_ADDRESSES:
+        result = jobs.medtl("pacs", "pull", "--from", source, "--out", tmp_path / "out")
+        assert jobs.fault(result, exit_code=2) == "pacs-address"
     absent = f"A@127.0.0.1:{free_port()}"
     result = jobs.medtl("pacs", "pull", "--from", absent, "--out", tmp_path / "out")
     assert jobs.fault(result) == "pacs-unreachable"
@@ -408,6 +443,78 @@ def test_what_is_received_is_scored_and_results_are_sent_on_once(
     assert listener.said().count("scored ") == 4
 
 
+def test_a_study_that_grows_keeps_its_objects_and_sends_those_of_today_alone(
+    trained_3d: Trained, tmp_path: Path, listeners: list[Listener], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medtl.runs.pacs_listen.RETRY_SECONDS", 0.5)
+    monkeypatch.setattr("medtl.runs.pacs_listen.LONGEST_RETRY", 0.5)
+    first, second = (
+        sorted(jobs.write_volume(tmp_path / name, 1, 1, FrameOfReferenceUID="1.2").glob("*.dcm"))
+        for name in ("first", "second")
+    )
+    objects = tmp_path / "out/results"
+    with archive() as found:
+        found.status = lambda _: 0xA700  # until the study has grown
+        to = f"ARCHIVE@127.0.0.1:{found.port}"
+        listener = Listener(tmp_path / "out", "--score", trained_3d.run, "--send-to", to)
+        listeners.append(listener)
+        listener.start()
+        send(listener.port, first[:7])
+        wait_for(lambda: listener.said().count("scored ") == 1)
+        short = {path: path.read_bytes() for path in objects.rglob("*.dcm")}
+        send(listener.port, first[7:])
+        wait_for(lambda: listener.said().count("scored ") == 2)
+        whole = {path: path.read_bytes() for path in objects.rglob("*.dcm") if path not in short}
+        found.status = lambda _: 0x0000
+        wait_for(lambda: listener.said().count("sent   ") == 1)
+        assert set(found.received) == {dcmread(path).SOPInstanceUID for path in whole}
+        send(listener.port, second)
+        wait_for(lambda: listener.said().count("sent   ") == 2)
+    assert len(short) == len(whole) == 3 and all(path.read_bytes() == whole[path] for path in whole)
+    assert (
+        len(found.received) == len(set(found.received)) == 6
+    )  # what was sent of the first is not sent again
+    assert len(listener.rows()) == 2
+
+
+def test_another_pacs_kind_or_model_is_not_taken_for_what_was_done(
+    trained: Trained, tmp_path: Path, listeners: list[Listener]
+) -> None:
+    other = Path(shutil.copytree(trained.run, tmp_path / "other run"))
+    header = next(other.glob("checkpoints/best/checkpoint.json"))
+    facts = json.loads(header.read_text())
+    header.write_text(json.dumps({**facts, "thresholds": [0.123]}))
+    with archive() as one, archive() as two:
+        first, second = (("--send-to", f"ARCHIVE@127.0.0.1:{found.port}") for found in (one, two))
+        asked = [
+            ("--score", trained.run, "--kind", "sr", *first),
+            ("--score", trained.run, "--kind", "sr", *second),
+            ("--score", trained.run, *second),
+            ("--score", other, *second),
+        ]
+        for count, more in enumerate(asked, start=1):
+            listener = Listener(tmp_path / "out", *more)
+            listeners.append(listener)
+            listener.start()
+            if count == 1:
+                send(listener.port, radiographs(tmp_path / "in", 1))
+            wait_for(lambda: listener.said().count("sent   ") == count)  # noqa: B023
+            assert listener.end(signal.SIGTERM) == 143
+    assert [len(one.received), len(two.received)] == [1, 4]
+    assert one.received[0] == two.received[0] and len(set(two.received)) == 4
+
+
+def test_the_model_is_loaded_once(trained: Trained, tmp_path: Path, listeners: list[Listener]) -> None:
+    run = Path(shutil.copytree(trained.run, tmp_path / "run"))
+    listener = Listener(tmp_path / "out", "--score", run)
+    listeners.append(listener)
+    listener.start()
+    shutil.rmtree(run)
+    send(listener.port, radiographs(tmp_path / "in", 2))
+    wait_for(lambda: listener.said().count("scored ") == 2)
+    assert "fault" not in listener.said()
+
+
 def test_tls_is_spoken_on_both_sides(trained: Trained, tmp_path: Path, listeners: list[Listener]) -> None:
     files = make_certificates(tmp_path)
     ours = Tls(files.certificate, files.key, files.authority)
@@ -467,9 +574,9 @@ def test_whatever_a_study_does_to_a_library_it_waits_and_the_others_go_on(
     def fail_first(*arguments: object, **options: object) -> object:
         if next(calls) == 0:
             raise RuntimeError("Canary^Kim made the library fail")
-        return results_run(*arguments, **options)  # type: ignore[arg-type]
+        return write_results(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("medtl.runs.pacs_listen.results_run", fail_first)
+    monkeypatch.setattr("medtl.runs.pacs_listen.write_results", fail_first)
     monkeypatch.setattr("medtl.runs.pacs_listen.RETRY_SECONDS", 1.0)
     listener = Listener(tmp_path / "out", "--score", trained.run)
     listeners.append(listener)
@@ -489,7 +596,7 @@ def test_a_study_that_ends_the_process_again_and_again_is_left_alone(
     listener = Listener(tmp_path / "out", "--score", trained.run)
     listeners.append(listener)
     with monkeypatch.context() as patch:
-        patch.setattr("medtl.runs.pacs_listen.results_run", die)
+        patch.setattr("medtl.runs.pacs_listen.write_results", die)
         for _ in range(2):
             listener.start()
             if not [*(tmp_path / "out/inbox").rglob("*.dcm")]:
@@ -615,12 +722,16 @@ def test_listen_says_in_a_line_what_is_wrong(trained: Trained, tmp_path: Path) -
     files = make_certificates(tmp_path)
     assert jobs.medtl(*allowed, "--tls-ca", files.authority).exit_code == 2
     for more, code in (
-        (("--allow-address", "everyone"), "pacs-address"),
         (("--score", tmp_path / "no run"), "run-missing"),
-        (("--score", trained.run, "--send-to", "nowhere"), "pacs-address"),
         (("--bind", "203.0.113.1", "--allow-address", "10.0.0.0/8"), "pacs-port"),
         (("--tls-cert", files.certificate, "--tls-key", files.stranger_key), "pacs-tls"),
     ):
         assert jobs.fault(jobs.medtl(*allowed, *more)) == code
+    for more in (
+        ("--allow-address", "everyone"),
+        ("--bind", "a..b", "--allow-address", "10.0.0.0/8"),
+        *(("--score", trained.run, "--send-to", to) for to in NO_ADDRESSES),
+    ):
+        assert jobs.fault(jobs.medtl(*allowed, *more), exit_code=2) == "pacs-address"
     with open_journal(tmp_path / "out/listener"):
         assert jobs.fault(jobs.medtl(*allowed)) == "run-locked"

@@ -9,7 +9,7 @@ import pytest
 from highdicom.sr import srread
 from pydicom import dcmread
 
-from medtl.reporting.dicom.concepts import PREDICTED, PROBABILITY, THRESHOLD
+from medtl.reporting.dicom.concepts import PREDICTED, PROBABILITY, SCREENING, THRESHOLD, VERDICTS
 from tests.cli import jobs
 from tests.cli.conftest import Trained
 
@@ -57,6 +57,8 @@ def test_the_report_holds_what_medtl_score_says(trained: Trained, radiographs: P
         for group in report.content.get_image_measurement_groups():
             value = group.get_measurements()[0].value
             assert value == pytest.approx(float(score[f"p_{group.tracking_identifier}"]), abs=1e-6)
+            (screened,) = group.get_qualitative_evaluations(SCREENING)
+            assert screened.value.meaning == VERDICTS[score["screening"]].meaning
         bundle = json.loads((tmp_path / "out" / row["fhir"]).read_text())
         assert score["predicted"] in bundle["entry"][0]["resource"]["conclusion"]
 
@@ -67,6 +69,24 @@ def test_volumes_get_a_map_on_their_slices(trained_3d: Trained, tmp_path: Path) 
     (row,) = results(trained_3d.run, folder, tmp_path / "out")
     written = dcmread(tmp_path / "out" / row["map"])
     assert (written.NumberOfFrames, written.Rows, written.FrameOfReferenceUID) == (8, 16, "1.2.826.0.9")
+
+
+def test_a_series_in_the_folder_itself_and_one_in_a_folder_of_its_name_get_their_own(
+    trained_3d: Trained, tmp_path: Path
+) -> None:
+    jobs.write_volume(tmp_path / "study", 1, 1)
+    jobs.write_volume(tmp_path / "study/study", 2, 0)
+    score = jobs.medtl("score", trained_3d.run, tmp_path / "study", "--out", tmp_path / "scores")
+    assert score.exit_code == 0, score.output
+    scores = {row["source"]: row["p_lesion"] for row in jobs.read_rows(tmp_path / "scores/scores.csv")}
+    rows = results(trained_3d.run, tmp_path / "study", tmp_path / "out", "--kind", "sr")
+    for row, patient in zip(rows, ("CANARY-1", "CANARY-2"), strict=True):
+        report = srread(tmp_path / "out" / row["sr"])
+        groups = report.content.get_image_measurement_groups()
+        found = {group.tracking_identifier: group.get_measurements()[0].value for group in groups}
+        assert found["lesion"] == pytest.approx(float(scores[row["source"]]), abs=1e-6)
+        assert report.PatientID == patient
+    assert [row["source"] for row in rows] == [".", "study"]
 
 
 def test_a_volume_without_a_frame_of_reference_gets_the_rest(trained_3d: Trained, tmp_path: Path) -> None:

@@ -2,19 +2,23 @@
 
 import json
 import os
+import pty
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pydicom.uid import ComputedRadiographyImageStorage
 
+from medtl.cli import main
 from medtl.cli.terminal import TerminalWatcher
 from medtl.learning import graphs
 from medtl.learning.checkpoint import load_checkpoint
 from medtl.prediction import engine
-from medtl.prediction.journal import open_journal
+from medtl.prediction.journal import Journal, open_journal
 from tests.cli import jobs
 from tests.cli.conftest import Trained
 from tests.imaging.conftest import build_dataset, pattern, save
@@ -48,6 +52,19 @@ def test_each_series_has_a_row(trained_3d: Trained, tmp_path: Path) -> None:
     assert len(rows) == 12 and {row["status"] for row in rows.values()} == {"scored"}
 
 
+def test_a_series_in_the_folder_itself_and_one_in_a_folder_of_its_name_are_two_rows(
+    trained_3d: Trained, tmp_path: Path
+) -> None:
+    folder = tmp_path / "study"
+    jobs.write_volume(folder, 1, 1)
+    jobs.write_volume(folder / "study", 2, 0)
+    rows = score(trained_3d.run, folder, tmp_path / "out")
+    assert sorted(rows) == [".", "study"]
+    assert rows["study"]["p_lesion"] != rows["."]["p_lesion"]
+    lone = score(trained_3d.run, folder / "study", tmp_path / "lone")
+    assert lone["."]["p_lesion"] == rows["study"]["p_lesion"]
+
+
 def test_bad_files_are_rows_and_the_others_score_as_without_them(trained: Trained, tmp_path: Path) -> None:
     clean = score(trained.run, trained.data, tmp_path / "clean")
     folder = Path(shutil.copytree(trained.data, tmp_path / "mixed"))
@@ -78,6 +95,48 @@ def test_refusals_are_told_one_line_each(trained: Trained, tmp_path: Path) -> No
     told = [line for line in result.stderr.splitlines() if line.startswith("refused: ")]
     assert len(told) == 1 and told[0].startswith("refused: [file-empty] bad.png: ")
     assert result.stdout.startswith("1 scored, 1 refused")
+
+
+def test_on_a_terminal_the_bar_is_gone_before_rows_are_told(trained: Trained, tmp_path: Path) -> None:
+    jobs.write_png(tmp_path / "folder/good.png", jobs.draw(0, 0))
+    (tmp_path / "folder/bad.png").write_bytes(b"")
+    child, terminal = pty.fork()
+    if not child:
+        try:
+            with Path("/dev/tty").open("w") as screen:
+                sys.stdout = sys.stderr = screen  # pytest's own are none
+                main(["score", str(trained.run), str(tmp_path / "folder"), "--out", str(tmp_path / "out")])
+        finally:
+            os._exit(99)
+    shown = b""
+    with suppress(OSError):  # the end of a terminal
+        while part := os.read(terminal, 4096):
+            shown += part
+    os.waitpid(child, 0)
+    (line,) = [line for line in shown.decode().splitlines() if "refused: [" in line]
+    assert "scoring" not in line.split("\x1b[2K")[-1] and "good.png" not in line
+
+
+def test_who_takes_the_journal_at_the_end_does_not_take_the_success(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/bad.png").write_bytes(b"")
+    jobs.write_png(tmp_path / "folder/good.png", jobs.draw(0, 0))
+    with ExitStack() as others:
+
+        @contextmanager
+        def snatched(folder: Path) -> Iterator[Journal]:
+            with open_journal(folder) as journal:
+                yield journal
+            others.enter_context(open_journal(folder))
+
+        monkeypatch.setattr("medtl.runs.score.open_journal", snatched)
+        formats = ("--format", "csv", "--format", "jsonl")
+        result = jobs.medtl("score", trained.run, tmp_path / "folder", "--out", tmp_path / "out", *formats)
+    assert result.exit_code == 3 and result.stderr.count("refused: [file-empty] bad.png") == 1
+    assert result.stdout.startswith("1 scored, 1 refused")
+    assert len((tmp_path / "out/scores.jsonl").read_text().splitlines()) == 2
 
 
 def test_json_is_one_document_with_a_row_each(trained: Trained, tmp_path: Path) -> None:
@@ -307,6 +366,25 @@ def test_runs_of_other_images_refuse_together(trained: Trained, trained_3d: Trai
 def test_mirror_images_that_training_never_saw_are_refused(trained: Trained, tmp_path: Path) -> None:
     result = jobs.medtl("score", trained.run, trained.data, "--out", tmp_path / "out", "--tta")
     assert jobs.fault(result) == "config-value" and "--tta" in result.stderr
+
+
+def test_a_precision_is_tried_again_where_there_was_no_image_to_try_it_on(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    monkeypatch.setattr("medtl.prediction.precision._has_bf16", lambda: True)
+    arguments = ("score", trained.run, folder, "--out", tmp_path / "out", "--precision", "auto")
+    (folder / "bad.png").write_bytes(
+        jobs.write_png(tmp_path / "whole.png", jobs.draw(0, 0)).read_bytes()[:-40]
+    )
+    for images in (0, 1):
+        if images:
+            (folder / "bad.png").unlink()
+            jobs.write_png(folder / "good.png", jobs.draw(1, 1))
+        jobs.medtl(*arguments)
+        trial = json.loads((tmp_path / "out/scores.json").read_text())["precision_trial"]
+        assert trial["images"] == images
 
 
 def test_a_precision_that_was_chosen_is_kept_and_told(trained: Trained, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from medtl.errors import ReadError
-from medtl.imaging.naming import refused_name, relative_name, sample_key, source_name
+from medtl.imaging.naming import check_names, refused_name, relative_name, sample_key, source_name
 from medtl.imaging.series import Series
 
 
@@ -18,16 +18,25 @@ def test_a_series_is_named_by_its_path_in_the_folder_and_its_item(tmp_path: Path
     assert source_name(make_series(tmp_path / "set.npz", "train/1"), tmp_path) == "set.npz#train/1"
 
 
-def test_a_root_that_is_itself_the_series_is_named_by_its_last_part(
+def test_a_root_that_is_itself_the_series_has_a_name_that_nothing_below_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, folder = tmp_path / "x.png", tmp_path / "t1"
     file.touch()
     folder.mkdir()
     assert source_name(make_series(file), file) == "x.png"
-    assert source_name(make_series(folder), folder) == "t1"
+    assert source_name(make_series(folder), folder) == "."
+    assert source_name(make_series(folder / "t1"), folder) == "t1"
     monkeypatch.chdir(folder)
-    assert source_name(make_series(Path()), Path()) == "t1"
+    assert source_name(make_series(Path()), Path()) == "."
+
+
+def test_two_series_of_one_name_are_refused(tmp_path: Path) -> None:
+    item, file = make_series(tmp_path / "a", "b"), make_series(tmp_path / "a#b")
+    check_names([item, make_series(tmp_path / "a")], tmp_path)
+    with pytest.raises(ReadError) as caught:
+        check_names([item, file], tmp_path)
+    assert caught.value.code == "name-repeated" and caught.value.where == str(file.path)
 
 
 def test_a_refused_input_is_named_as_if_it_had_been_read(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from medtl.learning.portable import (
     Portable,
     Probabilities,
     example_images,
+    largest_difference,
     write_onnx,
     write_program,
 )
@@ -180,6 +181,23 @@ def test_a_backbone_that_cannot_be_written_is_refused_by_name(kind: str, tmp_pat
     with pytest.raises(CheckpointError, match=r"\[export-unsupported\].*tiny"):
         WRITERS[kind](tmp_path / "model", checkpoint)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "added", "apart"), [(0.5, 0.01, 0.01), (-50.0, 0.01, 0.0002), (0.5, float("nan"), float("nan"))]
+)
+def test_a_difference_is_a_share_of_the_largest_output_and_no_nan_is_lost(
+    value: float, added: float, apart: float
+) -> None:
+    def right(images: np.ndarray) -> list[np.ndarray]:
+        return [np.zeros((len(images), 2)), np.full((len(images), 2), value)]
+
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        first, second = right(images)
+        second[-1, 0] += added
+        return [first, second]
+
+    assert largest_difference(make_checkpoint(), run, right) == pytest.approx(apart, nan_ok=True)
 
 
 def test_a_program_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -317,6 +317,26 @@ def test_bf16_is_taken_where_logits_agree_and_it_is_faster(
     assert trial.images == 3 and trial.largest_difference > 0  # one of the four is damaged
 
 
+def test_precisions_are_compared_with_the_one_thread_that_scores(
+    make_checkpoint: Make, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = set()
+
+    def timed(*_: object) -> tuple[np.ndarray, float]:
+        threads.add(torch.get_num_threads())
+        return np.zeros((1, 2)), 1.0
+
+    monkeypatch.setattr(precision, "_has_bf16", lambda: True)
+    monkeypatch.setattr(precision, "_timed", timed)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        precision.try_precision(make_ensemble([make_checkpoint()]), scan(folder).series[:4])
+        assert threads == {1} and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_fp32_is_taken_where_nothing_can_be_compared(
     make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -36,6 +37,17 @@ def test_the_report_leads_to_an_observation_for_each_class(make_result: Callable
     assert codings[2] == {"system": "http://snomed.info/sct", "code": "52988006", "display": "Lesion"}
     assert codings[1]["system"].startswith("urn:oid:2.25.")
     assert "lesion" in report["conclusion"] and "Research use only" in report["conclusion"]
+
+
+def test_the_verdict_on_the_image_is_read_along_with_the_answer(make_result: Callable) -> None:
+    said = "No, far from the training images."
+    for verdict, told in (("far from the training images", True), ("", False)):
+        result = replace(make_result(), screening=verdict)
+        (report,) = resources(result, "DiagnosticReport")
+        assert (said in report["conclusion"]) is told and "Research use only" in report["conclusion"]
+        for observation in resources(result, "Observation"):
+            notes = [note["text"] for note in observation["note"]]
+            assert any(said in note for note in notes) is told and len(notes) == 1 + told
 
 
 def test_patient_study_and_order_are_those_of_the_source(make_result: Callable) -> None:

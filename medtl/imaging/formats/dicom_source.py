@@ -11,7 +11,7 @@ from medtl.errors import ReadError
 from medtl.imaging.formats.dicom_faults import reporting_malformed, silence_warnings
 from medtl.imaging.formats.dicom_instance import Instance
 from medtl.imaging.formats.dicom_parsing import inflated
-from medtl.imaging.series import Series
+from medtl.imaging.series import Series, unreadable
 
 # Without these a result cannot say which patient's images it is about (PS3.3 C.12.1, C.7.2.1, C.7.3.1).
 IDENTIFYING = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
@@ -32,7 +32,8 @@ class SourceFile:
 def read_sources(series: Series) -> tuple[SourceFile, ...]:
     """Read the headers of a DICOM series, in slice order.
 
-    Raises ReadError result-no-study where a file lacks a UID or they are of several series; dicom-header.
+    Raises ReadError result-no-study where a file lacks a UID or they are of several series; dicom-header;
+    file-missing, file-unreadable where one is there no more.
     """
     sources = tuple(_read_source(path, series) for path in series.files)
     studies = {(one.header.StudyInstanceUID, one.header.SeriesInstanceUID) for one in sources}
@@ -62,10 +63,13 @@ def read_texts(series: Series, keywords: Iterable[str]) -> dict[str, str]:
 
 def _read_source(path: Path, series: Series) -> SourceFile:
     silence_warnings()
-    with path.open("rb") as file, reporting_malformed(path):
-        header = pydicom.dcmread(inflated(file, path), force=True, stop_before_pixels=True)
-        header.decode()
-        absent = [keyword for keyword in IDENTIFYING if not str(header.get(keyword) or "")]
+    try:
+        with path.open("rb") as file, reporting_malformed(path):
+            header = pydicom.dcmread(inflated(file, path), force=True, stop_before_pixels=True)
+            header.decode()
+            absent = [keyword for keyword in IDENTIFYING if not str(header.get(keyword) or "")]
+    except OSError as error:
+        raise unreadable(path, error) from error
     if absent:
         reason = f"lacks {absent[0]}, so no result can refer to it"
         raise ReadError("result-no-study", reason, where=path, fix="export it again from its source")

@@ -19,6 +19,15 @@ NO_UNITS = Code("1", "UCUM", "no units")
 PREDICTED = Code("predicted", SCHEME, "Predicted by the model")
 IN_PREDICTION_SET = Code("in-set", SCHEME, "In the prediction set")
 THRESHOLD = Code("threshold", SCHEME, "Predicted from this probability on")
+SCREENING = Code("screening", SCHEME, "Is this an image for this model?")
+# By the verdict of screening. A code has 16 characters at most.
+VERDICTS = {
+    "ok": Code("screen-ok", SCHEME, "Yes, like the training images"),
+    "modality": Code("screen-modality", SCHEME, "No, of another modality than the training images"),
+    "body part": Code("screen-body-part", SCHEME, "No, of another body part than the training images"),
+    "geometry": Code("screen-geometry", SCHEME, "No, of another geometry than the training images"),
+    "far from the training images": Code("screen-far", SCHEME, "No, far from the training images"),
+}
 
 # What was done to a patient, as far as the modality says so.
 PROCEDURES = {
@@ -53,6 +62,11 @@ def class_concept(name: str) -> CodedConcept:
         return CodedConcept.from_code(known)
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
     return CodedConcept(f"C{digest[:12]}", SCHEME, meaning_of(name))
+
+
+def verdict_words(verdict: str) -> str:
+    """Say what screening found; "" where there was none."""
+    return f"{SCREENING.meaning} {VERDICTS[verdict].meaning}." if verdict else ""
 
 
 def meaning_of(text: str) -> str:

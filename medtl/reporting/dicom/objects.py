@@ -10,6 +10,7 @@ from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
 from medtl.errors import MedtlError, ReadError
+from medtl.imaging.series import unreadable
 from medtl.imaging.storage import replacing
 from medtl.reporting.dicom.headers import instance_uid
 from medtl.reporting.dicom.parametric_map import parametric_map
@@ -27,7 +28,7 @@ BUILDERS: dict[str, Callable[[StudyResult], Dataset]] = {
 def write_object(path: Path, result: StudyResult, kind: str) -> None:
     """Write one object; where the file holds this very object, it stays as it is, its dates too.
 
-    kind is a key of BUILDERS. Raises ReadError result-no-frame, result-header; OutputError.
+    kind is a key of BUILDERS. Raises ReadError result-no-frame, result-header, file-unreadable; OutputError.
     """
     if _holds(path, instance_uid(result, kind)):
         return
@@ -56,4 +57,6 @@ def _holds(path: Path, uid: str) -> bool:
         found = pydicom.dcmread(path, specific_tags=["SOPInstanceUID"], stop_before_pixels=True)
     except (FileNotFoundError, InvalidDicomError):
         return False
+    except OSError as error:
+        raise unreadable(path, error) from error
     return found.get("SOPInstanceUID") == uid

@@ -52,8 +52,9 @@ class StudyResult:
     """What a model said of one series or projection, and where it looked.
 
     probabilities follow task.classes; predicted names those of them that were predicted (in multilabel any
-    number), held those of the prediction set, None where the model has none. heatmap: (*spatial) of the
-    image, in [0, 1], of what raised target_class by `method`.
+    number), held those of the prediction set, None where the model has none. screening: the verdict whether
+    the model may judge the image, "" where there is none. heatmap: (*spatial) of the image, in [0, 1], of
+    what raised target_class by `method`.
     """
 
     sources: tuple[SourceFile, ...]
@@ -62,6 +63,7 @@ class StudyResult:
     probabilities: tuple[float, ...]
     predicted: tuple[str, ...]
     held: tuple[str, ...] | None
+    screening: str
     target_class: str
     method: str
     heatmap: NDArray[np.float32]

@@ -13,6 +13,7 @@ from pydicom import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
+from medtl.reporting.dicom.concepts import verdict_words
 from medtl.reporting.dicom.headers import add_laterality, equipment, identity, reference
 from medtl.reporting.dicom.result import RESEARCH_ONLY, StudyResult
 from medtl.reporting.overlay import Overlay, overlay_of
@@ -48,10 +49,12 @@ def _words(result: StudyResult, overlay: Overlay) -> list[str]:
     place = f", slice {overlay.slice} of {overlay.slices} from the feet" if overlay.slices > 1 else ""
     pairs = zip(result.task.classes, result.probabilities, strict=True)
     chances = [f"{name} {probability_text(chance)}" for name, chance in pairs]
+    screened = verdict_words(result.screening)
     return [
         f"medtl {result.model.medtl}, {result.model.backbone}, model {result.model.sha256[:12]}",
         f"Predicted: {', '.join(result.predicted) or 'none of the findings'}",
         f"Probabilities: {', '.join(chances)}",
+        *([screened] if screened else []),
         f"Colour: what raised the score of {result.target_class} ({result.method}){place}",
         RESEARCH_ONLY,
     ]

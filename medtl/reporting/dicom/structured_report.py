@@ -119,7 +119,10 @@ def _evaluations(result: StudyResult, name: str) -> list[QualitativeEvaluation]:
     answers = {concepts.PREDICTED: name in result.predicted}
     if result.held is not None:
         answers[concepts.IN_PREDICTION_SET] = name in result.held
-    return [
+    found = [
         QualitativeEvaluation(question, concepts.YES if answer else concepts.NO)
         for question, answer in answers.items()
     ]
+    if result.screening:
+        found.append(QualitativeEvaluation(concepts.SCREENING, concepts.VERDICTS[result.screening]))
+    return found

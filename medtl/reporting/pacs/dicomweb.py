@@ -12,8 +12,8 @@ from typing import Any, Self
 
 import requests
 
-from medtl.errors import PacsError
-from medtl.reporting.pacs.instance import UID, Instance
+from medtl.errors import PacsError, ReadError
+from medtl.reporting.pacs.instance import UID, Instance, read_file
 from medtl.reporting.pacs.peer import Tls, WebPeer, client_tls
 
 TIMEOUT_SECONDS = (10.0, 60.0)  # to connect; between bytes
@@ -74,15 +74,18 @@ class WebService:
             raise self._odd(f"answered {response.status_code} for an instance")
         return self._single_part(response.headers.get("Content-Type", ""), content)
 
-    def store(self, instances: Sequence[Instance]) -> Iterator[tuple[Instance, str]]:
+    def store(self, instances: Sequence[Instance]) -> Iterator[tuple[Instance, str | ReadError]]:
         """Hand instances over (STOW-RS); yield each with why it was not taken, "" once it is acknowledged."""
         for instance in instances:
-            yield instance, self._store(instance)
+            try:
+                yield instance, self._store(instance)
+            except ReadError as error:
+                yield instance, error
 
     def _store(self, instance: Instance) -> str:
         boundary = uuid.uuid4().hex
         head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
-        body = head + instance.path.read_bytes() + f"\r\n--{boundary}--\r\n".encode()
+        body = head + read_file(instance.path) + f"\r\n--{boundary}--\r\n".encode()
         kind = f'multipart/related; type="application/dicom"; boundary={boundary}'
         headers = {"Content-Type": kind, "Accept": "application/dicom+json"}
         response = self._ask("POST", "studies", headers=headers, data=body)

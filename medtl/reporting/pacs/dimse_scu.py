@@ -3,16 +3,19 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext, build_context
 
-from medtl.errors import PacsError
-from medtl.reporting.pacs.instance import Instance
+from medtl.errors import PacsError, ReadError
+from medtl.imaging.formats.dicom_faults import reporting_malformed
+from medtl.reporting.pacs.instance import Instance, read_file
 from medtl.reporting.pacs.peer import DimsePeer, Tls, client_tls
 
 # Its messages quote what is sent.
@@ -35,7 +38,7 @@ REASONS = {
 
 def c_store(
     peer: DimsePeer, instances: Sequence[Instance], tls: Tls | None, our_ae: str = OUR_AE
-) -> Iterator[tuple[Instance, str]]:
+) -> Iterator[tuple[Instance, str | ReadError]]:
     """Send instances, and yield each with why it was not taken: "" once the PACS has acknowledged it.
 
     Raises PacsError pacs-unreachable where there is no answer, also in the middle; pacs-refused.
@@ -104,12 +107,14 @@ def unreachable(peer: DimsePeer, reason: str) -> PacsError:
     return PacsError("pacs-unreachable", reason, where=str(peer), fix=fix)
 
 
-def _send(peer: DimsePeer, association: Association, instance: Instance) -> str:
+def _send(peer: DimsePeer, association: Association, instance: Instance) -> str | ReadError:
     """Send one instance; return why it was not taken. Raises PacsError pacs-unreachable."""
     if not association.is_established:
         raise unreachable(peer, "ended the association")
     try:
-        status = association.send_c_store(dcmread(instance.path))
+        status = association.send_c_store(_read(instance.path))
+    except ReadError as error:
+        return error
     except (ValueError, AttributeError) as error:  # nothing was sent: the text of it quotes UIDs
         return f"the PACS does not take its kind or transfer syntax ({type(error).__name__})"
     if "Status" not in status:
@@ -118,6 +123,12 @@ def _send(peer: DimsePeer, association: Association, instance: Instance) -> str:
     if code == SUCCESS or code in KEPT_WITH_WARNING:
         return ""
     return f"the PACS answered 0x{code:04X} ({_meaning(code)})"
+
+
+def _read(path: Path) -> Dataset:
+    """Read a file that may have gone, or changed, since it was listed. Raises ReadError."""
+    with reporting_malformed(path):
+        return dcmread(BytesIO(read_file(path)))
 
 
 def _meaning(code: int) -> str:

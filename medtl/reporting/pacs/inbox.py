@@ -13,6 +13,8 @@ from medtl.imaging.storage import make_folder, replacing, unwritable
 from medtl.reporting.pacs.instance import data_set, identify, key_of_uid
 
 MAKER = "medtl"
+# Instances that can be put on disk side by side; the same one never is.
+LOCKS = 64
 
 
 class Inbox:
@@ -28,6 +30,7 @@ class Inbox:
             half.unlink()
         now = time.monotonic()
         self._lock = threading.Lock()
+        self._keeping = [threading.Lock() for _ in range(LOCKS)]
         self.arrivals = {path.name: now for path in sorted(self.folder.iterdir()) if path.is_dir()}
 
     def keep(self, content: bytes, sop_class: str, sop_instance: str) -> None:
@@ -43,7 +46,12 @@ class Inbox:
         if found.manufacturer == MAKER:
             return
         study = key_of_uid(found.study)
-        path = self.folder / study / name
+        with self._keeping[hash(name) % LOCKS]:  # of two senders at once, the second meets the first's file
+            self._put(self.folder / study / name, content)
+        with self._lock:
+            self.arrivals[study] = time.monotonic()
+
+    def _put(self, path: Path, content: bytes) -> None:
         if not path.exists():
             with self._lock:
                 _make_lasting(path.parent)
@@ -51,10 +59,8 @@ class Inbox:
                 temporary.write_bytes(content)
         elif data_set(path.read_bytes()) != data_set(content):
             raise ReadError(
-                "pacs-duplicate", "other bytes of its UID are here", where=name, fix="see its sender"
+                "pacs-duplicate", "other bytes of its UID are here", where=path.name, fix="see its sender"
             )
-        with self._lock:
-            self.arrivals[study] = time.monotonic()
 
     def rested(self, settle: float) -> list[str]:
         """Return the studies of which nothing has come for `settle` seconds, the longest waiting first."""

@@ -13,9 +13,11 @@ import pydicom
 
 from medtl.errors import ReadError
 from medtl.imaging.formats.dicom_faults import reporting_malformed, silence_warnings
+from medtl.imaging.series import unreadable
 
 TAGS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
-UID = re.compile(r"[0-9.]{1,64}")  # PS3.5 9.1, and nothing that could be a path
+# PS3.5 9.1, but for leading zeros, which old devices write: nothing of it could be a path.
+UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(?:\.[0-9]+)*")
 PREAMBLE = 128
 MAGIC = b"DICM"
 
@@ -34,12 +36,16 @@ class Instance(NamedTuple):
 
 
 def read_instance(path: Path) -> Instance:
-    """Read a file. Raises ReadError file-unreadable, and as identify does."""
+    """Read a file. Raises ReadError as read_file and identify do."""
+    return identify(read_file(path), path)
+
+
+def read_file(path: Path) -> bytes:
+    """Return the bytes of a file. Raises ReadError file-unreadable, file-missing where it is gone."""
     try:
-        return identify(path.read_bytes(), path)
+        return path.read_bytes()
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise ReadError("file-unreadable", reason, where=path, fix="check the path and its rights") from error
+        raise unreadable(path, error) from error
 
 
 def identify(content: bytes, path: Path) -> Instance:

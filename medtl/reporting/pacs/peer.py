@@ -3,6 +3,7 @@
 import re
 import ssl
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -61,6 +62,19 @@ def check_ae(title: str) -> str:
     return title.strip(" ")
 
 
+def check_host(host: str) -> str:
+    """Return a name or address of a machine, as one can be asked for. Raises ConfigError pacs-address."""
+    try:
+        if ":" in host:
+            ip_address(host)
+        elif not host.isprintable() or " " in host or not host.encode("idna"):
+            raise ValueError
+    except ValueError as error:  # UnicodeError is one: a label is empty, or too long
+        fix = "give a name or an address, as pacs.example or 10.1.2.3"
+        raise ConfigError("pacs-address", "is no name of a machine", where=host, fix=fix) from error
+    return host
+
+
 def client_tls(tls: Tls) -> ssl.SSLContext:
     """Return how TLS is spoken with a server, whose certificate must hold. Raises ConfigError pacs-tls."""
     try:
@@ -98,14 +112,24 @@ def _with_certificate(context: ssl.SSLContext, tls: Tls) -> ssl.SSLContext:
 
 
 def _web(text: str) -> WebPeer:
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError as error:  # a bracket that is not closed, a port that is none
+        raise _no_base(text) from error
     if "@" in parts.netloc:
         fix = "put user and password into ~/.netrc"
-        raise ConfigError("pacs-address", "holds credentials", where=parts.hostname or "", fix=fix)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        fix = "give http(s)://host[:port]/path, the path as the PACS documents it"
-        raise ConfigError("pacs-address", "is no base of a DICOMweb service", where=text, fix=fix)
+        raise ConfigError("pacs-address", "holds credentials", where=host, fix=fix)
+    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
+        raise _no_base(text)
+    check_host(host)
     return WebPeer(text.rstrip("/"))
+
+
+def _no_base(text: str) -> ConfigError:
+    fix = "give http(s)://host[:port]/path, the path as the PACS documents it"
+    place = text.rpartition("@")[2]  # without a password that it may hold
+    return ConfigError("pacs-address", "is no base of a DICOMweb service", where=place, fix=fix)
 
 
 def _dimse(text: str) -> DimsePeer:
@@ -113,4 +137,4 @@ def _dimse(text: str) -> DimsePeer:
     if not found or not 0 < int(found["port"]) < 65536:
         fix = "give AE@host:port, or http(s)://..."
         raise ConfigError("pacs-address", "is no address of a PACS", where=text, fix=fix)
-    return DimsePeer(check_ae(found["ae"]), found["six"] or found["host"], int(found["port"]))
+    return DimsePeer(check_ae(found["ae"]), check_host(found["six"] or found["host"]), int(found["port"]))

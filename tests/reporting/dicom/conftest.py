@@ -95,6 +95,7 @@ def result_of(folder: Path, classes: Sequence[str] = ("normal", "lesion")) -> St
         probabilities=(*(rest,) * (len(classes) - 1), 0.75),
         predicted=(classes[-1],),
         held=tuple(classes[1:]),
+        screening="far from the training images",
         target_class=classes[-1],
         method="Grad-CAM",
         heatmap=heatmap,

@@ -132,6 +132,19 @@ def test_odd_headers_give_an_object_or_one_line(odd: dict, kind: str, written: C
         assert error.code == "result-header" and not any(str(value) in str(error) for value in odd.values())
 
 
+def test_a_source_that_is_gone_and_an_object_that_cannot_be_read_are_refused(
+    make_result: Callable, tmp_path: Path
+) -> None:
+    result = make_result("radiograph")
+    (tmp_path / "sr.dcm").mkdir()
+    with pytest.raises(ReadError, match="file-unreadable"):
+        write_object(tmp_path / "sr.dcm", result, "sr")
+    (series,) = scan(write_source(tmp_path / "in", "radiograph")).series
+    series.files[0].unlink()
+    with pytest.raises(ReadError, match="file-missing"):
+        read_sources(series)
+
+
 def test_no_warning_quotes_the_patient(written: Callable, caplog: pytest.LogCaptureFixture) -> None:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")

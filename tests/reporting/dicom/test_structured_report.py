@@ -1,14 +1,25 @@
 """The Structured Report: what highdicom's own parser and dcmtk read out of it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from highdicom.sr import EnhancedSR, MeasurementReport, srread
 from highdicom.sr.utils import find_content_items
 from pydicom.sr.codedict import codes
 
-from medtl.reporting.dicom.concepts import PREDICTED, PROBABILITY, SCHEME, THRESHOLD, class_concept
+from medtl.prediction.screening import Verdict
+from medtl.reporting.dicom.concepts import (
+    PREDICTED,
+    PROBABILITY,
+    SCHEME,
+    SCREENING,
+    THRESHOLD,
+    VERDICTS,
+    class_concept,
+)
 from medtl.reporting.dicom.result import StudyResult
 from medtl.reporting.dicom.structured_report import structured_report
 from tests.reporting.dicom.conftest import KINDS, referenced, run_tool
@@ -35,6 +46,19 @@ def test_each_class_is_a_group_with_its_probability(make_result: Callable, tmp_p
     assert answers == ["No", "No", "Yes"]
     assert found["Lesion"].get_measurements(THRESHOLD)[0].value == 0.4
     assert not found["Normal"].get_measurements(THRESHOLD)
+
+
+@pytest.mark.parametrize("verdict", get_args(Verdict))
+def test_each_group_says_whether_the_model_may_judge_the_image(
+    verdict: str, make_result: Callable, tmp_path: Path
+) -> None:
+    result = replace(make_result(), screening=verdict)
+    for group in groups_of(read_again(result, tmp_path / "sr.dcm")):
+        said = [item.value for item in group.get_qualitative_evaluations(SCREENING)]
+        assert [code.meaning for code in said] == ([VERDICTS[verdict].meaning] if verdict else [])
+        assert all(len(code.value) <= 16 and len(code.meaning) <= 64 for code in said)
+    said = run_tool("dciodvfy", tmp_path / "sr.dcm")
+    assert "Error" not in said, said
 
 
 def test_a_class_without_a_code_has_one_of_the_private_scheme() -> None:

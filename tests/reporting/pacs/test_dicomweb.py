@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from medtl.errors import ConfigError, PacsError
+from medtl.errors import ConfigError, PacsError, ReadError
 from medtl.reporting.pacs.instance import read_instance
 from medtl.reporting.pacs.peer import Tls, WebPeer, server_tls
 from tests.reporting.pacs.peers import free_port, make_certificates, write_instances
@@ -14,6 +14,11 @@ from tests.reporting.pacs.web import Answer, Server, listing, part, serving, sto
 
 pytest.importorskip("requests", reason="medtl[pacs] is not installed")
 from medtl.reporting.pacs.dicomweb import TOKEN, WebService
+
+NO_UIDS = (
+    *("../../admin", "1/../2", "", "1.2?x=1", "9" * 65, "<script>"),
+    *("..", "1..2", "1.", ".1", "1.02", "1\n"),
+)
 
 
 @pytest.fixture
@@ -32,7 +37,7 @@ def retrieve(server: Server) -> bytes:
         return service.retrieve("1", "2", "3")
 
 
-def store(server: Server, path: Path) -> str:
+def store(server: Server, path: Path) -> str | ReadError:
     with WebService(WebPeer(server.url)) as service:
         ((_, reason),) = service.store([read_instance(path)])
     return reason
@@ -45,13 +50,19 @@ def test_pages_are_turned_until_nothing_new_comes(server: Server) -> None:
     assert [path.split("offset=")[1] for _, path, _, _ in server.asked] == ["0", "2", "3"]
 
 
+def test_uids_of_the_standard_are_taken(server: Server) -> None:
+    uids = ["1.0.2", "0.0", "9" * 64, "2.25.302"]
+    server.answer = lambda *_: listing(*uids)
+    assert studies(server) == uids
+
+
 def test_a_server_that_heeds_no_offset_ends_and_a_limit_holds(server: Server) -> None:
     server.answer = lambda *_: listing("1.1", "1.2", "1.2")
     assert studies(server) == ["1.1", "1.2"]
     assert studies(server, limit=1) == ["1.1"]
 
 
-@pytest.mark.parametrize("uid", ["../../admin", "1/../2", "", "1.2?x=1", "9" * 65, "<script>"])
+@pytest.mark.parametrize("uid", NO_UIDS)
 def test_a_uid_that_is_none_is_never_asked_for(uid: str, server: Server) -> None:
     server.answer = lambda *_: listing("1.1", uid)
     with pytest.raises(PacsError, match="pacs-answer"):

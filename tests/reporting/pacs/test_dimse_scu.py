@@ -8,7 +8,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import ImplicitVRLittleEndian, MRImageStorage, RLELossless
 
-from medtl.errors import PacsError
+from medtl.errors import PacsError, ReadError
 from medtl.reporting.pacs.instance import read_instance
 from medtl.reporting.pacs.peer import DimsePeer, Tls, server_tls
 from tests.reporting.pacs.peers import Archive, archive, free_port, make_certificates, write_instances
@@ -17,7 +17,7 @@ pytest.importorskip("pynetdicom", reason="medtl[pacs] is not installed")
 from medtl.reporting.pacs.dimse_scu import c_store
 
 
-def send(port: int, paths: list[Path], tls: Tls | None = None, ae: str = "ARCHIVE") -> list[str]:
+def send(port: int, paths: list[Path], tls: Tls | None = None, ae: str = "ARCHIVE") -> list[str | ReadError]:
     """Return what was answered, "" for an instance that was acknowledged."""
     peer = DimsePeer(ae, "127.0.0.1", port)
     return [reason for _, reason in c_store(peer, [*map(read_instance, paths)], tls)]
@@ -50,6 +50,17 @@ def test_a_failure_is_told_for_its_instance_and_the_others_go_on(
     with archive() as found:
         found.status = lambda number: status if number == 1 else 0x0000
         assert send(found.port, write_instances(tmp_path)) == ["", f"the PACS answered {words}", ""]
+
+
+def test_a_file_that_is_gone_or_spoilt_is_told_and_the_others_go_on(tmp_path: Path) -> None:
+    paths = write_instances(tmp_path, 4)
+    instances = [*map(read_instance, paths)]
+    paths[1].unlink()
+    paths[2].write_bytes(b"<script>=cmd()")
+    with archive() as found:
+        answers = [why for _, why in c_store(DimsePeer("ARCHIVE", "127.0.0.1", found.port), instances, None)]
+    assert [getattr(why, "code", why) for why in answers] == ["", "file-missing", "dicom-header", ""]
+    assert len(found.received) == 2
 
 
 @pytest.mark.parametrize("status", [0xB000, 0xB006, 0xB007])

@@ -2,12 +2,17 @@
 
 import errno
 import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from pydicom import dcmread
 
 from medtl.errors import OutputError, ReadError
+from medtl.imaging.storage import replacing
 from medtl.reporting.pacs.inbox import Inbox
 from tests.reporting.pacs.peers import write_instances
 
@@ -58,6 +63,25 @@ def test_another_instance_under_a_known_uid_is_refused_and_the_first_stays(
         keep(inbox, other)
     assert caught.value.code == "pacs-duplicate" and "CANARY" not in str(caught.value)
     assert [path.read_bytes() for path in kept(tmp_path / "inbox")] == [first.read_bytes()]
+
+
+def test_of_two_that_come_at_once_under_one_uid_the_second_is_refused(
+    inbox: Inbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def slowly(path: Path) -> Iterator[Path]:
+        time.sleep(0.2)
+        with replacing(path) as temporary:
+            yield temporary
+
+    monkeypatch.setattr("medtl.reporting.pacs.inbox.replacing", slowly)
+    (first,) = write_instances(tmp_path / "first", 1)
+    (other,) = write_instances(tmp_path / "other", 1, PatientID="CANARY-8")
+    with ThreadPoolExecutor(2) as senders:
+        ends = [senders.submit(keep, inbox, path) for path in (first, other)]
+        (refused,) = filter(None, [end.exception() for end in ends])
+    assert isinstance(refused, ReadError) and refused.code == "pacs-duplicate"
+    assert len(kept(tmp_path / "inbox")) == 1
 
 
 def test_the_same_data_set_is_known_whatever_wrote_the_file(inbox: Inbox, tmp_path: Path) -> None:

@@ -40,6 +40,15 @@ def test_addresses_are_read_and_written_back(text: str, peer: WebPeer | DimsePee
             "A\x1b@h:1",
         ),
         *("ftp://h/x", "http://", "file:///etc/passwd", "http://h/x?y=1", "http://h/#f"),
+        *(
+            "http://[::1",
+            "http://[::g]/d",
+            "http://a..b/d",
+            "http://a b/d",
+            "http://h:99999/d",
+            "http://h:x/d",
+        ),
+        *("AE@a..b:104", "AE@.a:104", f"AE@{'a' * 64}.b:104", "AE@[:::]:104"),
     ],
 )
 def test_what_is_no_address_is_refused(text: str) -> None:
@@ -48,10 +57,11 @@ def test_what_is_no_address_is_refused(text: str) -> None:
     assert caught.value.code == "pacs-address"
 
 
-def test_a_password_in_an_address_is_refused_and_not_repeated() -> None:
+@pytest.mark.parametrize("host", ["pacs", "[::1", "pacs:x", "a..b"])
+def test_a_password_in_an_address_is_refused_and_not_repeated(host: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse_peer("https://user:CANARY@pacs/dicom-web")
-    assert "CANARY" not in str(caught.value) and "netrc" in str(caught.value)
+        parse_peer(f"https://user:CANARY@{host}/dicom-web")
+    assert "CANARY" not in str(caught.value) and ("netrc" in str(caught.value) or host != "pacs")
 
 
 @pytest.mark.parametrize("make", [client_tls, server_tls])
