@@ -92,7 +92,7 @@ def pull(
     Stopped or killed, the same command goes on. Files have names that tell nothing; what they hold is as the
     PACS has it, patient data included.
     """
-    from medtl.cli.terminal import TerminalWatcher
+    from medtl.cli.terminal import TerminalWatcher, counted, say
     from medtl.reporting.pacs.peer import check_ae, parse_peer
     from medtl.runs.pacs_pull import Query, pull_run
     from medtl.runs.pacs_push import Destination
@@ -104,7 +104,11 @@ def pull(
     for failure in outcome.failures:
         click.echo(f"refused: {failure}", err=True)
     counts = f"{outcome.fetched} instances fetched, {outcome.kept} were there"
-    click.echo(f"{outcome.studies} studies, {counts}, {len(outcome.failures)} refused: {out}")
+    if not outcome.studies and not outcome.failures:
+        say(f"nothing on {peer.peer} matches this query")
+        return
+    studies = counted(outcome.studies, "study", "studies")
+    say(f"{studies}, {counts}, {len(outcome.failures)} refused: {out}")
     ctx.exit(3 if outcome.failures else 0)
 
 

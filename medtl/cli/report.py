@@ -50,7 +50,7 @@ def report(
     Without SOURCE, write a page on the training of RUN: curves, what was frozen when, validation, and the
     most confidently wrong images.
     """
-    from medtl.cli.terminal import TerminalWatcher
+    from medtl.cli.terminal import TerminalWatcher, counted, say
     from medtl.runs.report import ReportOptions, report_run
     from medtl.runs.run_report import report_training
 
@@ -63,5 +63,5 @@ def report(
     options = ReportOptions(methods, audit, check_images, labels, any_modality, with_identifiers)
     with TerminalWatcher(f"medtl report · {source}") as watcher:
         outcome = report_run(run, source, out, watcher, options)
-    click.echo(f"{outcome.studies} studies, {outcome.refused} refused: {outcome.index}")
+    say(f"{counted(outcome.studies, 'study', 'studies')}, {outcome.refused} refused: {outcome.index}")
     ctx.exit(3 if outcome.refused else 0)

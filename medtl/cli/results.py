@@ -45,7 +45,7 @@ def results(
     import json
     from dataclasses import asdict
 
-    from medtl.cli.terminal import TerminalWatcher, print_refused_row
+    from medtl.cli.terminal import TerminalWatcher, print_refused_rows, say
     from medtl.runs.results import results_run
 
     with TerminalWatcher(f"medtl results · {folder}") as watcher:
@@ -53,13 +53,14 @@ def results(
             run, folder, out, watcher, kinds=kinds or KINDS, method=method, any_modality=any_modality
         )
     refused = [row.prediction for row in outcome.rows if row.refused]
-    for row in refused:
-        print_refused_row(row)
+    print_refused_rows(refused, outcome.table)
     if as_json:
         rows = [{**asdict(row.prediction), "files": row.files} for row in outcome.rows]
         click.echo(json.dumps(rows, indent=2))
     else:
         files = sum(len(row.files) for row in outcome.rows)
-        studies = sum(bool(row.files) for row in outcome.rows)
-        click.echo(f"{files} objects about {studies} studies, {len(refused)} refused: {outcome.table}")
+        series = sum(bool(row.files) for row in outcome.rows)
+        unlike = sum(row.prediction.screening not in ("", "ok") for row in outcome.rows)
+        told = f" ({unlike} not like the training images: the objects say so)" if unlike else ""
+        say(f"{files} objects about {series} series{told}, {len(refused)} refused: {outcome.table}")
     ctx.exit(3 if refused else 0)

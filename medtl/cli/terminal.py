@@ -3,6 +3,7 @@
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -77,7 +78,9 @@ class TerminalWatcher:
         """Announce a stage and say what happens to its frozen prefix."""
         prefix = "" if plan.step == 0 else "prefix cached: " if plan.cached else "prefix not cached: "
         self.stage_epochs = stage.epochs
-        self.note(f"stage {number}/{of}", f"{stage.name}, {stage.epochs} epochs; {prefix}{plan.reason}")
+        self.note(
+            f"stage {number}/{of}", f"{stage.name}, {counted(stage.epochs, 'epoch')}; {prefix}{plan.reason}"
+        )
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Move the bar; what was done when it appears does not count as speed."""
@@ -123,6 +126,11 @@ def say(line: str, *, err: bool = False) -> None:
     click.echo(line, err=err)
 
 
+def counted(number: int, noun: str, several: str = "") -> str:
+    """Say how many: "1 epoch", "2 epochs", "3 studies"."""
+    return f"{number} {noun if number == 1 else several or noun + 's'}"
+
+
 def in_words(interval: "Interval") -> str:
     """Say an interval in plain words."""
     if interval.value != interval.value:
@@ -148,6 +156,14 @@ def print_refusals(refusals: Sequence[ReadError]) -> None:
         say(f"refused: {error}", err=True)
     if len(refusals) > REFUSALS_SHOWN:
         click.echo(f"refused: and {len(refusals) - REFUSALS_SHOWN} more", err=True)
+
+
+def print_refused_rows(rows: Sequence["Prediction"], table: Path) -> None:
+    """Print the lines of refused rows, up to REFUSALS_SHOWN; the table has them all."""
+    for row in rows[:REFUSALS_SHOWN]:
+        print_refused_row(row)
+    if len(rows) > REFUSALS_SHOWN:
+        click.echo(f"refused: and {len(rows) - REFUSALS_SHOWN} more: see {table}", err=True)
 
 
 def print_refused_row(row: "Prediction") -> None:

@@ -127,4 +127,6 @@ def _show(outcome: "TrainOutcome", as_json: bool) -> None:
         kept = "checkpoints/best, metrics.json, history.csv, splits.csv, config.yaml"
         click.echo()
         say(f"run kept in {outcome.run.root}: {kept}")
+        judged = "on patients that chose nothing (--part test where the split has one)"
+        say(f"next: medtl evaluate {outcome.run.root} {judged}; medtl report shows how it was trained")
     print_refusals(outcome.refusals)

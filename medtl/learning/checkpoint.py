@@ -158,7 +158,10 @@ def read_header(folder: Path) -> CheckpointHeader:
     path = folder / HEADER
     if not path.is_file():
         raise CheckpointError(
-            "run-missing", "no checkpoint here", where=folder, fix="give a RUN of medtl train"
+            "run-missing",
+            "no checkpoint here",
+            where=folder,
+            fix="give a RUN of medtl train, before what else is named",
         )
     try:
         header = CheckpointHeader.model_validate(read_json(path))

@@ -185,6 +185,9 @@ class Fit:
         at = self._enter_stage(number, former, resumed)
         while not self._is_over(at.pace):
             self._run_epoch(at)
+        if self.position.epoch < at.pace.epochs:
+            text = f"{stage.name} ends: no better for {stage.patience} epochs"
+            self.watcher.note("note", text)
         if stage.restore_best:
             self.keeper.load_best()
         self.seconds[stage.name] = max(time.perf_counter() - started, self._trained_seconds(stage.name))

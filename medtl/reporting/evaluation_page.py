@@ -184,11 +184,11 @@ def _conformal(found: Mapping[str, Any] | None, confidence: float) -> dict[str, 
 
 
 def _group_table(entry: Mapping[str, Any], confidence: float) -> GroupTable:
-    rows = tuple(_group_row(group, entry["worst"]) for group in entry["groups"])
     gap = read_bounds({"gap": entry["gap"]})["gap"]
+    certain = is_defined(gap[1]) and gap[1] is not None and gap[1] > 0
+    rows = tuple(_group_row(group, entry["worst"] if certain else "") for group in entry["groups"])
     if not entry["worst"] or not is_defined(gap[0]):
         return GroupTable(entry["attribute"], rows, "Fewer than two groups have an AUROC: no gap is defined.")
-    certain = is_defined(gap[1]) and gap[1] is not None and gap[1] > 0
     verdict = "" if certain else " These data do not show that it is worse than the others."
     words = (
         f"Worst by AUROC: {entry['worst']}, below all others together by {interval_text(gap, confidence)}."

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from medtl.errors import CheckpointError, ReadError
+from medtl.errors import CheckpointError, OutputError, ReadError
 from medtl.imaging.manifest import Manifest
 from medtl.imaging.prepared import PreparedDataset
 from medtl.learning.checkpoint import Checkpoint, load_checkpoint
@@ -21,6 +21,13 @@ def sample_data(modality: str) -> Path:
 def all_refusals(manifest: Manifest, prepared: PreparedDataset) -> tuple[ReadError, ...]:
     """Return what the table's scan and what preparing refused."""
     return (*manifest.refusals, *(error for _, error in prepared.refusals))
+
+
+def check_apart(out: Path, folder: Path) -> None:
+    """Refuse to write into the folder that is read. Raises OutputError output-unwritable."""
+    if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+        reason = "lies in the folder that is read, where what is written would be taken for images"
+        raise OutputError("output-unwritable", reason, where=out, fix="choose a folder elsewhere")
 
 
 def load_finished(run: Path, *, any_modality: bool = False) -> Checkpoint:

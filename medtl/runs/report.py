@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medtl.errors import CODES, CheckpointError
+from medtl.errors import CODES, CheckpointError, OutputError
 from medtl.imaging.display import Display, make_display
 from medtl.imaging.identifiers import read_identifiers
 from medtl.imaging.image import Image
@@ -30,7 +30,7 @@ from medtl.reporting.findings import MapCheck, Names, Refusal, SaliencyMap, Stud
 from medtl.reporting.map_checks import words_of_audit
 from medtl.reporting.model_card import model_card
 from medtl.reporting.report import WrittenReport, write_report
-from medtl.runs.common import load_finished
+from medtl.runs.common import check_apart, load_finished
 from medtl.runs.evaluate import task_config
 from medtl.runs.explain import find_case
 
@@ -96,6 +96,11 @@ def report_run(
         check_method(method, checkpoint.classifier)
     checks = {} if options.audit is None else _read_audit(options.audit, checkpoint)
     folder = _scored_folder(source, checkpoint)
+    check_apart(out, folder)
+    if out.resolve() == run.resolve():
+        raise OutputError(
+            "output-unwritable", "is the run itself", where=out, fix="choose a folder elsewhere"
+        )
     found = scan(folder)
     labels = {} if options.labels is None else _read_labels(folder, options.labels, run, checkpoint.task)
     job = _Job(checkpoint, options, methods, labels)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from medtl import __version__
-from medtl.errors import OutputError, ReadError
+from medtl.errors import ReadError
 from medtl.imaging.formats.dicom import SHARED_UID
 from medtl.imaging.formats.dicom_source import read_sources
 from medtl.imaging.series import Scan, Series, scan
@@ -28,7 +28,7 @@ from medtl.reporting.dicom.headers import instance_uid
 from medtl.reporting.dicom.objects import BUILDERS, write_object
 from medtl.reporting.dicom.result import ModelIdentity, StudyResult
 from medtl.reporting.fhir import bundle_id, fhir_bundle, holds_bundle
-from medtl.runs.common import load_finished
+from medtl.runs.common import check_apart, load_finished
 from medtl.runs.report import METHOD_NAMES
 
 KINDS = (*BUILDERS, "fhir")
@@ -95,7 +95,7 @@ def write_results(
     method: of saliency; by default the one that suits the network. Raises ConfigError saliency-method;
     OutputError output-unwritable, also where `out` lies in `folder`.
     """
-    _check_apart(out, folder)
+    check_apart(out, folder)
     method = method or default_method(checkpoint.classifier)
     check_method(method, checkpoint.classifier)
     job = _Job(checkpoint, model_identity(checkpoint), method)
@@ -137,12 +137,6 @@ def model_identity(checkpoint: Checkpoint) -> ModelIdentity:
         calibration=calibration_words(checkpoint),
         thresholds=thresholds(checkpoint),
     )
-
-
-def _check_apart(out: Path, folder: Path) -> None:
-    if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
-        reason = "lies in the folder that is read, where results would be taken for images"
-        raise OutputError("output-unwritable", reason, where=out, fix="choose a folder elsewhere")
 
 
 def _refuse_others(found: Scan) -> Scan:

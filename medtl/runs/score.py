@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from medtl.errors import MedtlError
 from medtl.imaging.series import Scan, scan
-from medtl.imaging.storage import write_json
+from medtl.imaging.storage import read_json, write_json
 from medtl.learning.watching import Watcher, never
 from medtl.prediction.engine import EngineChoice, try_engine
 from medtl.prediction.ensemble import Ensemble, make_ensemble
@@ -89,10 +89,25 @@ def score_run(
     folder = folder.absolute() if options.cluster else folder
     found = scan(folder)
     with open_journal(out) as journal:
+        _note_other_rows(out, ensemble, folder, watcher)
         ensemble = choose_engine(ensemble, journal, options, watcher)
         ensemble = open_judge(ensemble, journal, found, options)
         kept = score_into(journal, ensemble, found, folder, options, watcher, stop)
         return write_outcome(journal, ensemble, found, folder, options, kept, tell)
+
+
+def _note_other_rows(out: Path, ensemble: Ensemble, folder: Path, watcher: Watcher) -> None:
+    """Say so where the tables in `out` are of another model or folder: they will show this one's rows."""
+    record = out / "scores.json"
+    try:
+        before = read_json(record)
+        model, place = before["model_sha256"], before["folder"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    changed = {"model": model != ensemble.members[0].sha256, "folder": place != str(folder.resolve())}
+    others = " and ".join(f"another {name}" for name, differs in changed.items() if differs)
+    if others:
+        watcher.note("note", f"tables in {out} were those of {others}: they will show this one's rows")
 
 
 def load_ensemble(run: Path, options: ScoreOptions) -> Ensemble:
@@ -112,16 +127,17 @@ def choose_engine(ensemble: Ensemble, journal: Journal, options: ScoreOptions, w
         return ensemble
     key = engine_key(ensemble)
     known = None if options.anew else journal.recall(key)
-    if known and known["chosen"] == "torch" and options.engine == "auto":
+    timed = options.engine == "auto" and not (known and known["seconds_torch"])
+    if known and not timed and options.engine == "auto" and known["chosen"] == "torch":
         return ensemble
     try:
-        trial, graphs = try_engine(ensemble, batch_size(ensemble))
+        trial, graphs = try_engine(ensemble, batch_size(ensemble), timed=timed)
     except MedtlError as error:
         if options.engine == "onnx" and error.code not in ("export-unsupported", "export-differs"):
             raise
         watcher.note("engine", f"PyTorch, since {error}")
         return ensemble
-    found = known or trial.to_json()
+    found = trial.to_json() if timed or not known else known
     journal.remember(key, found)
     return ensemble.with_graphs(graphs) if "onnx" in (options.engine, found["chosen"]) else ensemble
 

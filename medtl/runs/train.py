@@ -97,7 +97,7 @@ def train_run(
     run, started, world = RunFolder(out), time.perf_counter(), world or World()
     with run.locked():
         _check_resumable(run, config, resume)
-        if resume and not run.last.is_dir():
+        if resume and run.config.is_file() and not run.last.is_dir():
             tell(watcher, ["there is no checkpoint here to go on from: training begins at the start"])
         opened = open_data(data, labels, config, watcher)
         world.announce(PREPARED)
@@ -227,7 +227,7 @@ def _check_resumable(run: RunFolder, config: RunConfig, resume: bool) -> None:
         fix = "add --resume to go on with it, or choose another --out"
         raise TrainingError("run-exists", "holds a run already", where=run.root, fix=fix)
     if resume and (started or run.config.is_file()) and not _is_same(run, config):
-        reason = "the recipe differs from the run's config.yaml"
+        reason = f"the recipe differs from the run's config.yaml{_first_difference(run, config)}"
         raise TrainingError("run-changed", reason, where=run.root, fix=f"use --config {run.config}")
 
 
@@ -240,6 +240,21 @@ def _is_same(run: RunFolder, config: RunConfig) -> bool:
         return _without_means(load_config(None, run.config)) == _without_means(config)
     except ConfigError:  # it was damaged, or is an older medtl's
         return False
+
+
+def _first_difference(run: RunFolder, config: RunConfig) -> str:
+    """Say which key of a recipe is not as the run has it; "" where the run's cannot be read."""
+    try:
+        kept = _without_means(load_config(None, run.config)).model_dump(mode="json")
+    except ConfigError:
+        return ""
+    now = _without_means(config).model_dump(mode="json")
+    for section, values in now.items():
+        keys = values if isinstance(values, dict) else ()
+        for key in keys:
+            if kept[section][key] != values[key]:
+                return f": {section}.{key} was {kept[section][key]}, is {values[key]}"
+    return ""
 
 
 def _without_means(config: RunConfig) -> RunConfig:

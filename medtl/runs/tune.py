@@ -55,6 +55,7 @@ except ModuleNotFoundError as missing:
 FAULTS_OF_A_TRIAL = frozenset({"loss-not-finite", "out-of-memory", "config-value"})
 # Fewer finished trials say little of what mattered.
 FEWEST_FOR_IMPORTANCE = 20
+NO_TEST_PART = "there is no test part to evaluate on: search with --set split.test=0.2"
 OPTIMISTIC = (
     "the winner was chosen by its validation score, which is therefore optimistic: "
     "a test part (--evaluate) or nested folds judge it"
@@ -277,6 +278,8 @@ class Search:
         known = self.folder.data
         with self.folder.locked():
             if not known.is_file():
+                if self.options.evaluate and not _has_test_part(run):
+                    self.watcher.note("note", NO_TEST_PART)
                 write_text(known, digest + "\n")
             if known.read_text(encoding="utf-8", errors="replace").strip() != digest:
                 shutil.rmtree(run.root)  # nothing is trained yet
@@ -437,13 +440,17 @@ def _judge(
     if not options.evaluate:
         return None, []
     run = folder.run(best.number)
-    if all(row.split != "test" for row in read_splits(run.splits).values()):
-        return None, ["there is no test part to evaluate on: search with --set split.test=0.2"]
+    if not _has_test_part(run):
+        return None, [NO_TEST_PART]
     before = _judged_before(folder)
     outcome = evaluate_run(run.root, data, labels, folder.test, watcher, part="test")
     if before in (None, run.root.name):
         return outcome.evaluation, []
     return outcome.evaluation, [f"the test part has judged trial {before} before: it is no longer unseen"]
+
+
+def _has_test_part(run: RunFolder) -> bool:
+    return any(row.split == "test" for row in read_splits(run.splits).values())
 
 
 def _judged_before(folder: StudyFolder) -> str | None:

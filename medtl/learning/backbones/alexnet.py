@@ -63,3 +63,4 @@ ALEXNET = BackboneEntry(
     build_alexnet,
     SizeRule(smallest=63),  # as torchvision states; smaller images have nothing left to pool
 )
+ENTRIES = (ALEXNET,)

@@ -38,3 +38,4 @@ CONVNEXT_TINY = timm_entry(
     TimmNetwork("convnext_tiny.fb_in1k", STAGES, rename=rename_torchvision),
     torchvision_imagenet("convnext_tiny"),
 )
+ENTRIES = (CONVNEXT_ATTO, CONVNEXT_TINY)

@@ -29,3 +29,4 @@ def densenet(name: str) -> BackboneEntry:
 
 
 DENSENET121, DENSENET169 = densenet("densenet121"), densenet("densenet169")
+ENTRIES = (DENSENET121, DENSENET169)

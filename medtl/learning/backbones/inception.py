@@ -22,3 +22,4 @@ INCEPTION_V3 = timm_entry(
     torchvision_imagenet("inception_v3"),
     SizeRule(smallest=75),  # its convolutions without padding leave nothing of smaller images
 )
+ENTRIES = (INCEPTION_V3,)

@@ -33,3 +33,4 @@ MOBILENET_V2 = mobilenet(
 # torchvision's version 3 has another epsilon in its batch norm: these two load timm's files.
 MOBILENET_V3_SMALL = mobilenet("mobilenet_v3_small", "mobilenetv3_small_100.lamb_in1k", STRIDE_16_OF_SMALL)
 MOBILENET_V3_LARGE = mobilenet("mobilenet_v3_large", "mobilenetv3_large_100.ra_in1k", STRIDE_16)
+ENTRIES = (MOBILENET_V2, MOBILENET_V3_SMALL, MOBILENET_V3_LARGE)

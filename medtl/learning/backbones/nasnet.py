@@ -70,3 +70,4 @@ def cell_groups(net: Any) -> dict[str, nn.Module]:
 
 
 NASNET_LARGE = timm_entry("nasnet_large", "NASNet", TimmNetwork("nasnetalarge.tf_in1k", cell_groups))
+ENTRIES = (NASNET_LARGE,)

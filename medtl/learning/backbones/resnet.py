@@ -22,3 +22,4 @@ def resnet_vd(name: str, timm_name: str) -> BackboneEntry:
 RESNET18, RESNET34, RESNET50 = resnet("resnet18"), resnet("resnet34"), resnet("resnet50")
 RESNET18D = resnet_vd("resnet18d", "resnet18d.ra2_in1k")
 RESNET50D = resnet_vd("resnet50d", "resnet50d.ra2_in1k")
+ENTRIES = (RESNET18, RESNET34, RESNET50, RESNET18D, RESNET50D)

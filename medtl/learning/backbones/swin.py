@@ -69,3 +69,4 @@ SWIN_TINY = timm_entry(
     torchvision_imagenet("swin_t"),
     SizeRule(smallest=32, multiple=4),
 )
+ENTRIES = (SWIN_TINY,)

@@ -26,3 +26,4 @@ def vgg(name: str) -> BackboneEntry:
 
 
 VGG11, VGG11_BN, VGG16, VGG16_BN = vgg("vgg11"), vgg("vgg11_bn"), vgg("vgg16"), vgg("vgg16_bn")
+ENTRIES = (VGG11, VGG11_BN, VGG16, VGG16_BN)

@@ -118,3 +118,4 @@ VIT_B_16 = vit(
     rename=partial(rename_by_parts, parts=TORCHVISION_NAMES),
     normalise=partial(Standardise, tuple(PRESET.mean), tuple(PRESET.std)),
 )
+ENTRIES = (VIT_TINY, VIT_SMALL, VIT_BASE, VIT_B_16)

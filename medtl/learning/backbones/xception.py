@@ -38,3 +38,4 @@ XCEPTION41 = timm_entry(
         ),
     ),
 )
+ENTRIES = (XCEPTION, XCEPTION41)

@@ -103,7 +103,7 @@ def _not_established(peer: DimsePeer, association: Association) -> PacsError:
 
 def unreachable(peer: DimsePeer, reason: str) -> PacsError:
     """Return the error of a peer that is not there, or no longer."""
-    fix = "check address, TLS and network; the same command does the rest"
+    fix = "check address, TLS, network, and that it lets our AE title in; the same command does the rest"
     return PacsError("pacs-unreachable", reason, where=str(peer), fix=fix)
 
 
