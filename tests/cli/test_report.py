@@ -190,6 +190,14 @@ def test_a_report_says_whether_its_maps_were_checked(trained: Trained, tmp_path:
         assert all(word in text for name, text in found.items() if not name.startswith("model")), count
 
 
+def test_pages_go_neither_into_the_run_nor_among_the_images(own_run: Path, tmp_path: Path) -> None:
+    data = jobs.write_images(tmp_path / "data", count=2)
+    for out in (own_run, data, data / "pages"):
+        result = jobs.medtl("report", own_run, data, "--out", out)
+        assert jobs.fault(result) == "output-unwritable"
+        assert not list(out.rglob("*.html"))
+
+
 def test_a_report_quotes_an_audit_of_the_same_model(trained: Trained, own_run: Path, tmp_path: Path) -> None:
     data = jobs.write_images(tmp_path / "data", count=6)
     audited = ["--audit", "--audit-images", "2", "--method", "grad-cam"]

@@ -146,6 +146,7 @@ def test_another_recipe_is_refused(trained: Trained, own_run: Path) -> None:
     before = contents(own_run)
     result = jobs.train(trained.data, own_run, "--resume", overrides=["schedule.rate=0.1"])
     assert jobs.fault(result) == "run-changed"
+    assert "schedule.rate was" in result.stderr and "is 0.1" in result.stderr
     assert contents(own_run) == before
 
 

@@ -456,6 +456,14 @@ def test_screening_tensors_that_were_altered_are_refused(
     assert jobs.fault(result) == "checkpoint-damaged"
 
 
+def test_tables_of_another_folder_are_replaced_with_a_word(trained: Trained, tmp_path: Path) -> None:
+    other, out = jobs.write_images(tmp_path / "other", count=2), tmp_path / "out"
+    first = jobs.medtl("score", trained.run, trained.data, "--out", out)
+    assert "were those of" not in first.stderr
+    assert "were those of another folder" in jobs.medtl("score", trained.run, other, "--out", out).stderr
+    assert "were those of" not in jobs.medtl("score", trained.run, other, "--out", out).stderr
+
+
 def test_onnx_runtime_scores_as_pytorch_does_and_the_journal_keeps_them_apart(
     trained: Trained, tmp_path: Path
 ) -> None:
@@ -475,6 +483,7 @@ def test_onnx_runtime_scores_as_pytorch_does_and_the_journal_keeps_them_apart(
             )
         facts = json.loads((out / "scores.json").read_text())
         assert facts["engine"] == "onnx" and facts["engine_trial"]["largest_difference"] <= 1e-4
+        assert facts["engine_trial"]["seconds_torch"] == 0  # nobody asked which is faster
         lone = tmp_path / f"lone {workers}"
         shutil.copytree(trained.data / "images", lone / "images", ignore=lambda _, names: sorted(names)[1:])
         jobs.medtl("score", trained.run, lone, "--out", tmp_path / f"out {workers}", *options)

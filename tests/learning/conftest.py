@@ -27,9 +27,10 @@ class SilentWatcher:
 
     def __init__(self) -> None:
         self.rows: list[dict] = []
+        self.notes: list[str] = []
 
     def note(self, label, text):
-        pass
+        self.notes.append(text)
 
     def stage(self, number, of, stage, plan):
         pass

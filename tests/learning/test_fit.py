@@ -243,6 +243,7 @@ def test_patience_ends_a_stage_early(make_fit, tmp_path):
     watcher = SilentWatcher()
     make_fit(tmp_path / "run", schedule=schedule, watcher=watcher).run(resume=False)
     assert len(watcher.rows) < 30
+    assert "head ends: no better for 2 epochs" in watcher.notes
 
 
 def test_patience_waits_for_more_than_min_delta(make_fit, tmp_path):
