@@ -268,7 +268,9 @@ def test_prediction_set_is_told_in_words(tmp_path, finding, card):
 
 def test_threshold_that_decides_is_said(tmp_path, finding, card):
     write_report(tmp_path, [finding("a")], [], card(thresholds={"opacity": 0.65}))
-    assert "opacity is answered from a probability of 0.65 up" in read_pages(tmp_path)["studies/a.html"].words
+    pages = read_pages(tmp_path)
+    for name in ("index.html", "studies/a.html"):
+        assert "opacity is answered from a probability of 0.65 up" in pages[name].words
 
 
 def test_screening_is_shown_where_there_is_a_verdict(tmp_path, finding, card):
