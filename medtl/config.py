@@ -142,7 +142,7 @@ def _merge(recipe: Any, overrides: Sequence[str]) -> dict[str, Any]:
 def _first_problem(error: ValidationError, where: str, overrides: Sequence[str]) -> ConfigError:
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
-    to_blame = [override for override in overrides if key and _concerns(override.partition("=")[0], key)]
+    to_blame = [one for one in overrides if _concerns(one.partition("=")[0], key, problem["msg"])]
     where = f"--set {to_blame[-1]}" if to_blame else where
     if problem["type"] == "extra_forbidden":
         near = _near_keys(key, list(_known_keys(RunConfig)))
@@ -154,9 +154,11 @@ def _first_problem(error: ValidationError, where: str, overrides: Sequence[str])
     return ConfigError("config-value", f"{key}: {reason}" if key else reason, where=where, fix=fix)
 
 
-def _concerns(override: str, key: str) -> bool:
-    """Say whether one of two dotted keys lies within the other."""
-    ours, theirs = override.split("."), key.split(".")
+def _concerns(override: str, key: str, reason: str) -> bool:
+    """Say whether a fault lies in an override; one of the whole recipe names its key in its reason."""
+    if not key:
+        return override in reason
+    ours, theirs = ("schedule.name" if override == "schedule" else override).split("."), key.split(".")
     return all(one == other for one, other in zip(ours, theirs, strict=False))
 
 

@@ -52,6 +52,7 @@ def test_a_schedule_can_be_named_and_keeps_the_recipe_knobs():
         ("fit.batchsize=8", "config-unknown", "did you mean fit.batch_size?"),
         ("epochs=5", "config-unknown", "did you mean schedule.head_epochs or schedule.thawed_epochs?"),
         ("learning_rate=5", "config-unknown", "schedule.rate"),
+        ("backbone.name=resnet5", "config-value", "--set backbone.name=resnet5: "),
         ("colour=red", "config-unknown", "medtl config show"),
         (
             "schedul=scratch",

@@ -26,6 +26,7 @@ def test_only_commands_that_exist_are_mentioned(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     called = re.findall(r"(?:^|`)(?:\$ )?medtl ([a-z]+)", text, flags=re.MULTILINE)
     assert set(called) <= set(main.commands)
+    assert called or page.name != "README.md"
 
 
 @page

@@ -99,9 +99,12 @@ class DecoderChild:
 def _child_environment() -> dict[str, str]:
     """Let OpenJPEG take some processors for a frame, but not where processes read side by side.
 
+    torchrun and Ray, whose processes do, set OMP_NUM_THREADS for each.
+
     Threads with memory of their own would use up the address space that a child is limited to.
     """
-    threads = 1 if parent_process() else min(MOST_THREADS, os.cpu_count() or 1)
+    allowed = int(os.environ.get("OMP_NUM_THREADS") or 0) or len(os.sched_getaffinity(0))
+    threads = 1 if parent_process() else min(MOST_THREADS, allowed)
     return {**os.environ, "OPJ_NUM_THREADS": str(threads), "MALLOC_ARENA_MAX": "1"}
 
 

@@ -14,7 +14,7 @@ from medtl.imaging.series import Series
 def source_name(series: Series, root: Path) -> str:
     """Name a series by its path relative to `root` (to its folder, where it is a file), with its item.
 
-    A root that is itself the series is ".", which nothing below it is called.
+    A root that is itself the series is "./" and its own name, which nothing below it is called.
     """
     name = _name(series.path, base_folder(root))
     return f"{name}#{series.item}" if series.item else name
@@ -54,4 +54,5 @@ def relative_name(path: Path, base: Path) -> str:
 
 def _name(path: Path, base: Path) -> str:
     name = relative_name(path, base)
+    name = f"./{base.absolute().name}" if name == "." else name
     return name.encode("utf-8", "backslashreplace").decode()  # bytes of a file name that are no text

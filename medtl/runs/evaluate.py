@@ -206,7 +206,9 @@ def _attributes(
     Those of the table come first; what it does not name is taken from DICOM headers. Raises LabelError
     label-table for a column that is absent, or may say who a patient is.
     """
-    samples = [_with_header_facts(sample) for sample in samples]
+    cells = [cell for sample in samples for cell in sample.attributes.items()]
+    filled = {_attribute_key(name) for name, value in cells if value.strip()}
+    samples = [_with_header_facts(sample, filled) for sample in samples]
     known, withheld = attribute_names(samples), identifying_attributes(samples)
     shown = [name for name in known if name not in withheld]
     called = {_attribute_key(name): name for name in reversed(shown)}
@@ -221,11 +223,11 @@ def _attributes(
     return {name: [sample.attributes.get(name, "") for sample in samples] for name in names}, notes
 
 
-def _with_header_facts(sample: Sample) -> Sample:
-    facts = read_group_facts(sample.series)
-    named = set(map(_attribute_key, sample.attributes))
-    missing = {name: value for name, value in facts.items() if name not in named}
-    return replace(sample, attributes={**sample.attributes, **missing})
+def _with_header_facts(sample: Sample, filled: set[str]) -> Sample:
+    """Add what the header says where no column of the table says anything of the kind."""
+    facts = {name: value for name, value in read_group_facts(sample.series).items() if name not in filled}
+    told = {name: value for name, value in sample.attributes.items() if _attribute_key(name) not in facts}
+    return replace(sample, attributes={**told, **facts})
 
 
 def _attribute_key(name: str) -> str:

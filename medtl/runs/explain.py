@@ -24,7 +24,7 @@ from medtl.prediction.explanation import Explanation, explain, target_of
 from medtl.prediction.saliency import check_method, default_method, methods_for
 from medtl.prediction.scoring import Prediction, Scored, score_series
 from medtl.reporting.overlay import overlay_of
-from medtl.runs.common import load_finished
+from medtl.runs.common import check_apart, load_finished
 
 COLUMNS = (
     "sample_id",
@@ -92,8 +92,9 @@ def explain_run(
 ) -> ExplainOutcome:
     """Write a heatmap of each study of a folder into OUT/maps, and with options.audit what they are worth.
 
-    Raises ConfigError saliency-method; ReadError audit-empty, mask-grid.
+    Raises ConfigError saliency-method; ReadError audit-empty, mask-grid; OutputError output-unwritable.
     """
+    check_apart(out, folder)
     checkpoint = load_finished(run, any_modality=options.any_modality)
     methods = options.methods or (default_method(checkpoint.classifier),)
     for method in methods:

@@ -64,10 +64,10 @@ class _Judge:
 
     def key(self, files: list[str]) -> str:
         """Return a key of all that what is done about files depends on."""
-        asked = self.scoring
+        asked, model = self.scoring, model_identity(self.checkpoint)
         facts = {
             "files": files,
-            "model": model_identity(self.checkpoint).uid,
+            "model": [model.sha256, model.settings_sha256],
             "any modality": asked.any_modality,
             "kinds": sorted(asked.kinds),
             "to": str(asked.send_to.peer) if asked.send_to else "",
@@ -106,7 +106,9 @@ def listen_run(
         from medtl.reporting.pacs.dimse_scp import listening
     except ImportError as missing:
         raise missing_extra(missing) from missing
-    judge = _load_judge(scoring) if scoring else None  # what cannot score is told now
+    judge = None
+    if scoring:  # what cannot score is told now
+        judge = _Judge(scoring, load_finished(scoring.run, any_modality=scoring.any_modality))
     with open_journal(out / "listener") as journal:
         inbox = Inbox(out / "inbox")
         desk = _Desk(out, inbox, journal, judge, watcher, {})
@@ -118,10 +120,6 @@ def listen_run(
                 time.sleep(LOOK_SECONDS)
     fix = "the same command goes on with what was received"
     raise StoppedError("interrupted", "stopped, all that was acknowledged is kept", where=out, fix=fix)
-
-
-def _load_judge(scoring: Scoring) -> _Judge:
-    return _Judge(scoring, load_finished(scoring.run, any_modality=scoring.any_modality))
 
 
 def _teller(watcher: Watcher) -> Callable[[MedtlError], None]:

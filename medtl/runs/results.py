@@ -107,9 +107,19 @@ def write_results(
     flat = sum(bool(row.files) and "map" not in row.files and not row.refused for row in rows)
     if "map" in kinds and flat:
         watcher.note("note", f"{flat} images are no volumes: a map is for volumes alone")
+    others = _count_others(out, rows)
+    if others:
+        text = f"{out} holds {others} more objects, of earlier results: medtl pacs push would send them, too"
+        watcher.note("note", text)
     table = out / "results.csv"
     write_csv(table, [COLUMNS, *map(_cells, rows)])
     return ResultsOutcome(table, tuple(rows))
+
+
+def _count_others(out: Path, rows: Sequence[ResultRow]) -> int:
+    """Return how many DICOM objects in `out` are of none of the rows."""
+    written = {Path(path).name for row in rows for path in row.files.values()}
+    return sum(path.name not in written for path in (out / "dicom").glob("*.dcm"))
 
 
 def model_identity(checkpoint: Checkpoint) -> ModelIdentity:
@@ -209,11 +219,9 @@ def _held(checkpoint: Checkpoint, probabilities: Sequence[float]) -> tuple[str, 
 
 
 def _path_of(result: StudyResult, kind: str) -> str:
-    return (
-        f"fhir/{bundle_id(result)}.json"
-        if kind == "fhir"
-        else f"dicom/{instance_uid(result, kind)}-{kind}.dcm"
-    )
+    if kind == "fhir":
+        return f"fhir/{bundle_id(result)}.json"
+    return f"dicom/{instance_uid(result, kind)}-{kind}.dcm"
 
 
 def _write(path: Path, result: StudyResult, kind: str) -> None:

@@ -1,7 +1,7 @@
 """Score a folder of studies into tables, and go on where that was broken off."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -98,13 +98,15 @@ def score_run(
 
 def _note_other_rows(out: Path, ensemble: Ensemble, folder: Path, watcher: Watcher) -> None:
     """Say so where the tables in `out` are of another model or folder: they will show this one's rows."""
-    record = out / "scores.json"
     try:
-        before = read_json(record)
-        model, place = before["model_sha256"], before["folder"]
+        before = read_json(out / "scores.json")
+        models, place = before["models"], before["folder"]
     except (OSError, ValueError, KeyError, TypeError):
         return
-    changed = {"model": model != ensemble.members[0].sha256, "folder": place != str(folder.resolve())}
+    changed = {
+        "model": models != [member.sha256 for member in ensemble.members],
+        "folder": place != str(folder.resolve()),
+    }
     others = " and ".join(f"another {name}" for name, differs in changed.items() if differs)
     if others:
         watcher.note("note", f"tables in {out} were those of {others}: they will show this one's rows")
@@ -127,17 +129,18 @@ def choose_engine(ensemble: Ensemble, journal: Journal, options: ScoreOptions, w
         return ensemble
     key = engine_key(ensemble)
     known = None if options.anew else journal.recall(key)
-    timed = options.engine == "auto" and not (known and known["seconds_torch"])
-    if known and not timed and options.engine == "auto" and known["chosen"] == "torch":
+    measured = known if known and known["seconds_torch"] else None
+    if options.engine == "auto" and measured and measured["chosen"] == "torch":
         return ensemble
     try:
+        timed = options.engine == "auto" and not measured
         trial, graphs = try_engine(ensemble, batch_size(ensemble), timed=timed)
     except MedtlError as error:
         if options.engine == "onnx" and error.code not in ("export-unsupported", "export-differs"):
             raise
         watcher.note("engine", f"PyTorch, since {error}")
         return ensemble
-    found = trial.to_json() if timed or not known else known
+    found = measured or trial.to_json()
     journal.remember(key, found)
     return ensemble.with_graphs(graphs) if "onnx" in (options.engine, found["chosen"]) else ensemble
 
@@ -212,11 +215,8 @@ def write_outcome(
     """Write the tables from the journal, and the record of what was scored by whom."""
     out, classes = journal.path.parent, ensemble.lead.task.classes
     tables = tuple(out / f"scores.{name}" for name in options.formats)
-    counts: Counter[str] = Counter()
-    rows = _counted(rows_of(found, folder, journal), counts, tell)
     for name, table in zip(options.formats, tables, strict=True):
-        FORMATS[name](table, classes, rows)
-        rows = rows_of(found, folder, journal)
+        FORMATS[name](table, classes, rows_of(found, folder, journal))
     facts = {
         "folder": str(folder.resolve()),
         "model_sha256": ensemble.members[0].sha256,
@@ -226,15 +226,11 @@ def write_outcome(
         **_how(ensemble, journal),
     }
     write_json(out / "scores.json", facts)
-    return ScoreOutcome(found, tables, counts["scored"], counts["refused"], kept)
-
-
-def _counted(rows: Iterable[Prediction], counts: Counter[str], tell: Tell) -> Iterator[Prediction]:
-    """Pass rows on, counted by status and told."""
-    for row in rows:
+    counts: Counter[str] = Counter()
+    for row in rows_of(found, folder, journal):
         counts[row.status] += 1
         tell(row)
-        yield row
+    return ScoreOutcome(found, tables, counts["scored"], counts["refused"], kept)
 
 
 def _how(ensemble: Ensemble, journal: Journal) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def test_a_series_in_the_folder_itself_and_one_in_a_folder_of_its_name_get_their
         found = {group.tracking_identifier: group.get_measurements()[0].value for group in groups}
         assert found["lesion"] == pytest.approx(float(scores[row["source"]]), abs=1e-6)
         assert report.PatientID == patient
-    assert [row["source"] for row in rows] == [".", "study"]
+    assert [row["source"] for row in rows] == ["./study", "study"]
 
 
 def test_a_volume_without_a_frame_of_reference_gets_the_rest(trained_3d: Trained, tmp_path: Path) -> None:

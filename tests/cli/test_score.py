@@ -59,10 +59,10 @@ def test_a_series_in_the_folder_itself_and_one_in_a_folder_of_its_name_are_two_r
     jobs.write_volume(folder, 1, 1)
     jobs.write_volume(folder / "study", 2, 0)
     rows = score(trained_3d.run, folder, tmp_path / "out")
-    assert sorted(rows) == [".", "study"]
-    assert rows["study"]["p_lesion"] != rows["."]["p_lesion"]
+    assert sorted(rows) == ["./study", "study"]
+    assert rows["study"]["p_lesion"] != rows["./study"]["p_lesion"]
     lone = score(trained_3d.run, folder / "study", tmp_path / "lone")
-    assert lone["."]["p_lesion"] == rows["study"]["p_lesion"]
+    assert lone["./study"]["p_lesion"] == rows["study"]["p_lesion"]
 
 
 def test_bad_files_are_rows_and_the_others_score_as_without_them(trained: Trained, tmp_path: Path) -> None:

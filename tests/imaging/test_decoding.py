@@ -65,6 +65,22 @@ def test_the_threaded_decoder_of_jpeg_2000_keeps_every_value(bits: int, pool: De
         np.testing.assert_array_equal(values, pixels)
 
 
+def test_a_frame_is_decoded_with_threads_but_not_where_processes_read_side_by_side(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def threads() -> str:
+        return decoding._child_environment()["OPJ_NUM_THREADS"]
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert threads() == "4"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert threads() == "1"
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(decoding, "parent_process", lambda: object())
+    assert threads() == "1"
+
+
 def test_a_refused_frame_leaves_the_child_at_work(pool: DecoderPool, frame: bytes) -> None:
     pool.decode(frame, REQUEST, 5)
     child = pool.idle[0]

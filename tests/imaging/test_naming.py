@@ -25,10 +25,10 @@ def test_a_root_that_is_itself_the_series_has_a_name_that_nothing_below_it_has(
     file.touch()
     folder.mkdir()
     assert source_name(make_series(file), file) == "x.png"
-    assert source_name(make_series(folder), folder) == "."
+    assert source_name(make_series(folder), folder) == f"./{folder.name}"
     assert source_name(make_series(folder / "t1"), folder) == "t1"
     monkeypatch.chdir(folder)
-    assert source_name(make_series(Path()), Path()) == "."
+    assert source_name(make_series(Path()), Path()) == f"./{Path().absolute().name}"
 
 
 def test_two_series_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -58,6 +58,14 @@ DECODERS: dict[UID, tuple[str, str]] = {
 }
 # The same OpenJPEG, which computes grey frames with threads here, and does not take all colours.
 THREADED = ("pillow", "pillow")
+# Pillow takes much larger images for an attack.
+MOST_THREADED_VALUES = 2**26
+NATIVE_DECODER = "pydicom"
+# Where a codestream says how deep its first component is: bits - 1, and 128 where it is signed.
+DEPTH_PLACE = 42
+
+# The number of a plane, its stored values, and the decoder's name and version.
+Stored = tuple[int, NDArray, str]
 
 # Pixel values in one image, 1 GiB as float32. Checked before anything is decoded.
 MOST_VALUES = 2**28
@@ -111,8 +119,8 @@ def decode(dataset: Dataset, planes: Sequence[Instance]) -> list[Pixels]:
 
     Raises ReadError dicom-truncated, -pixels, -decoder, -photometric, -rescale, -not-finite.
     """
-    stored = dict(_stored_planes(dataset, planes))
-    return [_to_pixels(dataset, stored[plane.frame], plane) for plane in planes]
+    stored = {number: (values, decoder) for number, values, decoder in _stored_planes(dataset, planes)}
+    return [_to_pixels(dataset, *stored[plane.frame], plane) for plane in planes]
 
 
 def decode_directly(data: bytes, planes: Sequence[Instance], place: Place) -> list[Pixels] | None:
@@ -128,12 +136,11 @@ def decode_directly(data: bytes, planes: Sequence[Instance], place: Place) -> li
     size = first.values * first.bits_allocated // 8
     if not size * first.frames <= place.length < 2 * size * first.frames:
         return None  # the long way says what is wrong
-    decoder = _decoder_name(first)
     decoded = []
     for plane in planes:
         start = place.start + plane.frame * size
         words = np.frombuffer(data, WORDS[first.bits_allocated], plane.values, start)
-        decoded.append(_grey(_stored_values(words, plane), plane, plane.voi, decoder))
+        decoded.append(_grey(_stored_values(words, plane), plane, plane.voi, _named(NATIVE_DECODER)))
     return decoded
 
 
@@ -148,8 +155,7 @@ def _stored_values(words: NDArray, plane: Instance) -> NDArray:
     return words.reshape(plane.rows, plane.columns)
 
 
-def _to_pixels(dataset: Dataset, stored: NDArray, plane: Instance) -> Pixels:
-    decoder = _decoder_name(plane)
+def _to_pixels(dataset: Dataset, stored: NDArray, decoder: str, plane: Instance) -> Pixels:
     if plane.photometric not in GREY:
         return Pixels(_colour(dataset, stored, plane), None, None, decoder)
     if "ModalityLUTSequence" in dataset:
@@ -157,14 +163,15 @@ def _to_pixels(dataset: Dataset, stored: NDArray, plane: Instance) -> Pixels:
     return _grey(stored, plane, _voi(dataset, plane), decoder)
 
 
-def decoder_of(plane: Instance) -> tuple[str, str]:
-    """Return the plugin and the distribution that decode a plane."""
-    grey = plane.photometric in GREY and not plane.signed
-    return THREADED if plane.transfer_syntax == JPEG2000Lossless and grey else DECODERS[plane.transfer_syntax]
+def _decoder_of(plane: Instance, frame: bytes) -> tuple[str, str]:
+    """Return the plugin and the distribution that decode a frame.
 
-
-def _decoder_name(plane: Instance) -> str:
-    return _named(decoder_of(plane)[1] if plane.transfer_syntax in DECODERS else "pydicom")
+    A codestream that contradicts its header in sign, or is deeper than 16 bits, is not for THREADED.
+    """
+    grey = plane.transfer_syntax == JPEG2000Lossless and plane.photometric in GREY and not plane.signed
+    depth = frame[DEPTH_PLACE] + 1 if frame.startswith(J2K_START) and len(frame) > DEPTH_PLACE else 0
+    plain = 0 < depth <= 16 and plane.values <= MOST_THREADED_VALUES
+    return THREADED if grey and plain else DECODERS[plane.transfer_syntax]
 
 
 @cache
@@ -198,8 +205,11 @@ def _name(syntax: UID) -> str:
     return syntax.name if syntax.keyword else "an unknown transfer syntax"
 
 
-def _stored_planes(dataset: Dataset, planes: Sequence[Instance]) -> Iterator[tuple[int, NDArray]]:
-    """Yield the number of each plane with its stored values, (H, W) or (H, W, 3); YBR becomes RGB."""
+def _stored_planes(dataset: Dataset, planes: Sequence[Instance]) -> Iterator[Stored]:
+    """Yield the number of each plane, its stored values, (H, W) or (H, W, 3), and who decoded them.
+
+    YBR becomes RGB.
+    """
     first = planes[0]
     data = _pixel_bytes(dataset, first)
     native = first.transfer_syntax in NATIVE
@@ -207,16 +217,14 @@ def _stored_planes(dataset: Dataset, planes: Sequence[Instance]) -> Iterator[tup
     if first.mosaic == 1:
         yield from frames(dataset, data, first, [plane.frame for plane in planes])
         return
-    ((_, whole),) = frames(dataset, data, first, [0])
+    ((_, whole, decoder),) = frames(dataset, data, first, [0])
     for plane in planes:
         row, column = divmod(plane.frame, plane.mosaic)
         rows = slice(row * plane.rows, (row + 1) * plane.rows)
-        yield plane.frame, whole[rows, column * plane.columns : (column + 1) * plane.columns]
+        yield plane.frame, whole[rows, column * plane.columns : (column + 1) * plane.columns], decoder
 
 
-def _native_frames(
-    dataset: Dataset, data: bytes, plane: Instance, wanted: Sequence[int]
-) -> Iterator[tuple[int, NDArray]]:
+def _native_frames(dataset: Dataset, data: bytes, plane: Instance, wanted: Sequence[int]) -> Iterator[Stored]:
     """Decode uncompressed frames, in this process: there is no decoder that could fail."""
     rows, columns = plane.stored_shape
     samples = 2 if plane.photometric == "YBR_FULL_422" else plane.samples
@@ -228,14 +236,14 @@ def _native_frames(
         raise _other_size(plane)
     for number in wanted:
         try:
-            yield number, pixel_array(dataset, index=number)
+            yield number, pixel_array(dataset, index=number), _named(NATIVE_DECODER)
         except Exception as error:  # pydicom fails in as many ways as there are malformed elements
             raise _undecodable(plane, type(error).__name__) from error
 
 
 def _compressed_frames(
     dataset: Dataset, data: bytes, plane: Instance, wanted: Sequence[int]
-) -> Iterator[tuple[int, NDArray]]:
+) -> Iterator[Stored]:
     """Decode compressed frames, in a child process."""
     rows, columns = plane.stored_shape
     values = plane.samples * rows * columns * len(wanted)
@@ -246,16 +254,17 @@ def _compressed_frames(
         size = _codestream_size(frame)
         if size is not None and size != plane.stored_shape:
             raise _other_size(plane)
-        yield number, _decode_compressed(dataset, frame, plane)
+        plugin, distribution = _decoder_of(plane, frame)
+        yield number, _decode_compressed(dataset, frame, plane, plugin), _named(distribution)
 
 
-def _decode_compressed(dataset: Dataset, frame: bytes, plane: Instance) -> NDArray:
+def _decode_compressed(dataset: Dataset, frame: bytes, plane: Instance, plugin: str) -> NDArray:
     rows, columns = plane.stored_shape
     with reporting_malformed(plane.path):
         planar = int(dataset.get("PlanarConfiguration") or 0)
     request = {
         "transfer_syntax": plane.transfer_syntax,
-        "plugin": decoder_of(plane)[0],
+        "plugin": plugin,
         "rows": rows,
         "columns": columns,
         "samples_per_pixel": plane.samples,

@@ -10,6 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom import Dataset
+from pydicom.pixels import pixel_array
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     MPEG2MPML,
@@ -85,6 +86,22 @@ def test_lossless_compression_keeps_every_value(
     expected = np.moveaxis(pixels, -1, 0) if colour else pixels[None]
     np.testing.assert_array_equal(image.pixels, expected)
     assert image.facts.decoder.startswith(decoder)
+
+
+def test_a_codestream_that_is_signed_where_its_header_is_not_is_decoded_as_pydicom_does(
+    make_radiograph: Callable,
+) -> None:
+    """The byte at 42 of a codestream says how deep its first component is, and whether it is signed."""
+    path = make_radiograph(pattern(70, 64, top=2047), syntax=JPEG2000Lossless)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"\xff\x4f\xff\x51") + 42
+    assert content[place] == 11
+    content[place] |= 0x80
+    path.write_bytes(content)
+    image = read_one(path)
+    assert image.facts.decoder.startswith("pylibjpeg-openjpeg")
+    expected = pixel_array(path, decoding_plugin="pylibjpeg")
+    np.testing.assert_array_equal(image.pixels[0], expected)
 
 
 def test_facts_say_what_the_file_is_and_never_whose(make_radiograph: Callable) -> None:
