@@ -103,6 +103,17 @@ def test_a_column_of_the_table_wins_over_the_same_fact_of_the_header(
         assert {group["name"] for group in grouping["groups"]} == {"male", "female"}
 
 
+def test_an_empty_column_of_the_table_leaves_the_fact_to_the_header(trained: Trained, tmp_path: Path) -> None:
+    labels = write_patients(tmp_path / "data")
+    header, *rows = labels.read_text().splitlines()
+    labels.write_text("\n".join([f"{header},Sex", *(f"{row}," for row in rows)]))
+    arguments = ["evaluate", trained.run, "--data", tmp_path / "data", "--labels", labels, "--json"]
+    result = jobs.medtl(*arguments, "--out", tmp_path / "out", "--part", "all", "--subgroup", "sex")
+    assert result.exit_code == 0, result.output
+    (grouping,) = json.loads(result.stdout)["subgroups"]
+    assert {group["name"] for group in grouping["groups"]} == {"F", "M"}
+
+
 def test_the_terminal_says_why_an_interval_lies_below_its_value(trained: Trained, tmp_path: Path) -> None:
     arguments = ["evaluate", trained.run, "--data", trained.data, "--out", tmp_path / "out"]
     result = jobs.medtl(*arguments, "--part", "all")

@@ -134,6 +134,13 @@ def test_a_second_run_changes_no_object_and_another_folder_gets_the_same_uids(
         assert other.SOPInstanceUID == dcmread(path).SOPInstanceUID
 
 
+def test_objects_of_earlier_results_are_counted(trained: Trained, radiographs: Path, tmp_path: Path) -> None:
+    command = ("results", trained.run, radiographs, "--out", tmp_path / "out", "--kind", "sr")
+    assert "of earlier results" not in jobs.medtl(*command).stderr
+    (tmp_path / "out/dicom/1.2.3-sr.dcm").write_bytes(b"of another model")
+    assert "holds 1 more objects, of earlier results" in jobs.medtl(*command).stderr
+
+
 def test_one_kind_alone_may_be_asked_for(trained: Trained, radiographs: Path, tmp_path: Path) -> None:
     results(trained.run, radiographs, tmp_path / "out", "--kind", "sr")
     names = [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()]
