@@ -46,12 +46,12 @@ def results(
     from dataclasses import asdict
 
     from medtl.cli.terminal import TerminalWatcher, print_refused_rows, say
-    from medtl.runs.results import results_run
+    from medtl.runs.common import load_finished
+    from medtl.runs.results import write_results
 
     with TerminalWatcher(f"medtl results · {folder}") as watcher:
-        outcome = results_run(
-            run, folder, out, watcher, kinds=kinds or KINDS, method=method, any_modality=any_modality
-        )
+        checkpoint = load_finished(run, any_modality=any_modality)
+        outcome = write_results(checkpoint, folder, out, watcher, kinds=kinds or KINDS, method=method)
     refused = [row.prediction for row in outcome.rows if row.refused]
     print_refused_rows(refused, outcome.table)
     if as_json:

@@ -7,6 +7,7 @@ is started when it is first needed, is kept, and is replaced once it has died or
 import atexit
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -103,7 +104,8 @@ def _child_environment() -> dict[str, str]:
 
     Threads with memory of their own would use up the address space that a child is limited to.
     """
-    allowed = int(os.environ.get("OMP_NUM_THREADS") or 0) or len(os.sched_getaffinity(0))
+    asked = re.match(r"[1-9]\d*", os.environ.get("OMP_NUM_THREADS", ""))  # OpenMP takes "4,2", too
+    allowed = int(asked[0]) if asked else len(os.sched_getaffinity(0))
     threads = 1 if parent_process() else min(MOST_THREADS, allowed)
     return {**os.environ, "OPJ_NUM_THREADS": str(threads), "MALLOC_ARENA_MAX": "1"}
 

@@ -86,9 +86,12 @@ class Journal:
         self.commit()
 
     def recall(self, key: str) -> Any:
-        """Return plain data that were remembered, None where there are none."""
+        """Return plain data that were remembered, None where there are none. Raises CheckpointError."""
         found = self._execute("select value from facts where key = ?", (key,)).fetchone()
-        return json.loads(found[0]) if found else None
+        try:
+            return json.loads(found[0]) if found else None
+        except (TypeError, ValueError) as error:
+            raise _no_journal(self.path) from error
 
     def remember(self, key: str, value: Any) -> None:
         """Keep plain data under a name."""
@@ -103,9 +106,8 @@ class Journal:
 
     def _prediction(self, row: Any) -> "Prediction":
         """Read a row. Raises CheckpointError scores-damaged for what `record` did not write."""
-        from medtl.prediction.scoring import (
-            Prediction,  # which loads torch; what is sent to a PACS needs none
-        )
+        # Which loads torch: what is sent to a PACS needs none.
+        from medtl.prediction.scoring import Prediction
 
         try:
             found = Prediction(**json.loads(row))

@@ -28,7 +28,7 @@ from medtl.reporting.dicom.headers import instance_uid
 from medtl.reporting.dicom.objects import BUILDERS, write_object
 from medtl.reporting.dicom.result import ModelIdentity, StudyResult
 from medtl.reporting.fhir import bundle_id, fhir_bundle, holds_bundle
-from medtl.runs.common import check_apart, load_finished
+from medtl.runs.common import check_apart
 from medtl.runs.report import METHOD_NAMES
 
 KINDS = (*BUILDERS, "fhir")
@@ -63,21 +63,6 @@ class _Job:
     checkpoint: Checkpoint
     model: ModelIdentity
     method: str
-
-
-def results_run(
-    run: Path,
-    folder: Path,
-    out: Path,
-    watcher: Watcher,
-    *,
-    kinds: Sequence[str] = KINDS,
-    method: str | None = None,
-    any_modality: bool = False,
-) -> ResultsOutcome:
-    """Load a run and write what it says of a folder, as write_results does. Raises CheckpointError, too."""
-    checkpoint = load_finished(run, any_modality=any_modality)
-    return write_results(checkpoint, folder, out, watcher, kinds=kinds, method=method)
 
 
 def write_results(

@@ -19,12 +19,16 @@ from medtl.prediction.scoring import Prediction
 from medtl.prediction.streaming import batch_size, rows_of, stream, unscored
 from medtl.runs.common import load_finished
 
-# Is told each row once, in order, when the tables are written.
+# Is told each row once, in order, after the tables are written.
 Tell = Callable[[Prediction], object]
 
 
 def tell_nobody(row: Prediction) -> None:
     """Let a row be."""
+
+
+# What a trial of engines or of precisions may have chosen.
+CHOICES = ("torch", "onnx", "fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -128,8 +132,8 @@ def choose_engine(ensemble: Ensemble, journal: Journal, options: ScoreOptions, w
     if options.engine == "torch":
         return ensemble
     key = engine_key(ensemble)
-    known = None if options.anew else journal.recall(key)
-    measured = known if known and known["seconds_torch"] else None
+    known = {} if options.anew else _recall_trial(journal, key)
+    measured = known if known.get("seconds_torch") else None
     if options.engine == "auto" and measured and measured["chosen"] == "torch":
         return ensemble
     try:
@@ -150,6 +154,12 @@ def engine_key(ensemble: Ensemble) -> str:
     return f"engine {key_of(ensemble.with_graphs([None] * len(ensemble.members)).facts)}"
 
 
+def _recall_trial(journal: Journal, key: str) -> dict[str, Any]:
+    """Return what a trial found, empty where there was none or the journal has something else."""
+    found = journal.recall(key)
+    return found if isinstance(found, dict) and found.get("chosen") in CHOICES else {}
+
+
 def open_judge(
     ensemble: Ensemble, journal: Journal, found: Scan, options: ScoreOptions, *, first: bool = True
 ) -> Ensemble:
@@ -164,8 +174,8 @@ def open_judge(
         precision = "fp32"
     if precision == "auto":
         key = f"precision {key_of(ensemble.facts)}"
-        trial = journal.recall(key)
-        if trial is None or anew or not trial["images"]:  # one without images says nothing of the next
+        trial = _recall_trial(journal, key)
+        if anew or not trial.get("images"):  # one without images says nothing of the next
             trial = try_precision(ensemble, found.series[: batch_size(ensemble)]).to_json()
             journal.remember(key, trial)
         precision = trial["chosen"]

@@ -4,9 +4,10 @@ import json
 import os
 import pty
 import shutil
+import sqlite3
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -513,6 +514,19 @@ def test_auto_takes_the_faster_engine_and_asks_once(
     monkeypatch.setattr(engine, "_seconds", lambda _, graph, __: faster if graph is None else slower)
     assert "(24 rows were there)" in jobs.medtl(*command).stdout
     assert json.loads((tmp_path / "out/scores.json").read_text()) == facts
+
+
+@pytest.mark.parametrize(("value", "code"), [("{", "scores-damaged"), ("[1]", ""), ('{"chosen": 3}', "")])
+def test_a_damaged_trial_in_the_journal_is_a_line_or_tried_anew(
+    value: str, code: str, trained: Trained, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+    command = ("score", trained.run, trained.data, "--out", tmp_path / "out", "--engine", "auto")
+    assert jobs.medtl(*command).exit_code == 0
+    with closing(sqlite3.connect(tmp_path / "out/journal.sqlite")) as journal, journal:
+        journal.execute("update facts set value = ? where key like 'engine%'", (value,))
+    result = jobs.medtl(*command)
+    assert jobs.fault(result) == code if code else result.exit_code == 0, result.output
 
 
 def test_pytorch_scores_where_the_graph_differs_and_says_so(

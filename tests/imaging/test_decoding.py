@@ -74,8 +74,9 @@ def test_a_frame_is_decoded_with_threads_but_not_where_processes_read_side_by_si
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert threads() == "4"
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert threads() == "1"
+    for stated, allowed in {"1": "1", "2,1": "2", "many": "4", "": "4", "0": "4", "-1": "4"}.items():
+        monkeypatch.setenv("OMP_NUM_THREADS", stated)
+        assert threads() == allowed
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(decoding, "parent_process", lambda: object())
     assert threads() == "1"
