@@ -15,7 +15,7 @@ fuzz: $(VENV)/.dev  ## 10,000 mutated DICOM files, read or refused: some minutes
 	$(BIN)/python -m pytest -n 2 -m long tests/fuzz
 
 long: $(VENV)/.dev  ## the contract of every backbone, the large ones too: some ten minutes
-	$(BIN)/python -m pytest -n 2 -m long tests/learning
+	$(BIN)/python -m pytest -n 2 -m long tests/models tests/training
 
 check: lint test  ## what CI runs
 

@@ -6,7 +6,7 @@ Each backbone is untrained, in fp32 and channels last, on one thread: planar one
 volumes at 32 x 112 x 112, one at a time. Slice encoders are left out: they cost their planar network once a
 slice. Forward: evaluation mode, no gradient. Train: forward, backward and an optimizer step through
 everything, with a head of two classes. The first round is not counted; the numbers are medians of processor
-seconds, which hold beside other work. --write keeps them in medtl/learning/backbones/speeds.json, after each
+seconds, which hold beside other work. --write keeps them in medtl/models/backbones/speeds.json, after each
 backbone; one that is there already is not measured again. All of them take an hour: name some.
 """
 
@@ -21,13 +21,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from medtl.imaging.manifest import Task
-from medtl.imaging.storage import write_json
-from medtl.learning.backbones import BACKBONES
-from medtl.learning.backbones.backbone import BackboneEntry
-from medtl.learning.catalogue import SPEEDS
-from medtl.learning.classifier import Classifier
-from medtl.learning.features import lay_out, place_images
+from medtl.core.files import write_json
+from medtl.data.manifest import Task
+from medtl.models.backbone import BackboneEntry
+from medtl.models.backbones import BACKBONES
+from medtl.models.catalogue import SPEEDS
+from medtl.models.classifier import Classifier, lay_out, place_images
 
 TASK = Task("binary", ("normal", "abnormal"))
 VOLUME = (32, 112, 112)

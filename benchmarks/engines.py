@@ -19,17 +19,17 @@ from pathlib import Path
 
 import torch
 
+from medtl.data.task import Task
 from medtl.imaging.augmentation import AugmentationConfig
 from medtl.imaging.preprocessing import PreprocessingConfig
-from medtl.imaging.task import Task
-from medtl.learning.backbones import BACKBONES
-from medtl.learning.checkpoint import Checkpoint, CheckpointHeader, TensorFile, describe_classifier
-from medtl.learning.classifier import Classifier
-from medtl.learning.graphs import keep_graph
-from medtl.learning.portable import example_images
-from medtl.prediction.ensemble import Ensemble, make_ensemble
-from medtl.prediction.scoring import predict_features
-from medtl.prediction.streaming import batch_size
+from medtl.inference.ensemble import Ensemble, make_ensemble
+from medtl.inference.export import example_images
+from medtl.inference.onnx_graph import keep_graph
+from medtl.inference.predictor import predict_features
+from medtl.inference.streaming import batch_size
+from medtl.models.backbones import BACKBONES
+from medtl.models.classifier import Classifier
+from medtl.training.checkpoint import Checkpoint, CheckpointHeader, TensorFile, describe_classifier
 
 CASES = (
     "efficientnet_lite0:160x160",

@@ -14,19 +14,17 @@ from pathlib import Path
 
 from medtl.cli.explain import audit_table
 from medtl.cli.terminal import TerminalWatcher
-from medtl.config import load_config
-from medtl.imaging.manifest import TaskConfig, load_manifest
+from medtl.config import load_config, sample_data
+from medtl.data.manifest import TaskConfig, load_manifest
+from medtl.data.splits import read_splits
+from medtl.explain import methods_for
+from medtl.explain.audit import Case, audit, find_mask
+from medtl.explain.explanation import target_of
 from medtl.imaging.preprocessing import prepare_image
-from medtl.imaging.series import read_series
-from medtl.imaging.splits import read_splits
-from medtl.learning.checkpoint import Checkpoint
-from medtl.prediction.audit import Case, audit
-from medtl.prediction.explanation import target_of
-from medtl.prediction.saliency import methods_for
-from medtl.prediction.scoring import score_images
-from medtl.runs.common import load_finished, sample_data
-from medtl.runs.explain import find_mask
-from medtl.runs.train import train_run
+from medtl.imaging.reader import read_series
+from medtl.inference.predictor import score_images
+from medtl.training.checkpoint import Checkpoint, load_finished
+from medtl.workflows.train import train_run
 
 BACKBONES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 OVERRIDES = ("split.val=0.2", "split.test=0.25")

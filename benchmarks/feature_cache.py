@@ -3,7 +3,7 @@
     python -m benchmarks.feature_cache [--images 300] [--views 4] [--repeats 3]
 
 1. Nominal speeds of one core: processor seconds of each chain step of several networks, fitted by its
-   multiply-adds and the bytes that its operations write; medtl/learning/cache_plan.py holds them rounded.
+   multiply-adds and the bytes that its operations write; plan.py holds them rounded.
    Processor time of one thread hardly changes with what else runs; the rest is wall time and wants quiet.
 2. The disk: activations written and flushed, and read in random batches.
 3. A pass over random images with EfficientNet-Lite0, reading ahead of the network against reading in between.
@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
+from medtl.data.manifest import Task
+from medtl.data.prepared import PreparedDataset
 from medtl.imaging.augmentation import Augmentation, AugmentationConfig
-from medtl.imaging.manifest import Task
-from medtl.imaging.prepared import PreparedDataset
-from medtl.learning.backbones import BACKBONES
-from medtl.learning.classifier import Classifier, Placement
-from medtl.learning.costs import step_costs
-from medtl.learning.features import FeatureCache, Views, lay_out
+from medtl.models.backbones import BACKBONES
+from medtl.models.classifier import Classifier, Placement, lay_out
+from medtl.models.costs import step_costs
+from medtl.training.feature_cache.cache import FeatureCache, Views
 
 SIZE = (160, 160)
 NETWORKS = ("efficientnet_lite0", "resnet18", "densenet121", "convnext_atto")

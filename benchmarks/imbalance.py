@@ -31,14 +31,14 @@ from scipy import stats
 
 from benchmarks.main_job import DEFAULT_DATA
 from medtl.config import RunConfig, load_config
-from medtl.imaging.manifest import load_manifest, targets
-from medtl.imaging.prepared import prepare_samples
-from medtl.imaging.randomness import make_generator
-from medtl.learning import metrics
-from medtl.learning.checkpoint import Checkpoint, load_checkpoint
-from medtl.learning.imbalance import IMBALANCE
-from medtl.learning.stages import entry_step
-from medtl.runs.train import train_run
+from medtl.core.seeds import make_generator
+from medtl.data.manifest import load_manifest, targets
+from medtl.data.prepared import prepare_samples
+from medtl.evaluation import metrics
+from medtl.training.checkpoint import Checkpoint, load_checkpoint
+from medtl.training.imbalance import IMBALANCE
+from medtl.training.schedule import entry_step
+from medtl.workflows.train import train_run
 
 VALIDATION_SHARE = 0.25
 FROZEN = (

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from medtl.imaging.prepared import PreparedDataset
+    from medtl.data.prepared import PreparedDataset
     from medtl.imaging.series import Series
 
 DEFAULT_DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
@@ -70,7 +70,7 @@ def read_with_monai(unit: Path) -> np.dtype:
 
 def read_with_medtl(series: "Series") -> np.dtype:
     """Read a series that medtl's scan has found."""
-    from medtl.imaging.series import read_series
+    from medtl.imaging.reader import read_series
 
     return read_series(series).pixels.dtype
 
@@ -79,7 +79,7 @@ def read_all(contender: str, units: list[Path], pool: Executor | None) -> None:
     """Read every unit, in the pool where there is one, and let it go, as a batch job would."""
     together = pool.map if pool else map
     if contender == "medtl":
-        from medtl.imaging.series import scan
+        from medtl.imaging.reader import scan
 
         kinds = together(read_with_medtl, scan(units, workers=None if pool else 1).series)
     else:
@@ -108,10 +108,10 @@ def measure_prepared(kind: str, workers: int, folder: Path) -> dict[str, float]:
 
     Radiographs are prepared at 512 x 512, MR series at 22 x 128 x 128.
     """
-    from medtl.imaging.manifest import Sample
-    from medtl.imaging.prepared import prepare_samples
+    from medtl.data.manifest import Sample
+    from medtl.data.prepared import prepare_samples
     from medtl.imaging.preprocessing import PreprocessingConfig
-    from medtl.imaging.series import scan
+    from medtl.imaging.reader import scan
 
     found = scan(folder / kind).series
     samples = [Sample(str(number), series, str(number)) for number, series in enumerate(found)]

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
+from medtl.data.manifest import Sample, TaskConfig, load_manifest
+from medtl.data.splits import read_splits
 from medtl.imaging import read_images
-from medtl.imaging.manifest import Sample, TaskConfig, load_manifest
-from medtl.imaging.splits import read_splits
-from medtl.runs.localise import localise_run
+from medtl.workflows.demo import localise_run
 
 DEFAULT_DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
 CHEST = ("preprocessing.size=[96,96]", "schedule.thawed_epochs=6", "schedule.views=2", "fit.batch_size=32")

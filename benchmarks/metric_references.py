@@ -16,12 +16,11 @@ from scipy import stats
 from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression
 
-from medtl.learning import metrics
-from medtl.learning.cuts import youden_threshold
-from medtl.prediction.calibration_line import estimate_intercept, estimate_slope
-from medtl.prediction.decision_curve import net_benefit
-from medtl.prediction.delong import auroc_interval, place
-from medtl.prediction.intervals import exact_interval, wilson_interval
+from medtl.evaluation import metrics
+from medtl.evaluation.calibration_metrics import estimate_intercept, estimate_slope
+from medtl.evaluation.decision_curve import net_benefit
+from medtl.evaluation.intervals import auroc_interval, exact_interval, place, wilson_interval
+from medtl.evaluation.thresholds import youden_threshold
 
 SAMPLES, CUT, PREVALENCE = 400, 0.4, 0.1
 

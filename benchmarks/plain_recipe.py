@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from medtl.imaging.manifest import TaskConfig, load_manifest
-from medtl.imaging.splits import read_splits
-from medtl.learning.backbones.efficientnet import LITE0_IMAGENET
-from medtl.learning.backbones.timm_network import rename_by_position
-from medtl.learning.weights import locate, read_state_dict
+from medtl.data.manifest import TaskConfig, load_manifest
+from medtl.data.splits import read_splits
+from medtl.models.backbones.efficientnet import LITE0_IMAGENET
+from medtl.models.timm_network import rename_by_position
+from medtl.models.weights import locate, read_state_dict
 
 SIZE, BATCH, HEAD_EPOCHS, FULL_EPOCHS = 160, 32, 3, 4
 NORMALISE = transforms.Normalize([0.5] * 3, [0.5] * 3)

@@ -90,17 +90,17 @@ def make_run(folder: Path, kind: str) -> Path:
     """Write a finished run with random weights, where there is none."""
     import torch
 
+    from medtl.data.task import Task
     from medtl.imaging.augmentation import AugmentationConfig
     from medtl.imaging.preprocessing import PreprocessingConfig
-    from medtl.imaging.task import Task
-    from medtl.learning.backbones import BACKBONES
-    from medtl.learning.checkpoint import (
+    from medtl.models.backbones import BACKBONES
+    from medtl.models.classifier import Classifier
+    from medtl.training.checkpoint import (
         CheckpointHeader,
         describe_classifier,
         model_tensors,
         save_checkpoint,
     )
-    from medtl.learning.classifier import Classifier
 
     run = folder / "runs" / kind
     if run.exists():
@@ -128,7 +128,8 @@ class Silent:
 
 def time_medtl(run: Path, folder: Path, out: Path, precision: str, engine: str) -> float:
     """Score a folder as the command does."""
-    from medtl.runs.score import ScoreOptions, score_run
+    from medtl.inference.streaming import ScoreOptions
+    from medtl.workflows.score import score_run
 
     options = ScoreOptions(precision=precision, engine=engine)  # type: ignore[arg-type]
     started = time.perf_counter()
@@ -157,7 +158,7 @@ def time_plain(run: Path, folder: Path) -> float:
     """Read, transform and judge one study after the other."""
     import torch
 
-    from medtl.learning import load_checkpoint
+    from medtl.training import load_checkpoint
 
     checkpoint = load_checkpoint(run)
     transform = plain_transforms(checkpoint.preprocessing.size, load=False)
@@ -174,7 +175,7 @@ def time_monai(run: Path, folder: Path) -> float:
     import torch
     from monai.data import DataLoader, Dataset
 
-    from medtl.learning import load_checkpoint
+    from medtl.training import load_checkpoint
 
     checkpoint = load_checkpoint(run)
     size = checkpoint.preprocessing.size
@@ -193,7 +194,7 @@ def time_monai(run: Path, folder: Path) -> float:
 
 def _prepare_one(task: tuple[Any, Any]) -> float:
     from medtl.imaging.preprocessing import prepare_image
-    from medtl.imaging.series import read_series
+    from medtl.imaging.reader import read_series
 
     series, config = task
     return float(prepare_image(read_series(series), config).pixels.sum())
@@ -207,8 +208,8 @@ def _one_thread() -> None:
 
 def time_reading(run: Path, folder: Path) -> float:
     """Scan, read and prepare in a process a core; nothing is judged."""
-    from medtl.imaging.series import scan
-    from medtl.learning.checkpoint import read_header
+    from medtl.imaging.reader import scan
+    from medtl.training.checkpoint import read_header
 
     config = read_header(run / "checkpoints" / "best").preprocessing
     with ProcessPoolExecutor(os.cpu_count(), initializer=_one_thread) as pool:
@@ -225,9 +226,9 @@ def time_forward(run: Path, folder: Path, precision: str) -> float:
     """Judge as many images in memory, in the batch size that is fastest."""
     import torch
 
-    from medtl.learning import load_checkpoint
-    from medtl.learning.classifier import Placement
-    from medtl.prediction.scoring import arithmetic
+    from medtl.inference.predictor import arithmetic
+    from medtl.models.classifier import Placement
+    from medtl.training import load_checkpoint
 
     checkpoint = load_checkpoint(run)
     place, count = Placement(checkpoint.classifier), len(list(folder.iterdir()))
@@ -249,12 +250,12 @@ def measure(contender: str, folder: Path, case: str, precision: str) -> dict[str
 
     Where the network is loaded within, that is taken off.
     """
-    from medtl.learning import load_checkpoint
+    from medtl.training import load_checkpoint
 
     run, studies = make_run(folder, case.split()[0]), folder / case
     checkpoint = load_checkpoint(run)
     if contender == "medtl onnx":
-        from medtl.learning.graphs import keep_graph
+        from medtl.inference.onnx_graph import keep_graph
 
         keep_graph(checkpoint)
     started, cpu_started = time.perf_counter(), time.process_time()
@@ -281,7 +282,7 @@ def cpu_seconds() -> float:
     """Return the CPU seconds of this process and of all below it, which have ended by then."""
     from contextlib import suppress
 
-    from medtl.imaging import decoding
+    from medtl.imaging.dicom import decoders as decoding
 
     if decoding._pool is not None:
         decoding._pool.close()

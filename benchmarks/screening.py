@@ -27,13 +27,13 @@ from torch import Tensor
 from benchmarks.main_job import DEFAULT_DATA
 from medtl.cli.terminal import TerminalWatcher
 from medtl.config import load_config
+from medtl.data.splits import draw_labels
 from medtl.imaging.image import Image, ImageFacts
-from medtl.imaging.label_budget import draw_labels
 from medtl.imaging.preprocessing import prepare_image
-from medtl.learning import load_checkpoint
-from medtl.learning.checkpoint import Checkpoint
-from medtl.prediction.scoring import measure_distances, predict_features
-from medtl.runs.train import open_data
+from medtl.inference.predictor import measure_distances, predict_features
+from medtl.training import load_checkpoint
+from medtl.training.checkpoint import Checkpoint
+from medtl.workflows.train import open_data
 
 SETTINGS = (
     "preprocessing.size=[96,96]",

@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.scoring import make_data, make_run
+from medtl.core.journal import Entry, open_journal
 from medtl.imaging.preprocessing import prepare_image
-from medtl.imaging.series import read_series, scan
-from medtl.learning import load_checkpoint
-from medtl.prediction.ensemble import make_ensemble
-from medtl.prediction.journal import Entry, open_journal
-from medtl.prediction.scoring import Prediction, predict_features
-from medtl.prediction.streaming import batch_size, list_units
+from medtl.imaging.reader import read_series, scan
+from medtl.inference.ensemble import make_ensemble
+from medtl.inference.predictor import Prediction, predict_features
+from medtl.inference.streaming import batch_size, list_units
+from medtl.training import load_checkpoint
 
 CASES = ("xray uncompressed", "xray jpeg2000", "mr 22 slices")
 

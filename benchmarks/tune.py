@@ -20,10 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from medtl.config import load_config
-from medtl.runs.common import sample_data
-from medtl.runs.study import TuneOptions
-from medtl.runs.tune import TuneOutcome, tune_run
+from medtl.config import load_config, sample_data
+from medtl.workflows.study import TuneOptions
+from medtl.workflows.tune import TuneOutcome, tune_run
 
 PNEUMONIA = Path(__file__).parents[1] / ".." / "shared/data/chest-xray-pneumonia/pneumoniamnist.npz"
 SPACE = """\

@@ -14,18 +14,17 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 from yaml import YAMLError
 
+from medtl.data.manifest import TaskConfig
+from medtl.data.splits import SplitConfig
 from medtl.errors import ConfigError
 from medtl.imaging.augmentation import AugmentationConfig
-from medtl.imaging.manifest import TaskConfig
 from medtl.imaging.preprocessing import PreprocessingConfig
-from medtl.imaging.splits import SplitConfig
-from medtl.learning.backbones import BACKBONES, BackboneConfig
-from medtl.learning.fit import FitConfig
-from medtl.learning.imbalance import IMBALANCE
-from medtl.learning.stages import ScheduleConfig
+from medtl.models.backbones import BACKBONES, BackboneConfig
+from medtl.training.imbalance import IMBALANCE
+from medtl.training.schedule import ScheduleConfig
+from medtl.training.trainer import FitConfig
 
 Modality = Literal["xray", "mri"]
-
 MOST_HINTS = 3
 
 # The recipe that a modality takes where none is named.
@@ -190,3 +189,10 @@ def _check_name(key: str, name: str, known: list[str]) -> None:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
         raise ValueError(f"{key} {name!r} is not known: {hint}")
+
+
+def sample_data(modality: str) -> Path:
+    """Return the phantoms of a modality: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    root = package if (package / "sample_data").is_dir() else package.parent
+    return root / "sample_data" / modality

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medtl.imaging.manifest import Task
+from medtl.data.manifest import Task
 
+# The folders of tests in which a network is built; the others import none.
+BUILDS_NETWORKS = {"models", "training", "inference", "explain", "workflows", "cli", "core"}
 SHARED_DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
 
 
@@ -41,7 +43,7 @@ def build_tiny(spatial_dims: int, in_channels: int, request) -> object:
     """Build three groups of convolution, norm (batch, group, batch), dropout and ReLU, at stride 8."""
     from torch import nn
 
-    from medtl.learning.backbones.backbone import Backbone, Standardise
+    from medtl.models.backbone import Backbone, Standardise
 
     conv, batch = (nn.Conv2d, nn.BatchNorm2d) if spatial_dims == 2 else (nn.Conv3d, nn.BatchNorm3d)
 
@@ -65,11 +67,11 @@ def build_tiny(spatial_dims: int, in_channels: int, request) -> object:
 
 @pytest.fixture(autouse=True)
 def tiny_backbones(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Register `tiny` and `tiny3d` for the tests of learning, prediction and commands."""
-    if not any(part in str(request.path) for part in ("learning", "prediction", "cli", "test_runs")):
+    """Register `tiny` and `tiny3d` for the tests that build a network."""
+    if request.path.relative_to(Path(__file__).parent).parts[0] not in BUILDS_NETWORKS:
         yield
         return
-    from medtl.learning.backbones import BACKBONES, BackboneEntry
+    from medtl.models.backbones import BACKBONES, BackboneEntry
 
     for name, dims in (("tiny", 2), ("tiny3d", 3)):
         BACKBONES[name] = BackboneEntry(name, "tiny", dims, (32,) * dims, (), partial(build_tiny, dims))
@@ -89,8 +91,8 @@ def make_classifier() -> Callable:
     """Return a builder of a seeded tiny classifier."""
     import torch
 
-    from medtl.learning.backbones import BACKBONES
-    from medtl.learning.classifier import Classifier
+    from medtl.models.backbones import BACKBONES
+    from medtl.models.classifier import Classifier
 
     def build(task: Task | None = None, backbone: str = "tiny", dropout: float = 0.2) -> Classifier:
         torch.manual_seed(0)
@@ -102,7 +104,7 @@ def make_classifier() -> Callable:
 @pytest.fixture
 def make_prepared(tmp_path: Path) -> Callable:
     """Return a builder of a prepared dataset whose positive images have a bright square."""
-    from medtl.imaging.prepared import PreparedDataset
+    from medtl.data.prepared import PreparedDataset
 
     def build(
         count: int = 24, size: tuple[int, ...] = (32, 32), seed: int = 0

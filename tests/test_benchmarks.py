@@ -28,7 +28,7 @@ from benchmarks.peers.common import (
 )
 from benchmarks.peers.images import choose, prepare
 from benchmarks.peers.job import Job, Phase, read_job
-from medtl.learning import stages
+from medtl.training import schedule as stages
 
 CLASSES = ("disc", "none", "square")
 PHASES = (Phase("head", 0, 2, 3e-3), Phase("top 4", 4, 1, 1e-3))

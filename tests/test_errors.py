@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import medtl
+from medtl.core.parallel import work_in_order
+from medtl.core.progress import StoppedError
+from medtl.data.labels import LabelRowsError, LeakRowsError
 from medtl.errors import CODES, LINE_LIMIT, MedtlError, ReadError
-from medtl.imaging.in_children import work_in_order
-from medtl.imaging.label_table import LabelRowsError, LeakRowsError
-from medtl.learning.watching import StoppedError
 
 PACKAGE = Path(medtl.__file__).parent
 

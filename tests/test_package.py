@@ -42,7 +42,7 @@ def test_recipes_are_in_the_wheel(wheel: zipfile.ZipFile) -> None:
 
 
 def test_templates_are_in_the_wheel(wheel: zipfile.ZipFile) -> None:
-    folder = ROOT / "medtl/reporting/templates"
+    folder = ROOT / "medtl/report/templates"
     templates = {path.relative_to(ROOT).as_posix() for path in folder.iterdir() if path.is_file()}
     assert len(templates) >= 8
     assert templates <= set(wheel.namelist())

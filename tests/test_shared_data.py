@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
+from medtl.data.manifest import TaskConfig, load_manifest
+from medtl.data.splits import SplitConfig, check_no_leak, split_samples
 from medtl.imaging import read_images
 from medtl.imaging.image import Image
-from medtl.imaging.manifest import TaskConfig, load_manifest
-from medtl.imaging.series import read_series
-from medtl.imaging.splits import SplitConfig, check_no_leak, split_samples
+from medtl.imaging.reader import read_series
 
 pytestmark = pytest.mark.shared
 

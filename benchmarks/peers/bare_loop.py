@@ -101,7 +101,7 @@ def main() -> None:
 def measure(job: Job, folder: Path, images: Images, block: int) -> dict[str, Any]:
     """Return the seconds a step of both, and the ratio of each pair."""
     from medtl.config import load_config
-    from medtl.runs.train import train_run
+    from medtl.workflows.train import train_run
 
     clipped = [value for value in overrides(job) if not value.startswith("fit.gradient_clip")]
     config = load_config("mri", Path("configs/mri-slices.yaml"), clipped)

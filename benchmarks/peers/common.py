@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from benchmarks.peers.job import Job, Phase, job_of_command_line, write_result
-from medtl.imaging.randomness import derive_seed
-from medtl.imaging.task import Task
-from medtl.learning.backbones import BACKBONES
-from medtl.learning.classifier import Classifier
+from medtl.core.seeds import derive_seed
+from medtl.data.task import Task
+from medtl.models.backbones import BACKBONES
+from medtl.models.classifier import Classifier
 
 # The augmentation of configs/mri-slices.yaml.
 ROTATE_DEGREES, SCALE, TRANSLATE, GAMMA = 10.0, 0.1, 0.05, 0.2

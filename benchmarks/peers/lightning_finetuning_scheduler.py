@@ -16,7 +16,7 @@ from torch import nn
 from benchmarks.peers.common import Clock, Images, Trained, make_classifier, run_peer, top_groups
 from benchmarks.peers.job import Job, Phase
 from benchmarks.peers.lightning_module import Transfer, fit
-from medtl.learning.classifier import Classifier
+from medtl.models.classifier import Classifier
 
 
 def train(job: Job, images: Images, folder: Path, clock: Clock) -> Trained:

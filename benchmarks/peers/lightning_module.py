@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.peers.common import Clock, Images, Trained, make_loaders, rate_factor, to_score
 from benchmarks.peers.job import Job, Phase
-from medtl.learning.classifier import Classifier
+from medtl.models.classifier import Classifier
 
 
 class Transfer(lightning.LightningModule):

@@ -23,7 +23,7 @@ from benchmarks.peers.common import (
     top_groups,
 )
 from benchmarks.peers.job import Job, Phase
-from medtl.learning.classifier import Classifier
+from medtl.models.classifier import Classifier
 
 
 def train(job: Job, images: Images, folder: Path, clock: Clock) -> Trained:

@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from medtl import __version__
-from medtl.cli.backbones import backbones
 from medtl.cli.compare import compare
 from medtl.cli.config import config
 from medtl.cli.demo import demo
@@ -19,17 +18,16 @@ from medtl.cli.explain import explain
 from medtl.cli.export import export
 from medtl.cli.inspect import inspect
 from medtl.cli.libraries import quieten_libraries
-from medtl.cli.pacs import pacs
+from medtl.cli.pacs import pacs, results
 from medtl.cli.prepare import prepare
 from medtl.cli.report import report
-from medtl.cli.results import results
 from medtl.cli.score import score
 from medtl.cli.terminal import say
 from medtl.cli.train import train
 from medtl.cli.tune import tune
-from medtl.cli.weights import weights
+from medtl.cli.weights import backbones, weights
+from medtl.core.parallel import keep_freed_memory
 from medtl.errors import MedtlError
-from medtl.imaging.memory import keep_freed_memory
 
 PROBLEMS_SHOWN = 20
 # Faults in what an option says, and in nothing else.

@@ -25,7 +25,7 @@ def compare(runs: tuple[Path, ...], out: Path, reference: str | None, common: bo
     medtl compare SCRATCH HEAD GRADUAL FULL --out DIR
     """
     from medtl.cli.terminal import TerminalWatcher
-    from medtl.runs.compare import compare_runs
+    from medtl.workflows.compare import compare_runs
 
     if len(runs) < 2:
         raise click.UsageError("give two runs or more")
@@ -39,9 +39,9 @@ def compare(runs: tuple[Path, ...], out: Path, reference: str | None, common: bo
 
 
 def _print_areas(content: Mapping[str, Any]) -> None:
-    from medtl.reporting.comparison_page import difference_words, worth_sentence
-    from medtl.reporting.findings import read_bounds
-    from medtl.reporting.words import interval_text
+    from medtl.report.comparison_page import difference_words, worth_sentence
+    from medtl.report.findings import read_bounds
+    from medtl.report.formatting import interval_text
 
     counts, reference = content["counts"], content["reference"]
     click.echo(f"\n{counts['samples']} samples of {counts['patients']} patients; AUROC against {reference}")

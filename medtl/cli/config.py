@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from medtl.runs.plan import StagePlan
+    from medtl.workflows.plan import StagePlan
 
 WIDTH = 80
 
@@ -46,7 +46,7 @@ def show(
     if not stages:
         click.echo(to_yaml(resolved), nl=False)
         return
-    from medtl.runs.plan import plan_stages
+    from medtl.workflows.plan import plan_stages
 
     plans = plan_stages(resolved, samples)
     click.echo(_as_json(plans, samples) if as_json else _as_tables(plans, samples))

@@ -10,7 +10,7 @@ import click
 def demo(out: Path) -> None:
     """Train an X-ray and an MRI model, evaluate, score unseen studies, report. About a minute."""
     from medtl.cli.terminal import TerminalWatcher, in_words
-    from medtl.demo import median_gain, run_demo
+    from medtl.workflows.demo import median_gain, run_demo
 
     with TerminalWatcher("medtl demo") as watcher:
         tours = run_demo(out, watcher)

@@ -63,8 +63,8 @@ def evaluate(
     Writes metrics.json, metrics.csv, subgroups.csv, predictions.csv and evaluation.html.
     """
     from medtl.cli.terminal import TerminalWatcher, print_evaluation, print_refusals, say
-    from medtl.prediction.thresholds import parse_rule
-    from medtl.runs.evaluate import EvaluateOptions, evaluate_run
+    from medtl.evaluation.thresholds import parse_rule
+    from medtl.workflows.evaluate import EvaluateOptions, evaluate_run
 
     options = EvaluateOptions(
         part,  # type: ignore[arg-type]

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from medtl.prediction.audit import Check, MethodAudit
-    from medtl.runs.explain import ExplainOutcome
+    from medtl.explain.audit import Check, MethodAudit
+    from medtl.workflows.explain import ExplainOutcome
 
 PATH = click.Path(path_type=Path)
 MARKS = {"passed": "+", "failed": "-", "undecided": "?"}
@@ -54,7 +54,7 @@ def explain(
     import json
 
     from medtl.cli.terminal import TerminalWatcher, print_refused_row
-    from medtl.runs.explain import ExplainOptions, explain_run
+    from medtl.workflows.explain import ExplainOptions, explain_run
 
     if masks is not None and not audit:
         raise click.UsageError("--masks is for --audit")
@@ -99,7 +99,7 @@ def to_json(outcome: "ExplainOutcome") -> dict[str, Any]:
     """Return plain data without NaN."""
     from dataclasses import asdict
 
-    from medtl.prediction.audit import to_json as audit_json
+    from medtl.explain.audit import to_json as audit_json
 
     return {
         "rows": [{**asdict(row.prediction), **_map_json(row)} for row in outcome.rows],

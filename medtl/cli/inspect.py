@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from medtl.runs.inspect import InspectOutcome, Problem
+    from medtl.workflows.inspect import InspectOutcome, Problem
 
 PATH = click.Path(path_type=Path)
 # Of each code, so that a rare fault is not lost behind a common one.
@@ -37,7 +37,7 @@ def inspect(ctx: click.Context, folder: Path, html: Path | None, headers_only: b
     from dataclasses import asdict
 
     from medtl.cli.terminal import TerminalWatcher
-    from medtl.runs.inspect import inspect_folder
+    from medtl.workflows.inspect import inspect_folder
 
     if html is not None and headers_only:
         raise click.UsageError("--html shows pixels, which --headers-only does not read: give one of them")
@@ -54,7 +54,7 @@ def print_inspection(outcome: "InspectOutcome") -> None:
     """Print the outcome as plain tables on stdout."""
     from rich.console import Console
 
-    from medtl.runs.inspect import describe_group, group_name
+    from medtl.workflows.inspect import describe_group, group_name
 
     console = Console(highlight=False, markup=False, emoji=False)
     console.width = min(console.width, WIDEST)
@@ -76,7 +76,7 @@ def _groups_table(outcome: "InspectOutcome") -> "Table":
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from medtl.runs.inspect import group_name, patients_text
+    from medtl.workflows.inspect import group_name, patients_text
 
     table = Table(box=SIMPLE_HEAD, show_footer=True, pad_edge=False)
     table.add_column("What", "All")

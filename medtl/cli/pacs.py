@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from medtl.cli.stopping import StopSignal
+from medtl.core.stopping import StopSignal
 
 if TYPE_CHECKING:
-    from medtl.reporting.pacs.gate import Gate
-    from medtl.reporting.pacs.peer import Tls
-    from medtl.runs.pacs_listen import Scoring
+    from medtl.pacs.gate import Gate
+    from medtl.pacs.listen import Scoring
+    from medtl.pacs.peer import Tls
+
 
 PATH = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -52,8 +53,8 @@ def push(ctx: click.Context, source: Path, to: str, ae: str, anew: bool, **tls: 
     What it has acknowledged is remembered in FOLDER: the same command sends the rest.
     """
     from medtl.cli.terminal import TerminalWatcher
-    from medtl.reporting.pacs.peer import check_ae, parse_peer
-    from medtl.runs.pacs_push import Destination, push_run
+    from medtl.pacs.peer import check_ae, parse_peer
+    from medtl.pacs.push import Destination, push_run
 
     destination = Destination(parse_peer(to), _tls(**tls), check_ae(ae))
     title = f"medtl pacs push · {source} to {destination.peer}"
@@ -93,9 +94,9 @@ def pull(
     PACS has it, patient data included.
     """
     from medtl.cli.terminal import TerminalWatcher, counted, say
-    from medtl.reporting.pacs.peer import check_ae, parse_peer
-    from medtl.runs.pacs_pull import Query, pull_run
-    from medtl.runs.pacs_push import Destination
+    from medtl.pacs.peer import check_ae, parse_peer
+    from medtl.pacs.pull import Query, pull_run
+    from medtl.pacs.push import Destination
 
     peer = Destination(parse_peer(source), _tls(**tls), check_ae(ae))
     query = Query(modality, date, study, limit)
@@ -155,8 +156,8 @@ def listen(ctx: click.Context, out: Path, settle: float, **options: Any) -> None
     lost, and what the PACS has acknowledged is not sent again.
     """
     from medtl.cli.terminal import TerminalWatcher
-    from medtl.reporting.pacs.peer import check_host
-    from medtl.runs.pacs_listen import listen_run
+    from medtl.pacs.listen import listen_run
+    from medtl.pacs.peer import check_host
 
     gate, scoring = _gate(options), _scoring(options)
     tls = _tls(False, options["tls_cert"], options["tls_key"], options["tls_ca"])
@@ -169,8 +170,8 @@ def listen(ctx: click.Context, out: Path, settle: float, **options: Any) -> None
 
 def _gate(options: dict[str, Any]) -> "Gate":
     """Return whom --allow-ae, --allow-address and the limits let in."""
-    from medtl.reporting.pacs.gate import LOOPBACK, MEGABYTE, Gate, parse_networks
-    from medtl.reporting.pacs.peer import check_ae
+    from medtl.pacs.gate import LOOPBACK, MEGABYTE, Gate, parse_networks
+    from medtl.pacs.peer import check_ae
 
     addresses = options["allow_address"]
     if not addresses and options["bind"] not in ("127.0.0.1", "::1", "localhost"):
@@ -186,9 +187,9 @@ def _gate(options: dict[str, Any]) -> "Gate":
 
 def _scoring(options: dict[str, Any]) -> "Scoring | None":
     """Return what --score, --kind and --send-to ask for; None where nothing is scored."""
-    from medtl.reporting.pacs.peer import Tls, parse_peer
-    from medtl.runs.pacs_listen import Scoring
-    from medtl.runs.pacs_push import Destination
+    from medtl.pacs.listen import Scoring
+    from medtl.pacs.peer import Tls, parse_peer
+    from medtl.pacs.push import Destination
 
     run, send_to, authority = options["run"], options["send_to"], options["send_tls_ca"]
     kinds = options["kinds"] or KINDS
@@ -210,7 +211,7 @@ def _tls(
     tls_ca: Path | None = None,
 ) -> "Tls | None":
     """Return how TLS is spoken, None where nothing asks for it."""
-    from medtl.reporting.pacs.peer import Tls
+    from medtl.pacs.peer import Tls
 
     if tls_key and not tls_cert:
         raise click.UsageError("--tls-key needs --tls-cert: a key alone names nobody")
@@ -228,7 +229,7 @@ class _Stoppable:
         return self.stop.__enter__()
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        from medtl.learning.watching import StoppedError
+        from medtl.core.progress import StoppedError
 
         self.stop.__exit__(kind, error, trace)
         if isinstance(error, StoppedError):
@@ -237,3 +238,61 @@ class _Stoppable:
         if isinstance(error, KeyboardInterrupt):
             click.echo("medtl: [interrupted] stopped by the user: the same command goes on", err=True)
             self.ctx.exit(self.stop.exit_code)
+
+
+@click.command()
+@click.argument("run", type=PATH)
+@click.argument("folder", type=PATH)
+@click.option("--out", type=PATH, required=True, help="Folder for the objects, outside FOLDER.")
+@click.option(
+    "--kind",
+    "kinds",
+    type=click.Choice(KINDS),
+    multiple=True,
+    help="Write this kind alone; may be repeated. [default: all]",
+)
+@click.option(
+    "--method",
+    help="Saliency method of overlay and map. Default: grad-cam, or integrated-gradients for transformers.",
+)
+@click.option("--any-modality", is_flag=True, help="Take images whose files name another modality, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON on stdout.")
+@click.pass_context
+def results(
+    ctx: click.Context,
+    run: Path,
+    folder: Path,
+    out: Path,
+    kinds: tuple[str, ...],
+    method: str | None,
+    any_modality: bool,
+    as_json: bool,
+) -> None:
+    """Score the DICOM studies of FOLDER with RUN, and write what goes back to the PACS about each.
+
+    sr: the classification as a Structured Report; sc: the heatmap over the image as a Secondary Capture;
+    map: the heatmap of a volume as a Parametric Map; fhir: a DiagnosticReport. They hold the patient data of
+    their study; research use only.
+    """
+    import json
+    from dataclasses import asdict
+
+    from medtl.cli.terminal import TerminalWatcher, print_refused_rows, say
+    from medtl.pacs.results import write_results
+    from medtl.training.checkpoint import load_finished
+
+    with TerminalWatcher(f"medtl results · {folder}") as watcher:
+        checkpoint = load_finished(run, any_modality=any_modality)
+        outcome = write_results(checkpoint, folder, out, watcher, kinds=kinds or KINDS, method=method)
+    refused = [row.prediction for row in outcome.rows if row.refused]
+    print_refused_rows(refused, outcome.table)
+    if as_json:
+        rows = [{**asdict(row.prediction), "files": row.files} for row in outcome.rows]
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        files = sum(len(row.files) for row in outcome.rows)
+        series = sum(bool(row.files) for row in outcome.rows)
+        unlike = sum(row.prediction.screening not in ("", "ok") for row in outcome.rows)
+        told = f" ({unlike} not like the training images: the objects say so)" if unlike else ""
+        say(f"{files} objects about {series} series{told}, {len(refused)} refused: {outcome.table}")
+    ctx.exit(3 if refused else 0)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from medtl.runs.prepare import PrepareOutcome
+    from medtl.workflows.prepare import PrepareOutcome
 
 PATH = click.Path(path_type=Path)
 
@@ -47,7 +47,7 @@ def prepare(
 
     from medtl.cli.terminal import TerminalWatcher, print_refusals
     from medtl.config import load_config
-    from medtl.runs.prepare import prepare_run
+    from medtl.workflows.prepare import prepare_run
 
     if modality is None and recipe is None:
         raise click.UsageError("give --modality xray or mri, or a recipe with --config")

@@ -51,8 +51,8 @@ def report(
     most confidently wrong images.
     """
     from medtl.cli.terminal import TerminalWatcher, counted, say
-    from medtl.runs.report import ReportOptions, report_run
-    from medtl.runs.run_report import report_training
+    from medtl.workflows.report import ReportOptions, report_run
+    from medtl.workflows.run_report import report_training
 
     if source is None:
         with TerminalWatcher(f"medtl report · {run}") as watcher:

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from medtl.cli.stopping import StopSignal
+from medtl.core.stopping import StopSignal
 
 if TYPE_CHECKING:
     from medtl.cli.terminal import TerminalWatcher
-    from medtl.prediction.scoring import Prediction
-    from medtl.runs.score import ScoreOutcome
+    from medtl.inference.predictor import Prediction
+    from medtl.inference.streaming import ScoreOutcome
 
 PATH = click.Path(path_type=Path)
 FORMATS = click.Choice(["csv", "jsonl", "parquet"])
@@ -85,9 +85,9 @@ def score(
     Stopped or killed, the same command goes on where it was, to the same table.
     """
     from medtl.cli.terminal import TerminalWatcher, say
-    from medtl.learning.watching import StoppedError
-    from medtl.runs.score import ScoreOptions, score_run
-    from medtl.runs.watch import watch_run
+    from medtl.core.progress import StoppedError
+    from medtl.inference.streaming import ScoreOptions
+    from medtl.workflows.score import score_run, watch_run
 
     if watch and as_json:
         raise click.UsageError("--json prints one document when all is done; --watch is never done")

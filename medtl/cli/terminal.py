@@ -12,10 +12,9 @@ import click
 from medtl.errors import ReadError, printable
 
 if TYPE_CHECKING:
-    from medtl.learning.cache_plan import CachePlan
-    from medtl.learning.stages import Stage
-    from medtl.prediction.evaluation import Evaluation, Interval
-    from medtl.prediction.scoring import Prediction
+    from medtl.evaluation.evaluate import Evaluation, Interval
+    from medtl.inference.predictor import Prediction
+    from medtl.core.progress import PlanFacts, StageFacts
 
 REFUSALS_SHOWN = 10
 
@@ -74,7 +73,7 @@ class TerminalWatcher:
         line.add_row(name, _escape(text))
         self.console.print(line)
 
-    def stage(self, number: int, of: int, stage: "Stage", plan: "CachePlan") -> None:
+    def stage(self, number: int, of: int, stage: "StageFacts", plan: "PlanFacts") -> None:
         """Announce a stage and say what happens to its frozen prefix."""
         prefix = "" if plan.step == 0 else "prefix cached: " if plan.cached else "prefix not cached: "
         self.stage_epochs = stage.epochs

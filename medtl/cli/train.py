@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from medtl.cli.stopping import StopSignal
+from medtl.core.stopping import StopSignal
 
 if TYPE_CHECKING:
-    from medtl.learning.world import World
-    from medtl.runs.train import TrainOutcome
+    from medtl.training.distributed import World
+    from medtl.workflows.train import TrainOutcome
 
 EXISTING = click.Path(path_type=Path)
 
@@ -62,9 +62,9 @@ def train(
     torchrun --nproc-per-node 2 -m medtl train --modality xray --data FOLDER --out RUN
     """
     from medtl.cli.terminal import say
+    from medtl.core.progress import StoppedError
     from medtl.errors import AlreadyToldError
-    from medtl.learning.watching import StoppedError
-    from medtl.learning.world import joined_world
+    from medtl.training.distributed import joined_world
 
     named = {"device": device, "label_budget": label_budget, "seed": seed}
     overrides = (*overrides, *(f"fit.{key}={value}" for key, value in named.items() if value is not None))
@@ -100,9 +100,8 @@ def _train(
 ) -> "TrainOutcome | None":
     """Train, or take part where another process leads: that one alone has an outcome."""
     from medtl.cli.terminal import TerminalWatcher
-    from medtl.config import load_config
-    from medtl.runs.common import sample_data
-    from medtl.runs.train import follow_run, train_run
+    from medtl.config import load_config, sample_data
+    from medtl.workflows.train import follow_run, train_run
 
     if recipe[:2] == (None, None):
         raise click.UsageError("give --modality xray or mri, or a recipe with --config")

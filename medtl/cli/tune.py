@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from medtl.cli.stopping import StopSignal
+from medtl.core.stopping import StopSignal
 
 if TYPE_CHECKING:
-    from medtl.runs.trial_rows import TrialRow
-    from medtl.runs.tune import TuneOutcome
+    from medtl.workflows.study import TrialRow
+    from medtl.workflows.tune import TuneOutcome
 
 PATH = click.Path(path_type=Path)
 BEST_SHOWN = 5
@@ -65,11 +65,10 @@ def tune(
     import json
 
     from medtl.cli.terminal import TerminalWatcher, print_refusals
-    from medtl.config import load_config
-    from medtl.learning.watching import StoppedError
-    from medtl.runs.common import sample_data
-    from medtl.runs.study import TuneOptions
-    from medtl.runs.tune import tune_run
+    from medtl.config import load_config, sample_data
+    from medtl.core.progress import StoppedError
+    from medtl.workflows.study import TuneOptions
+    from medtl.workflows.tune import tune_run
 
     if modality is None and recipe is None:
         raise click.UsageError("give --modality xray or mri, or a recipe with --config")
@@ -100,7 +99,7 @@ def tune(
 def print_outcome(outcome: "TuneOutcome") -> None:
     """Print the best trials, what mattered, what a trial cost and where everything is, on stdout."""
     from medtl.cli.terminal import print_evaluation
-    from medtl.runs.trial_rows import describe_values
+    from medtl.workflows.study import describe_values
 
     click.echo(f"\n{_counts(outcome)}; the best by validation {outcome.metric}:")
     for row in _shown(outcome):
@@ -124,7 +123,7 @@ def print_outcome(outcome: "TuneOutcome") -> None:
 
 def to_json(outcome: "TuneOutcome") -> dict[str, Any]:
     """Return plain data without NaN."""
-    from medtl.prediction.evaluation import to_json as evaluation_json
+    from medtl.evaluation.evaluate import to_json as evaluation_json
 
     return {
         "study": str(outcome.root),

@@ -20,7 +20,7 @@ def list_weights(as_json: bool) -> None:
     """List the published weights files: licence, source, and whether and where they are here."""
     import json
 
-    from medtl.learning.weights_store import describe_weights
+    from medtl.models.weight_store import describe_weights
 
     rows = describe_weights()
     click.echo(json.dumps(rows, indent=2) if as_json else "\n".join(map(_in_words, rows)))
@@ -34,7 +34,7 @@ def fetch(name: str) -> None:
     A download that broke off goes on where it stopped.
     """
     from medtl.cli.terminal import TerminalWatcher
-    from medtl.learning.weights_store import fetch_weights, find_stored
+    from medtl.models.weight_store import fetch_weights, find_stored
 
     stored = find_stored(name)
     with TerminalWatcher(f"medtl weights fetch · {stored.known.file}") as watcher:
@@ -53,7 +53,7 @@ def import_file(file: Path, name: str | None, unsafe_module: bool) -> None:
     A whole pickled module is refused. With --unsafe-module its tensors are taken out, in a process of its
     own, and kept as safetensors; the code that it names is not run.
     """
-    from medtl.learning.weights_store import import_weights
+    from medtl.models.weight_store import import_weights
 
     click.echo(import_weights(file, name, unsafe_module=unsafe_module))
 
@@ -62,7 +62,7 @@ def import_file(file: Path, name: str | None, unsafe_module: bool) -> None:
 def verify() -> None:
     """Hash every weights file again; exit code 1 names what changed."""
     from medtl.errors import WeightsError
-    from medtl.learning.weights_store import verify_weights
+    from medtl.models.weight_store import verify_weights
 
     verdicts = verify_weights()
     for verdict in verdicts:
@@ -83,3 +83,32 @@ def _in_words(row: dict[str, Any]) -> str:
     way = "can be fetched" if row["url"] else "in medtl[offline]" if row["package"] else "you bring it"
     head = f"{row['file']}  {size}: {row['path'] or way}"
     return f"{head}\n    {row['weights']} for {users}; {row['source']} ({row['licence']})"
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list on stdout.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print docs/backbones.md on stdout.")
+def backbones(as_json: bool, as_markdown: bool) -> None:
+    """List the backbones: size, layer groups, input, weights, and whether those are on this machine."""
+    import json
+
+    from medtl.models.catalogue import backbones_page, describe_backbones
+
+    if as_json and as_markdown:
+        raise click.UsageError("--json and --markdown exclude each other")
+    if as_markdown:
+        click.echo(backbones_page(), nl=False)
+        return
+    rows = describe_backbones()
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        size = "x".join(map(str, row["input_size"]))
+        click.echo(
+            f"{row['name']:<28} {row['spatial_dims']}D  {row['parameters'] / 1e6:5.1f} M  "
+            f"{len(row['layer_groups']):>2} groups  {size}"
+        )
+        for weights in row["weights"]:
+            state = "here" if weights["present"] else "absent"
+            click.echo(f"    {weights['name']:<14} {state:<7} {weights['file']} ({weights['licence']})")

@@ -6,7 +6,7 @@ Importing this package loads nothing heavy; `read_images` is fetched on first us
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from medtl.imaging.series import read_images
+    from medtl.imaging.reader import read_images
 
 __all__ = ["read_images"]
 

@@ -7,7 +7,7 @@ from monai.utils import convert_to_tensor
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from medtl.imaging.randomness import derive_seed
+from medtl.core.seeds import derive_seed
 
 
 class AugmentationConfig(BaseModel):

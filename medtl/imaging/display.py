@@ -9,9 +9,8 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation
 from numpy.typing import NDArray
 
-from medtl.imaging.image import Image
+from medtl.imaging.image import Image, Voi, Window
 from medtl.imaging.preprocessing import LUMA, RAS_LABELS
-from medtl.imaging.voi import Voi, Window
 
 # Slices from the feet up, rows to the back, columns to the left: as radiologists see an axial slice.
 AXIAL = "SPL"

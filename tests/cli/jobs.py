@@ -164,7 +164,7 @@ def fault(result: Result, exit_code: int = 1) -> str:
 @contextmanager
 def tiny_backbones_registered() -> Iterator[None]:
     """Register `tiny` and `tiny3d`, as the fixture of that name does, for a fixture of a wider scope."""
-    from medtl.learning.backbones import BACKBONES, BackboneEntry
+    from medtl.models.backbones import BACKBONES, BackboneEntry
 
     before = dict(BACKBONES)
     for name, dims in (("tiny", 2), ("tiny3d", 3)):

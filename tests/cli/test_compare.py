@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from medtl.learning.checkpoint import load_checkpoint
+from medtl.training.checkpoint import load_checkpoint
 from tests.cli import jobs
 from tests.cli.conftest import Trained
-from tests.reporting.pages import check_page, read_pages
+from tests.report.pages import check_page, read_pages
 
 
 @pytest.fixture(scope="module")

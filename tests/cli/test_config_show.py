@@ -6,10 +6,10 @@ import pytest
 import yaml
 
 from medtl.config import load_config
-from medtl.learning.backbones import BACKBONES
-from medtl.learning.classifier import Classifier
-from medtl.learning.stages import resolve_schedule, thaw
-from medtl.runs.plan import build_untrained, plan_stages
+from medtl.models.backbones import BACKBONES
+from medtl.models.classifier import Classifier
+from medtl.training.schedule import resolve_schedule, thaw
+from medtl.workflows.plan import build_untrained, plan_stages
 from tests.cli import jobs
 
 RECIPES = ("xray.yaml", "mri-slices.yaml", "mri-volume.yaml", "mri-medicalnet.yaml")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from medtl.learning.checkpoint import load_checkpoint
+from medtl.training.checkpoint import load_checkpoint
 from tests.cli import jobs
 from tests.cli.conftest import Trained
 

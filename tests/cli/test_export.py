@@ -10,8 +10,8 @@ import torch
 
 from medtl.imaging import read_images
 from medtl.imaging.preprocessing import prepare_image
-from medtl.learning import load_checkpoint
-from medtl.prediction.scoring import predict
+from medtl.inference.predictor import predict
+from medtl.training import load_checkpoint
 from tests.cli import jobs
 from tests.cli.conftest import Trained
 

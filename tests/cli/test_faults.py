@@ -12,7 +12,7 @@ import pytest
 from click.testing import Result
 
 from medtl.errors import CODES
-from medtl.learning.checkpoint import load_checkpoint
+from medtl.training.checkpoint import load_checkpoint
 from tests.cli import jobs
 from tests.cli.conftest import Trained
 

@@ -145,6 +145,6 @@ def test_a_stop_that_no_command_answers_is_a_line(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt(*number)
 
-    monkeypatch.setattr("medtl.runs.inspect.inspect_folder", stop)
+    monkeypatch.setattr("medtl.workflows.inspect.inspect_folder", stop)
     result = jobs.medtl("inspect", tmp_path)
     assert jobs.fault(result, code) == "interrupted" and "same command" in result.stderr

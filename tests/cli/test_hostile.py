@@ -19,7 +19,7 @@ from click.testing import Result
 import medtl
 from tests.cli import jobs
 from tests.cli.conftest import Trained
-from tests.reporting.pages import check_page, read_pages
+from tests.report.pages import check_page, read_pages
 
 ESCAPE = "\x1b[2J\x1b]0;owned\x07\u202e"
 CLASSES = (

@@ -14,13 +14,13 @@ import pytest
 from click.testing import CliRunner
 
 from medtl.cli import main
-from medtl.imaging.naming import sample_key
-from medtl.imaging.quality import Inspection, Oddity
-from medtl.reporting.contact_sheet import PAGE_NAME, Tile
-from medtl.runs import inspect as inspect_run
-from medtl.runs.inspect import TilePicker
+from medtl.data.naming import sample_key
+from medtl.imaging.inspection import Inspection, Oddity
+from medtl.report.contact_sheet import PAGE_NAME, Tile
+from medtl.workflows import inspect as inspect_run
+from medtl.workflows.inspect import TilePicker
 from tests.cli import jobs
-from tests.reporting.pages import Page, check_page
+from tests.report.pages import Page, check_page
 
 CANARIES = ("canary", "kim", "19771231", "20010911", "1.2.826.0", "1977-12-31", "2001-09-11")
 PAYLOAD = "<img src=x>"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from medtl.learning.checkpoint import read_header
-from medtl.learning.run_folder import RunFolder
+from medtl.training.checkpoint import read_header
+from medtl.training.run_folder import RunFolder
 from tests.cli import jobs
 
 # Something to lose in each step: moments that outlive stages, averages, several parts of a step.

@@ -18,14 +18,14 @@ from pydicom import dcmread
 from pydicom.uid import RLELossless
 
 from medtl.cli import main
+from medtl.core.journal import open_journal
 from medtl.errors import PacsError
-from medtl.prediction.journal import open_journal
-from medtl.reporting.pacs.instance import read_instance
-from medtl.reporting.pacs.peer import DimsePeer, Tls, server_tls
-from medtl.runs.results import write_results
+from medtl.pacs.instance import read_instance
+from medtl.pacs.peer import DimsePeer, Tls, server_tls
+from medtl.pacs.results import write_results
 from tests.cli import jobs
 from tests.cli.conftest import Trained
-from tests.reporting.pacs.peers import (
+from tests.pacs.peers import (
     Orthanc,
     archive,
     free_port,
@@ -34,7 +34,7 @@ from tests.reporting.pacs.peers import (
     wait_for,
     write_instances,
 )
-from tests.reporting.pacs.web import Answer, listing, part, serving, stored
+from tests.pacs.web import Answer, listing, part, serving, stored
 
 pytest.importorskip("pynetdicom", reason="medtl[pacs] is not installed")
 pytest.importorskip("requests", reason="medtl[pacs] is not installed")
@@ -179,7 +179,7 @@ def test_a_key_without_its_certificate_is_refused(tmp_path: Path) -> None:
 
 def test_without_the_extra_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_instances(tmp_path / "out", 1)
-    for name in ("pynetdicom", "requests", "medtl.reporting.pacs.dimse_scu", "medtl.reporting.pacs.dicomweb"):
+    for name in ("pynetdicom", "requests", "medtl.pacs.dimse_scu", "medtl.pacs.dicomweb"):
         monkeypatch.setitem(sys.modules, name, None)
     for to in ("A@127.0.0.1:104", "http://127.0.0.1:1"):
         result = jobs.medtl("pacs", "push", tmp_path / "out", "--to", to)
@@ -312,7 +312,7 @@ def test_a_full_disk_ends_a_pull_with_whole_files_alone(
     with serving() as server:
         server.answer = web_answers(write_instances(tmp_path / "in", 2), lambda _: None)
         with monkeypatch.context() as patch:
-            patch.setattr("medtl.imaging.storage.os.fsync", full)
+            patch.setattr("medtl.core.files.os.fsync", full)
             result = jobs.medtl("pacs", "pull", "--from", server.url, "--out", tmp_path / "out")
         assert jobs.fault(result) == "output-unwritable"
         assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
@@ -410,7 +410,7 @@ def storescu(port: int, paths: list[Path]) -> int:
 
 def send(port: int, paths: list[Path], tls: Tls | None = None) -> None:
     """Send files from this process; each must be acknowledged."""
-    from medtl.reporting.pacs.dimse_scu import c_store
+    from medtl.pacs.dimse_scu import c_store
 
     peer = DimsePeer("MEDTL", "127.0.0.1", port)
     assert not [why for _, why in c_store(peer, [*map(read_instance, paths)], tls, "SENDER") if why]
@@ -446,8 +446,8 @@ def test_what_is_received_is_scored_and_results_are_sent_on_once(
 def test_a_study_that_grows_keeps_its_objects_and_sends_those_of_today_alone(
     trained_3d: Trained, tmp_path: Path, listeners: list[Listener], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medtl.runs.pacs_listen.RETRY_SECONDS", 0.5)
-    monkeypatch.setattr("medtl.runs.pacs_listen.LONGEST_RETRY", 0.5)
+    monkeypatch.setattr("medtl.pacs.listen.RETRY_SECONDS", 0.5)
+    monkeypatch.setattr("medtl.pacs.listen.LONGEST_RETRY", 0.5)
     first, second = (
         sorted(jobs.write_volume(tmp_path / name, 1, 1, FrameOfReferenceUID="1.2").glob("*.dcm"))
         for name in ("first", "second")
@@ -535,8 +535,8 @@ def test_tls_is_spoken_on_both_sides(trained: Trained, tmp_path: Path, listeners
 def test_results_wait_until_the_pacs_is_back(
     trained: Trained, tmp_path: Path, listeners: list[Listener], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medtl.runs.pacs_listen.RETRY_SECONDS", 0.5)
-    monkeypatch.setattr("medtl.runs.pacs_listen.LONGEST_RETRY", 0.5)
+    monkeypatch.setattr("medtl.pacs.listen.RETRY_SECONDS", 0.5)
+    monkeypatch.setattr("medtl.pacs.listen.LONGEST_RETRY", 0.5)
     with archive() as found:
         found.status = lambda number: 0xA700 if number < 3 else 0x0000
         to = f"ARCHIVE@127.0.0.1:{found.port}"
@@ -576,8 +576,8 @@ def test_whatever_a_study_does_to_a_library_it_waits_and_the_others_go_on(
             raise RuntimeError("Canary^Kim made the library fail")
         return write_results(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("medtl.runs.pacs_listen.write_results", fail_first)
-    monkeypatch.setattr("medtl.runs.pacs_listen.RETRY_SECONDS", 1.0)
+    monkeypatch.setattr("medtl.pacs.listen.write_results", fail_first)
+    monkeypatch.setattr("medtl.pacs.listen.RETRY_SECONDS", 1.0)
     listener = Listener(tmp_path / "out", "--score", trained.run)
     listeners.append(listener)
     listener.start()
@@ -592,11 +592,11 @@ def test_a_study_that_ends_the_process_again_and_again_is_left_alone(
     def die(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr("medtl.runs.pacs_listen.MOST_TRIES", 2)
+    monkeypatch.setattr("medtl.pacs.listen.MOST_TRIES", 2)
     listener = Listener(tmp_path / "out", "--score", trained.run)
     listeners.append(listener)
     with monkeypatch.context() as patch:
-        patch.setattr("medtl.runs.pacs_listen.write_results", die)
+        patch.setattr("medtl.pacs.listen.write_results", die)
         for _ in range(2):
             listener.start()
             if not [*(tmp_path / "out/inbox").rglob("*.dcm")]:

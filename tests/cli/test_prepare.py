@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from click.testing import Result
 
-from medtl.imaging import journal, prepared, preparing
-from medtl.learning.checkpoint import load_checkpoint
+from medtl.data import prepared
+from medtl.data import prepared as journal
+from medtl.data import prepared as preparing
+from medtl.training.checkpoint import load_checkpoint
 from tests.cli import jobs
 from tests.cli.conftest import Trained
 

@@ -9,7 +9,7 @@ import pytest
 from highdicom.sr import srread
 from pydicom import dcmread
 
-from medtl.reporting.dicom.concepts import PREDICTED, PROBABILITY, SCREENING, THRESHOLD, VERDICTS
+from medtl.pacs.objects.concepts import PREDICTED, PROBABILITY, SCREENING, THRESHOLD, VERDICTS
 from tests.cli import jobs
 from tests.cli.conftest import Trained
 
@@ -202,7 +202,7 @@ def test_a_full_disk_or_ctrl_c_leaves_no_half_object(
         raise fault
 
     with monkeypatch.context() as patch:
-        patch.setattr("medtl.imaging.storage.os.fsync", fail)
+        patch.setattr("medtl.core.files.os.fsync", fail)
         result = jobs.medtl("results", trained.run, radiographs, "--out", tmp_path / "out")
     code = "output-unwritable" if isinstance(fault, OSError) else "interrupted"
     assert jobs.fault(result, 1 if isinstance(fault, OSError) else 130) == code

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from medtl.cli.stopping import StopSignal
-from medtl.learning.checkpoint import load_checkpoint
-from medtl.learning.run_folder import RunFolder
+from medtl.core.stopping import StopSignal
+from medtl.training.checkpoint import load_checkpoint
+from medtl.training.run_folder import RunFolder
 from tests.cli import jobs
 from tests.cli.conftest import Trained
 
@@ -115,7 +115,7 @@ def test_ctrl_c_before_the_first_step_is_one_line_and_130(
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(5)
 
-    monkeypatch.setattr("medtl.runs.train.prepare_samples", interrupt)
+    monkeypatch.setattr("medtl.workflows.train.prepare_samples", interrupt)
     result = jobs.train(studies, tmp_path / "run")
     assert jobs.fault(result, exit_code=130) == "interrupted"
     monkeypatch.undo()
@@ -160,7 +160,7 @@ def test_the_recipe_that_is_kept_is_the_one_that_was_used(
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("medtl.runs.train.Fit.run", stop)
+        patch.setattr("medtl.workflows.train.Fit.run", stop)
         assert jobs.fault(jobs.train(studies, run), exit_code=130) == "interrupted"
     result = jobs.train(studies, run, "--resume", overrides=["schedule.rate=0.0123"])
     if result.exit_code:

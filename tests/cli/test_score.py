@@ -16,10 +16,10 @@ from pydicom.uid import ComputedRadiographyImageStorage
 
 from medtl.cli import main
 from medtl.cli.terminal import TerminalWatcher
-from medtl.learning import graphs
-from medtl.learning.checkpoint import load_checkpoint
-from medtl.prediction import engine
-from medtl.prediction.journal import Journal, open_journal
+from medtl.core.journal import Journal, open_journal
+from medtl.inference import engines as engine
+from medtl.inference import onnx_graph as graphs
+from medtl.training.checkpoint import load_checkpoint
 from tests.cli import jobs
 from tests.cli.conftest import Trained
 from tests.imaging.conftest import build_dataset, pattern, save
@@ -132,7 +132,7 @@ def test_who_takes_the_journal_at_the_end_does_not_take_the_success(
                 yield journal
             others.enter_context(open_journal(folder))
 
-        monkeypatch.setattr("medtl.runs.score.open_journal", snatched)
+        monkeypatch.setattr("medtl.workflows.score.open_journal", snatched)
         formats = ("--format", "csv", "--format", "jsonl")
         result = jobs.medtl("score", trained.run, tmp_path / "folder", "--out", tmp_path / "out", *formats)
     assert result.exit_code == 3 and result.stderr.count("refused: [file-empty] bad.png") == 1
@@ -374,7 +374,7 @@ def test_a_precision_is_tried_again_where_there_was_no_image_to_try_it_on(
 ) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
-    monkeypatch.setattr("medtl.prediction.precision._has_bf16", lambda: True)
+    monkeypatch.setattr("medtl.inference.engines._has_bf16", lambda: True)
     arguments = ("score", trained.run, folder, "--out", tmp_path / "out", "--precision", "auto")
     (folder / "bad.png").write_bytes(
         jobs.write_png(tmp_path / "whole.png", jobs.draw(0, 0)).read_bytes()[:-40]

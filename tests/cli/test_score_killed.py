@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from medtl.prediction import journal, streaming
+from medtl.core import journal
+from medtl.inference import streaming
 from tests.cli import jobs
 from tests.cli.conftest import Trained
 

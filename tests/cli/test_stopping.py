@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from medtl.cli.stopping import StopSignal
+from medtl.core.stopping import StopSignal
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from medtl.cli import main
-from medtl.learning.checkpoint import load_checkpoint
+from medtl.training.checkpoint import load_checkpoint
 from tests.cli import jobs
 
 # On activations of the frozen prefix, then from the images.

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from medtl.learning.checkpoint import load_checkpoint
-from medtl.learning.run_folder import RunFolder
+from medtl.training.checkpoint import load_checkpoint
+from medtl.training.run_folder import RunFolder
 from tests.cli import jobs
 from tests.cli.conftest import Trained
 

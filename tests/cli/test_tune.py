@@ -11,8 +11,8 @@ import pytest
 from click.testing import Result
 
 from medtl.cli import main
-from medtl.cli.stopping import StopSignal
 from medtl.cli.tune import tune
+from medtl.core.stopping import StopSignal
 from tests.cli import jobs
 
 HEAD = ("schedule=linear-probe", "schedule.head_epochs=2")
@@ -197,7 +197,7 @@ def test_ctrl_c_while_the_data_are_read_is_one_line_and_130(
         time.sleep(5)
 
     with monkeypatch.context() as patch:
-        patch.setattr("medtl.runs.train.prepare_samples", interrupt)
+        patch.setattr("medtl.workflows.train.prepare_samples", interrupt)
         result = search(studies, tmp_path / "study", "--trials", "1", "--space", space)
     assert jobs.fault(result, exit_code=130) == "interrupted"
     assert search(studies, tmp_path / "study", "--trials", "1", "--space", space).exit_code == 0

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision
 
-from medtl.learning import weights_store
+from medtl.models import weight_store as weights_store
 from tests.cli import jobs
 
 

@@ -63,7 +63,7 @@ outcome = {}
 atexit.register(report)
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]),) * 2)
 from medtl.imaging import read_images
-import medtl.imaging.formats, medtl.imaging.decoder_child
+import medtl.imaging.reader, medtl.imaging.dicom.decoder_process
 
 refusals, start = [], time.perf_counter()
 try:

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from medtl.imaging.display import make_display
-from medtl.imaging.image import Image, ImageFacts
-from medtl.imaging.voi import Window
+from medtl.imaging.image import Image, ImageFacts, Window
 
 # Index of the voxel that is brightest, in an array whose axes are axial: slice, row, column.
 SHAPE, SPOT = (6, 10, 8), (4, 2, 5)

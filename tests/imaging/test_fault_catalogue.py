@@ -28,14 +28,13 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from medtl.data.manifest import TaskConfig, load_manifest
 from medtl.errors import LINE_LIMIT, MedtlError
-from medtl.imaging import decoding
-from medtl.imaging.image import Image
-from medtl.imaging.manifest import TaskConfig, load_manifest
+from medtl.imaging.dicom import decoders as decoding
+from medtl.imaging.image import Image, VoiTable
+from medtl.imaging.inspection import find_oddity
 from medtl.imaging.preprocessing import PreprocessingConfig, prepare_image
-from medtl.imaging.quality import find_oddity
-from medtl.imaging.series import read_series, scan
-from medtl.imaging.voi import VoiTable
+from medtl.imaging.reader import read_series, scan
 from tests.imaging.conftest import (
     build_dataset,
     build_deflate_bomb,

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from medtl.core import parallel as in_children
+from medtl.core.parallel import work_in_order
 from medtl.errors import ReadError, TrainingError
-from medtl.imaging import headers, in_children
-from medtl.imaging.headers import read_headers
-from medtl.imaging.in_children import work_in_order
-from medtl.imaging.series import Scan, scan
+from medtl.imaging import series as headers
+from medtl.imaging.reader import scan
+from medtl.imaging.series import Scan, read_headers
 
 
 def text_of(path: Path) -> str:

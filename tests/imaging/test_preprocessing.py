@@ -7,9 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from medtl.errors import ReadError
-from medtl.imaging.image import Image, ImageFacts
+from medtl.imaging.image import Image, ImageFacts, VoiTable, Window
 from medtl.imaging.preprocessing import PreprocessingConfig, prepare_image, to_image_grid
-from medtl.imaging.voi import VoiTable, Window
 
 # Slices up, rows to the front, columns to the right: the reverse of SPL in two axes.
 SAR = np.array([[0, 0, 0.7, 10], [0, 0.7, 0, 20], [5.0, 0, 0, -30], [0, 0, 0, 1]])

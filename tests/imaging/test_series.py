@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from medtl.errors import ReadError
-from medtl.imaging.series import scan
+from medtl.imaging.reader import scan
 from tests.imaging.conftest import pattern, refusal
 
 BASIC_TEXT_REPORT = "1.2.840.10008.5.1.4.1.1.88.11"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from medtl.imaging.voi import Voi, VoiTable, Window
+from medtl.imaging.image import Voi, VoiTable, Window
 
 VALUES = np.linspace(-20, 120, 281, dtype=np.float32)
 

@@ -1,0 +1,1 @@
+"""WHAT EVERYTHING STANDS ON: files that are whole or absent, locks, journals, child processes, seeds, ids."""

@@ -1,0 +1,1 @@
+"""IMAGES + TABLES -> SAMPLES: tasks, labels, splits, duplicates, and pixels brought to one grid."""

@@ -1,0 +1,286 @@
+"""The record of a prepared dataset that a user keeps: all that training asks of the samples but their pixels.
+
+Manifest -> dataset.json beside the pixels (prepared.py), on this machine; dataset.json -> the same Manifest,
+on any other, where the source may be absent. Nothing in it names a patient: ids are salted hashes, paths are
+left out, and what stands for them is their order, on which the split depends.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from medtl import __version__
+from medtl.core.files import read_json, write_json
+from medtl.core.ids import hash_identifier
+from medtl.data.attributes import attribute_names, identifying_attributes
+from medtl.data.labels import compared_name
+from medtl.data.naming import refused_name, sample_key
+from medtl.data.task import (
+    Manifest,
+    Sample,
+    Split,
+    Target,
+    Task,
+    TaskConfig,
+    TaskKind,
+    has_patient_id,
+    place_of,
+    refusal_notes,
+)
+from medtl.errors import CODES, ConfigError, LabelError, ReadError
+from medtl.imaging.series import Series
+
+DATASET_FILE = "dataset.json"
+FORMAT: Literal["medtl dataset"] = "medtl dataset"
+VERSION: Literal[1] = 1
+# The first bytes of the file tell it from others of its name.
+HEAD_BYTES = 64
+
+# How the series of a sample is called that is here without its source.
+SERIES_FORMAT = "dataset"
+
+# Settings of the task that decide what the labels are, and who is one patient.
+READING_KEYS = ("label_column", "patient_column")
+
+FIX_SOURCE = "mend it in the source folder and prepare that again"
+
+
+class SampleRecord(BaseModel):
+    """One sample. patient and study are hashes; place is its number in the order of paths."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sample_id: str
+    patient: str
+    study: str
+    place: int
+    target: Target | None
+    split: Split | None
+    attributes: dict[str, str]
+
+
+class RefusalRecord(BaseModel):
+    """One input that could not be read; sample_id: where a sample stands for it. source: a salted hash."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    code: str
+    source: str
+    sample_id: str | None = None
+
+    def to_error(self) -> ReadError:
+        """Return the refusal; its reason is what the code means: the true one may name a file."""
+        return ReadError(self.code, CODES.get(self.code, "cannot be read"), where=self.source, fix=FIX_SOURCE)
+
+
+class DatasetRecord(BaseModel):
+    """What dataset.json holds. key: of the pixels that it belongs to; labels_sha256: of the label table."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["medtl dataset"] = FORMAT
+    version: Literal[1] = VERSION
+    medtl: str
+    key: str
+    labels_sha256: str | None
+    kind: TaskKind
+    classes: tuple[str, ...]
+    reading: TaskConfig
+    preprocessing: dict[str, Any]
+    notes: tuple[str, ...]
+    refusals: tuple[RefusalRecord, ...]
+    samples: tuple[SampleRecord, ...]
+
+
+def is_dataset(folder: Path) -> bool:
+    """Say whether a folder is a prepared dataset: others have a dataset.json, too."""
+    try:
+        with (folder / DATASET_FILE).open("rb") as file:
+            return f'"{FORMAT}"'.encode() in file.read(HEAD_BYTES)
+    except OSError:
+        return False
+
+
+def write_record(
+    folder: Path,
+    manifest: Manifest,
+    refused: Iterable[tuple[str, ReadError]],
+    *,
+    data: Path,
+    labels: Path | None,
+    reading: TaskConfig,
+    preprocessing: Mapping[str, Any],
+    key: str,
+) -> DatasetRecord:
+    """Write dataset.json from the manifest of the folder `data`.
+
+    refused: samples that could not be prepared; reading: how the label table was read; key: of the pixels.
+    Raises OutputError output-unwritable.
+    """
+    left_out = identifying_attributes(manifest.samples)
+    kept = [name for name in attribute_names(manifest.samples) if name not in left_out]
+    notes = [note for note in manifest.notes if note not in refusal_notes(manifest.refusals)]
+    if left_out:
+        notes.append(f"columns left out of the dataset, as they may name patients: {', '.join(left_out)}")
+    scanned = [
+        RefusalRecord(code=error.code, source=sample_key(refused_name(error, data)))
+        for error in manifest.refusals
+    ]
+    prepared = [RefusalRecord(code=error.code, source=name, sample_id=name) for name, error in refused]
+    record = DatasetRecord(
+        medtl=__version__,
+        key=key,
+        labels_sha256=_hash_file(labels) if labels else None,
+        kind=manifest.task.kind,
+        classes=manifest.task.classes,
+        reading=reading,
+        preprocessing=dict(preprocessing),
+        notes=tuple(notes),
+        refusals=(*scanned, *prepared),
+        samples=_record_samples(manifest.samples, kept),
+    )
+    write_json(folder / DATASET_FILE, record.model_dump(mode="json"))
+    return record
+
+
+def read_record(folder: Path) -> DatasetRecord:
+    """Read dataset.json. Raises ReadError dataset-damaged."""
+    try:
+        return DatasetRecord.model_validate(read_json(folder / DATASET_FILE))
+    except (OSError, ValueError) as error:  # ValidationError is a ValueError
+        newer = isinstance(error, ValidationError) and any(
+            problem["loc"] == ("version",) for problem in error.errors()
+        )
+        reason = "is of another version of medtl" if newer else "has a dataset.json that medtl did not write"
+        raise ReadError("dataset-damaged", reason, where=folder, fix="prepare it again") from error
+
+
+def load_dataset(folder: Path, labels: Path | None, config: TaskConfig) -> Manifest:
+    """Return the manifest of a prepared dataset, whose samples have no files: prepare_samples knows them.
+
+    Raises ReadError dataset-damaged; ConfigError dataset-recipe where a setting of the task is not the one
+    that the labels were read with; LabelError label-table for another table, label-rows for samples of a
+    class that the task does not have.
+    """
+    record = read_record(folder)
+    if labels is not None and _hash_file(labels) != record.labels_sha256:
+        reason = "holds the labels of another table"
+        raise LabelError("label-table", reason, where=folder, fix="leave --labels out, or prepare it again")
+    _check_reading(folder, record, config)
+    task = _task(folder, record, config)
+    refusals = tuple(one.to_error() for one in record.refusals if one.sample_id is None)
+    return Manifest(
+        task,
+        _samples(folder, record, task),
+        (*record.notes, *refusal_notes(refusals)),
+        refusals,
+    )
+
+
+def dataset_of(samples: Iterable[Sample]) -> Path | None:
+    """Return the prepared dataset that samples are from, None where they have files of their own."""
+    return next((one.series.path.parent for one in samples if one.series.format == SERIES_FORMAT), None)
+
+
+def check_preprocessing(folder: Path, record: DatasetRecord, wanted: Mapping[str, Any]) -> None:
+    """Raise ConfigError dataset-recipe where a dataset was prepared with other settings than `wanted`."""
+    for name, value in wanted.items():
+        held = record.preprocessing.get(name)
+        if held != value:
+            reason = f"was prepared with preprocessing.{name}={_shown(held)}, the recipe says {_shown(value)}"
+            fix = "use the recipe that it was prepared with, or prepare another"
+            raise ConfigError("dataset-recipe", reason, where=folder, fix=fix)
+
+
+def _task(folder: Path, record: DatasetRecord, config: TaskConfig) -> Task:
+    """Return the task as the recipe has it; its classes may be more than those of the dataset."""
+    classes = config.classes or record.classes
+    one_label: TaskKind = config.kind or ("binary" if len(classes) == 2 else "multiclass")
+    kind = record.kind if record.kind == "multilabel" and config.kind is None else one_label
+    if (kind == "multilabel") != (record.kind == "multilabel") or (kind == "binary" and len(classes) != 2):
+        raise _other_task(folder, "kind", record.kind, kind)
+    return Task(kind, classes)
+
+
+def _check_reading(folder: Path, record: DatasetRecord, config: TaskConfig) -> None:
+    for name in READING_KEYS:
+        held, asked = getattr(record.reading, name), getattr(config, name)
+        if compared_name(held) != compared_name(asked):
+            raise _other_task(folder, name, held, asked)
+
+
+def _other_task(folder: Path, name: str, held: str, asked: str) -> ConfigError:
+    reason = f"was prepared with task.{name}={_shown(held)}, the recipe says {_shown(asked)}"
+    return ConfigError("dataset-recipe", reason, where=folder, fix="prepare another with this recipe")
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).replace(" ", "")
+
+
+def _samples(folder: Path, record: DatasetRecord, task: Task) -> tuple[Sample, ...]:
+    absent = {
+        record.classes[one.target]
+        for one in record.samples
+        if isinstance(one.target, int) and record.classes[one.target] not in task.classes
+    }
+    if absent:
+        reason = f"has samples of {', '.join(sorted(absent))}, which is no class of the task"
+        raise LabelError("label-rows", reason, where=folder, fix="set task.classes, or prepare another")
+    digits = len(str(len(record.samples)))
+    return tuple(
+        Sample(
+            one.sample_id,
+            Series(folder / f"{one.place:0{digits}d}", (), SERIES_FORMAT),
+            one.patient,
+            study_id=one.study,
+            target=_to_task(one.target, record.classes, task),
+            split=one.split,
+            attributes=one.attributes,
+        )
+        for one in record.samples
+    )
+
+
+def _to_task(target: Target | None, classes: Sequence[str], task: Task) -> Target | None:
+    """Bring a target from the order of some classes to that of the task's."""
+    if isinstance(target, tuple):
+        values = dict(zip(classes, target, strict=True))
+        return tuple(values.get(name) for name in task.classes)
+    return None if target is None else task.classes.index(classes[target])
+
+
+def _record_samples(samples: Sequence[Sample], attributes: Sequence[str]) -> tuple[SampleRecord, ...]:
+    order = sorted(range(len(samples)), key=lambda index: place_of(samples[index]))
+    places = {index: place for place, index in enumerate(order)}
+    patients = _patient_keys(samples)
+    return tuple(
+        SampleRecord(
+            sample_id=sample.sample_id,
+            patient=patients[sample.patient_id],
+            # A patient whom nobody named is known by having the id of the study or of the sample.
+            study=hash_identifier(sample.study_id) if has_patient_id(sample) else patients[sample.patient_id],
+            place=places[index],
+            target=sample.target,
+            split=sample.split,
+            attributes={name: sample.attributes[name] for name in attributes},
+        )
+        for index, sample in enumerate(samples)
+    )
+
+
+def _patient_keys(samples: Sequence[Sample]) -> dict[str, str]:
+    """Return a key for each patient id: a hash, behind its rank, since intervals are drawn in this order."""
+    ids = sorted({sample.patient_id for sample in samples})
+    digits = len(str(len(ids)))
+    return {name: f"{rank:0{digits}d}-{hash_identifier(name)}" for rank, name in enumerate(ids)}
+
+
+def _hash_file(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise LabelError("file-missing", "no such label table", where=path, fix="check --labels") from error

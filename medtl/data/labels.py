@@ -1,0 +1,368 @@
+"""Read a label table as text: CSV of any usual encoding and delimiter, or Parquet -> rows of named cells."""
+
+import csv
+import difflib
+import io
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from medtl.data.task import Split, Task, TaskConfig
+from medtl.errors import LINE_LIMIT, LabelError, SplitError
+from medtl.imaging.series import Series
+
+DELIMITERS = (",", ";", "\t")
+NOT_UTF8 = "the label table is not UTF-8; it was read as Windows-1252: check letters with accents"
+CLASS_PREFIX = "label_"
+
+# What other tables call a column, as compared_name returns it.
+SERIES_NAMES = ("seriesuid", "seriesinstanceuid")
+STUDY_NAMES = ("studyuid", "studyinstanceuid")
+PATIENT_NAMES = ("patient", "patientid", "patientname", "subject", "subjectid", "participantid", "mrn", "pid")
+IDENTIFIERS = {*PATIENT_NAMES, *SERIES_NAMES, *STUDY_NAMES, "sopuid", "sopinstanceuid", "instanceuid"}
+FLAGS = {"1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
+RowProblem = tuple[int, str]  # the number of the row, and one phrase
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table: its number as a spreadsheet shows it (the header is row 1), and its cells."""
+
+    number: int
+    cells: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A label table as text, with a note for each thing that had to be guessed."""
+
+    path: Path
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+
+class LabelRowsError(LabelError):
+    """Rows of a label table are wrong: `problems` lists all of them, one line each, in order of the rows."""
+
+    def __init__(self, problems: Sequence[str], where: Path) -> None:
+        self.problems = tuple(map(_one_line, problems))
+        more = f"{len(problems)} problems, the first: " if len(problems) > 1 else ""
+        super().__init__("label-rows", more + self.problems[0], where=where, fix="mend the table")
+
+
+class LeakRowsError(SplitError):
+    """Rows of a label table put a patient into several parts: `problems` lists all of them."""
+
+    def __init__(self, problems: Sequence[str], where: Path) -> None:
+        self.problems = tuple(map(_one_line, problems))
+        more = f" (and {len(problems) - 1} more patients)" if len(problems) > 1 else ""
+        super().__init__("patient-leak", self.problems[0] + more, where=where, fix="split by patient_id")
+
+
+def read_table(path: Path) -> Table:
+    """Read a CSV (comma, semicolon or tab; UTF-8, UTF-16 with a mark, or Windows-1252) or Parquet table.
+
+    Raises LabelError file-missing, file-unreadable, label-table; LabelRowsError for rows that are too long.
+    """
+    content = _read_bytes(path)
+    if content.startswith(b"PAR1"):
+        return _table_of_lines(path, _parquet_lines(path), ())
+    text, notes = _decode(path, content)
+    return _table_of_lines(path, _csv_lines(path, text), notes)
+
+
+def compared_name(name: str) -> str:
+    """Return a column name as it is compared: without case, spaces, "_" and "-"."""
+    return re.sub(r"[\s_\-]+", "", name).casefold()
+
+
+def table_error(path: Path, reason: str, fix: str) -> LabelError:
+    """Return the error of a table that cannot be understood as a whole."""
+    return LabelError("label-table", reason, where=path, fix=fix)
+
+
+def _one_line(problem: str) -> str:
+    """Return a problem as one printable line of no more than LINE_LIMIT characters."""
+    text = " ".join("".join(mark if mark.isprintable() else " " for mark in problem).split())
+    return text if len(text) <= LINE_LIMIT else text[: LINE_LIMIT - 1] + "…"
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise LabelError("file-missing", "no such label table", where=path, fix="check --labels") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise LabelError("file-unreadable", reason, where=path, fix="give a CSV file") from error
+
+
+def _decode(path: Path, content: bytes) -> tuple[str, tuple[str, ...]]:
+    marked = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+    for encoding, notes in (("utf-16" if marked else "utf-8-sig", ()), ("cp1252", (NOT_UTF8,))):
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if "\0" not in text:
+            return text, notes
+    raise table_error(path, "is not text", "save the table as CSV in UTF-8")
+
+
+def _csv_lines(path: Path, text: str) -> list[list[str]]:
+    try:
+        return list(csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text)))
+    except csv.Error as error:
+        raise table_error(path, f"is not CSV: {error}", "save the table as CSV") from error
+
+
+def _delimiter(text: str) -> str:
+    """Return the delimiter that gives the header the most columns."""
+    header = next((line for line in text.splitlines() if line.strip()), "")
+    return max(DELIMITERS, key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
+
+
+def _parquet_lines(path: Path) -> list[list[str]]:
+    import pandas as pd
+
+    try:
+        frame = pd.read_parquet(path)
+    except ImportError as error:
+        fix = "install pyarrow, or save the table as CSV"
+        raise table_error(path, "Parquet needs pyarrow", fix) from error
+    except (OSError, ValueError) as error:
+        raise table_error(path, "is a damaged Parquet file", "save the table as CSV") from error
+    cells = frame.astype("string").fillna("").to_numpy(dtype=str).tolist()
+    return [[str(name) for name in frame.columns], *cells]
+
+
+def _table_of_lines(path: Path, lines: list[list[str]], notes: tuple[str, ...]) -> Table:
+    filled = [(number, line) for number, line in enumerate(lines, start=1) if any(map(str.strip, line))]
+    if not filled:
+        raise table_error(path, "is empty", "give a header and a row for each sample")
+    header = [name.strip() for name in filled[0][1]]
+    while not header[-1]:
+        header.pop()
+    _check_header(path, header)
+    if len(filled) == 1:
+        raise table_error(path, "has a header and no rows", "give a row for each sample")
+    return Table(path, tuple(header), _rows(path, header, filled[1:]), notes)
+
+
+def _check_header(path: Path, header: list[str]) -> None:
+    seen: dict[str, str] = {}
+    for name in header:
+        key = compared_name(name)
+        if key in seen:
+            pair = f"{seen[key]!r} and {name!r}"
+            raise table_error(path, f"columns {pair} have the same name", "rename one of them")
+        seen[key] = name
+
+
+def _rows(path: Path, header: list[str], filled: list[tuple[int, list[str]]]) -> tuple[Row, ...]:
+    rows, problems = [], []
+    for number, line in filled:
+        cells = [cell.strip() for cell in line]
+        if any(cells[len(header) :]):
+            problems.append(f"row {number}: {len(cells)} cells for {len(header)} columns")
+        cells += [""] * (len(header) - len(cells))
+        rows.append(Row(number, dict(zip(header, cells, strict=False))))
+    if problems:
+        raise LabelRowsError(problems, path)
+    return tuple(rows)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column says what. label is None where `classes` maps each class to a column of its own."""
+
+    locator: str
+    located_by: Literal["path", "uid"]
+    label: str | None
+    classes: Mapping[str, str]
+    patient: str | None
+    study: str | None
+    split: str | None
+    attributes: tuple[str, ...]
+
+
+def assign_columns(table: Table, config: TaskConfig) -> Columns:
+    """Decide which column says what. Raises LabelError label-table, which names the columns found."""
+    by_name = {compared_name(name): name for name in table.columns}
+    path = by_name.get(compared_name(config.path_column))
+    uids = [by_name[name] for name in (*SERIES_NAMES, *STUDY_NAMES) if name in by_name]
+    if not path and not uids:
+        wanted = f"{config.path_column}, series_uid or study_uid"
+        names = (config.path_column, "series_uid", "study_uid")
+        raise _missing_column(table, wanted, names, "task.path_column")
+    label, classes = _label_columns(table, by_name, config)
+    patient, study, split = map(by_name.get, (compared_name(config.patient_column), "studyid", "split"))
+    used = {path, *uids, label, *classes.values(), patient, study, split}
+    attributes = tuple(
+        name for name in table.columns if name not in used and compared_name(name) not in IDENTIFIERS
+    )
+    return Columns(
+        path or uids[0], "path" if path else "uid", label, classes, patient, study, split, attributes
+    )
+
+
+def listed(names: Sequence[str], limit: int = 8) -> str:
+    """Return names as a phrase that stays short however many they are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _label_columns(
+    table: Table, by_name: Mapping[str, str], config: TaskConfig
+) -> tuple[str | None, Mapping[str, str]]:
+    """Return the label column, or the column of each class; never guess that a 0/1 column is a class."""
+    label = by_name.get(compared_name(config.label_column))
+    if config.kind != "multilabel" and (label or config.kind):
+        if label is None:
+            raise _missing_column(table, config.label_column, (config.label_column,), "task.label_column")
+        return label, {}
+    classes = _class_columns(table, by_name, config)
+    if len(classes) < 2:
+        wanted = f"{config.label_column}, and no two columns {CLASS_PREFIX}<class>"
+        raise _missing_column(table, wanted, (config.label_column,), "task.label_column or task.classes")
+    return None, classes
+
+
+def _class_columns(table: Table, by_name: Mapping[str, str], config: TaskConfig) -> dict[str, str]:
+    if config.classes is None:
+        prefixed = {
+            name[len(CLASS_PREFIX) :]: name
+            for name in table.columns
+            if name.casefold().startswith(CLASS_PREFIX)
+        }
+        return {name: column for name, column in prefixed.items() if name}
+    found = {
+        name: by_name.get(compared_name(CLASS_PREFIX + name)) or by_name.get(compared_name(name))
+        for name in config.classes
+    }
+    absent = [name for name, column in found.items() if column is None]
+    if absent:
+        raise _missing_column(table, f"for class {listed(absent)}", absent, "task.classes")
+    return {name: column for name, column in found.items() if column}
+
+
+def _missing_column(table: Table, wanted: str, names: Iterable[str], setting: str) -> LabelError:
+    near = [hit for name in names for hit in difflib.get_close_matches(name, table.columns, n=1, cutoff=0.5)]
+    fix = f"did you mean {near[0]!r}? set {setting}" if near else f"rename a column, or set {setting}"
+    return table_error(table.path, f"no column {wanted}; found: {listed(table.columns)}", fix)
+
+
+@dataclass(frozen=True)
+class Located:
+    """A row whose series was found."""
+
+    row: Row
+    series: Series
+    sample_id: str
+    patient_id: str
+    study_id: str
+
+
+def list_class_problems(classes: Sequence[str], config: TaskConfig) -> list[RowProblem]:
+    """List what is wrong with the classes as a whole, for the header: row 1."""
+    problems = []
+    if len(classes) < 2:
+        only = f"only one class, {classes[0]!r}" if classes else "no class"
+        problems.append(f"the labels have {only}: two or more are needed")
+    if config.kind == "binary" and len(classes) > 2:
+        problems.append(f"the labels have {len(classes)} classes, and the task is binary: {listed(classes)}")
+    spellings: dict[str, str] = {}
+    for name in classes if config.classes is None else ():
+        other = spellings.setdefault(" ".join(name.casefold().split()), name)
+        if other != name:
+            problems.append(f"are {other!r} and {name!r} one class? write them alike, or set task.classes")
+    return [(1, text) for text in problems]
+
+
+def list_cell_problems(table: Table, columns: Columns, task: Task) -> list[RowProblem]:
+    """List cells that are empty or hold a value which they may not hold."""
+    return [
+        (row.number, text)
+        for row in table.rows
+        for text in (
+            *_label_problems(row, columns, task),
+            *_patient_problems(row, columns),
+            *_split_problems(row, columns),
+        )
+    ]
+
+
+def list_repeats(located: Sequence[Located], columns: Columns) -> list[RowProblem]:
+    """List rows that name the same series again, with the same label or with another."""
+    first: dict[str, Located] = {}
+    problems = []
+    for entry in located:
+        before = first.setdefault(entry.sample_id, entry)
+        if before is not entry:
+            problems.append((entry.row.number, _repeat(entry.row, before.row, columns)))
+    return problems
+
+
+def list_leaks(located: Sequence[Located], columns: Columns) -> list[str]:
+    """Return a line for each patient whom the split column puts into several parts."""
+    rows: dict[str, dict[str, int]] = defaultdict(dict)
+    for entry in located if columns.split else ():
+        part = entry.row.cells[columns.split or ""].casefold()
+        rows[entry.patient_id].setdefault(part, entry.row.number)
+    return [_leak(parts) for parts in rows.values() if len(parts) > 1]
+
+
+def _label_problems(row: Row, columns: Columns, task: Task) -> list[str]:
+    if columns.label is None:
+        return _flag_problems(row, columns)
+    label = row.cells[columns.label]
+    if not label:
+        return ["label is empty"]
+    if "|" in label:
+        return [f"label {label!r} names several classes: give one 0/1 column per class"]
+    if label in task.classes:
+        return []
+    near = difflib.get_close_matches(label, task.classes, n=1)
+    return [f"label {label!r} is no class" + (f", did you mean {near[0]!r}?" if near else "")]
+
+
+def _flag_problems(row: Row, columns: Columns) -> list[str]:
+    cells = {name: row.cells[column] for name, column in columns.classes.items()}
+    if not any(cells.values()):
+        return ["no class is labelled"]
+    wrong = [name for name, cell in cells.items() if cell and cell not in FLAGS]
+    return [f"{name} is {cells[name]!r}: write 1, 0, or nothing where it is not known" for name in wrong]
+
+
+def _patient_problems(row: Row, columns: Columns) -> list[str]:
+    if columns.patient is None or row.cells[columns.patient]:
+        return []
+    return [f"{columns.patient} is empty: fill it in, or remove the column"]
+
+
+def _split_problems(row: Row, columns: Columns) -> list[str]:
+    given = row.cells[columns.split] if columns.split else "train"
+    if given.casefold() in get_args(Split):
+        return []
+    return [f"split {given!r} is not train, val or test" if given else "split is empty"]
+
+
+def _repeat(row: Row, before: Row, columns: Columns) -> str:
+    names = (columns.label,) if columns.label else columns.classes.values()
+    same = all(row.cells[name] == before.cells[name] for name in names)
+    text = (
+        f"duplicate of row {before.number}"
+        if same
+        else f"conflicting label: row {before.number} has another one"
+    )
+    return f"{text} for {row.cells[columns.locator]}" if columns.located_by == "path" else text
+
+
+def _leak(parts: Mapping[str, int]) -> str:
+    """Name a patient by rows: the id itself may be a name or a record number, and errors end in logs."""
+    numbers = ", ".join(str(number) for number in parts.values())
+    return f"the patient of rows {numbers} is in {' and '.join(parts)}"

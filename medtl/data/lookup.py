@@ -1,0 +1,156 @@
+"""Look cells of a label table up in a scanned folder: a path or UID -> the one Series named, or why none."""
+
+import os
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from medtl.core.ids import hash_identifier
+from medtl.data.naming import base_folder, relative_name, source_name
+from medtl.errors import ReadError
+from medtl.imaging.series import Scan, Series
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a cell names no series, as one phrase."""
+
+    text: str
+
+
+class Folder:
+    """A scanned folder (or file), in which a cell of a table is looked up by path or by UID."""
+
+    def __init__(self, data: Path, found: Scan) -> None:
+        self.data = data
+        self.root = base_folder(data)
+        self.resolved_root = self.root.resolve()
+        self.found = found
+        self.by_item: dict[str, Series] = {}
+        self.by_file: dict[str, list[Series]] = defaultdict(list)
+        self.by_folder: dict[str, list[Series]] = defaultdict(list)
+        self.by_uid: dict[str, list[Series]] = defaultdict(list)
+        self.by_last_part: dict[str, str] = {}
+        for series in found.series:
+            self._add(series)
+
+    def find_uid(self, uid: str) -> Series | Problem:
+        """Return the one series of a series or study UID, which is compared by its salted hash."""
+        found = self.by_uid.get(hash_identifier(uid))
+        if found:
+            return _only(found, "the UID", self._one_of(found, "by path, as"))
+        refused = len(self.found.refusals)
+        more = f"; {refused} inputs of the folder cannot be read" if refused else ""
+        return Problem(f"no readable series has this UID{more}")
+
+    def find_path(self, cell: str) -> Series | ReadError | Problem:
+        """Return the one series that a path names, or why it was refused, or why it names none.
+
+        One of several volumes or images of a file is named after it: "t1.nii.gz#volume/3".
+        """
+        if cell in self.by_item:
+            return self.by_item[cell]
+        try:
+            name, item = self._split(cell)
+            path = self._path_of(name)
+            exists, inside = path.exists(), path.resolve().is_relative_to(self.resolved_root)
+        except (OSError, RuntimeError, ValueError):
+            return Problem(f"{cell} is not a usable path")
+        if not inside:
+            return Problem(f"{cell} leads out of the folder")
+        if not exists:
+            return Problem(self._missing(name))
+        return self._find_existing(path, name) if item is None else self._find_item(path, name, item)
+
+    def _add(self, series: Series) -> None:
+        for file in series.files:
+            name = relative_name(file, self.root)
+            self.by_file[name].append(series)
+            self.by_last_part.setdefault(file.name.casefold(), name)
+        if series.item:
+            self.by_item[source_name(series, self.data)] = series
+            if not self.data.is_dir():
+                self.by_item[series.item] = series
+        top = Path(relative_name(series.path, self.root))
+        for folder in (top, *top.parents):
+            self.by_folder[folder.as_posix()].append(series)
+        for key in {series.series_key, series.study_key} - {""}:
+            self.by_uid[key].append(series)
+
+    def _split(self, cell: str) -> tuple[str, str | None]:
+        """Part a path from the item after its last "#", unless that is in the name of a file."""
+        name, mark, item = cell.rpartition("#")
+        return (name, item) if mark and not self._path_of(cell).exists() else (cell, None)
+
+    def _path_of(self, cell: str) -> Path:
+        """Return the path that a cell means; a table from another system may have backslashes."""
+        path = Path(os.path.normpath(self.root / cell))
+        return path if path.exists() else Path(os.path.normpath(self.root / cell.replace("\\", "/")))
+
+    def _find_existing(self, path: Path, cell: str) -> Series | ReadError | Problem:
+        for name in self._names(path):
+            if path.is_dir() and name in self.by_folder:
+                return self._one_of_folder(path, self.by_folder[name], cell)
+            if name in self.by_file:
+                return self._one_of_file(name, cell)
+        refusals = self._refusals_at(path)
+        if len(refusals) > 1:
+            return Problem(f"{cell} holds {len(refusals)} series that cannot be read: name one of them")
+        return refusals[0] if refusals else Problem(f"{cell} holds no image that can be read")
+
+    def _find_item(self, path: Path, cell: str, item: str) -> Series | ReadError | Problem:
+        for name in self._names(path):
+            if f"{name}#{item}" in self.by_item:
+                return self.by_item[f"{name}#{item}"]
+            if name in self.by_file:
+                first = source_name(self.by_file[name][0], self.data)
+                return Problem(f"{cell} has no item {item!r}: name it as {first}")
+        found = self._find_existing(path, cell)  # a refused file has no items
+        return (
+            found
+            if isinstance(found, ReadError | Problem)
+            else Problem(f"{cell} is no file: leave #{item} out")
+        )
+
+    def _names(self, path: Path) -> tuple[str, str]:
+        return relative_name(path, self.root), relative_name(path.resolve(), self.resolved_root)
+
+    def _one_of_file(self, name: str, cell: str) -> Series | Problem:
+        found = _only(self.by_file[name], cell, self._one_of(self.by_file[name]))
+        if (
+            isinstance(found, Problem)
+            or len(found.files) == 1
+            or relative_name(found.path, self.root) == name
+        ):
+            return found
+        unit = "its folder" if found.path.is_dir() else source_name(found, self.data)
+        return Problem(f"{cell} is one of {len(found.files)} files of a series: name {unit}")
+
+    def _one_of_folder(self, path: Path, inside: list[Series], cell: str) -> Series | Problem:
+        refused = len(self._refusals_at(path))
+        if refused:
+            return Problem(
+                f"{cell} holds {len(inside)} readable and {refused} refused series: name one of them"
+            )
+        return _only(inside, cell, self._one_of(inside))
+
+    def _refusals_at(self, path: Path) -> list[ReadError]:
+        """Return the refusals of a file, or of what lies in a folder. Errors hold paths on one line."""
+        places = {" ".join(str(place).split()) for place in (path, path.absolute(), path.resolve())}
+        below = tuple(place + os.sep for place in places)
+        return [
+            error for error in self.found.refusals if error.where in places or error.where.startswith(below)
+        ]
+
+    def _missing(self, cell: str) -> str:
+        near = self.by_last_part.get(cell.replace("\\", "/").rsplit("/", 1)[-1].casefold())
+        return f"{cell} does not exist" + (f" (did you mean {near}?)" if near else "")
+
+    def _one_of(self, series: list[Series], how: str = "as") -> str:
+        """Say how to name one of several series: by an example where they are items of a file."""
+        first = series[0]
+        return f"one {how} {source_name(first, self.data)}" if first.item else "one of them"
+
+
+def _only(series: list[Series], what: str, one: str) -> Series | Problem:
+    return series[0] if len(series) == 1 else Problem(f"{what} holds {len(series)} series: name {one}")

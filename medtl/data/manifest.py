@@ -1,0 +1,296 @@
+"""Samples and the task they are for, read from a label table with every problem listed at once.
+
+labels.csv -> Table -> each row looked up in the scan of its folder -> Samples of a Task
+archive.npz (its labels are inside)                                 -> Samples of a Task
+prepared dataset (its dataset.json holds them)                      -> Samples of a Task
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medtl.data.dataset_file import is_dataset, load_dataset
+from medtl.data.labels import (
+    FLAGS,
+    PATIENT_NAMES,
+    Columns,
+    LabelRowsError,
+    LeakRowsError,
+    Located,
+    Row,
+    RowProblem,
+    Table,
+    assign_columns,
+    compared_name,
+    list_cell_problems,
+    list_class_problems,
+    list_leaks,
+    list_repeats,
+    listed,
+    read_table,
+    table_error,
+)
+from medtl.data.lookup import Folder, Problem
+from medtl.data.naming import sample_key, source_name
+from medtl.data.task import (
+    Manifest,
+    Sample,
+    Split,
+    Target,
+    Task,
+    TaskConfig,
+    TaskKind,
+    order_classes,
+    refusal_notes,
+)
+from medtl.errors import LabelError, ReadError
+from medtl.imaging.medmnist import archive_labels
+from medtl.imaging.reader import scan
+from medtl.imaging.series import Series
+
+__all__ = [
+    "Manifest",
+    "Sample",
+    "Split",
+    "Target",
+    "Task",
+    "TaskConfig",
+    "TaskKind",
+    "load_manifest",
+    "targets",
+]
+
+LABELS_FILE = "labels.csv"
+
+
+def load_manifest(data: Path, labels: Path | None, config: TaskConfig) -> Manifest:
+    """Read what the samples of a folder, file or archive are, from a label table or from the archive itself.
+
+    Without `labels` the folder's labels.csv is used, or the labels inside a MedMNIST archive; a prepared
+    dataset (`medtl prepare`) holds its own, and takes no others. A table has a
+    column `path` (relative to the folder; for an item of an archive "file.npz#train/17"), `series_uid` or
+    `study_uid`; a column `label`, or one 0/1/empty column per class (TaskConfig.classes, or named
+    label_<class>); optionally `patient_id`, `study_id`, `split`; every other column is an attribute.
+
+    Raises LabelError label-table; LabelRowsError, with all problems; LeakRowsError; ReadError of the scan;
+    ReadError dataset-damaged; ConfigError dataset-recipe.
+    """
+    if is_dataset(data):
+        return load_dataset(data, labels, config)
+    if labels is None and (data / LABELS_FILE).is_file():
+        labels = data / LABELS_FILE
+    if labels is None:
+        return _manifest_of_archive(data, config)
+    table = read_table(labels)
+    columns = assign_columns(table, config)
+    return _manifest_of_table(Source(table, columns, config, Folder(data, scan(data))))
+
+
+def targets(task: Task, samples: Sequence[Sample]) -> NDArray:
+    """Return the targets as an array: int64 (N,), or float32 (N, K) with NaN where a class is not labelled.
+
+    Raises LabelError label-rows for a sample without a label.
+    """
+    bare = sum(sample.target is None for sample in samples)
+    if bare:
+        raise LabelError("label-rows", f"{bare} of {len(samples)} samples have no label", fix="label them")
+    values = [sample.target for sample in samples]
+    if task.kind == "multilabel":
+        return np.array(values, dtype=np.float32).reshape(len(samples), len(task.classes))
+    return np.array(values, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Source:
+    """All that a manifest of a table is made from."""
+
+    table: Table
+    columns: Columns
+    config: TaskConfig
+    folder: Folder
+
+
+def _manifest_of_table(source: Source) -> Manifest:
+    columns, where = source.columns, source.table.path
+    task = _task_of_table(source)
+    located, refusals, problems = _locate_rows(source)
+    if columns.label:
+        problems += list_class_problems(task.classes, source.config)
+    problems += list_repeats(located, columns)
+    problems += list_cell_problems(source.table, columns, task)
+    _raise_problems(problems, list_leaks(located, columns), where)
+    if not located:
+        raise LabelRowsError([f"none of {len(refusals)} inputs can be read: {refusals[0]}"], where)
+    samples = tuple(_sample(entry, columns, task) for entry in located)
+    return Manifest(task, samples, _notes(source, task, located, refusals), tuple(refusals))
+
+
+def _task_of_table(source: Source) -> Task:
+    columns, config = source.columns, source.config
+    if columns.label is None:
+        return Task("multilabel", tuple(columns.classes))
+    labels = {row.cells[columns.label] for row in source.table.rows}
+    classes = config.classes or order_classes(label for label in labels if label and "|" not in label)
+    return Task(config.kind or ("binary" if len(classes) == 2 else "multiclass"), classes)
+
+
+def _locate_rows(source: Source) -> tuple[list[Located], list[ReadError], list[RowProblem]]:
+    columns, folder = source.columns, source.folder
+    located, refusals, problems = [], [], []
+    for row in source.table.rows:
+        found = _find(folder, columns, row.cells[columns.locator])
+        if isinstance(found, Problem):
+            problems.append((row.number, found.text))
+        elif isinstance(found, ReadError):
+            refusals.append(found)
+        else:
+            located.append(_located(row, columns, found, folder))
+    return located, refusals, problems
+
+
+def _find(folder: Folder, columns: Columns, cell: str) -> Series | ReadError | Problem:
+    if not cell:
+        return Problem(f"{columns.locator} is empty")
+    return folder.find_path(cell) if columns.located_by == "path" else folder.find_uid(cell)
+
+
+def _located(row: Row, columns: Columns, series: Series, folder: Folder) -> Located:
+    sample_id = sample_key(source_name(series, folder.data))
+    given = row.cells[columns.patient] if columns.patient else ""
+    study = (row.cells[columns.study] if columns.study else "") or _study_of(series, folder)
+    # A study is of one patient, whoever that is.
+    return Located(row, series, sample_id, given or series.patient_key or study or sample_id, study)
+
+
+def _study_of(series: Series, folder: Folder) -> str:
+    """Return the study of a series, "" where it names none; the volumes of one file are a study."""
+    several = series.item is not None and series.format != "medmnist"
+    file = sample_key(source_name(replace(series, item=None), folder.data)) if several else ""
+    return series.study_key or file
+
+
+def _raise_problems(problems: Sequence[RowProblem], leaks: Sequence[str], where: Path) -> None:
+    """Raise all problems at once; a leak alone is the split's error."""
+    if problems:
+        lines = [f"row {number}: {text}" for number, text in sorted(problems, key=lambda pair: pair[0])]
+        raise LabelRowsError([*lines, *leaks], where)
+    if leaks:
+        raise LeakRowsError(leaks, where)
+
+
+def _sample(entry: Located, columns: Columns, task: Task) -> Sample:
+    cells = entry.row.cells
+    return Sample(
+        entry.sample_id,
+        entry.series,
+        entry.patient_id,
+        study_id=entry.study_id,
+        target=_target(entry.row, columns, task),
+        split=cells[columns.split].casefold() if columns.split else None,  # type: ignore[arg-type]
+        attributes={name: cells[name] for name in columns.attributes},
+    )
+
+
+def _target(row: Row, columns: Columns, task: Task) -> Target:
+    if columns.label:
+        return task.classes.index(row.cells[columns.label])
+    return tuple(FLAGS.get(row.cells[columns.classes[name]]) for name in task.classes)
+
+
+def _notes(
+    source: Source, task: Task, located: Sequence[Located], refusals: Sequence[ReadError]
+) -> tuple[str, ...]:
+    notes = [*source.table.notes, *_class_notes(source.config, task), *_patient_notes(source, located)]
+    unlisted = len(source.folder.found.series) - len(located)
+    if unlisted:
+        notes.append(f"{unlisted} images or series of the folder are not in the table")
+    return (*notes, *refusal_notes(refusals))
+
+
+def _class_notes(config: TaskConfig, task: Task) -> list[str]:
+    if config.classes or task.kind == "multilabel":
+        return []
+    last = f"; {task.classes[-1]} is the positive one" if task.kind == "binary" else ""
+    return [f"classes in order: {listed(task.classes)}{last} (task.classes sets another order)"]
+
+
+def _patient_notes(source: Source, located: Sequence[Located]) -> list[str]:
+    if source.columns.patient:
+        return _alias_notes(source.columns.patient, located)
+    near = next((name for name in source.table.columns if compared_name(name) in PATIENT_NAMES), None)
+    hint = f"; is it column {near}? then set task.patient_column" if near else ""
+    missing = sum(not entry.series.patient_key for entry in located)
+    alone = "each study" if any(entry.study_id for entry in located) else "each path"
+    if missing == len(located):
+        return [f"no patient ids: {alone} is its own patient{hint}"]
+    notes = [f"no {source.config.patient_column} column: DICOM PatientID (hashed) groups the split{hint}"]
+    return notes + ([f"{missing} inputs have no PatientID: {alone} is its own patient"] if missing else [])
+
+
+def _alias_notes(column: str, located: Sequence[Located]) -> list[str]:
+    """Point out DICOM patients who have several ids in the table: the split would not keep them whole."""
+    names: dict[str, set[str]] = defaultdict(set)
+    for entry in located:
+        names[entry.series.patient_key].add(entry.patient_id)
+    several = sum(len(ids) > 1 for key, ids in names.items() if key)
+    return [f"{several} DICOM patients have more than one {column}: is it a patient's id?"] if several else []
+
+
+def _manifest_of_archive(data: Path, config: TaskConfig) -> Manifest:
+    """Return the samples of a MedMNIST archive, or of a folder that holds one and nothing else."""
+    series = scan(data).series
+    archives = {entry.path for entry in series}
+    if len(archives) != 1 or any(entry.format != "medmnist" for entry in series):
+        fix = f"give --labels, or put a {LABELS_FILE} into the folder"
+        raise LabelError("label-table", "no label table", where=data, fix=fix)
+    (path,) = archives
+    labels = archive_labels(path)
+    bare = [f"{entry.item}: no label" for entry in series if not labels.get(entry.item or "")]
+    if bare:
+        raise LabelRowsError(bare, path)
+    task = _task_of_archive(path, labels, config)
+    samples = tuple(_archive_sample(entry, labels[entry.item or ""], task, data) for entry in series)
+    notes = (*_class_notes(config, task), "no patient ids: each item of the archive is its own patient")
+    return Manifest(task, samples, notes)
+
+
+def _task_of_archive(path: Path, labels: Mapping[str, tuple[int, ...]], config: TaskConfig) -> Task:
+    """Name the classes of an archive: as the recipe does, in order, otherwise "0", "1", ..."""
+    flags = max(map(len, labels.values()))
+    highest = max(value for values in labels.values() for value in values)
+    multilabel = flags > 1
+    needed = flags if multilabel else max(2, highest + 1)
+    _check_archive_labels(path, labels, flags, 2 if multilabel else needed)
+    classes = config.classes or tuple(map(str, range(needed)))
+    if len(classes) < needed or (multilabel and len(classes) > needed):
+        reason = f"has {needed} classes, {len(classes)} are named"
+        raise table_error(path, reason, "name each in task.classes")
+    kind: TaskKind = "multilabel" if multilabel else "binary" if len(classes) == 2 else "multiclass"
+    if config.kind not in (None, kind):
+        raise table_error(path, f"is {kind}, and the task is {config.kind}", "leave task.kind out")
+    return Task(kind, classes)
+
+
+def _check_archive_labels(
+    path: Path, labels: Mapping[str, tuple[int, ...]], width: int, values_below: int
+) -> None:
+    wrong = [
+        f"{item}: label {values} is not understood"
+        for item, values in labels.items()
+        if len(values) != width or not all(0 <= value < values_below for value in values)
+    ]
+    if wrong:
+        raise LabelRowsError(wrong, path)
+
+
+def _archive_sample(series: Series, values: tuple[int, ...], task: Task, data: Path) -> Sample:
+    target: Target = tuple(map(float, values)) if task.kind == "multilabel" else values[0]
+    part = (series.item or "").split("/")[0]
+    split = part if part in get_args(Split) else None
+    sample_id = sample_key(source_name(series, data))
+    return Sample(sample_id, series, sample_id, target=target, split=split)  # type: ignore[arg-type]

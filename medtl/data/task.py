@@ -1,0 +1,130 @@
+"""The task: the classes to be told apart, what the user says of them, and the order in which they come."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from medtl.errors import ReadError
+from medtl.imaging.series import Series
+
+TaskKind = Literal["binary", "multiclass", "multilabel"]
+Split = Literal["train", "val", "test"]
+Target = int | tuple[float | None, ...]
+
+# Names of the class that means "nothing there", most certain first: it comes before the others.
+NEGATIVES = (
+    *("normal", "none", "negative", "neg", "no", "healthy", "control", "controls", "absent", "nothing"),
+    *("nofinding", "nofindings", "notumor", "notumour", "0", "false", "benign"),
+)
+NEGATING_WORDS = ("no", "non", "not", "without")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be told apart.
+
+    binary and multiclass: one class per sample; in binary the last class is the positive one.
+    multilabel: any set of classes per sample, each of them possibly unlabelled.
+    """
+
+    kind: TaskKind
+    classes: tuple[str, ...]
+
+    @property
+    def asked_classes(self) -> tuple[str, ...]:
+        """The classes that are judged against the rest: all, or in binary the positive one."""
+        return self.classes[-1:] if self.kind == "binary" else self.classes
+
+
+class TaskConfig(BaseModel):
+    """What the user says of the task; the label table says the rest.
+
+    classes: in the order of the outputs; in binary the last one is positive. Needed for a table with one
+    column per class, unless those columns are named label_<class>.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+    kind: TaskKind | None = None
+    classes: tuple[str, ...] | None = None
+    label_column: str = "label"
+    path_column: str = "path"
+    patient_column: str = "patient_id"
+
+    @model_validator(mode="after")
+    def _classes_fit(self) -> "TaskConfig":
+        classes = self.classes
+        if classes is None:
+            return self
+        if len(set(classes)) != len(classes) or not all(name.strip() == name != "" for name in classes):
+            raise ValueError("classes must be different, and neither empty nor padded with spaces")
+        if len(classes) < 2 or (self.kind == "binary" and len(classes) != 2):
+            raise ValueError(
+                f"{self.kind or 'a'} task with {len(classes)} classes: name two or more (binary: two)"
+            )
+        if any("|" in name for name in classes):
+            raise ValueError("a class name may not hold '|'")
+        return self
+
+
+def order_classes(names: Iterable[str]) -> tuple[str, ...]:
+    """Order class names: the ones that mean "nothing there" first, the rest by name."""
+    return tuple(sorted(set(names), key=lambda name: (_negative_rank(name), name.casefold(), name)))
+
+
+def _negative_rank(name: str) -> int:
+    words = re.findall(r"[^\W_]+", name.casefold())
+    joined = "".join(words)
+    if joined in NEGATIVES:
+        return NEGATIVES.index(joined)
+    negated = len(words) > 1 and words[0] in NEGATING_WORDS
+    return len(NEGATIVES) if negated else len(NEGATIVES) + 1
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled (or unlabelled) unit.
+
+    target: class index for binary and multiclass; for multilabel one of 1.0, 0.0 or None (not labelled) per
+    class; None for an unlabelled sample. patient_id and study_id are for grouping and are never shown.
+    """
+
+    sample_id: str
+    series: Series
+    patient_id: str
+    study_id: str = ""
+    target: Target | None = None
+    split: Split | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The samples of one task. notes: one plain line for each thing that the user should know of them.
+
+    refusals: labelled inputs that were found and cannot be read; no sample stands for them.
+    """
+
+    task: Task
+    samples: tuple[Sample, ...]
+    notes: tuple[str, ...]
+    refusals: tuple[ReadError, ...] = ()
+
+
+def refusal_notes(refusals: Sequence[ReadError]) -> tuple[str, ...]:
+    """Return the line that says how many labelled inputs were found and cannot be read."""
+    text = "labelled inputs that cannot be read and are left out"
+    return (f"{text}: {len(refusals)}, first {refusals[0]}",) if refusals else ()
+
+
+def has_patient_id(sample: Sample) -> bool:
+    """Say whether the patient is known: where not, the manifest lets each study or sample be its own."""
+    return sample.patient_id not in (sample.sample_id, sample.study_id)
+
+
+def place_of(sample: Sample) -> tuple[str, str, str]:
+    """Return what puts samples into an order that depends on neither the rows' order nor the salt."""
+    return sample.series.path.as_posix(), sample.series.item or "", sample.sample_id

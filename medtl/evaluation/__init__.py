@@ -1,0 +1,1 @@
+"""PROBABILITIES + LABELS -> NUMBERS WITH INTERVALS: metrics, thresholds, calibration, comparison. No torch."""

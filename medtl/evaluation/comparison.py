@@ -1,0 +1,229 @@
+"""Predictions of several runs for the same samples -> the metrics of each, and differences from one of them.
+
+Runs that were judged on the same patients rise and fall together, so that their difference is known better
+than either of them. That of two areas has DeLong's error (1988), from the differences of the placements,
+summed by patient (Obuchowski 1997); all others are taken within each of the same resamples of patients. The
+p-values of the runs are adjusted after Holm (1979), for each metric on its own.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from medtl.data.manifest import Task
+from medtl.errors import CheckpointError
+from medtl.evaluation.evaluate import Evaluation, evaluate
+from medtl.evaluation.intervals import (
+    Interval,
+    Placements,
+    clustered_error,
+    interval_json,
+    normal_interval,
+    percentile_interval,
+    place_all,
+    standard_error,
+    unbounded,
+)
+from medtl.evaluation.metrics import Floats, one_vs_rest
+from medtl.evaluation.predictions import Predictions
+
+# What is compared, in the order in which a reader meets it.
+COMPARED = (
+    "auroc",
+    "auprc",
+    "sensitivity",
+    "specificity",
+    "balanced_accuracy",
+    "accuracy",
+    "f1",
+    "mcc",
+    "brier",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A run to be compared: its predictions and thresholds; recipe: schedule, seed, labels, if known."""
+
+    name: str
+    predictions: Predictions
+    thresholds: tuple[float, ...]
+    recipe: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A metric of a run less that of the reference. p: two-sided; p_holm: adjusted for all runs."""
+
+    interval: Interval
+    p: float
+    p_holm: float = math.nan
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """One run's evaluation; differences by metric, none for the reference; placements by class."""
+
+    name: str
+    recipe: Mapping[str, Any]
+    evaluation: Evaluation
+    placements: tuple[Placements, ...]
+    differences: Mapping[str, Difference]
+
+
+def align(candidates: Sequence[Candidate], *, common: bool = False) -> list[Candidate]:
+    """Return the candidates with their samples in one order; common: only those that all of them have.
+
+    Raises CheckpointError runs-differ where samples, or their labels or patients, are not the same.
+    """
+    shared = set.intersection(*(set(one.predictions.sample_ids) for one in candidates))
+    union = set.union(*(set(one.predictions.sample_ids) for one in candidates))
+    if shared != union and not common:
+        reason = f"{len(union - shared)} of {len(union)} samples are not in all runs"
+        raise _differ(reason, "judge them on the same data with medtl evaluate, or add --common")
+    if not shared:
+        raise _differ("the runs have no sample in common", "judge them on the same data, with one MEDTL_SALT")
+    order = [name for name in candidates[0].predictions.sample_ids if name in shared]
+    aligned = [replace(one, predictions=_in_order(one.predictions, order)) for one in candidates]
+    first = aligned[0]
+    for other in aligned[1:]:
+        _check_truth(first, other)
+    return aligned
+
+
+def compare(
+    candidates: Sequence[Candidate], task: Task, reference: str, *, resamples: int = 1000
+) -> list[Compared]:
+    """Judge aligned candidates, and each but the reference against it, in the order given."""
+    judged = [_judge(one, task, resamples) for one in candidates]
+    base = next(one for one in judged if one.name == reference)
+    others = [one for one in judged if one is not base]
+    found = [_differences(one, base) for one in others]
+    adjusted = {
+        name: holm([differences[name].p for differences in found]) for name in (found[0] if found else {})
+    }
+    by_name = {
+        one.name: {
+            name: replace(difference, p_holm=float(adjusted[name][row]))
+            for name, difference in differences.items()
+        }
+        for row, (one, differences) in enumerate(zip(others, found, strict=True))
+    }
+    return [replace(one, differences=by_name.get(one.name, {})) for one in judged]
+
+
+def auroc_difference(
+    ours: Sequence[Placements], theirs: Sequence[Placements], confidence: float
+) -> Difference:
+    """Return the difference of two areas, means over classes, of the same samples in the same order.
+
+    Without bounds where no spread can be seen; p is 1 where neither a difference nor a spread can.
+    """
+    pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if not math.isnan(a.area - b.area)]
+    if not pairs:
+        return Difference(unbounded(math.nan), math.nan)
+    value = float(np.mean([a.area - b.area for a, b in pairs]))
+    error = _paired_error(pairs)
+    if not error > 0:
+        return Difference(unbounded(value), 1.0 if value == 0 and error == 0 else math.nan)
+    bounds = normal_interval(value, error, confidence)
+    within = Interval(value, max(bounds.low, -1.0), min(bounds.high, 1.0))
+    return Difference(within, float(2 * norm.sf(abs(value) / error)))
+
+
+def holm(p_values: Sequence[float]) -> Floats:
+    """Return p-values adjusted for their number, in the order given (Holm 1979); NaN does not count."""
+    values = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(values)[: int(np.isfinite(values).sum())]
+    stepped = values[order] * np.arange(len(order), 0, -1)
+    adjusted = np.full(len(values), np.nan)
+    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
+    return adjusted
+
+
+def to_json(runs: Sequence[Compared]) -> list[dict[str, Any]]:
+    """Return plain data: [{name, recipe, metrics {name: {value, low, high}}, differences {.. p, p_holm}}]."""
+    return [
+        {
+            "name": one.name,
+            "recipe": dict(one.recipe),
+            "metrics": {name: interval_json(one.evaluation.metrics[name]) for name in COMPARED},
+            "differences": {name: _difference_json(found) for name, found in one.differences.items()},
+        }
+        for one in runs
+    ]
+
+
+def _differ(reason: str, fix: str) -> CheckpointError:
+    return CheckpointError("runs-differ", reason, fix=fix)
+
+
+def _in_order(found: Predictions, order: Sequence[str]) -> Predictions:
+    place = {name: row for row, name in enumerate(found.sample_ids)}
+    rows = np.array([place[name] for name in order], dtype=np.int64)
+    return Predictions(
+        tuple(order),
+        tuple(found.patients[row] for row in rows),
+        tuple(found.split[row] for row in rows),
+        found.targets[rows],
+        found.probabilities[rows],
+    )
+
+
+def _check_truth(first: Candidate, other: Candidate) -> None:
+    ours, theirs = first.predictions, other.predictions
+    same = np.array_equal(ours.targets, theirs.targets, equal_nan=ours.targets.dtype.kind == "f")
+    for what, right in (("labels", same), ("patients", ours.patients == theirs.patients)):
+        if not right:
+            reason = f"the samples of {first.name} and {other.name} have different {what}"
+            raise _differ(reason, "judge both with medtl evaluate on one label table")
+
+
+def _judge(one: Candidate, task: Task, resamples: int) -> Compared:
+    found = one.predictions
+    truth, patients = found.targets, found.patients
+    evaluation = evaluate(found.probabilities, truth, task, patients, one.thresholds, resamples=resamples)
+    _, patient_of = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
+    placed = place_all(one_vs_rest(found.probabilities, truth, task.kind), patient_of)
+    return Compared(one.name, one.recipe, evaluation, tuple(placed), {})
+
+
+def _differences(one: Compared, base: Compared) -> dict[str, Difference]:
+    confidence = base.evaluation.confidence
+    resampled = {name: _resampled_difference(one, base, name) for name in COMPARED if name != "auroc"}
+    return {"auroc": auroc_difference(one.placements, base.placements, confidence), **resampled}
+
+
+def _resampled_difference(one: Compared, base: Compared, name: str) -> Difference:
+    """Return the difference with its percentiles, and twice the share of resamples on the other side of 0."""
+    value = one.evaluation.metrics[name].value - base.evaluation.metrics[name].value
+    drawn = one.evaluation.drawn[name] - base.evaluation.drawn[name]
+    if one.evaluation.patients < 2:
+        drawn = drawn[:0]
+    interval = percentile_interval(value, drawn, base.evaluation.confidence)
+    defined = drawn[~np.isnan(drawn)]
+    if math.isnan(value) or not len(defined):
+        return Difference(interval, math.nan)
+    beyond = 1 + min(int((defined <= 0).sum()), int((defined >= 0).sum()))
+    return Difference(interval, min(1.0, 2 * beyond / (len(defined) + 1)))
+
+
+def _paired_error(pairs: Sequence[tuple[Placements, Placements]]) -> float:
+    """Return the standard error of a mean difference of areas; NaN for patients too few to say."""
+    if len(pairs) == 1:
+        ((ours, theirs),) = pairs
+        return standard_error(replace(ours, influence=ours.influence - theirs.influence))
+    influence: Floats = np.mean([a.influence - b.influence for a, b in pairs], axis=0)
+    labelled: NDArray[np.bool_] = np.any([a.positive | a.negative for a, _ in pairs], axis=0)
+    return clustered_error(influence[labelled], pairs[0][0].patients[labelled])
+
+
+def _difference_json(found: Difference) -> dict[str, Any]:
+    chances = {"p": found.p, "p_holm": found.p_holm}
+    known = {name: None if math.isnan(value) else value for name, value in chances.items()}
+    return {**interval_json(found.interval), **known}

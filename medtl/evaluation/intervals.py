@@ -1,0 +1,252 @@
+"""Turn an estimate and what is known of its spread into an interval: within its range, and no point.
+
+Patients are the independent units. What their samples add to an estimate is summed within each of them, and
+the sums are what varies (Obuchowski 1997 for areas, Rao and Scott 1992 for shares).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import beta, rankdata
+
+from medtl.evaluation.metrics import Floats, Questions
+
+FEWEST_DEFINED = 0.5  # the share of resamples below which an interval would be that of a chosen few
+SAME = 1e-12
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A metric with the bounds of its interval; NaN is undefined."""
+
+    value: float
+    low: float
+    high: float
+
+
+def interval_json(interval: Interval) -> dict[str, float | bool | None]:
+    """Return {value, low, high}, None for what is undefined; where the value is, "undefined" is True, too."""
+    numbers = {name: None if math.isnan(number) else number for name, number in asdict(interval).items()}
+    return {**numbers, "undefined": True} if numbers["value"] is None else numbers
+
+
+def unbounded(value: float) -> Interval:
+    """Return a value of which no interval is known."""
+    return Interval(value, math.nan, math.nan)
+
+
+def normal_quantile(confidence: float) -> float:
+    """Return how many standard errors an interval reaches to each side."""
+    return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+def sum_by_patient(values: Floats, patient_of: NDArray[np.int64]) -> Floats:
+    """Return the sums (G,) of values (N,) within each of the G patients that have any."""
+    _, place = np.unique(patient_of, return_inverse=True)
+    return np.bincount(place, weights=values).astype(np.float64)
+
+
+def clustered_error(contributions: Floats, patient_of: NDArray[np.int64]) -> float:
+    """Return the standard error of a sum of centred contributions (N,); NaN for a lone patient."""
+    sums = sum_by_patient(contributions, patient_of)
+    count = len(sums)
+    return math.sqrt(count / (count - 1) * float(sums @ sums)) if count > 1 else math.nan
+
+
+def logit_interval(value: float, error: float, confidence: float) -> Interval:
+    """Return the interval of a number in (0, 1) that is symmetric in its logit, so that it stays inside.
+
+    error: the standard error of the value itself (delta method; Pepe 2003, section 5.2.3).
+    """
+    if not 0 < value < 1 or not math.isfinite(error):
+        return unbounded(value)
+    middle, reach = math.log(value / (1 - value)), normal_quantile(confidence) * error / (value * (1 - value))
+    return Interval(value, _expit(middle - reach), _expit(middle + reach))
+
+
+def normal_interval(value: float, error: float, confidence: float) -> Interval:
+    """Return the interval of a number without limits."""
+    reach = normal_quantile(confidence) * error
+    return Interval(value, value - reach, value + reach)
+
+
+def exact_interval(hits: int, trials: int, confidence: float) -> Interval:
+    """Return the interval of Clopper and Pearson (1934) for a share of independent trials."""
+    if trials < 1:
+        return unbounded(math.nan)
+    tail, misses = (1 - confidence) / 2, trials - hits
+    low = float(beta.ppf(tail, hits, misses + 1)) if hits else 0.0
+    high = float(beta.ppf(1 - tail, hits + 1, misses)) if misses else 1.0
+    return Interval(hits / trials, low, high)
+
+
+def wilson_interval(share: float, trials: float, confidence: float) -> Interval:
+    """Return Wilson's score interval (1927) of a share; trials need be no whole number."""
+    if not math.isfinite(share) or not trials > 0:
+        return unbounded(share)
+    z = normal_quantile(confidence)
+    scale = 1 + z * z / trials
+    middle = (share + z * z / (2 * trials)) / scale
+    reach = z / scale * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    low, high = max(0.0, middle - reach), min(1.0, middle + reach)
+    return Interval(share, min(low, share), max(high, share))  # rounding at 0 and 1
+
+
+def share_interval(
+    hits: NDArray[np.bool_], among: NDArray[np.bool_], patient_of: NDArray[np.int64], confidence: float
+) -> Interval:
+    """Return Wilson's interval of how many of the samples in `among` are hits, all (N,).
+
+    Where patients repeat, the trials are divided by the design effect, the variance between patients over
+    that of independent samples (Rao and Scott 1992). Where all or none are hits it cannot be estimated, and
+    each patient counts once.
+    """
+    if not among.any():
+        return unbounded(math.nan)
+    flags, patients = hits[among].astype(np.float64), patient_of[among]
+    if len(np.unique(patient_of)) < 2:
+        return unbounded(float(flags.mean()))
+    return wilson_interval(float(flags.mean()), _effective_trials(flags, patients), confidence)
+
+
+def percentile_interval(value: float, drawn: Floats, confidence: float) -> Interval:
+    """Return the percentiles of resamples (B,); without bounds where they cannot tell.
+
+    That is where most have no value, or where all have the same: then they know of no doubt, and there is.
+    """
+    defined = drawn[~np.isnan(drawn)]
+    if math.isnan(value) or not len(defined) or len(defined) < FEWEST_DEFINED * len(drawn):
+        return unbounded(value)
+    if len(defined) > 1 and np.ptp(defined) < SAME:
+        return unbounded(value)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(defined, [tail, 1 - tail])
+    return Interval(value, float(low), float(high))
+
+
+def mean_of_bounds(value: float, parts: list[Interval]) -> Interval:
+    """Return an interval of a mean of estimates: the mean of their bounds.
+
+    Right where they rise and fall together, wider than need be otherwise. Undefined parts are left out, as
+    they are of the mean.
+    """
+    known = [part for part in parts if not math.isnan(part.value)]
+    if not known or any(math.isnan(part.low) for part in known):
+        return unbounded(value)
+    low, high = (sum(getattr(part, side) for part in known) / len(known) for side in ("low", "high"))
+    return Interval(value, low, high)
+
+
+def difference_interval(first: Interval, second: Interval) -> Interval:
+    """Return the interval of first minus second, which are independent (Zou and Donner 2008, MOVER)."""
+    value = first.value - second.value
+    below = math.hypot(first.value - first.low, second.high - second.value)
+    above = math.hypot(first.high - first.value, second.value - second.low)
+    return Interval(value, value - below, value + above)
+
+
+def _effective_trials(flags: Floats, patients: NDArray[np.int64]) -> float:
+    share, count = float(flags.mean()), len(flags)
+    groups = len(np.unique(patients))
+    if groups == count or not 0 < share < 1:
+        return float(groups)
+    error = clustered_error((flags - share) / count, patients)
+    if math.isnan(error):
+        return 1.0
+    effect = error**2 / (share * (1 - share) / count)
+    return count / max(effect, 1.0)
+
+
+def _expit(logit: float) -> float:
+    return 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Placements:
+    """An area with what each sample adds to its doubt.
+
+    area: NaN for one class. influence: (N,), how far each sample pulls the area from its value, 0 for samples
+    without a label. positive, negative: (N,), who is of which class. patients: (N,). pairs: how many pairs of
+    patients, each in one of them only, were ranked.
+    """
+
+    area: float
+    influence: Floats
+    positive: NDArray[np.bool_]
+    negative: NDArray[np.bool_]
+    patients: NDArray[np.int64]
+    pairs: int
+
+
+def place_all(questions: Questions, patient_of: NDArray[np.int64]) -> list[Placements]:
+    """Return the placements of each question."""
+    columns = zip(questions.scores.T, questions.truth.T, strict=True)
+    return [place(scores, truth, patient_of) for scores, truth in columns]
+
+
+def place(scores: Floats, truth: Floats, patient_of: NDArray[np.int64]) -> Placements:
+    """Return the placements of scores (N,); truth (N,) is NaN where not labelled."""
+    positive, negative = truth == 1, truth == 0
+    influence = np.zeros(len(scores))
+    if not (positive.any() and negative.any() and np.isfinite(scores[positive | negative]).all()):
+        return Placements(math.nan, influence, positive, negative, patient_of, 0)
+    above, below = scores[positive], scores[negative]
+    ranks = rankdata(np.concatenate([above, below]))
+    beaten = (ranks[: len(above)] - rankdata(above)) / len(below)
+    cleared = 1 - (ranks[len(above) :] - rankdata(below)) / len(above)
+    area = float(beaten.mean())
+    influence[positive] = (beaten - area) / len(above)
+    influence[negative] = (cleared - area) / len(below)
+    pairs = _count_pairs(patient_of[positive], patient_of[negative])
+    return Placements(area, influence, positive, negative, patient_of, pairs)
+
+
+def standard_error(placed: Placements) -> float:
+    """Return the standard error of an area (Obuchowski 1997); NaN where a class has a single patient.
+
+    With a patient for each sample it is DeLong's.
+    """
+    _, patient_of = np.unique(placed.patients, return_inverse=True)
+    mine = np.bincount(patient_of, weights=placed.influence * placed.positive)
+    others = np.bincount(patient_of, weights=placed.influence * placed.negative)
+    counts = [len(np.unique(patient_of[among])) for among in (placed.positive, placed.negative)]
+    labelled = len(np.unique(patient_of[placed.positive | placed.negative]))
+    if min(counts) < 2:
+        return math.nan
+    first, second, both = (count / (count - 1) for count in (*counts, labelled))
+    variance = first * (mine @ mine) + second * (others @ others) + 2 * both * (mine @ others)
+    return math.sqrt(max(float(variance), 0.0))
+
+
+def auroc_interval(placed: Placements, confidence: float) -> Interval:
+    """Return an area with its interval; without bounds where there are no two patients to compare."""
+    if math.isnan(placed.area) or placed.pairs < 1:
+        return unbounded(placed.area)
+    if placed.area in (0.0, 1.0):
+        bounds = exact_interval(round(placed.area * placed.pairs), placed.pairs, confidence)
+        return Interval(placed.area, bounds.low, bounds.high)
+    return logit_interval(placed.area, standard_error(placed), confidence)
+
+
+def mean_auroc_interval(each: Sequence[Placements], confidence: float) -> Interval:
+    """Return the mean of the defined areas of several questions about the same samples."""
+    defined = [placed for placed in each if not math.isnan(placed.area)]
+    if len(defined) < 2:
+        return auroc_interval(defined[0], confidence) if defined else unbounded(math.nan)
+    area = float(np.mean([placed.area for placed in defined]))
+    if area in (0.0, 1.0):
+        return mean_of_bounds(area, [auroc_interval(placed, confidence) for placed in defined])
+    influence = np.mean([placed.influence for placed in defined], axis=0)
+    labelled = np.any([placed.positive | placed.negative for placed in defined], axis=0)
+    error = clustered_error(influence[labelled], defined[0].patients[labelled])
+    return logit_interval(area, error, confidence)
+
+
+def _count_pairs(positive: NDArray[np.int64], negative: NDArray[np.int64]) -> int:
+    """Return how many pairs of a patient with a positive and another with a negative can be formed."""
+    first, second = np.unique(positive), np.unique(negative)
+    return min(len(first), len(second), len(np.union1d(first, second)) // 2)

@@ -1,0 +1,176 @@
+"""Compared runs that were taught by different numbers of labels -> learning curves, and what transfer saves.
+
+Runs of one schedule and budget differ in their seed, which draws the labels as well. A point of a curve is
+the mean of their areas, with the range of the seeds; a run that repeats a seed tells nothing new.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from medtl.evaluation.comparison import Compared, Difference, auroc_difference, holm
+from medtl.evaluation.intervals import Placements, interval_json
+
+SCRATCH = "scratch"
+CERTAIN = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class CurvePoint:
+    """The mean area after a number of labels (the mean of those drawn), with the range over its seeds."""
+
+    labels: float
+    value: float
+    low: float
+    high: float
+    seeds: int
+    placements: tuple[Placements, ...]
+
+
+@dataclass(frozen=True)
+class Worth:
+    """`name` with `labels` is better than scratch with `beaten`, which is more of them, or with any fewer.
+
+    reached: how many labels of scratch give as much, more than `beaten`; None where none of the runs does.
+    """
+
+    name: str
+    labels: float
+    beaten: float
+    reached: float | None
+    value: float
+    beaten_value: float
+    seeds: tuple[int, int]
+    difference: Difference
+
+
+def learning_curves(runs: Sequence[Compared]) -> dict[str, list[CurvePoint]]:
+    """Return the points of each schedule by rising labels; nothing where no schedule has several budgets.
+
+    Where runs differ in their backbone, each has curves of its own. Of runs of one seed the first counts.
+    """
+    repeated = repeated_seeds(runs)
+    known = [one for one in _with_area(runs) if one.name not in repeated]
+    several = len({one.recipe["backbone"] for one in known}) > 1
+    cells: dict[str, dict[float, list[Compared]]] = defaultdict(lambda: defaultdict(list))
+    for one in known:
+        name = f"{one.recipe['schedule']}, {one.recipe['backbone']}" if several else one.recipe["schedule"]
+        cells[name][_budget(one)].append(one)
+    if not any(len(cell) > 1 for cell in cells.values()):
+        return {}
+    return {name: [_point(cell[budget]) for budget in sorted(cell)] for name, cell in cells.items()}
+
+
+def repeated_seeds(runs: Sequence[Compared]) -> dict[str, str]:
+    """Return the runs that repeat backbone, schedule, budget and seed of an earlier one: name -> its name."""
+    first: dict[tuple[Any, ...], str] = {}
+    named = {
+        one.name: first.setdefault(
+            (one.recipe["backbone"], one.recipe["schedule"], _budget(one), one.recipe["seed"]), one.name
+        )
+        for one in _with_area(runs)
+    }
+    return {name: earlier for name, earlier in named.items() if earlier != name}
+
+
+def worth_in_labels(curves: Mapping[str, Sequence[CurvePoint]], confidence: float = 0.95) -> Worth | None:
+    """Return the largest saving of labels that the data show, None where they show none.
+
+    Shown is what holds for new patients (paired DeLong between means over seeds, adjusted after Holm for all
+    pairs that were looked at) and for each of the seeds there are: the ranges do not overlap. Nothing is
+    saved where scratch with no more labels than those beaten is as good: its curve need not rise.
+    """
+    found = [
+        (name, ours, theirs, auroc_difference(ours.placements, theirs.placements, confidence))
+        for name, points in curves.items()
+        for scratch in [_scratch_of(name, curves)]
+        for ours in points
+        for theirs in scratch
+        if ours.labels < theirs.labels and scratch is not points
+    ]
+    adjusted = holm([difference.p for *_, difference in found])
+    shown = [
+        Worth(
+            name,
+            ours.labels,
+            theirs.labels,
+            _reached(ours, _scratch_of(name, curves)),
+            ours.value,
+            theirs.value,
+            (ours.seeds, theirs.seeds),
+            replace(difference, p_holm=float(p)),
+        )
+        for (name, ours, theirs, difference), p in zip(found, adjusted, strict=True)
+        if difference.interval.value > 0 and p < CERTAIN and ours.low > theirs.high
+    ]
+    shown = [worth for worth in shown if worth.reached is None or worth.reached > worth.beaten]
+    return max(shown, key=lambda worth: (worth.beaten / worth.labels, worth.value), default=None)
+
+
+def has_more_of_scratch(curves: Mapping[str, Sequence[CurvePoint]]) -> bool:
+    """Return whether some schedule could be shown to save labels: scratch had more of them."""
+    return any(
+        points[0].labels < scratch[-1].labels
+        for name, points in curves.items()
+        for scratch in [_scratch_of(name, curves)]
+        if scratch and scratch is not points
+    )
+
+
+def curves_json(curves: Mapping[str, Sequence[CurvePoint]]) -> list[dict[str, Any]]:
+    """Return plain data: [{name, points [{labels, value, low, high, seeds}]}]."""
+    keys = ("labels", "value", "low", "high", "seeds")
+    return [
+        {"name": name, "points": [{key: getattr(point, key) for key in keys} for point in points]}
+        for name, points in curves.items()
+    ]
+
+
+def worth_json(worth: Worth | None) -> dict[str, Any] | None:
+    """Return plain data, None where nothing is shown."""
+    if worth is None:
+        return None
+    difference = {**interval_json(worth.difference.interval), "p_holm": worth.difference.p_holm}
+    return {**asdict(worth), "seeds": list(worth.seeds), "difference": difference}
+
+
+def _with_area(runs: Sequence[Compared]) -> list[Compared]:
+    return [one for one in runs if one.recipe and not math.isnan(one.evaluation.metrics["auroc"].value)]
+
+
+def _budget(one: Compared) -> int:
+    budget: int = one.recipe["label_budget"] or one.recipe["labels"]
+    return budget
+
+
+def _scratch_of(name: str, curves: Mapping[str, Sequence[CurvePoint]]) -> Sequence[CurvePoint]:
+    """Return the curve of the same backbone from scratch, empty where there is none."""
+    _, comma, backbone = name.partition(", ")
+    return curves.get(SCRATCH + comma + backbone, ())
+
+
+def _reached(ours: CurvePoint, scratch: Sequence[CurvePoint]) -> float | None:
+    return min((point.labels for point in scratch if point.value >= ours.value), default=None)
+
+
+def _point(runs: Sequence[Compared]) -> CurvePoint:
+    areas = np.array([one.evaluation.metrics["auroc"].value for one in runs])
+    by_class = zip(*(one.placements for one in runs), strict=True)
+    return CurvePoint(
+        float(np.mean([one.recipe["labels"] for one in runs])),
+        float(areas.mean()),
+        float(areas.min()),
+        float(areas.max()),
+        len(runs),
+        tuple(map(_mean_placements, by_class)),
+    )
+
+
+def _mean_placements(each: Sequence[Placements]) -> Placements:
+    """Return the mean area of several predictions of the same samples, and what each sample adds to it."""
+    influence = np.mean([placed.influence for placed in each], axis=0)
+    return replace(each[0], area=float(np.mean([placed.area for placed in each])), influence=influence)

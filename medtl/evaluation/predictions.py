@@ -1,0 +1,121 @@
+"""Predictions with their truth as a table that names no patient, so that they can be judged again later.
+
+One row a sample: sample_id and patient (salted hashes), split, the truth (`target`, or target_<class> with 1,
+0 or nothing), logit_<class> where they are kept, p_<class>, predicted, set. A run keeps those of its
+validation data as predictions.csv, and an evaluation those of its samples.
+"""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medtl.core.files import safe_cell, write_table
+from medtl.core.ids import hash_identifier
+from medtl.data.manifest import Sample, Task, targets
+from medtl.errors import CheckpointError
+from medtl.evaluation.metrics import Floats
+
+FILE = "predictions.csv"
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Predictions of labelled samples.
+
+    patients: (N,) keys, equal for samples of one patient. targets: int (N,), or float (N, K) with NaN in
+    multilabel. probabilities: (N, K). logits: (N, K), or None where they were not kept.
+    """
+
+    sample_ids: tuple[str, ...]
+    patients: tuple[str, ...]
+    split: tuple[str, ...]
+    targets: NDArray
+    probabilities: Floats
+    logits: Floats | None = None
+
+
+def predictions_of(
+    samples: Sequence[Sample], task: Task, probabilities: Floats, logits: Floats | None = None
+) -> Predictions:
+    """Put the predictions of samples beside what is true of them; patients become salted keys."""
+    return Predictions(
+        tuple(sample.sample_id for sample in samples),
+        tuple("p" + hash_identifier(sample.patient_id) for sample in samples),
+        tuple(sample.split or "" for sample in samples),
+        targets(task, samples),
+        probabilities,
+        logits,
+    )
+
+
+def write_predictions(
+    path: Path, task: Task, found: Predictions, more: Mapping[str, Sequence[str]] | None = None
+) -> None:
+    """Write predictions atomically, in full precision; more: further columns of text (N,) by name."""
+    kinds = {"logit": found.logits, "p": found.probabilities}
+    table: dict[str, Sequence[str | float]] = {
+        "sample_id": found.sample_ids,
+        "patient": found.patients,
+        "split": found.split,
+        **_target_columns(task, found.targets),
+    }
+    for prefix, values in kinds.items():
+        if values is not None:
+            columns = values.T.tolist()
+            table |= {f"{prefix}_{name}": row for name, row in zip(task.classes, columns, strict=True)}
+    table |= more or {}
+    write_table(path, [table, *zip(*table.values(), strict=True)])
+
+
+def read_predictions(path: Path, task: Task) -> Predictions:
+    """Read what write_predictions wrote. Raises CheckpointError checkpoint-damaged for anything else."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        numbers = {kind: _read_numbers(rows, kind, task) for kind in ("p", "logit")}
+        if not rows or numbers["p"] is None:
+            raise ValueError
+        return Predictions(
+            tuple(row["sample_id"] for row in rows),
+            tuple(row["patient"] for row in rows),
+            tuple(row["split"] for row in rows),
+            _read_targets(rows, task),
+            numbers["p"],
+            numbers["logit"],
+        )
+    except (OSError, UnicodeDecodeError, LookupError, TypeError, ValueError, csv.Error) as error:
+        reason = "the predictions are absent or damaged"
+        raise CheckpointError(
+            "checkpoint-damaged", reason, where=path, fix="train or evaluate again"
+        ) from error
+
+
+def _target_columns(task: Task, truth: NDArray) -> dict[str, list[str]]:
+    if task.kind != "multilabel":
+        return {"target": [task.classes[int(value)] for value in truth]}
+    return {
+        f"target_{name}": ["" if np.isnan(value) else f"{value:.0f}" for value in column]
+        for name, column in zip(task.classes, truth.T, strict=True)
+    }
+
+
+def _read_targets(rows: Sequence[Mapping[str, str]], task: Task) -> NDArray:
+    if task.kind != "multilabel":
+        places = {safe_cell(name): place for place, name in enumerate(task.classes)}
+        return np.array([places[row["target"]] for row in rows], dtype=np.int64)
+    cells = [[row[f"target_{name}"] for name in task.classes] for row in rows]
+    return np.array([[float(cell) if cell else np.nan for cell in row] for row in cells], dtype=np.float32)
+
+
+def _read_numbers(rows: Sequence[Mapping[str, str]], kind: str, task: Task) -> Floats | None:
+    names = [f"{kind}_{name}" for name in task.classes]
+    if rows and names[0] not in rows[0]:
+        return None
+    values = np.array([[float(row[name]) for name in names] for row in rows], dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError
+    return values

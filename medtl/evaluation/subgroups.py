@@ -1,0 +1,246 @@
+"""Turn predictions and what is known of each sample into metrics by subgroup, the worst group and its gap.
+
+A group is judged as the whole is, with the same thresholds. One of too few patients is undefined, and so is
+whatever needs a class that it lacks. The gap of the worst group is to all others together: to the best group
+it would be large by chance alone. Its interval is as wide as looking for the worst of G groups asks
+(Bonferroni: 1 - (1 - confidence) / G), and combines those of both sides (Zou and Donner 2008).
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from medtl.core.files import write_table
+from medtl.data.manifest import Task
+from medtl.evaluation import metrics
+from medtl.evaluation.evaluate import Evaluation, evaluate
+from medtl.evaluation.intervals import (
+    Interval,
+    difference_interval,
+    interval_json,
+    mean_auroc_interval,
+    place_all,
+    unbounded,
+)
+from medtl.evaluation.metrics import Floats
+
+FEWEST_PATIENTS = 10
+MOST_GROUPS = 20
+FEW_NUMBERS = 6  # different numbers of a column that are groups as they stand, as a field strength
+BANDS = 4
+AGE_BANDS = (18.0, 40.0, 65.0, 80.0)
+NOT_STATED = "not stated"
+SHOWN = ("auroc", "sensitivity", "specificity", "ppv", "npv", "balanced_accuracy", "brier", "ece")
+AGE_UNITS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}  # PS3.5 6.2, AS
+NUMBERS = ("metric", "value", "low", "high")
+
+
+@dataclass(frozen=True)
+class Subgroup:
+    """One group: its size, its metrics by name (NaN is undefined), and why all are undefined, if they are."""
+
+    name: str
+    samples: int
+    patients: int
+    metrics: Mapping[str, Interval]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """The groups of one attribute.
+
+    worst: the group of the lowest AUROC, "" where fewer than two have one. gap: the AUROC of all others less
+    that of the worst, with an interval for having looked for it.
+    """
+
+    attribute: str
+    groups: tuple[Subgroup, ...]
+    worst: str
+    gap: Interval
+
+
+def name_groups(attribute: str, values: Sequence[str]) -> list[str]:
+    """Return the group of each sample: the value itself, or its band where the values are numbers.
+
+    Ages (also as DICOM writes them, "045Y") are banded at 18, 40, 65 and 80 years, other numbers at their
+    quartiles.
+    """
+    stated = [value.strip() for value in values]
+    numbers = [_number(value) for value in stated if value]
+    known = [number for number in numbers if number is not None]
+    if not known or len(known) < len(numbers):
+        return [value or NOT_STATED for value in stated]
+    is_age = re.match(r"(patient[\s_-]*)?age\b|age_", attribute.casefold()) is not None
+    if not is_age and len(set(known)) <= FEW_NUMBERS:
+        return [value or NOT_STATED for value in stated]
+    edges = AGE_BANDS if is_age else _quartiles(known)
+    return [_band(_number(value), edges, is_age) if value else NOT_STATED for value in stated]
+
+
+def judge_subgroups(
+    probabilities: ArrayLike,
+    targets: ArrayLike,
+    task: Task,
+    patients: Sequence[str],
+    thresholds: Sequence[float],
+    attributes: Mapping[str, Sequence[str]],
+    *,
+    resamples: int = 500,
+    confidence: float = 0.95,
+) -> tuple[list[Grouping], list[str]]:
+    """Judge the groups of each attribute, and note those that make no groups.
+
+    probabilities (N, K), targets, patients (N,), thresholds: as in evaluate. attributes: values (N,) by name.
+    """
+    groupings, notes = [], []
+    whole = _Whole(
+        np.asarray(probabilities, np.float64),
+        np.asarray(targets),
+        task,
+        np.asarray(patients, dtype=str),
+        tuple(thresholds),
+        resamples,
+        confidence,
+    )
+    for attribute, values in attributes.items():
+        names = np.asarray(name_groups(attribute, values), dtype=str)
+        count = len(np.unique(names))
+        if 1 < count <= MOST_GROUPS:
+            groupings.append(_judge_grouping(whole, attribute, names))
+        elif count > MOST_GROUPS:
+            notes.append(f"no subgroups by {attribute}: {count} different values")
+    return groupings, notes
+
+
+def to_json(groupings: Sequence[Grouping]) -> list[dict[str, Any]]:
+    """Return plain data: [{attribute, worst, gap, groups: [{name, samples, patients, metrics, reason}]}]."""
+    return [
+        {
+            "attribute": grouping.attribute,
+            "worst": grouping.worst,
+            "gap": interval_json(grouping.gap),
+            "groups": [
+                {
+                    "name": group.name,
+                    "samples": group.samples,
+                    "patients": group.patients,
+                    "metrics": {name: interval_json(found) for name, found in group.metrics.items()},
+                    "reason": group.reason,
+                }
+                for group in grouping.groups
+            ],
+        }
+        for grouping in groupings
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Whole:
+    scores: Floats
+    truth: NDArray
+    task: Task
+    patients: NDArray[np.str_]
+    thresholds: tuple[float, ...]
+    resamples: int
+    confidence: float
+
+
+def _judge_grouping(whole: _Whole, attribute: str, names: NDArray[np.str_]) -> Grouping:
+    order = sorted(np.unique(names).tolist(), key=_natural)
+    groups = tuple(_judge_group(whole, name, names == name) for name in order)
+    areas = {group.name: group.metrics["auroc"].value for group in groups}
+    defined = {name: area for name, area in areas.items() if not math.isnan(area)}
+    if len(defined) < 2:
+        return Grouping(attribute, groups, "", unbounded(math.nan))
+    worst = min(defined, key=lambda name: defined[name])
+    judged = np.isin(names, list(defined))
+    confidence = 1 - (1 - whole.confidence) / len(defined)
+    others, lowest = (_area(whole, rows, confidence) for rows in (judged & (names != worst), names == worst))
+    return Grouping(attribute, groups, worst, difference_interval(others, lowest))
+
+
+def _judge_group(whole: _Whole, name: str, rows: NDArray[np.bool_]) -> Subgroup:
+    patients = whole.patients[rows]
+    count = len(np.unique(patients))
+    if count < FEWEST_PATIENTS:
+        missing = dict.fromkeys(SHOWN, unbounded(math.nan))
+        return Subgroup(name, int(rows.sum()), count, missing, f"fewer than {FEWEST_PATIENTS} patients")
+    found = evaluate(
+        whole.scores[rows],
+        whole.truth[rows],
+        whole.task,
+        patients.tolist(),
+        whole.thresholds,
+        resamples=whole.resamples,
+        confidence=whole.confidence,
+    )
+    shown = {key: found.metrics[key] for key in SHOWN}
+    reason = "only one class" if math.isnan(shown["auroc"].value) else ""
+    return Subgroup(name, found.samples, found.patients, shown, reason)
+
+
+def _area(whole: _Whole, rows: NDArray[np.bool_], confidence: float) -> Interval:
+    _, patient_of = np.unique(whole.patients[rows], return_inverse=True)
+    questions = metrics.one_vs_rest(whole.scores[rows], whole.truth[rows], whole.task.kind)
+    return mean_auroc_interval(place_all(questions, patient_of), confidence)
+
+
+def _number(text: str) -> float | None:
+    found = re.fullmatch(r"(-?\d+(?:[.,]\d+)?)\s*([YMWD]?)", text, re.IGNORECASE)
+    return float(found[1].replace(",", ".")) * AGE_UNITS[found[2].upper()] if found else None
+
+
+def _quartiles(numbers: Sequence[float]) -> tuple[float, ...]:
+    edges = np.quantile(numbers, np.arange(1, BANDS) / BANDS)
+    return tuple(edge for edge in np.unique(edges).tolist() if edge > min(numbers))
+
+
+def _band(number: float | None, edges: Sequence[float], whole_numbers: bool) -> str:
+    if number is None:
+        return NOT_STATED
+    place = int(np.searchsorted(edges, number, side="right"))
+    if place == 0:
+        return f"below {edges[0]:g}"
+    low = edges[place - 1]
+    if place == len(edges):
+        return f"{low:g} or more"
+    return f"{low:g} to {edges[place] - 1:g}" if whole_numbers else f"{low:.4g} to below {edges[place]:.4g}"
+
+
+def _natural(name: str) -> tuple[bool, bool, float, str]:
+    """Order names by their first number, "below" first and "not stated" last."""
+    found = re.search(r"-?\d+(?:\.\d+)?", name)
+    low = float(found[0]) if found else 0.0
+    return name == NOT_STATED, not name.startswith("below "), low, name
+
+
+def write_metrics(path: Path, evaluation: Evaluation) -> None:
+    """Write class, metric, value, low, high; the class is empty for all classes together."""
+    found = {**evaluation.metrics, "auroc_bootstrap": evaluation.auroc_bootstrap}
+    rows: list[list[str | float]] = [["", *row] for row in _rows(found)]
+    for name, by_metric in evaluation.per_class.items():
+        rows += [[name, *row] for row in _rows(by_metric)]
+    write_table(path, [["class", *NUMBERS], *rows])
+
+
+def write_subgroups(path: Path, groupings: Sequence[Grouping]) -> None:
+    """Write attribute, group, samples, patients, reason, metric, value, low, high; the gap comes last."""
+    rows: list[list[str | float]] = []
+    for grouping in groupings:
+        for group in grouping.groups:
+            size: list[str | float] = [group.samples, group.patients, group.reason]
+            rows += [[grouping.attribute, group.name, *size, *row] for row in _rows(group.metrics)]
+        gap = _rows({"auroc_gap": grouping.gap})[0]
+        rows.append([grouping.attribute, grouping.worst, "", "", "", *gap])
+    write_table(path, [["attribute", "group", "samples", "patients", "reason", *NUMBERS], *rows])
+
+
+def _rows(found: Mapping[str, Interval]) -> list[list[str | float]]:
+    return [[name, interval.value, interval.low, interval.high] for name, interval in found.items()]

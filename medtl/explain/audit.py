@@ -1,0 +1,293 @@
+"""Audit saliency methods on a model's own images: which checks do their maps pass, and how surely?
+
+Cases -> a map for each method -> deletion, randomisation, stability, and masks where there are any -> Audits
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medtl.core.seeds import make_generator
+from medtl.errors import ReadError
+from medtl.evaluation.evaluate import Interval
+from medtl.explain import METHODS, check_method
+from medtl.explain.checks import (
+    STABLE,
+    SURVIVES,
+    cascade,
+    delete_and_insert,
+    localise,
+    shake,
+    survive_randomisation,
+)
+from medtl.explain.explanation import target_of
+from medtl.imaging.image import Image
+from medtl.imaging.preprocessing import PreparedImage, to_image_grid
+from medtl.imaging.reader import read_images
+from medtl.imaging.series import Series
+from medtl.inference.predictor import Scored
+from medtl.models.classifier import Classifier
+from medtl.training.checkpoint import Checkpoint
+
+CONFIDENCE = 0.95
+RESAMPLES = 1000
+
+# In the order of the table: what a method does that passes, and what one does that fails.
+WORDS = {
+    "deletion": ("the score hangs on what it marks", "deleting what it marks hurts no more than chance"),
+    "insertion": ("what it marks carries the score", "what it marks carries the score no more than chance"),
+    "randomisation": ("changes with the weights", "survives randomisation"),
+    "stability": ("stable under noise", "unstable under noise"),
+    "pointing": ("points at the masks", "points at the masks no more than chance"),
+    "energy": ("its energy is in the masks", "its energy is in the masks no more than chance"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """An image to check maps on.
+
+    mask: what should be looked at, on the Image's grid (*spatial); None where that is not known. Cases of one
+    patient are resampled together.
+    """
+
+    image: Image
+    prepared: PreparedImage
+    target: int
+    patient: str
+    mask: NDArray | None = None
+
+
+@dataclass(frozen=True)
+class AuditSettings:
+    """How much an audit computes.
+
+    map_cases: so many of the images serve randomisation and stability, which need five more maps of each.
+    """
+
+    map_cases: int = 6
+    noise_draws: int = 2
+    random_maps: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of one method over images. value: a mean over images with its interval by patient.
+
+    Above `bound` is right, except for randomisation, where below is. passed: the whole interval is on the
+    right side of the bound. The bounds: deletion and insertion gains in area 0; randomisation, the rank
+    correlation when all weights are shuffled, SURVIVES; stability, the rank correlation under noise, STABLE;
+    pointing, the share of maps whose maximum is in the mask, the masks' mean share of the image; energy, the
+    median of the share inside the mask over the mask's share of the image, 1.
+    """
+
+    name: str
+    value: Interval
+    bound: float
+    cases: int
+
+    @property
+    def passed(self) -> bool:
+        """The interval lies on the right side of the bound."""
+        if self.name == "randomisation":
+            return self.value.high < self.bound
+        return self.value.low > self.bound
+
+    @property
+    def verdict(self) -> Literal["passed", "failed", "undecided"]:
+        """`undecided` where one patient, or no map, gives no interval."""
+        return "undecided" if math.isnan(self.value.low) else "passed" if self.passed else "failed"
+
+
+@dataclass(frozen=True)
+class MethodAudit:
+    """The checks of one method. cases: images; empty: those of whose maps nothing was above zero."""
+
+    method: str
+    checks: tuple[Check, ...]
+    cases: int
+    empty: int
+
+    @property
+    def passed(self) -> int:
+        """How many checks were passed."""
+        return sum(check.passed for check in self.checks)
+
+    @property
+    def words(self) -> str:
+        """One line: `grad-cam: passed 3 of 4: survives randomisation`."""
+        failed = [WORDS[check.name][1] for check in self.checks if check.verdict == "failed"]
+        unsure = [f"{check.name} undecided" for check in self.checks if check.verdict == "undecided"]
+        empty = [f"{self.empty} of {self.cases} maps are empty"] if self.empty else []
+        said = "; ".join((*failed, *unsure, *empty))
+        return f"{self.method}: passed {self.passed} of {len(self.checks)}" + (f": {said}" if said else "")
+
+
+def audit(
+    classifier: Classifier,
+    cases: Sequence[Case],
+    methods: Sequence[str],
+    settings: AuditSettings = AuditSettings(),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[MethodAudit]:
+    """Check each method's maps on the cases, one row each. Raises ConfigError saliency-method.
+
+    Give cases in which the model found the class that is explained: where the probability is near 0, there
+    is nothing to delete.
+    """
+    for method in methods:
+        check_method(method, classifier)
+    shuffled = cascade(classifier, settings.seed)
+    rows, total = [], len(methods) * len(cases)
+    for number, method in enumerate(methods):
+        found = []
+        for index, case in enumerate(cases):
+            found.append(_check_case(classifier, shuffled, case, method, settings, index))
+            progress(number * len(cases) + index + 1, total)
+        rows.append(_summarise(method, cases, found, settings.seed))
+    return rows
+
+
+def to_json(rows: Sequence[MethodAudit]) -> list[dict[str, Any]]:
+    """Return plain data, None for what is undefined."""
+    return [
+        {
+            "method": row.method,
+            "words": row.words,
+            "passed": row.passed,
+            "of": len(row.checks),
+            "images": row.cases,
+            "empty": row.empty,
+            "checks": {check.name: _check_json(check) for check in row.checks},
+        }
+        for row in rows
+    ]
+
+
+def bootstrap(
+    values: Sequence[float],
+    patients: Sequence[str],
+    seed: int,
+    statistic: Callable[[NDArray[np.float64]], Any] = np.mean,
+) -> Interval:
+    """Return a statistic with its percentile interval over resampled patients; no bounds for one patient."""
+    numbers = np.asarray(values, dtype=float)
+    if not len(numbers):
+        return Interval(math.nan, math.nan, math.nan)
+    _, groups = np.unique(np.asarray(patients), return_inverse=True)
+    rows = [np.flatnonzero(groups == group) for group in range(groups.max() + 1)]
+    if len(rows) < 2:
+        return Interval(float(statistic(numbers)), math.nan, math.nan)
+    drawn = make_generator(seed, "audit").integers(len(rows), size=(RESAMPLES, len(rows)))
+    resampled = [statistic(numbers[np.concatenate([rows[patient] for patient in one])]) for one in drawn]
+    low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(float(statistic(numbers)), float(low), float(high))
+
+
+Found = dict[str, float]
+
+
+def _check_case(
+    classifier: Classifier,
+    shuffled: dict[float, Classifier],
+    case: Case,
+    method: str,
+    settings: AuditSettings,
+    index: int,
+) -> Found:
+    """Return what each check measures on one case; without `deletion` where the map is empty."""
+    image = torch.from_numpy(case.prepared.pixels)[None]
+    heatmap = METHODS[method](classifier, image, case.target)
+    if not heatmap.any():
+        return {}
+    curves = delete_and_insert(
+        classifier, image, heatmap, case.target, draws=settings.random_maps, seed=settings.seed
+    )
+    found = {"deletion": curves.deletion_gain, "insertion": curves.insertion_gain}
+    if index < settings.map_cases:
+        found |= _check_maps(classifier, shuffled, image, heatmap, case.target, method, settings)
+    return found | _check_mask(case, heatmap)
+
+
+def _check_maps(
+    classifier: Classifier,
+    shuffled: dict[float, Classifier],
+    image: Tensor,
+    heatmap: NDArray[np.float32],
+    target: int,
+    method: str,
+    settings: AuditSettings,
+) -> Found:
+    survived = survive_randomisation(shuffled, image, heatmap, target, method)
+    shaken = shake(classifier, image, heatmap, target, method, draws=settings.noise_draws, seed=settings.seed)
+    return {"randomisation": abs(survived.correlations[-1]), "stability": shaken.correlation}
+
+
+def _check_mask(case: Case, heatmap: NDArray[np.float32]) -> Found:
+    if case.mask is None or not case.mask.any():
+        return {}
+    on_image = np.clip(to_image_grid(heatmap, case.prepared, case.image), 0.0, 1.0)
+    if not on_image.any():
+        return {}
+    found = localise(on_image, case.mask)
+    return {"pointing": float(found.hit), "energy": found.gain, "chance": found.chance}
+
+
+def _summarise(method: str, cases: Sequence[Case], found: Sequence[Found], seed: int) -> MethodAudit:
+    names = [name for name in WORDS if any(name in one for one in found)] or ["deletion"]
+    chance = float(np.mean([one["chance"] for one in found if "chance" in one] or [math.nan]))
+    bounds = {"randomisation": SURVIVES, "stability": STABLE, "pointing": chance, "energy": 1.0}
+    checks = []
+    for name in names:
+        pairs = [(one[name], case.patient) for one, case in zip(found, cases, strict=True) if name in one]
+        statistic = np.median if name == "energy" else np.mean
+        value = bootstrap([v for v, _ in pairs], [patient for _, patient in pairs], seed, statistic)
+        checks.append(Check(name, value, bounds.get(name, 0.0), len(pairs)))
+    return MethodAudit(method, tuple(checks), len(cases), sum(not one for one in found))
+
+
+def _check_json(check: Check) -> dict[str, Any]:
+    numbers = {**asdict(check.value), "bound": check.bound}
+    finite = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
+    return {**finite, "images": check.cases, "verdict": check.verdict}
+
+
+def find_mask(masks: Path, source: Path) -> NDArray | None:
+    """Return the mask (*spatial) of an image: the file in `masks` of the same name, whatever its suffix.
+
+    None where there is none. Raises ReadError.
+    """
+    name = source.name.split(".")[0]
+    found = [path for path in sorted(masks.iterdir()) if path.name.split(".")[0] == name]
+    return read_images(found[0])[0].pixels[0] if found else None
+
+
+def find_case(checkpoint: Checkpoint, scored: Scored, masks: Path | None = None) -> list[Case]:
+    """Return the case of a study in which the model found the class that is explained, otherwise nothing."""
+    row, task = scored.prediction, checkpoint.task
+    if scored.series is None or scored.image is None or scored.prepared is None:
+        return []
+    target = target_of(task, row.probabilities)
+    if task.classes[target] not in row.predicted.split("|"):
+        return []
+    patient = scored.image.facts.patient_key or row.sample_id
+    mask = None if masks is None else _mask_of(masks, scored.series, scored.image)
+    return [Case(scored.image, scored.prepared, target, patient, mask)]
+
+
+def _mask_of(masks: Path, series: Series, image: Image) -> NDArray | None:
+    mask = find_mask(masks, series.path.absolute() / (series.item or ""))
+    if mask is not None and mask.shape != image.pixels.shape[1:]:
+        shapes = " and ".join("x".join(map(str, shape)) for shape in (mask.shape, image.pixels.shape[1:]))
+        fix = "give masks on the grids of their images"
+        reason = f"mask and image have {shapes} pixels"
+        raise ReadError("mask-grid", reason, where=image.facts.source, fix=fix)
+    return mask

@@ -1,0 +1,1 @@
+"""DICOM FILES -> IMAGES: headers, instances, frames, volumes; pixels decoded in processes of their own."""

@@ -1,0 +1,159 @@
+"""Decode compressed frames in child processes, so that a decoder that aborts, hangs or grows costs one file.
+
+Some decoders end their process on malformed data (gdcm), or panic past any `except` (pylibjpeg-rle). A child
+is started when it is first needed, is kept, and is replaced once it has died or was killed over its time.
+"""
+
+import atexit
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from multiprocessing import parent_process
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+T = TypeVar("T")
+
+# Seconds for a frame: some, and more for a large one. A mammogram of 12 million pixels takes about four.
+BASE_SECONDS = 8.0
+SECONDS_PER_VALUE = 2e-6
+# A child loads its libraries before it answers for the first time.
+START_SECONDS = 60.0
+
+MOST_THREADS = 4
+
+CHILD = (sys.executable, "-P", "-m", "medtl.imaging.dicom.decoder_process")
+
+
+class FrameRefusedError(Exception):
+    """A decoder refused a frame: `args[0]` is the name of its exception."""
+
+
+class DecoderLostError(Exception):
+    """A decoder ended its process, or ran over its time: `args[0]` says which."""
+
+
+class DecoderChild:
+    """One child process, for one thread at a time."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            CHILD, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_child_environment()
+        )
+        self.ready = False
+
+    def decode(self, frame: bytes, request: dict[str, Any], seconds: float) -> NDArray:
+        """Return the values of a frame. Raises FrameRefusedError; DecoderLostError, and ends the child."""
+        if not self.ready:
+            self._within(START_SECONDS, self._await_ready)
+            self.ready = True
+        return self._within(seconds, lambda: self._exchange(frame, request))
+
+    def _within(self, seconds: float, work: Callable[[], T]) -> T:
+        """Do work that ends when the process does, and kill the process once its time is over."""
+        overtime = threading.Timer(seconds, self.process.kill)
+        overtime.start()
+        try:
+            return work()
+        except (BrokenPipeError, EOFError) as error:
+            late = not overtime.is_alive()
+            self.close()
+            reason = f"took more than {seconds:.0f} s" if late else "ended its process"
+            raise DecoderLostError(reason) from error
+        finally:
+            overtime.cancel()
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.communicate()
+
+    def _await_ready(self) -> None:
+        assert self.process.stdout is not None
+        if not self.process.stdout.readline():
+            raise EOFError
+
+    def _exchange(self, frame: bytes, request: dict[str, Any]) -> NDArray:
+        requests, replies = self.process.stdin, self.process.stdout
+        assert requests is not None and replies is not None
+        requests.write(json.dumps({**request, "size": len(frame)}).encode() + b"\n")
+        requests.write(frame)
+        requests.flush()
+        line = replies.readline()
+        if not line:
+            raise EOFError
+        reply = json.loads(line)
+        if "error" in reply:
+            raise FrameRefusedError(reply["error"])
+        values = np.empty(reply["shape"], np.dtype(reply["dtype"]))
+        if replies.readinto(values.reshape(-1).view(np.uint8)) < values.nbytes:  # type: ignore[attr-defined]
+            raise EOFError
+        return values
+
+
+def _child_environment() -> dict[str, str]:
+    """Let OpenJPEG take some processors for a frame, but not where processes read side by side.
+
+    torchrun and Ray, whose processes do, set OMP_NUM_THREADS for each.
+
+    Threads with memory of their own would use up the address space that a child is limited to.
+    """
+    asked = re.match(r"[1-9]\d*", os.environ.get("OMP_NUM_THREADS", ""))  # OpenMP takes "4,2", too
+    allowed = int(asked[0]) if asked else len(os.sched_getaffinity(0))
+    threads = 1 if parent_process() else min(MOST_THREADS, allowed)
+    return {**os.environ, "OPJ_NUM_THREADS": str(threads), "MALLOC_ARENA_MAX": "1"}
+
+
+class DecoderPool:
+    """Children that are idle, and no more at work than there are processors."""
+
+    def __init__(self, most: int) -> None:
+        self.owner = os.getpid()
+        self.idle: list[DecoderChild] = []
+        self.places = threading.BoundedSemaphore(most)
+
+    def decode(self, frame: bytes, request: dict[str, Any], seconds: float) -> NDArray:
+        """Decode with an idle child, or with a new one. Raises as DecoderChild.decode does."""
+        with self.places:
+            try:
+                child = self.idle.pop()
+            except IndexError:
+                child = DecoderChild()
+            try:
+                return child.decode(frame, request, seconds)
+            finally:
+                if child.process.poll() is None:
+                    self.idle.append(child)
+
+    def close(self) -> None:
+        """End all idle children."""
+        while self.idle:
+            self.idle.pop().close()
+
+
+_pool: DecoderPool | None = None
+_starting = threading.Lock()
+
+
+def decode_frame(frame: bytes, request: dict[str, Any], values: int) -> NDArray:
+    """Decode one frame, without its encapsulation, to stored values (H, W) or (H, W, 3); YBR becomes RGB.
+
+    request: transfer_syntax, plugin, and the elements that pydicom's decoder asks for; values: how many there
+    should be. Raises FrameRefusedError, DecoderLostError.
+    """
+    return _running_pool().decode(frame, request, BASE_SECONDS + SECONDS_PER_VALUE * values)
+
+
+def _running_pool() -> DecoderPool:
+    global _pool
+    with _starting:
+        if _pool is None or _pool.owner != os.getpid():  # a forked process shares no pipe with its parent
+            _pool = DecoderPool(os.cpu_count() or 1)
+            atexit.register(_pool.close)
+        return _pool

@@ -1,0 +1,171 @@
+"""The elements of a DICOM header that an Instance is made of, and their values as plain Python."""
+
+import logging
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pydicom
+from pydicom import Dataset
+from pydicom import Sequence as Items
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
+from pydicom.multival import MultiValue
+from pydicom.tag import BaseTag, Tag
+
+from medtl.errors import ReadError
+
+# Elements that tell echoes, time points and b-values apart within one series.
+CONTRAST_KEYWORDS = ("EchoTime", "TemporalPositionIdentifier", "DiffusionBValue")
+
+# Elements that may tell planes at one position apart where those do not, most telling first.
+MOMENT_KEYWORDS = (
+    "ImageType",
+    "ComplexImageComponent",
+    "DiffusionGradientOrientation",
+    "InversionTime",
+    "FlipAngle",
+    "AcquisitionNumber",
+    "TriggerTime",
+    "AcquisitionDateTime",
+    "AcquisitionTime",
+    "ContentTime",
+)
+FRAME_GROUP_KEYWORDS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+HEADER_KEYWORDS = [
+    *CONTRAST_KEYWORDS,
+    *MOMENT_KEYWORDS,
+    *FRAME_GROUP_KEYWORDS,
+    "BitsAllocated",
+    "BitsStored",
+    "BodyPartExamined",
+    "BurnedInAnnotation",
+    "Columns",
+    "HighBit",
+    "ImageOrientationPatient",
+    "ImagePositionPatient",
+    "ImagerPixelSpacing",
+    "LossyImageCompression",
+    "Modality",
+    "ModalityLUTSequence",
+    "NumberOfFrames",
+    "PatientID",
+    "PhotometricInterpretation",
+    "PixelPaddingRangeLimit",
+    "PixelPaddingValue",
+    "PixelRepresentation",
+    "PixelSpacing",
+    "RescaleIntercept",
+    "RescaleSlope",
+    "Rows",
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "SamplesPerPixel",
+    "SeriesInstanceUID",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+    "StudyInstanceUID",
+    "VOILUTFunction",
+    "VOILUTSequence",
+    "ViewPosition",
+    "WindowCenter",
+    "WindowWidth",
+]
+KEYWORDS_BY_TAG = {Tag(keyword): keyword for keyword in HEADER_KEYWORDS}
+
+# Value representations whose bytes are text, and those of numbers, with their code in struct and their size.
+TEXT_VRS = frozenset({"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "PN", "SH", "TM", "UI"})
+NUMBER_FORMATS = {
+    "US": ("H", 2),
+    "SS": ("h", 2),
+    "UL": ("L", 4),
+    "SL": ("l", 4),
+    "FL": ("f", 4),
+    "FD": ("d", 8),
+}
+
+# Where these are empty they have no value; other text then is one empty string, as pydicom has it.
+NUMBER_TEXT_VRS = frozenset({"DS", "IS"})
+Values = tuple[str | int | float, ...]
+Header = dict[str, Values]
+
+# Their own messages quote values of the file, and go to stderr where nobody set up logging.
+for name in ("pydicom", "pylibjpeg", "openjpeg"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+PYDICOM_MODULES = r"pydicom(\.|$)"
+
+
+def header_of(dataset: Dataset) -> Header:
+    """Return the elements of a dataset that an Instance is made of, by keyword, without any nested ones.
+
+    Bytes are decoded here, and not by pydicom, for speed: it converts an element in 20 microseconds.
+    """
+    return {
+        KEYWORDS_BY_TAG[tag]: values_of(dataset, tag)
+        for tag in dataset.keys()  # noqa: SIM118 a Dataset iterates over its elements
+        if tag in KEYWORDS_BY_TAG and KEYWORDS_BY_TAG[tag] not in FRAME_GROUP_KEYWORDS
+    }
+
+
+def values_of(dataset: Dataset, tag: BaseTag) -> Values:
+    """Return the values of one element; a sequence counts its items."""
+    element = dataset.get_item(tag)
+    if isinstance(element, RawDataElement) and element.value is not None:
+        kind = element.VR if element.VR not in (None, "UN") else dictionary_VR(tag)
+        values = decoded_values(element.value, kind, element.is_little_endian)
+        if values is not None:
+            return values
+    value = dataset[tag].value
+    if isinstance(value, Items):
+        return (len(value),)
+    return tuple(value) if isinstance(value, MultiValue) else () if value is None else (value,)
+
+
+def decoded_values(content: bytes, kind: str, little_endian: bool = True) -> Values | None:
+    """Return the values in the bytes of an element of a value representation; None where it is not simple.
+
+    Text is taken as Latin-1 whatever the character set: what is not ASCII here is hashed, and never shown.
+    """
+    if kind in TEXT_VRS:
+        if not content and kind in NUMBER_TEXT_VRS:
+            return ()
+        return tuple(part.strip(" \0") for part in content.decode("latin-1").split("\\"))
+    if kind not in NUMBER_FORMATS:
+        return None
+    code, size = NUMBER_FORMATS[kind]
+    if len(content) % size:
+        return None
+    return struct.unpack(f"{'<' if little_endian else '>'}{len(content) // size}{code}", content)
+
+
+@contextmanager
+def reporting_malformed(path: Path) -> Iterator[None]:
+    """Turn whatever parsing raises into ReadError dicom-header; what the header held is not quoted."""
+    try:
+        yield
+    except ReadError:
+        raise
+    except (
+        Exception
+    ) as error:  # pydicom raises nearly anything on malformed bytes, and values are read lazily
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the disk, not of the content
+        reason = f"has a header that cannot be parsed ({type(error).__name__})"
+        raise ReadError("dicom-header", reason, where=path, fix="export it again from its source") from error
+
+
+def truncated(path: Path) -> ReadError:
+    """Return the refusal of a file that ends before its pixel data do."""
+    fix = "copy it again from its source"
+    return ReadError("dicom-truncated", "ends before its pixel data do", where=path, fix=fix)
+
+
+def silence_warnings() -> None:
+    """Keep pydicom from warning of what a header holds."""
+    # Set anew where another filter stands first: catch_warnings is not safe between threads.
+    first = warnings.filters[0] if warnings.filters else None
+    if first is None or first[3] is None or getattr(first[3], "pattern", "") != PYDICOM_MODULES:
+        warnings.filterwarnings("ignore", module=PYDICOM_MODULES)

@@ -1,0 +1,215 @@
+"""Read a plain header straight from its bytes: one element after the other, decoding only what is needed.
+
+pydicom makes an object of each element, and of each one nested in sequences that nobody needs, which takes
+several times as long. What is not plain to the letter of PS3.5 is left to it: other byte orders, deflated
+files, tags out of order, unknown value representations, nested elements that are needed, and all refusals.
+"""
+
+import os
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+from pydicom.datadict import dictionary_VR
+from pydicom.uid import (
+    UID,
+    AllTransferSyntaxes,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+)
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, VR
+
+from medtl.imaging.dicom.elements import FRAME_GROUP_KEYWORDS, KEYWORDS_BY_TAG, Header, Values, decoded_values
+from medtl.imaging.dicom.header import (
+    PIXEL_TAGS,
+    PROGRAM_MAGICS,
+    UNDEFINED_LENGTH,
+    locate_pixels,
+    names_image,
+)
+from medtl.imaging.dicom.instance import Instance, Place, describe
+from medtl.imaging.series import HEAD_BYTES
+
+# Bytes that are read of a file: at first, and where the header is longer. A longer one is left to pydicom.
+WINDOWS = (2**14, 2**18, 2**22)
+META_START = 132
+
+PLAIN_SYNTAXES = frozenset(AllTransferSyntaxes) - {DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian}
+SYNTAX_TAG, MEDIA_CLASS_TAG = 0x00020010, 0x00020002
+
+VR_NAMES = {vr.value.encode(): vr.value for vr in VR if len(vr.value) == 2}
+LONG_VRS = frozenset(vr.value.encode() for vr in EXPLICIT_VR_LENGTH_32)
+SHORT_VRS = frozenset(VR_NAMES) - LONG_VRS
+KINDS_BY_TAG = {int(tag): dictionary_VR(tag) for tag in KEYWORDS_BY_TAG}
+WANTED = {int(tag): keyword for tag, keyword in KEYWORDS_BY_TAG.items()}
+
+ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+
+_short, _long, _implicit = struct.Struct("<HH2sH"), struct.Struct("<L"), struct.Struct("<HHL")
+
+
+class NotPlainError(Exception):
+    """A header that is left to pydicom."""
+
+
+def walk_header(path: Path) -> Instance | None:
+    """Return the one plane of a file whose header is plain, None where pydicom has to read it.
+
+    Raises ReadError dicom-header as describe does.
+    """
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        try:
+            header, syntax, (start, length) = _read(file, status.st_size)
+        except (NotPlainError, struct.error):  # the latter: a stream that breaks off
+            return None
+    whole = length != UNDEFINED_LENGTH
+    place = Place(start, length, status.st_size, status.st_mtime_ns) if whole else None
+    instance = describe(header, path, syntax, place)
+    several = "MOSAIC" in instance.image_type or instance.frames > 1
+    return None if several else instance
+
+
+def _read(file: BinaryIO, file_bytes: int) -> tuple[Header, UID, tuple[int, int]]:
+    """Read as much of a file as its header needs."""
+    data = b""
+    for window in WINDOWS:
+        data += file.read(window - len(data))
+        try:
+            return _walk(data, file_bytes)
+        except struct.error:  # beyond the window, or beyond the file
+            if len(data) == file_bytes:
+                raise
+    raise NotPlainError
+
+
+def _walk(data: bytes, file_bytes: int) -> tuple[Header, UID, tuple[int, int]]:
+    syntax, media_class, start = _walk_meta(data)
+    implicit = syntax == ImplicitVRLittleEndian
+    header, end = _walk_elements(data, start, implicit)
+    named = header.get("SOPClassUID", ())
+    if not names_image(UID(str(*named) or media_class)) or not {"Rows", "Columns"} <= header.keys():
+        raise NotPlainError
+    pixels = locate_pixels(data[end : end + 12], end, file_bytes)
+    if pixels is None:
+        raise NotPlainError
+    return header, syntax, pixels
+
+
+def _walk_meta(data: bytes) -> tuple[UID, str, int]:
+    """Return the transfer syntax, the SOP class that the file meta group names, and where the group ends."""
+    deflated = DeflatedExplicitVRLittleEndian.encode() in data[:HEAD_BYTES]
+    if data[META_START - 4 : META_START] != b"DICM" or data.startswith(PROGRAM_MAGICS) or deflated:
+        raise NotPlainError
+    found: dict[int, str] = {}
+    at = META_START
+    while data[at : at + 2] == b"\x02\x00":
+        tag, _, length, at = _explicit_element(data, at)
+        if length == UNDEFINED_LENGTH:
+            raise NotPlainError
+        if tag in (SYNTAX_TAG, MEDIA_CLASS_TAG):
+            found[tag] = data[at : at + length].decode("latin-1").strip(" \0")
+        at += length
+    syntax = UID(found.get(SYNTAX_TAG, ""))
+    if syntax not in PLAIN_SYNTAXES:
+        raise NotPlainError
+    return syntax, found.get(MEDIA_CLASS_TAG, ""), at
+
+
+def _walk_elements(data: bytes, at: int, implicit: bool) -> tuple[Header, int]:
+    """Return the values that are wanted, and where the pixel data begin."""
+    header: Header = {}
+    element = _implicit_element if implicit else _explicit_element
+    if implicit and data[at + 4 : at + 6].isalpha() and data[at + 4 : at + 6].isupper():
+        raise NotPlainError  # explicit after all
+    before = 0x0007FFFF
+    while True:
+        tag, kind, length, value = element(data, at)
+        if tag <= before:
+            raise NotPlainError
+        if tag in PIXEL_TAGS:
+            return header, at
+        before = tag
+        if length == UNDEFINED_LENGTH:
+            if tag in WANTED:
+                raise NotPlainError
+            at = _skip_sequence(data, value, implicit, kind, tag)
+            continue
+        at = value + length
+        if tag in WANTED:
+            if at > len(data):
+                raise struct.error
+            header[WANTED[tag]] = _values(data[value:at], tag, kind, header)
+
+
+def _explicit_element(data: bytes, at: int) -> tuple[int, str, int, int]:
+    """Return the tag of an element, its value representation, length, and where its value begins."""
+    group, number, vr, length = _short.unpack_from(data, at)
+    if vr in SHORT_VRS:
+        return group << 16 | number, VR_NAMES[vr], length, at + 8
+    if vr in LONG_VRS:
+        return group << 16 | number, VR_NAMES[vr], _long.unpack_from(data, at + 8)[0], at + 12
+    raise NotPlainError
+
+
+def _implicit_element(data: bytes, at: int) -> tuple[int, str, int, int]:
+    group, number, length = _implicit.unpack_from(data, at)
+    return group << 16 | number, "", length, at + 8
+
+
+def _values(content: bytes, tag: int, kind: str, header: Header) -> Values:
+    """Decode the value of an element as pydicom does."""
+    keyword = WANTED[tag]
+    kind = kind if kind and kind != "UN" else KINDS_BY_TAG[tag]
+    if keyword in FRAME_GROUP_KEYWORDS:
+        raise NotPlainError
+    if kind == "SQ":
+        if content:
+            raise NotPlainError
+        return (0,)
+    if kind == "US or SS":
+        kind = "SS" if header.get("PixelRepresentation") == (1,) else "US"
+    values = decoded_values(content, kind)
+    if values is None:
+        raise NotPlainError
+    return values
+
+
+def _skip_sequence(data: bytes, at: int, implicit: bool, kind: str, tag: int) -> int:
+    """Return where a sequence of undefined length ends, whose first item begins at a place."""
+    if kind != "SQ" and not (implicit and _is_sequence(tag)):
+        raise NotPlainError
+    element = _implicit_element if implicit else _explicit_element
+    awaited = [SEQUENCE_END]  # what ends each thing that is open; in a sequence there are items alone
+    while awaited:
+        group, number, length = _implicit.unpack_from(data, at)
+        tag = group << 16 | number
+        if tag == awaited[-1]:
+            awaited.pop()
+            at += 8
+        elif awaited[-1] == SEQUENCE_END:
+            if tag != ITEM:
+                raise NotPlainError
+            at += 8
+            if length == UNDEFINED_LENGTH:
+                awaited.append(ITEM_END)
+            else:
+                at += length
+        else:
+            tag, kind, length, at = element(data, at)
+            if length != UNDEFINED_LENGTH:
+                at += length
+            elif kind == "SQ" or (implicit and _is_sequence(tag)):
+                awaited.append(SEQUENCE_END)
+            else:
+                raise NotPlainError
+    return at
+
+
+def _is_sequence(tag: int) -> bool:
+    """Say whether an element of implicit value representation is a sequence, by the dictionary."""
+    try:
+        return dictionary_VR(tag) == "SQ"
+    except KeyError:
+        return False

@@ -1,0 +1,162 @@
+"""Parse a DICOM file by pydicom: its header alone, or all of it, inflated where it is deflated."""
+
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+import pydicom
+from pydicom import Dataset
+from pydicom.tag import Tag
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+
+from medtl.errors import ReadError
+from medtl.imaging.dicom.elements import (
+    KEYWORDS_BY_TAG,
+    reporting_malformed,
+    silence_warnings,
+    truncated,
+    values_of,
+)
+from medtl.imaging.dicom.instance import Place
+from medtl.imaging.series import HEAD_BYTES
+
+# What a preamble may not begin with: the file would run (PS3.10 7.5).
+PROGRAM_MAGICS = (b"MZ", b"\x7fELF", b"#!", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe")
+PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
+PIXEL_VRS = frozenset({b"OB", b"OW", b"OF", b"OD", b"UN"})
+UNDEFINED_LENGTH = 0xFFFFFFFF
+SOP_CLASS_TAG = Tag("SOPClassUID")
+
+# The image header that Siemens scanners keep in private elements, and the number of tiles of newer ones.
+SIEMENS_TAGS = (0x00290010, 0x00291010, 0x00291110, 0x00190010, 0x0019100A)
+HEADER_TAGS = [*KEYWORDS_BY_TAG, *map(Tag, SIEMENS_TAGS)]
+
+# Bytes that a deflated file may inflate to.
+MOST_INFLATED_BYTES = 2**27
+
+
+@dataclass(frozen=True, eq=False)
+class Parsed:
+    """A DICOM file as pydicom parsed it: whole, or up to its pixel data, whose place is then known."""
+
+    path: Path
+    dataset: Dataset
+    transfer_syntax: UID
+    place: Place | None = None
+
+
+def read_header(path: Path) -> Parsed:
+    """Read the header of one file. Raises ReadError dicom-header, -truncated, -transfer-syntax, -no-image."""
+    with path.open("rb") as file:
+        if file.read(4).startswith(PROGRAM_MAGICS):
+            raise ReadError(
+                "file-unknown", "begins with a program", where=path, fix="copy it from its source"
+            )
+        file.seek(0)
+        stream = inflated(file, path)
+        parsed = parse(stream, path, header_only=True)
+        with reporting_malformed(path):
+            start, length = _find_pixels(stream, parsed.dataset, path)
+        status = os.fstat(file.fileno())
+    whole = stream is file and length != UNDEFINED_LENGTH
+    place = Place(start, length, status.st_size, status.st_mtime_ns) if whole else None
+    return Parsed(path, parsed.dataset, parsed.transfer_syntax, place)
+
+
+def read_dataset(path: Path, data: bytes) -> Parsed:
+    """Parse a whole file from its bytes. Raises ReadError as read_header does."""
+    return parse(inflated(BytesIO(data), path), path, header_only=False)
+
+
+def parse(file: BinaryIO, path: Path, *, header_only: bool) -> Parsed:
+    """Parse a stream up to its pixel data, or all of it."""
+    silence_warnings()
+    tags: list | None = HEADER_TAGS if header_only else None
+    with reporting_malformed(path):
+        dataset = pydicom.dcmread(file, force=True, stop_before_pixels=header_only, specific_tags=tags)
+        syntax = dataset.file_meta.get("TransferSyntaxUID")
+    if not syntax or not isinstance(syntax, str):  # two values are none
+        fix = "export it again, with file meta information"
+        raise ReadError("dicom-transfer-syntax", "does not name its transfer syntax", where=path, fix=fix)
+    with reporting_malformed(path):
+        _check_is_image(dataset, path)  # pydicom gives an empty dataset where the pixel data break off
+    return Parsed(path, dataset, UID(syntax))
+
+
+def inflated(file: BinaryIO, path: Path) -> BinaryIO:
+    """Return the stream, inflated up to a limit where it is deflated: pydicom would inflate without one."""
+    head = file.read(HEAD_BYTES)
+    file.seek(0)
+    if DeflatedExplicitVRLittleEndian.encode() not in head:
+        return file
+    data = file.read()
+    start = _end_of_file_meta(data)
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    with reporting_malformed(path):
+        body = inflater.decompress(data[start:], MOST_INFLATED_BYTES)
+    if inflater.unconsumed_tail:
+        reason = f"inflates to more than {MOST_INFLATED_BYTES} bytes"
+        raise ReadError("dicom-too-large", reason, where=path, fix="rewrite it uncompressed")
+    if not inflater.eof:
+        raise truncated(path)
+    # The same length, so that the file meta group stays as long as it says.
+    deflated, plain = (uid.encode() for uid in (DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian))
+    return BytesIO(data[:start].replace(deflated, plain.ljust(len(deflated), b"\0")) + body)
+
+
+def _end_of_file_meta(data: bytes) -> int:
+    """Return where the file meta group ends, by its length, which is its first element (PS3.10 7.1)."""
+    start = 132 if data[128:132] == b"DICM" else 0
+    return start + 12 + int.from_bytes(data[start + 8 : start + 12], "little")
+
+
+def _check_is_image(dataset: Dataset, path: Path) -> None:
+    named = values_of(dataset, SOP_CLASS_TAG) if SOP_CLASS_TAG in dataset else ()
+    kind = UID(str(*named) or str(dataset.file_meta.get("MediaStorageSOPClassUID", "")))
+    if not names_image(kind) and (kind.keyword or "Rows" not in dataset):
+        name = kind.name if kind.keyword else "an object of unknown kind"
+        raise ReadError("dicom-no-image", f"is no image: {name}", where=path, fix="name image files only")
+    if "Rows" not in dataset or "Columns" not in dataset:
+        raise truncated(path)
+
+
+def names_image(sop_class: UID) -> bool:
+    """Say whether a SOP class is one of images."""
+    return "ImageStorage" in sop_class.keyword and not sop_class.keyword.startswith("RT")
+
+
+def _find_pixels(file: BinaryIO, dataset: Dataset, path: Path) -> tuple[int, int]:
+    """Return where the pixel data begin and how long they are; UNDEFINED_LENGTH where they are compressed.
+
+    The stream stands before them, and must hold as many bytes as they announce.
+    """
+    start = file.tell()
+    found = locate_pixels(file.read(12), start, file.seek(0, os.SEEK_END), dataset.original_encoding[1])
+    if found is None:
+        raise truncated(path)
+    return found
+
+
+def locate_pixels(
+    element: bytes, start: int, file_bytes: int, little_endian: bool | None = True
+) -> tuple[int, int] | None:
+    """Return where pixel data begin, and their length, from the first 12 bytes of their element.
+
+    None where they are no pixel data, or the file ends before they do.
+    """
+    # By the bytes, not by the transfer syntax: real files contradict theirs, and pydicom follows the bytes.
+    explicit = element[4:6] in PIXEL_VRS
+    layout = ("<" if little_endian else ">") + ("HHxxxxL" if explicit else "HHL")
+    size = struct.calcsize(layout)
+    if len(element) < size:
+        return None
+    group, number, length = struct.unpack(layout, element[:size])
+    if (group << 16 | number) not in PIXEL_TAGS:
+        return None
+    if length != UNDEFINED_LENGTH and start + size + length > file_bytes:
+        return None
+    return start + size, length

@@ -1,0 +1,410 @@
+"""Turn the pixel data of a DICOM file into values in which larger is brighter, plane by plane.
+
+Stored values are decoded, brought to modality units (PS3.3 C.11.1), and inverted where low values are white.
+"""
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.metadata import version
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+from pydicom.encaps import generate_frames, get_frame
+from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
+from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
+    UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
+
+from medtl.errors import ReadError
+from medtl.imaging.dicom.decoders import DecoderLostError, FrameRefusedError, decode_frame
+from medtl.imaging.dicom.elements import reporting_malformed
+from medtl.imaging.dicom.instance import Instance, Place
+from medtl.imaging.image import Voi, VoiTable
+
+# The plugin of pydicom and the distribution that decode a transfer syntax. One each: values of lossy ones
+# differ between decoders by one to three grey levels.
+NATIVE = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian}
+DECODERS: dict[UID, tuple[str, str]] = {
+    RLELossless: ("pylibjpeg", "pylibjpeg-rle"),
+    JPEGBaseline8Bit: ("pillow", "pillow"),
+    JPEGExtended12Bit: ("gdcm", "python-gdcm"),
+    JPEGLossless: ("gdcm", "python-gdcm"),
+    JPEGLosslessSV1: ("gdcm", "python-gdcm"),
+    JPEGLSLossless: ("pyjpegls", "pyjpegls"),
+    JPEGLSNearLossless: ("pyjpegls", "pyjpegls"),
+    JPEG2000Lossless: ("pylibjpeg", "pylibjpeg-openjpeg"),
+    JPEG2000: ("pylibjpeg", "pylibjpeg-openjpeg"),
+    HTJ2KLossless: ("pylibjpeg", "pylibjpeg-openjpeg"),
+    HTJ2KLosslessRPCL: ("pylibjpeg", "pylibjpeg-openjpeg"),
+    HTJ2K: ("pylibjpeg", "pylibjpeg-openjpeg"),
+}
+# The same OpenJPEG, which computes grey frames with threads here, and does not take all colours.
+THREADED = ("pillow", "pillow")
+# Pillow takes much larger images for an attack.
+MOST_THREADED_VALUES = 2**26
+NATIVE_DECODER = "pydicom"
+# Where a codestream says how deep its first component is: bits - 1, and 128 where it is signed.
+DEPTH_PLACE = 42
+
+# The number of a plane, its stored values, and the decoder's name and version.
+Stored = tuple[int, NDArray, str]
+
+# Pixel values in one image, 1 GiB as float32. Checked before anything is decoded.
+MOST_VALUES = 2**28
+
+# A frame that is larger than any radiograph and shrinks to almost nothing is no image (a bomb).
+LARGE_FRAME_VALUES = 2**25
+MOST_SHRINKING = 500
+
+GREY = frozenset({"MONOCHROME1", "MONOCHROME2"})
+# Little-endian words by BitsAllocated.
+WORDS: dict[int, np.dtype] = {8: np.dtype("u1"), 16: np.dtype("<u2")}
+PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+PALETTE = "PALETTE COLOR"
+COLOUR = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})
+
+# Codestreams: SOC and SIZ of JPEG 2000; the frame headers SOF0 to SOF15 of JPEG, SOF55 of JPEG-LS.
+J2K_START = b"\xff\x4f\xff\x51"
+START_OF_FRAME = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """Values (C, H, W) of one plane, the VOI transformation meant for them, and how they came about.
+
+    They have the type in which they are exact; whoever makes an image of them rounds them to float32.
+
+    padding: the lowest and highest value that stand for no image, None where the file names none.
+    """
+
+    values: NDArray
+    voi: Voi | None
+    padding: tuple[float, float] | None
+    decoder: str
+
+
+def check_decodable(plane: Instance, where: str, count: int = 1) -> None:
+    """Refuse by the header alone what would not be read exactly; `count` is the number of such planes.
+
+    Raises ReadError dicom-undecoded, -photometric, -bits, -rescale, -too-large.
+    """
+    _check_coding(plane, where)
+    _check_values(plane, where)
+    if plane.values * max(count, plane.mosaic**2) > MOST_VALUES:
+        size = f"{count} x {plane.rows} x {plane.columns} x {plane.samples}"
+        reason = f"has {size} values, more than {MOST_VALUES}"
+        raise ReadError("dicom-too-large", reason, where=where, fix="split or shrink it")
+
+
+def decode(dataset: Dataset, planes: Sequence[Instance]) -> list[Pixels]:
+    """Decode planes of one file that passed check_decodable, in the order given.
+
+    Raises ReadError dicom-truncated, -pixels, -decoder, -photometric, -rescale, -not-finite.
+    """
+    stored = {number: (values, decoder) for number, values, decoder in _stored_planes(dataset, planes)}
+    return [_to_pixels(dataset, *stored[plane.frame], plane) for plane in planes]
+
+
+def decode_directly(data: bytes, planes: Sequence[Instance], place: Place) -> list[Pixels] | None:
+    """Decode planes straight from the bytes of their file, which the scan has understood already.
+
+    Only grey, little-endian whole numbers without tables; None for all others.
+    """
+    first = planes[0]
+    simple = first.transfer_syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
+    simple = simple and first.photometric in GREY and first.bits_allocated in WORDS and first.mosaic == 1
+    if not simple or any(plane.has_tables for plane in planes):
+        return None
+    size = first.values * first.bits_allocated // 8
+    if not size * first.frames <= place.length < 2 * size * first.frames:
+        return None  # the long way says what is wrong
+    decoded = []
+    for plane in planes:
+        start = place.start + plane.frame * size
+        words = np.frombuffer(data, WORDS[first.bits_allocated], plane.values, start)
+        decoded.append(_grey(_stored_values(words, plane), plane, plane.voi, _named(NATIVE_DECODER)))
+    return decoded
+
+
+def _stored_values(words: NDArray, plane: Instance) -> NDArray:
+    """Return the values (H, W) that the lowest BitsStored bits of unsigned words stand for."""
+    unused = plane.bits_allocated - plane.bits_stored
+    if plane.signed:
+        signed = words.view(words.dtype.str.replace("u", "i"))
+        words = (signed << unused) >> unused if unused else signed
+    elif unused and words.max() >> plane.bits_stored:
+        words = words & (2**plane.bits_stored - 1)
+    return words.reshape(plane.rows, plane.columns)
+
+
+def _to_pixels(dataset: Dataset, stored: NDArray, decoder: str, plane: Instance) -> Pixels:
+    if plane.photometric not in GREY:
+        return Pixels(_colour(dataset, stored, plane), None, None, decoder)
+    if "ModalityLUTSequence" in dataset:
+        stored, plane = _through_table(dataset, stored, plane)
+    return _grey(stored, plane, _voi(dataset, plane), decoder)
+
+
+def _decoder_of(plane: Instance, frame: bytes) -> tuple[str, str]:
+    """Return the plugin and the distribution that decode a frame.
+
+    A codestream that contradicts its header in sign, or is deeper than 16 bits, is not for THREADED.
+    """
+    grey = plane.transfer_syntax == JPEG2000Lossless and plane.photometric in GREY and not plane.signed
+    depth = frame[DEPTH_PLACE] + 1 if frame.startswith(J2K_START) and len(frame) > DEPTH_PLACE else 0
+    plain = 0 < depth <= 16 and plane.values <= MOST_THREADED_VALUES
+    return THREADED if grey and plain else DECODERS[plane.transfer_syntax]
+
+
+@cache
+def _named(distribution: str) -> str:
+    return f"{distribution} {version(distribution)}"
+
+
+def _check_coding(plane: Instance, where: str) -> None:
+    if plane.transfer_syntax not in DECODERS and plane.transfer_syntax not in NATIVE:
+        fix = "rewrite it uncompressed, for example with gdcmconv --raw"
+        reason = f"is in {_name(plane.transfer_syntax)}, which is not decoded"
+        raise ReadError("dicom-undecoded", reason, where=where, fix=fix)
+    single = plane.photometric in GREY | {PALETTE}
+    known = single or plane.photometric in COLOUR
+    if not known or plane.samples != (1 if single else 3):
+        reason = "has a photometric interpretation that is unknown or contradicts its samples per pixel"
+        raise ReadError("dicom-photometric", reason, where=where, fix="convert it to MONOCHROME2 or RGB")
+
+
+def _check_values(plane: Instance, where: str) -> None:
+    stored = plane.bits_stored
+    if not 0 < stored <= plane.bits_allocated or plane.high_bit != stored - 1:
+        reason = "has BitsAllocated, BitsStored and HighBit that contradict each other"
+        raise ReadError("dicom-bits", reason, where=where, fix="export it again")
+    if plane.rescale is None:
+        reason = "has a rescale slope of zero, or slope or intercept that are no numbers"
+        raise ReadError("dicom-rescale", reason, where=where, fix="export it again")
+
+
+def _name(syntax: UID) -> str:
+    return syntax.name if syntax.keyword else "an unknown transfer syntax"
+
+
+def _stored_planes(dataset: Dataset, planes: Sequence[Instance]) -> Iterator[Stored]:
+    """Yield the number of each plane, its stored values, (H, W) or (H, W, 3), and who decoded them.
+
+    YBR becomes RGB.
+    """
+    first = planes[0]
+    data = _pixel_bytes(dataset, first)
+    native = first.transfer_syntax in NATIVE
+    frames = _native_frames if native else _compressed_frames
+    if first.mosaic == 1:
+        yield from frames(dataset, data, first, [plane.frame for plane in planes])
+        return
+    ((_, whole, decoder),) = frames(dataset, data, first, [0])
+    for plane in planes:
+        row, column = divmod(plane.frame, plane.mosaic)
+        rows = slice(row * plane.rows, (row + 1) * plane.rows)
+        yield plane.frame, whole[rows, column * plane.columns : (column + 1) * plane.columns], decoder
+
+
+def _native_frames(dataset: Dataset, data: bytes, plane: Instance, wanted: Sequence[int]) -> Iterator[Stored]:
+    """Decode uncompressed frames, in this process: there is no decoder that could fail."""
+    rows, columns = plane.stored_shape
+    samples = 2 if plane.photometric == "YBR_FULL_422" else plane.samples
+    expected = (rows * columns * samples * plane.bits_allocated * plane.frames + 7) // 8
+    if len(data) < expected:
+        reason = f"has {len(data)} of {expected} bytes of pixel data"
+        raise ReadError("dicom-truncated", reason, where=plane.path, fix="copy it again")
+    if len(data) >= 2 * expected:
+        raise _other_size(plane)
+    for number in wanted:
+        try:
+            yield number, pixel_array(dataset, index=number), _named(NATIVE_DECODER)
+        except Exception as error:  # pydicom fails in as many ways as there are malformed elements
+            raise _undecodable(plane, type(error).__name__) from error
+
+
+def _compressed_frames(
+    dataset: Dataset, data: bytes, plane: Instance, wanted: Sequence[int]
+) -> Iterator[Stored]:
+    """Decode compressed frames, in a child process."""
+    rows, columns = plane.stored_shape
+    values = plane.samples * rows * columns * len(wanted)
+    if values > max(LARGE_FRAME_VALUES, MOST_SHRINKING * len(data)):
+        reason = f"has {len(data)} bytes for {values} values"
+        raise ReadError("dicom-too-large", reason, where=plane.path, fix="export it again")
+    for number, frame in _encoded_frames(dataset, data, plane, wanted):
+        size = _codestream_size(frame)
+        if size is not None and size != plane.stored_shape:
+            raise _other_size(plane)
+        plugin, distribution = _decoder_of(plane, frame)
+        yield number, _decode_compressed(dataset, frame, plane, plugin), _named(distribution)
+
+
+def _decode_compressed(dataset: Dataset, frame: bytes, plane: Instance, plugin: str) -> NDArray:
+    rows, columns = plane.stored_shape
+    with reporting_malformed(plane.path):
+        planar = int(dataset.get("PlanarConfiguration") or 0)
+    request = {
+        "transfer_syntax": plane.transfer_syntax,
+        "plugin": plugin,
+        "rows": rows,
+        "columns": columns,
+        "samples_per_pixel": plane.samples,
+        "photometric_interpretation": plane.photometric,
+        "bits_allocated": plane.bits_allocated,
+        "bits_stored": plane.bits_stored,
+        "pixel_representation": int(plane.signed),
+        "planar_configuration": planar,
+    }
+    try:
+        stored = decode_frame(frame, request, rows * columns * plane.samples)
+    except FrameRefusedError as error:
+        raise _undecodable(plane, error.args[0]) from error
+    except DecoderLostError as error:
+        reason = f"has pixel data at which its decoder {error.args[0]}"
+        raise ReadError("dicom-decoder", reason, where=plane.path, fix="copy or export it again") from error
+    if stored.shape[:2] != (rows, columns):
+        raise _other_size(plane)
+    return stored
+
+
+def _encoded_frames(
+    dataset: Dataset, data: bytes, plane: Instance, wanted: Sequence[int]
+) -> Iterator[tuple[int, bytes]]:
+    offsets = None
+    if "ExtendedOffsetTable" in dataset and "ExtendedOffsetTableLengths" in dataset:
+        offsets = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
+    try:
+        if plane.frames == 1:
+            yield 0, get_frame(data, 0, number_of_frames=1, extended_offsets=offsets)
+            return
+        frames = generate_frames(data, number_of_frames=plane.frames, extended_offsets=offsets)
+        found = {number: frame for number, frame in enumerate(frames) if number in set(wanted)}
+        yield from ((number, found[number]) for number in wanted)
+    except ReadError:
+        raise
+    except Exception as error:  # see _native_frames
+        raise _undecodable(plane, type(error).__name__) from error
+
+
+def _pixel_bytes(dataset: Dataset, plane: Instance) -> bytes:
+    keyword = next((name for name in PIXEL_KEYWORDS if name in dataset), None)
+    try:
+        data = dataset[keyword].value if keyword else None
+    except Exception as error:  # see _native_frames
+        raise _undecodable(plane, type(error).__name__) from error
+    if not isinstance(data, bytes) or not data:
+        raise ReadError("dicom-truncated", "has no pixel data", where=plane.path, fix="copy it again")
+    return data
+
+
+def _undecodable(plane: Instance, error: str) -> ReadError:
+    reason = f"has pixel data that cannot be decoded ({error})"
+    return ReadError("dicom-pixels", reason, where=plane.path, fix="copy or export it again")
+
+
+def _other_size(plane: Instance) -> ReadError:
+    reason = "has pixel data of another size than its header says"
+    return ReadError("dicom-pixels", reason, where=plane.path, fix="export it again")
+
+
+def _codestream_size(frame: bytes) -> tuple[int, int] | None:
+    """Return rows and columns as a JPEG 2000, JPEG or JPEG-LS codestream itself says, None for others."""
+    if frame.startswith(J2K_START) and len(frame) >= 24:
+        right, bottom, left, top = struct.unpack(">4L", frame[8:24])
+        return bottom - top, right - left
+    if not frame.startswith(b"\xff\xd8"):
+        return None
+    place = 2
+    while place + 9 <= len(frame) and frame[place] == 0xFF:
+        marker, length = frame[place + 1], int.from_bytes(frame[place + 2 : place + 4])
+        if marker in START_OF_FRAME:
+            rows, columns = struct.unpack(">2H", frame[place + 5 : place + 9])
+            return rows, columns
+        place += 1 if marker == 0xFF else 2 + length
+    return None
+
+
+def _colour(dataset: Dataset, stored: NDArray, plane: Instance) -> NDArray:
+    """Return RGB values (3, H, W)."""
+    if plane.photometric == PALETTE:
+        try:
+            stored = apply_color_lut(stored, dataset)
+        except Exception as error:  # pydicom checks a palette only by using it
+            reason = f"has a palette that cannot be applied ({type(error).__name__})"
+            raise ReadError("dicom-pixels", reason, where=plane.path, fix="export it as RGB") from error
+    return np.moveaxis(stored[..., :3], -1, 0)
+
+
+def _grey(stored: NDArray, plane: Instance, voi: Voi | None, decoder: str) -> Pixels:
+    """Bring stored values (H, W) to modality units in which larger is brighter."""
+    slope, intercept = plane.rescale or (1.0, 0.0)
+    values = stored if (slope, intercept) == (1.0, 0.0) else stored * slope + intercept
+    padding = _padding(plane)
+    if plane.photometric == "MONOCHROME1":
+        # Low values are white (PS3.3 C.7.6.3.1.2). The inverted twin is stored as ends - v, with the same
+        # rescale: the lowest plus the highest stored value is 2^bits - 1 unsigned, -1 in two's complement.
+        if stored.dtype.kind == "f":
+            reason = "is MONOCHROME1 in floating point, whose range is not known"
+            raise ReadError("dicom-photometric", reason, where=plane.path, fix="convert it to MONOCHROME2")
+        ends = (-1 if plane.signed else 2**plane.bits_stored - 1) * slope + 2 * intercept
+        values = ends - values
+        voi = voi.mirrored(ends) if voi else None
+        padding = (ends - padding[1], ends - padding[0]) if padding else None
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        reason = "has NaN or infinite values"
+        raise ReadError("dicom-not-finite", reason, where=plane.path, fix="export it again")
+    return Pixels(values[None], voi, padding, decoder)
+
+
+def _padding(plane: Instance) -> tuple[float, float] | None:
+    """Return the range of padding in modality units."""
+    if plane.padding is None:
+        return None
+    slope, intercept = plane.rescale or (1.0, 0.0)
+    low, high = sorted(value * slope + intercept for value in plane.padding)
+    return low, high
+
+
+def _voi(dataset: Dataset, plane: Instance) -> Voi | None:
+    """Return the VOI LUT of a file, which goes before its window; a table that is damaged counts for none."""
+    table = (dataset.get("VOILUTSequence") or [None])[0]
+    if table is None:
+        return plane.voi
+    try:
+        count, first, bits = (int(value) for value in table.LUTDescriptor)
+        data = table.LUTData
+        entries = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.asarray(data)
+        levels = (entries / (2.0**bits - 1)).astype(np.float32)
+    except (AttributeError, NotImplementedError, TypeError, ValueError):
+        return plane.voi
+    return VoiTable(float(first), levels) if len(levels) == (count or 2**16) else plane.voi
+
+
+def _through_table(dataset: Dataset, stored: NDArray, plane: Instance) -> tuple[NDArray, Instance]:
+    """Apply the Modality LUT; return its values, and the plane as if they were stored."""
+    try:
+        bits = int(dataset.ModalityLUTSequence[0].LUTDescriptor[2])
+        values = apply_modality_lut(stored, dataset)
+    except Exception as error:  # pydicom checks a table only by using it
+        reason = f"has a Modality LUT that cannot be applied ({type(error).__name__})"
+        raise ReadError("dicom-rescale", reason, where=plane.path, fix="export it again") from error
+    return values, replace(plane, bits_stored=bits, signed=False, rescale=(1.0, 0.0))

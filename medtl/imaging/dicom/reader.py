@@ -1,0 +1,225 @@
+"""Read DICOM: headers become series, a series becomes one volume, a projection or lone slice one image."""
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from medtl.core.ids import hash_identifier
+from medtl.errors import ReadError
+from medtl.imaging.dicom.fast_header import walk_header
+from medtl.imaging.dicom.frames import planes_of
+from medtl.imaging.dicom.header import read_dataset, read_header
+from medtl.imaging.dicom.instance import Instance
+from medtl.imaging.dicom.pixels import Pixels, check_decodable, decode, decode_directly
+from medtl.imaging.dicom.volumes import PlaneSet, arrange, deal_planes
+from medtl.imaging.image import Image, ImageFacts, VoiTable
+from medtl.imaging.series import SLICED_MODALITIES, Scan, Series, read_headers
+
+NAME = "dicom"
+
+PREAMBLE_BYTES = 128
+# Value representations that the first elements of a file may have.
+FIRST_VRS = frozenset({b"UL", b"OB", b"UI", b"SH", b"AE", b"CS", b"DA", b"TM"})
+BURNED_IN = "has burned-in annotation"
+COPIES = "exact copies of other files"
+SHARED_UID = "another file has the same SOPInstanceUID"
+
+
+def recognises(path: Path, head: bytes) -> bool:
+    """Look for DICM after the preamble, or for a first element where there is none (PS3.10 7.1)."""
+    if head[PREAMBLE_BYTES : PREAMBLE_BYTES + 4] == b"DICM":
+        return True
+    group, length = head[:2], int.from_bytes(head[4:8], "little")
+    if group not in (b"\x02\x00", b"\x08\x00") or len(head) < PREAMBLE_BYTES:
+        return False
+    return head[4:6] in FIRST_VRS or (head[3] == 0 and 0 < length <= 64)
+
+
+def scan(files: Sequence[Path], workers: int | None = None) -> Scan:
+    """Group the planes in files into series, from headers alone."""
+    found, refusals = read_headers(_read_planes, files, workers)
+    kept, copies = _drop_copies(found)
+    uses = Counter(planes[0].sop_uid for planes in kept)
+    groups = deal_planes([plane for planes in kept for plane in planes])
+    series: list[Series] = []
+    for group, (where, item) in zip(groups, _name_groups(groups), strict=True):
+        left_out = sum(copies[path] for path in {plane.path for plane in group.planes})
+        notes = [*group.notes, *([f"exact copies left out: {left_out}"] if left_out else [])]
+        if any(one.sop_uid and uses[one.sop_uid] > 1 for one in group.planes):
+            notes.append(SHARED_UID)
+        try:
+            series.append(_series(group.planes, where, item, notes))
+        except ReadError as error:
+            refusals.append(error)
+    return Scan(tuple(series), tuple(refusals), {COPIES: copies.total()} if copies else {})
+
+
+def read(series: Series) -> Image:
+    """Read one series. Raises ReadError dicom-* for a plane, series-* for a stack."""
+    digest = hashlib.sha256()
+    by_file: dict[Path, list[Instance]] = defaultdict(list)
+    for plane in series.planes:
+        by_file[plane.path].append(plane)
+    decoded = [pair for path, planes in by_file.items() for pair in _decode_file(path, planes, digest)]
+    first, pixels = decoded[0]
+    facts = ImageFacts(
+        source=f"{series.path}#{series.item}" if series.item else str(series.path),
+        format=NAME,
+        modality=first.modality,
+        body_part=first.body_part,
+        view=first.view,
+        decoder=pixels.decoder,
+        sha256=digest.hexdigest(),
+        photometric=first.photometric,
+        bits=first.bits_stored,
+        voi=pixels.voi,
+        padding=pixels.padding,
+        patient_key=hash_identifier(first.patient_id),
+        study_key=hash_identifier(first.study_uid),
+        series_key=hash_identifier(first.series_uid),
+        notes=(*series.notes, *dict.fromkeys(_notes_of_slices(decoded))),
+    )
+    if len(decoded) == 1:
+        return Image(np.ascontiguousarray(pixels.values, np.float32), None, first.flat_spacing, facts)
+    return _volume(decoded, series, facts)
+
+
+def notes_of(plane: Instance) -> Iterator[str]:
+    """Yield what a header says that a user should know of, one phrase each."""
+    if plane.photometric == "MONOCHROME1":
+        yield "inverted from MONOCHROME1"
+    if plane.burned_in:
+        yield BURNED_IN
+    if plane.lossy:
+        yield "was compressed with loss"
+    if "DERIVED" in plane.image_type and plane.modality in SLICED_MODALITIES:  # most radiographs are
+        yield "was derived from other images"
+
+
+def _notes_of_slices(decoded: Sequence[tuple[Instance, Pixels]]) -> Iterator[str]:
+    """Yield what the headers say, and where the facts of an image are those of its first slice alone."""
+    for plane, _ in decoded:
+        yield from notes_of(plane)
+    windows = {pixels.voi for _, pixels in decoded if not isinstance(pixels.voi, VoiTable)}
+    for what, found in (("window", windows), ("padding", {pixels.padding for _, pixels in decoded})):
+        if len(found) > 1:
+            yield f"its slices differ in {what}: that of the first one counts"
+
+
+def _read_planes(path: Path) -> list[Instance]:
+    """Return the planes of a file, in order, from its header."""
+    plain = walk_header(path)
+    planes = [plain] if plain is not None else planes_of(read_header(path))
+    if "LOCALIZER" in planes[0].image_type:
+        raise ReadError("dicom-localizer", "is a localizer", where=path, fix="name image files only")
+    return planes
+
+
+def _drop_copies(found: Sequence[list[Instance]]) -> tuple[list[list[Instance]], Counter[Path]]:
+    """Leave out files that repeat an instance exactly; return what is left, and how many copies each has."""
+    kept: list[list[Instance]] = []
+    seen: dict[str, list[Instance]] = defaultdict(list)
+    copies: Counter[Path] = Counter()
+    for planes in found:
+        instance = planes[0]
+        twins = seen[instance.sop_uid] if instance.sop_uid else []
+        original = next((twin for twin in twins if _same_content(twin, instance)), None)
+        if original is not None:
+            copies[original.path] += 1
+        else:
+            twins.append(instance)
+            kept.append(planes)
+    return kept, copies
+
+
+def _same_content(one: Instance, other: Instance) -> bool:
+    """Compare two files by bytes, then element by element: a copy may have a new file meta group."""
+    first, second = one.path.read_bytes(), other.path.read_bytes()
+    if first == second:
+        return True
+    return read_dataset(one.path, first).dataset == read_dataset(other.path, second).dataset
+
+
+def _name_groups(groups: Sequence[PlaneSet]) -> list[tuple[Path, str | None]]:
+    """Name each group by the folder that its slices have to themselves, otherwise by its first file.
+
+    Where several groups come from one file they are its items, "volume/0" and so on.
+    """
+    folders = Counter(folder for group in groups for folder in {one.path.parent for one in group.planes})
+    paths = [_path_of(group, folders) for group in groups]
+    uses, numbers = Counter(paths), Counter[Path]()
+    names: list[tuple[Path, str | None]] = []
+    for path in paths:
+        names.append((path, f"volume/{numbers[path]}" if uses[path] > 1 else None))
+        numbers[path] += 1
+    return names
+
+
+def _path_of(group: PlaneSet, folders: Counter[Path]) -> Path:
+    files = {plane.path for plane in group.planes}
+    first = group.planes[0].path
+    alone = folders[first.parent] == 1 and all(path.parent == first.parent for path in files)
+    return first.parent if len(files) > 1 and alone else first
+
+
+def _series(planes: Sequence[Instance], where: Path, item: str | None, notes: Sequence[str]) -> Series:
+    """Turn planes into a Series, in slice order. Raises ReadError where they cannot become one image."""
+    first = planes[0]
+    for plane in planes:
+        check_decodable(plane, str(where), len(planes))
+    ordered = arrange(planes, str(where)).instances if len(planes) > 1 else planes
+    return Series(
+        path=where,
+        files=tuple(dict.fromkeys(plane.path for plane in ordered)),
+        format=NAME,
+        item=item,
+        planes=tuple(ordered),
+        modality=first.modality,
+        patient_key=hash_identifier(first.patient_id),
+        study_key=hash_identifier(first.study_uid),
+        series_key=hash_identifier(first.series_uid),
+        notes=tuple(notes),
+    )
+
+
+def _decode_file(
+    path: Path, planes: Sequence[Instance], digest: "hashlib._Hash"
+) -> list[tuple[Instance, Pixels]]:
+    """Decode the planes of a series that one file holds; a file that has changed is understood anew."""
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        data = file.read()
+    if not data:
+        raise ReadError("file-empty", "has no bytes", where=path, fix="copy it again from its source")
+    digest.update(data)
+    place = planes[0].place
+    if place and (place.size, place.time_ns) == (status.st_size, status.st_mtime_ns):
+        direct = decode_directly(data, planes, place)
+        if direct is not None:
+            return list(zip(planes, direct, strict=True))
+    parsed = read_dataset(path, data)
+    planes = _same_planes(planes_of(parsed), planes)
+    return list(zip(planes, decode(parsed.dataset, planes), strict=True))
+
+
+def _same_planes(now: Sequence[Instance], before: Sequence[Instance]) -> list[Instance]:
+    """Return the planes with the same numbers as before, checked again."""
+    path = before[0].path
+    if max(plane.frame for plane in before) >= len(now):
+        raise ReadError("dicom-header", "has changed since it was listed", where=path, fix="read it again")
+    planes = [now[plane.frame] for plane in before]
+    for plane in planes:
+        check_decodable(plane, str(path), len(planes))
+    return planes
+
+
+def _volume(decoded: Sequence[tuple[Instance, Pixels]], series: Series, facts: ImageFacts) -> Image:
+    stack = arrange([plane for plane, _ in decoded], str(series.path))
+    values = {(plane.path, plane.frame): pixels.values for plane, pixels in decoded}
+    planes = [values[one.path, one.frame] for one in stack.instances]
+    pixels = np.stack(planes, axis=1, dtype=np.float32, casting="same_kind")  # (C, D, H, W)
+    return Image(pixels, stack.affine, stack.spacing_mm, facts)

@@ -1,0 +1,273 @@
+"""Say what is in a folder and what is odd about it, without saying who is in it.
+
+A series, and its image where pixels were read, become an Inspection; inspections become a Group for each
+modality, format and kind. What was read exactly and is odd all the same is an Oddity: worth a word to the
+user, no reason to refuse it.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from medtl.imaging import nifti, raster
+from medtl.imaging.dicom import reader as dicom
+from medtl.imaging.dicom.instance import Instance
+from medtl.imaging.dicom.terms import (
+    NOT_SHOWN,
+    shown_body_part,
+    shown_modality,
+    shown_photometric,
+    shown_view,
+)
+from medtl.imaging.dicom.volumes import arrange
+from medtl.imaging.image import Image
+from medtl.imaging.series import Series
+
+Kind = Literal["image", "volume", "item"]
+
+BURNED_IN = dicom.BURNED_IN
+PERCENTILES = (1.0, 50.0, 99.0)
+# Percentiles come from this many values at most, evenly spread; minimum and maximum from all.
+SAMPLED_VALUES = 2**20
+
+
+class Oddity(NamedTuple):
+    """One oddity: its code, a key of medtl.errors.CODES, and one phrase."""
+
+    code: str
+    reason: str
+
+
+class Intensity(NamedTuple):
+    """How the values of an image are spread, without its padding, in the units of the pixels."""
+
+    lowest: float
+    percentile_1: float
+    median: float
+    percentile_99: float
+    highest: float
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is worth knowing of one series; nothing here identifies a patient: keys are salted hashes.
+
+    kind: "item" where only pixels would tell an image from a volume. matrix and spacing_mm follow the spatial
+    axes of the image; empty and None where unknown. missing: DICOM keywords that the file should have.
+    """
+
+    format: str
+    kind: Kind
+    modality: str = ""
+    body_part: str = ""
+    view: str = ""
+    transfer_syntax: str = ""
+    decoder: str = ""
+    photometric: str = ""
+    bits: int = 0
+    matrix: tuple[int, ...] = ()
+    spacing_mm: tuple[float, ...] | None = None
+    windowed: bool = False
+    intensity: Intensity | None = None
+    patient_key: str = ""
+    study_key: str = ""
+    series_key: str = ""
+    missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    oddity: Oddity | None = None
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Distinct sizes with their counts, most common first, and the range along each axis."""
+
+    counts: dict[str, int]
+    lowest: tuple[float, ...] = ()
+    highest: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Group:
+    """All images, volumes or items of one modality and format.
+
+    Counts by name have the most common first, and leave out what is not known. studies and series: 0 where
+    the format knows none. unidentified: how many name no patient. extremes: the lowest and highest value of
+    all; typical: the median image's; both None where no pixels were read.
+    """
+
+    modality: str
+    format: str
+    kind: Kind
+    count: int
+    studies: int
+    series: int
+    patients: int
+    unidentified: int
+    body_parts: dict[str, int]
+    views: dict[str, int]
+    matrices: Sizes
+    spacings_mm: Sizes
+    unknown_spacing: int
+    transfer_syntaxes: dict[str, int]
+    decoders: dict[str, int]
+    photometric: dict[str, int]
+    bits: dict[str, int]
+    windowed: int
+    extremes: tuple[float, float] | None
+    typical: Intensity | None
+    missing: dict[str, int]
+
+
+def find_oddity(image: Image) -> Oddity | None:
+    """Return what is odd about the pixels of an image, None where nothing is."""
+    if image.pixels.min() == image.pixels.max():
+        return Oddity("image-constant", "every pixel has the same value")
+    return None
+
+
+def inspect_header(series: Series) -> Inspection:
+    """Inspect a series by what its scan found out: for DICOM much, for other formats what kind it is."""
+    kinds: dict[str, Kind] = {nifti.NAME: "volume", raster.NAME: "image"}
+    inspection = Inspection(
+        format=series.format,
+        kind=kinds.get(series.format, "item"),
+        modality=shown_modality(series.modality),
+        patient_key=series.patient_key,
+        study_key=series.study_key,
+        series_key=series.series_key,
+        notes=series.notes,
+    )
+    return _with_plane(inspection, series) if series.format == dicom.NAME else inspection
+
+
+def inspect_image(series: Series, image: Image) -> Inspection:
+    """Inspect a series that was read."""
+    facts = image.facts
+    return replace(
+        inspect_header(series),
+        kind="volume" if image.spatial_dims == 3 else "image",
+        decoder=facts.decoder,
+        photometric=shown_photometric(facts.photometric),
+        bits=facts.bits,
+        matrix=image.pixels.shape[1:],
+        spacing_mm=image.spacing_mm,
+        windowed=facts.voi is not None,
+        intensity=measure_intensity(image),
+        notes=facts.notes,
+        oddity=find_oddity(image),
+    )
+
+
+def measure_intensity(image: Image) -> Intensity | None:
+    """Return how the values are spread, None where all of them are padding."""
+    values = image.pixels.ravel()
+    if image.facts.padding is not None:
+        low, high = image.facts.padding
+        values = values[(values < low) | (values > high)]
+    if values.size == 0:
+        return None
+    sample = values[:: -(-values.size // SAMPLED_VALUES)]
+    # "nearest" returns values of the image: between the largest floats there is nothing to interpolate.
+    first, median, last = np.percentile(sample, PERCENTILES, method="nearest")
+    return Intensity(float(values.min()), float(first), float(median), float(last), float(values.max()))
+
+
+def group_inspections(inspections: Iterable[Inspection]) -> tuple[Group, ...]:
+    """Return a group for each modality, format and kind, in this order."""
+    members: dict[tuple[str, str, Kind], list[Inspection]] = defaultdict(list)
+    for one in inspections:
+        members[one.modality, one.format, one.kind].append(one)
+    return tuple(_group(members[key]) for key in sorted(members))
+
+
+def size_text(size: Sequence[float]) -> str:
+    """Write a matrix or a spacing: "22 x 320 x 280"."""
+    return " x ".join(f"{extent:.4g}" if extent % 1 else f"{extent:.0f}" for extent in size)
+
+
+def _with_plane(inspection: Inspection, series: Series) -> Inspection:
+    plane: Instance = series.planes[0]  # which the scan has read already
+    count = len(series.planes)
+    return replace(
+        inspection,
+        kind="volume" if count > 1 else "image",
+        body_part=shown_body_part(plane.body_part),
+        view=shown_view(plane.view),
+        transfer_syntax=plane.transfer_syntax.name if plane.transfer_syntax.keyword else NOT_SHOWN,
+        photometric=shown_photometric(plane.photometric),
+        bits=plane.bits_stored,
+        matrix=(*([count] if count > 1 else []), plane.rows, plane.columns),
+        spacing_mm=arrange(series.planes, str(series.path)).spacing_mm if count > 1 else plane.flat_spacing,
+        windowed=plane.voi is not None,
+        missing=tuple(keyword for keyword, absent in _wanted(plane, count) if absent),
+        notes=(*inspection.notes, *dicom.notes_of(plane)),
+    )
+
+
+def _wanted(plane: Instance, count: int) -> Iterator[tuple[str, bool]]:
+    """Yield the elements that a careful archive fills, and whether this file lacks them."""
+    yield "Modality", not plane.modality
+    yield "PatientID", not plane.patient_id
+    yield "StudyInstanceUID", not plane.study_uid
+    yield "SeriesInstanceUID", not plane.series_uid
+    yield "SOPInstanceUID", not plane.sop_uid
+    yield "BodyPartExamined", not plane.body_part
+    if count == 1:
+        yield "PixelSpacing", plane.pixel_spacing is None and plane.imager_spacing is None
+    if plane.position is None:  # a projection
+        yield "ViewPosition", not plane.view
+
+
+def _group(members: Sequence[Inspection]) -> Group:
+    first = members[0]
+    spacings = [one.spacing_mm for one in members if one.spacing_mm is not None]
+    intensities = [one.intensity for one in members if one.intensity is not None]
+    return Group(
+        modality=first.modality,
+        format=first.format,
+        kind=first.kind,
+        count=len(members),
+        studies=len({one.study_key for one in members} - {""}),
+        series=len({one.series_key for one in members} - {""}),
+        patients=len({one.patient_key for one in members} - {""}),
+        unidentified=sum(not one.patient_key for one in members),
+        body_parts=_tally(one.body_part for one in members),
+        views=_tally(one.view for one in members),
+        matrices=_sizes([one.matrix for one in members if one.matrix]),
+        spacings_mm=_sizes(spacings),
+        unknown_spacing=len(members) - len(spacings),
+        transfer_syntaxes=_tally(one.transfer_syntax for one in members),
+        decoders=_tally(one.decoder for one in members),
+        photometric=_tally(one.photometric for one in members),
+        bits=_tally(str(one.bits or "") for one in members),
+        windowed=sum(one.windowed for one in members),
+        extremes=_extremes(intensities),
+        typical=_typical(intensities),
+        missing=_tally(keyword for one in members for keyword in one.missing),
+    )
+
+
+def _tally(names: Iterable[str]) -> dict[str, int]:
+    counts = Counter(name for name in names if name)
+    return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def _sizes(sizes: Sequence[tuple[float, ...]]) -> Sizes:
+    if not sizes:
+        return Sizes({})
+    lowest, highest = np.min(sizes, axis=0).tolist(), np.max(sizes, axis=0).tolist()
+    return Sizes(_tally(map(size_text, sizes)), tuple(lowest), tuple(highest))
+
+
+def _extremes(intensities: Sequence[Intensity]) -> tuple[float, float] | None:
+    if not intensities:
+        return None
+    return min(one.lowest for one in intensities), max(one.highest for one in intensities)
+
+
+def _typical(intensities: Sequence[Intensity]) -> Intensity | None:
+    """Return the median of each number."""
+    return Intensity(*np.median(intensities, axis=0).tolist()) if intensities else None

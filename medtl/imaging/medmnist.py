@@ -1,0 +1,171 @@
+"""Read archives in MedMNIST's layout: one .npz holds many labelled images, each a series of its own.
+
+Arrays are {train,val,test}_images, (N, H, W), (N, H, W, 3) or (N, D, H, W) of uint8, and {..}_labels,
+(N, 1) or (N, K). An item is named by its part and row: "train/17".
+"""
+
+import hashlib
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medtl.errors import ReadError
+from medtl.imaging.image import Image, ImageFacts
+from medtl.imaging.series import Scan, Series, read_headers
+
+NAME = "medmnist"
+
+ZIP_MAGIC = b"PK\x03\x04"
+PARTS = ("train", "val", "test")
+# Bytes of one array, decompressed. Checked by its header, before it is decompressed.
+MOST_BYTES = 2**31
+MOST_ITEMS = 2**20  # of one array; each becomes a series
+COLOUR_CHANNELS = 3
+
+Shape = tuple[int, ...]
+
+
+def recognises(path: Path, head: bytes) -> bool:
+    """Look for a zip archive that lists an array of images."""
+    if not head.startswith(ZIP_MAGIC):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(f"{part}_images.npy" in archive.namelist() for part in PARTS)
+    except (zipfile.BadZipFile, ValueError, EOFError):
+        return False
+
+
+def scan(files: Sequence[Path], workers: int | None = None) -> Scan:
+    """List every item of each archive, from the headers of its arrays alone."""
+    found, refusals = read_headers(_list_items, files, workers)
+    return Scan(tuple(chain.from_iterable(found)), tuple(refusals))
+
+
+def read(series: Series) -> Image:
+    """Read one item. Raises ReadError archive-item, -damaged, -layout, -too-large."""
+    path = series.files[0]
+    part, row = _parse_item(series)
+    images = _array(path, path.stat().st_mtime_ns, f"{part}_images")
+    if images is None or row >= len(images):
+        raise _no_item(series)
+    stored = images[row]
+    colour = _is_colour(images.shape)
+    pixels = np.moveaxis(stored, -1, 0) if colour else stored[None]
+    facts = ImageFacts(
+        source=f"{path}#{series.item}",
+        format=NAME,
+        decoder=f"numpy {np.__version__}",
+        sha256=hashlib.sha256(stored.tobytes()).hexdigest(),
+        photometric="RGB" if colour else "MONOCHROME2",
+        bits=8,
+        notes=series.notes,
+    )
+    return Image(np.ascontiguousarray(pixels, dtype=np.float32), None, None, facts)
+
+
+def _list_items(path: Path) -> list[Series]:
+    items = [f"{part}/{row}" for part, shape in _shapes(path) for row in range(shape[0])]
+    return [Series(path, (path,), NAME, item=item) for item in items]
+
+
+def archive_labels(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the labels of every item that has some: one class index, or one 0 or 1 per class.
+
+    Raises ReadError archive-damaged, -layout, -too-large.
+    """
+    labels: dict[str, tuple[int, ...]] = {}
+    mtime = path.stat().st_mtime_ns
+    for part, shape in _shapes(path):
+        table = _array(path, mtime, f"{part}_labels")
+        if table is None:
+            continue
+        rows = table.reshape(len(table), -1) if len(table) else table
+        if len(rows) != shape[0] or table.dtype.kind not in "iub":
+            reason = f"{part}_labels do not give whole numbers for each of {shape[0]} images"
+            raise ReadError("archive-layout", reason, where=path, fix="write it in MedMNIST's layout")
+        labels.update(
+            {f"{part}/{row}": tuple(int(value) for value in values) for row, values in enumerate(rows)}
+        )
+    return labels
+
+
+def _parse_item(series: Series) -> tuple[str, int]:
+    part, _, row = (series.item or "").partition("/")
+    if part not in PARTS or not (row.isascii() and row.isdigit()):
+        raise _no_item(series)
+    return part, int(row)
+
+
+def _no_item(series: Series) -> ReadError:
+    reason = f"has no item {series.item}"
+    return ReadError("archive-item", reason, where=series.path, fix='name one as "train/17"')
+
+
+def _shapes(path: Path) -> Iterator[tuple[str, Shape]]:
+    """Yield each part with the shape of its images, checked, without decompressing them."""
+    with _reporting_damage(path), zipfile.ZipFile(path) as archive:
+        for part in PARTS:
+            name = f"{part}_images"
+            if f"{name}.npy" in archive.namelist():
+                yield part, _check_array(archive, name, path)
+
+
+def _check_array(archive: zipfile.ZipFile, name: str, path: Path) -> Shape:
+    """Check what an array says of itself against the room it takes, and return its shape."""
+    info = archive.getinfo(f"{name}.npy")
+    with archive.open(info) as file:
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        reader = readers.get(np.lib.format.read_magic(file))
+        if reader is None:
+            raise ValueError("unknown version of npy")
+        shape, _, dtype = reader(file)
+        size = file.tell() + math.prod(shape) * dtype.itemsize
+    if info.file_size > MOST_BYTES:
+        raise ReadError(
+            "archive-too-large", f"{name} has more than {MOST_BYTES} bytes", where=path, fix="split it"
+        )
+    if name.endswith("_images") and shape and shape[0] > MOST_ITEMS:
+        reason = f"{name} has {shape[0]} images, more than {MOST_ITEMS}"
+        raise ReadError("archive-too-large", reason, where=path, fix="split it")
+    if dtype.hasobject or size != info.file_size:
+        raise ValueError("array of objects, or of another size than its header says")
+    if name.endswith("_images") and (dtype != np.uint8 or len(shape) not in (3, 4) or min(shape[1:]) < 1):
+        reason = f"{name} is not (N, H, W), (N, H, W, 3) or (N, D, H, W) of uint8"
+        raise ReadError("archive-layout", reason, where=path, fix="write it in MedMNIST's layout")
+    return shape
+
+
+@lru_cache(maxsize=4)
+def _array(path: Path, mtime_ns: int, name: str) -> NDArray | None:
+    """Decompress one array, kept so that the next item costs nothing; zipfile checks its CRC."""
+    with _reporting_damage(path), zipfile.ZipFile(path) as archive:
+        if f"{name}.npy" not in archive.namelist():
+            return None
+        _check_array(archive, name, path)
+        with archive.open(f"{name}.npy") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+            file.read()  # to the end, where the CRC is compared
+    array.flags.writeable = False
+    return array
+
+
+def _is_colour(shape: Shape) -> bool:
+    return len(shape) == 4 and shape[-1] == COLOUR_CHANNELS
+
+
+@contextmanager
+def _reporting_damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        reason = f"is corrupt or breaks off ({type(error).__name__})"
+        raise ReadError("archive-damaged", reason, where=path, fix="download it again") from error

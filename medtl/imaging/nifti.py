@@ -1,0 +1,294 @@
+"""Read NIfTI: one file becomes one volume, in the axis order of the file, or as many as its time axis has.
+
+A single slice, with two dimensions or a third of extent 1, stays a volume of one slice: only so does its
+affine keep saying where it lies. A file of several volumes holds the items "volume/0", "volume/1", ...; each
+is read on its own, from a stream that is always followed to its end, where the checksum is. What is inflated
+for one of them is kept for the others.
+"""
+
+import gzip
+import hashlib
+import math
+import os
+import threading
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+
+from medtl.core.files import replacing
+from medtl.errors import ReadError
+from medtl.imaging.image import Image, ImageFacts
+from medtl.imaging.nifti_header import (
+    NIFTI2_BYTES,
+    Header,
+    announced_bytes,
+    check_header,
+    is_nifti,
+    parse_header,
+    spatial_affine,
+    volume_bytes,
+    volume_count,
+    volume_shape,
+)
+from medtl.imaging.series import Scan, Series, read_headers
+
+NAME = "nifti"
+
+# Bytes of all volumes of a gzip file that are kept from one to the next; larger files are inflated for each.
+MOST_KEPT_BYTES = 2**28
+GZIP_MAGIC = b"\x1f\x8b"
+GZIP_WBITS = 31  # tells zlib to expect gzip's header and trailer, and to check both (RFC 1952)
+
+# Bytes of all volumes of a file; of a large gzip file each volume costs inflating them all.
+MOST_BYTES = 2**33
+
+# What may follow the pixels.
+TRAILING_BYTES = 2**20
+
+# Members of a gzip stream: some, and one for each MEMBER_BYTES. Blocked gzip puts 64 KiB into each.
+MOST_MEMBERS, MEMBER_BYTES = 64, 2**14
+
+# No deflate stream inflates to more than this many times its length (zlib's technical notes).
+DEFLATE_RATIO = 1032
+
+# How many times their length incompressible bytes take in a gzip stream at most, blocked gzip included.
+MOST_GROWTH = 1.01
+
+# A stream that announces more than BOMB_BYTES out of less than a BOMB_RATIO-th of them is not inflated.
+BOMB_BYTES, BOMB_RATIO = 2**28, 100
+
+# How much is read, and inflated, at a time.
+RAW_BYTES, PIECE_BYTES = 2**14, 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Content:
+    """Bytes of one volume or all, from byte `start` of the volumes on; trailing: how many follow the last."""
+
+    header: Header
+    volumes: bytearray
+    start: int
+    trailing: int
+    sha256: str
+
+
+def recognises(path: Path, head: bytes) -> bool:
+    """Look for NIfTI's magic, in the file or in the gzip stream that it holds."""
+    if not head.startswith(GZIP_MAGIC):
+        return is_nifti(head)
+    with path.open("rb") as file:
+        return is_nifti(inflated_head(file.read(RAW_BYTES)))
+
+
+def scan(files: Sequence[Path], workers: int | None = None) -> Scan:
+    """List each volume of each file as a series; refuse by the header what would not be read exactly."""
+    found, refusals = read_headers(_list_volumes, files, workers)
+    return Scan(tuple(chain.from_iterable(found)), tuple(refusals))
+
+
+def read(series: Series) -> Image:
+    """Read one volume. Its sha256 is that of the whole file.
+
+    Raises ReadError nifti-header, -pair, -damaged, -truncated, -too-large, -dimensions, -type, -affine,
+    -not-finite.
+    """
+    path = series.files[0]
+    source = f"{path}#{series.item}" if series.item else str(path)
+    content = _kept_content(series, path) or _read_content(series, path)
+    header, number = content.header, _volume_number(series, content.header)
+    affine = spatial_affine(header, volume_shape(header), path)
+    facts = ImageFacts(
+        source=source,
+        format=NAME,
+        decoder=f"nibabel {nibabel.__version__}",
+        sha256=content.sha256,
+        bits=header.get_data_dtype().itemsize * 8,
+        notes=(*series.notes, *([f"{content.trailing} bytes follow its pixels"] if content.trailing else [])),
+    )
+    spacing_mm = tuple(float(length) for length in np.linalg.norm(affine[:3, :3], axis=0))
+    voxels = _voxels(header, content.volumes, number * volume_bytes(header) - content.start, source)
+    return Image(voxels[None], affine, spacing_mm, facts)
+
+
+def _list_volumes(path: Path) -> list[Series]:
+    with path.open("rb") as file:
+        header = _checked_header(file.read(RAW_BYTES), os.fstat(file.fileno()).st_size, path)
+    count = volume_count(header)
+    notes = (f"one of {count} volumes of its file",) if count > 1 else ()
+    return [Series(path, (path,), NAME, item=item, notes=notes) for item in _items(count)]
+
+
+def _items(count: int) -> list[str | None]:
+    """Name the volumes of a file; a single one needs no name."""
+    return [f"volume/{number}" for number in range(count)] if count > 1 else [None]
+
+
+def _volume_number(series: Series, header: Header) -> int:
+    items = _items(volume_count(header))
+    if series.item not in items:
+        reason = "has changed since it was listed"
+        raise ReadError("nifti-header", reason, where=series.path, fix="read it again")
+    return items.index(series.item)
+
+
+def _checked_header(first: bytes, file_bytes: int, path: Path) -> Header:
+    """Return the header of a file, from its first bytes and its length, if the file can be read exactly."""
+    header = parse_header(inflated_head(first), path)
+    check_header(header, path)
+    check_length(header, file_bytes, path, packed=first.startswith(GZIP_MAGIC))
+    return header
+
+
+def _read_content(series: Series, path: Path, *, whole: bool = False) -> Content:
+    """Read a file to its end and keep the volume of a series, or all of them."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        raw = _hashed(file, digest)
+        first = next(raw, b"")
+        header = _checked_header(first, os.fstat(file.fileno()).st_size, path)
+        size, count = volume_bytes(header), volume_count(header)
+        start, size = (0, size * count) if whole else (_volume_number(series, header) * size, size)
+        stream = chain([first], raw)
+        pieces = inflate(stream, header, path) if first.startswith(GZIP_MAGIC) else stream
+        kept, trailing = keep_bytes(pieces, header, int(header["vox_offset"]) + start, size, path)
+    return Content(header, kept, start, trailing, digest.hexdigest())
+
+
+def _hashed(file: BinaryIO, digest: "hashlib._Hash") -> Iterator[bytes]:
+    while chunk := file.read(RAW_BYTES):
+        digest.update(chunk)
+        yield chunk
+
+
+# The last gzip file of several volumes, so that each of them does not inflate all the others again.
+_lock = threading.Lock()
+_last: tuple[tuple[Path, int, int, int], Content] | None = None
+
+
+def _kept_content(series: Series, path: Path) -> Content | None:
+    """Return all volumes of a gzip file that holds several; None for other files, and for too large ones."""
+    global _last
+    if series.item is None:
+        return None
+    with path.open("rb") as file:
+        first, status = file.read(RAW_BYTES), os.fstat(file.fileno())
+    header = _checked_header(first, status.st_size, path)
+    count = volume_count(header)
+    if not first.startswith(GZIP_MAGIC) or count * volume_bytes(header) > MOST_KEPT_BYTES:
+        return None
+    identity = (path, status.st_ino, status.st_size, status.st_mtime_ns)
+    with _lock:  # who comes second waits, and has it at once
+        if _last is None or _last[0] != identity:
+            _last = None
+            _last = identity, _read_content(series, path, whole=True)
+        content = _last[1]
+        if series.item == _items(count)[-1]:
+            _last = None
+    return content
+
+
+def _voxels(header: Header, volumes: bytearray, offset: int, source: str) -> NDArray[np.float32]:
+    """Return scaled values (i, j, k). Slice by slice, so that no float64 volume is ever in memory."""
+    shape = volume_shape(header)
+    stored = np.frombuffer(volumes, header.get_data_dtype(), math.prod(shape), offset)
+    volume = stored.reshape(shape, order="F")
+    values = np.empty(shape, np.float32)
+    slope, inter = header.get_slope_inter()
+    scaled = slope is not None and (slope, inter) != (1.0, 0.0)
+    with np.errstate(all="ignore"):  # what overflows is not finite, and refused
+        for k in range(shape[2]):
+            values[..., k] = volume[..., k] * np.float64(slope) + inter if scaled else volume[..., k]
+    if not np.isfinite(values).all():
+        reason = "has NaN, infinite or immense values"
+        raise ReadError("nifti-not-finite", reason, where=source, fix="fill or mask them")
+    return values
+
+
+def write_volume(path: Path, values: NDArray[np.float32], affine: NDArray[np.float64]) -> None:
+    """Write values (3 axes, in the order of an Image's) with its affine (RAS+ mm) as .nii.gz, atomically.
+
+    The same content gives the same bytes. Raises OutputError output-unwritable.
+    """
+    content = nibabel.Nifti1Image(np.asarray(values, dtype=np.float32), affine).to_bytes()
+    with replacing(path) as temporary:
+        temporary.write_bytes(gzip.compress(content, mtime=0))
+
+
+def inflated_head(first: bytes) -> bytes:
+    """Return the first bytes of the content; fewer where a gzip stream breaks off."""
+    if not first.startswith(GZIP_MAGIC):
+        return first[:NIFTI2_BYTES]
+    try:
+        return zlib.decompressobj(GZIP_WBITS).decompress(first, NIFTI2_BYTES)
+    except zlib.error:
+        return b""
+
+
+def inflate(raw: Iterable[bytes], header: Header, path: Path) -> Iterator[bytes]:
+    """Yield what the members of a gzip stream hold, in pieces; zlib compares the CRC of each at its end."""
+    most_members = MOST_MEMBERS + announced_bytes(header) // MEMBER_BYTES
+    member, left = zlib.decompressobj(GZIP_WBITS), most_members
+    try:
+        for chunk in raw:
+            while chunk := chunk.lstrip(b"\0") if member.eof else chunk:  # zeros may pad a finished stream
+                if member.eof:
+                    member, left = zlib.decompressobj(GZIP_WBITS), left - 1
+                if not left:
+                    raise _overlong(f"is a gzip stream of more than {most_members} members", path)
+                yield member.decompress(chunk, PIECE_BYTES)
+                chunk = member.unused_data if member.eof else member.unconsumed_tail
+    except zlib.error as error:
+        reason = "is a corrupt gzip stream"
+        raise ReadError("nifti-damaged", reason, where=path, fix="copy it again from its source") from error
+    if not member.eof:
+        raise _truncated("is a gzip stream that breaks off", path)
+
+
+def keep_bytes(
+    pieces: Iterable[bytes], header: Header, start: int, size: int, path: Path
+) -> tuple[bytearray, int]:
+    """Keep some bytes of the content and read the rest, for its checksum alone.
+
+    Returns them with the number of bytes behind the last volume. Reads no more than the header announces.
+    """
+    kept, announced, position = bytearray(size), announced_bytes(header), 0
+    for piece in pieces:
+        begin, end = max(start, position), min(start + size, position + len(piece))
+        if begin < end:
+            kept[begin - start : end - start] = piece[begin - position : end - position]
+        position += len(piece)
+        if position > announced + TRAILING_BYTES:
+            raise _overlong("holds far more bytes than its header announces", path)
+    if position < announced:
+        raise _truncated(f"has {position} of {announced} bytes", path)
+    return kept, position - announced
+
+
+def check_length(header: Header, file_bytes: int, path: Path, packed: bool) -> None:
+    """Compare the bytes that a header announces with those that the file can hold."""
+    announced = announced_bytes(header)
+    if announced > MOST_BYTES:
+        reason = f"announces {announced} bytes, more than {MOST_BYTES}"
+        raise ReadError("nifti-too-large", reason, where=path, fix="split or shrink it")
+    if file_bytes > announced * MOST_GROWTH + TRAILING_BYTES:
+        raise _overlong("holds far more bytes than its header announces", path)
+    if announced > file_bytes * (DEFLATE_RATIO if packed else 1):
+        raise _truncated(f"has {file_bytes} bytes, too few for the {announced} that it announces", path)
+    if packed and announced > max(BOMB_BYTES, BOMB_RATIO * file_bytes):
+        reason = f"announces {announced} bytes in {file_bytes} of gzip"
+        raise ReadError("nifti-too-large", reason, where=path, fix="if it is not a bomb, save it as .nii")
+
+
+def _overlong(reason: str, path: Path) -> ReadError:
+    return ReadError("nifti-too-large", reason, where=path, fix="write it again")
+
+
+def _truncated(reason: str, path: Path) -> ReadError:
+    return ReadError("nifti-truncated", reason, where=path, fix="copy it again from its source")

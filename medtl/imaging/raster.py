@@ -1,0 +1,162 @@
+"""Read PNG and JPEG: one file becomes one two-dimensional image of one or three channels.
+
+The EXIF orientation is applied, as every viewer does. An alpha channel is dropped. Colour whose three
+channels are equal everywhere is grey that was stored as colour, and becomes one channel.
+"""
+
+import hashlib
+import io
+import struct
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+from PIL import ImageOps, UnidentifiedImageError
+
+from medtl.errors import ReadError
+from medtl.imaging.image import Image, ImageFacts
+from medtl.imaging.series import Scan, Series, read_headers
+
+NAME = "raster"
+
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+JPEG_MAGIC = b"\xff\xd8\xff"
+PNG_COLOUR_TYPES = frozenset({2, 4, 6})
+ORIENTATION_TAG = 0x0112
+
+# Pixels in one image. Below pillow's own limit, and checked before anything is decompressed.
+MOST_PIXELS = 2**26
+
+# More values than any radiograph has, out of almost no bytes, are no image (a bomb).
+LARGE_VALUES, MOST_SHRINKING = 2**25, 500
+
+# What each mode of pillow is brought to; a mode that is not here is refused.
+TARGET_MODES = {
+    "1": "L",
+    "L": "L",
+    "LA": "L",
+    "I;16": "I;16",
+    "I;16B": "I;16B",
+    "I": "I",
+    "P": "RGB",
+    "PA": "RGB",
+    "RGB": "RGB",
+    "RGBA": "RGB",
+}
+
+
+def recognises(path: Path, head: bytes) -> bool:
+    """Look for the magic of PNG or JPEG."""
+    return head.startswith((PNG_MAGIC, JPEG_MAGIC))
+
+
+def scan(files: Sequence[Path], workers: int | None = None) -> Scan:
+    """List each file as a series; refuse by the header what would not be read exactly."""
+    found, refusals = read_headers(_check_file, files, workers)
+    return Scan(tuple(found), tuple(refusals))
+
+
+def read(series: Series) -> Image:
+    """Read one image. Raises ReadError raster-damaged, -too-large, -frames, -colour."""
+    path = series.files[0]
+    data = path.read_bytes()
+    if data.startswith(PNG_MAGIC):
+        _check_png(data, path)
+    picture = _open(io.BytesIO(data), path)
+    _check(picture, path)
+    values = picture.width * picture.height * len(picture.getbands())
+    if values > max(LARGE_VALUES, MOST_SHRINKING * len(data)):
+        reason = f"has {len(data)} bytes for {values} values"
+        raise ReadError("raster-too-large", reason, where=path, fix="shrink it")
+    pixels, notes = _pixels(picture, path)
+    facts = ImageFacts(
+        source=str(path),
+        format=NAME,
+        decoder=f"pillow {PIL.__version__}",
+        sha256=hashlib.sha256(data).hexdigest(),
+        photometric=picture.mode,
+        bits=16 if picture.mode.startswith("I") else 8,
+        notes=(*series.notes, *notes),
+    )
+    return Image(pixels, None, None, facts)
+
+
+def _check_file(path: Path) -> Series:
+    with path.open("rb") as file:
+        _check(_open(file, path), path)
+    return Series(path, (path,), NAME)
+
+
+def _open(file: IO[bytes], path: Path) -> PillowImage.Image:
+    """Open lazily: the header is read, no pixel is decompressed."""
+    warnings.filterwarnings(
+        "ignore", category=PillowImage.DecompressionBombWarning
+    )  # _check has its own limit
+    try:
+        return PillowImage.open(file, formats=("PNG", "JPEG"))
+    except PillowImage.DecompressionBombError as error:
+        raise _too_large(path) from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
+        raise _damaged(path) from error
+
+
+def _check(picture: PillowImage.Image, path: Path) -> None:
+    if picture.width * picture.height > MOST_PIXELS:
+        raise _too_large(path)
+    if getattr(picture, "n_frames", 1) > 1:
+        fix = "save each frame as a file"
+        raise ReadError("raster-frames", "has several frames", where=path, fix=fix)
+    if picture.mode not in TARGET_MODES:
+        reason = f"has colour model {picture.mode}"
+        raise ReadError("raster-colour", reason, where=path, fix="save it as grey or RGB")
+
+
+def _check_png(data: bytes, path: Path) -> None:
+    """Check every chunk's CRC, which pillow does not while it decodes, and the depth of colour."""
+    depth, colour_type = data[24:26] if len(data) > 25 else (0, 0)
+    if depth == 16 and colour_type in PNG_COLOUR_TYPES:
+        # pillow would cut it to 8 bits without a word.
+        reason = "has 16 bits per colour or an alpha channel beside 16 bits"
+        raise ReadError("raster-colour", reason, where=path, fix="save it as 16-bit grey or 8-bit RGB")
+    try:
+        _open(io.BytesIO(data), path).verify()
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
+        raise _damaged(path) from error
+
+
+def _pixels(picture: PillowImage.Image, path: Path) -> tuple[NDArray[np.float32], list[str]]:
+    """Decompress to (C, H, W), upright."""
+    notes = []
+    try:
+        picture.load()
+        upright = (
+            ImageOps.exif_transpose(picture) if picture.getexif().get(ORIENTATION_TAG, 1) != 1 else picture
+        )
+        values = np.asarray(upright.convert(TARGET_MODES[picture.mode]), dtype=np.float32)
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error) as error:
+        raise _damaged(path) from error
+    if upright is not picture:
+        notes.append("turned by its EXIF orientation")
+    if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
+        notes.append("alpha dropped")
+    if picture.mode == "P":
+        notes.append("palette converted to RGB")
+    if values.ndim == 2:
+        return values[None], notes
+    if (values == values[..., :1]).all():
+        return np.ascontiguousarray(values[None, ..., 0]), [*notes, "grey stored as colour"]
+    return np.ascontiguousarray(np.moveaxis(values, -1, 0)), notes
+
+
+def _too_large(path: Path) -> ReadError:
+    return ReadError("raster-too-large", f"has more than {MOST_PIXELS} pixels", where=path, fix="shrink it")
+
+
+def _damaged(path: Path) -> ReadError:
+    reason = "is corrupt or breaks off"
+    return ReadError("raster-damaged", reason, where=path, fix="copy it again from its source")

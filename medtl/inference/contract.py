@@ -1,0 +1,77 @@
+"""Say what a model that leaves medtl takes, gives and may be used for, as plain data that travels with it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from medtl import __version__
+from medtl.imaging.preprocessing import PreprocessingConfig
+from medtl.inference.export import INPUT, LOGITS, PROBABILITIES
+from medtl.training.checkpoint import Checkpoint
+
+FORMAT_VERSION = 1
+USE = "Research use only. Not for diagnosis."
+INTENSITIES = {
+    "percentile": "map the percentiles {0} and {1} to 0 and 1",
+    "window": "apply the window (VOI) of the file; without one map the percentiles {0} and {1} to 0 and 1",
+    "range": "map {2} and {3} to 0 and 1",
+}
+
+
+def contract(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return input, outputs, task, thresholds, calibration, preprocessing, licences and origin."""
+    header, config = checkpoint.header, checkpoint.preprocessing
+    output = {"dtype": "float32", "shape": ["batch", len(header.classes)]}
+    image = ["batch", config.channels, *config.size]
+    return {
+        "format": str(FORMAT_VERSION),
+        "producer": f"medtl {__version__}",
+        "use": USE,
+        "input": {INPUT: {"dtype": "float32", "shape": image, "range": [0, 1], "is": "the prepared image"}},
+        "outputs": {
+            LOGITS: output,
+            PROBABILITIES: {**output, "calibrated": calibration_words(checkpoint)},
+        },
+        "task": {"kind": header.task_kind, "classes": list(header.classes)},
+        "thresholds": thresholds(checkpoint),
+        "calibration": header.calibration.model_dump(mode="json") if header.calibration else None,
+        "conformal": header.conformal.model_dump(mode="json") if header.conformal else None,
+        "preprocessing": {**config.model_dump(mode="json"), "steps": list(preprocessing_steps(config))},
+        "licences": licences(checkpoint),
+        "backbone": header.backbone,
+        "model_sha256": checkpoint.sha256,
+    }
+
+
+def thresholds(checkpoint: Checkpoint) -> dict[str, float]:
+    """Return from which probability on a class is predicted; in multiclass none: the most probable one is."""
+    task, cuts = checkpoint.task, checkpoint.header.thresholds or ()
+    judged = () if task.kind == "multiclass" else task.asked_classes
+    return dict(zip(judged, cuts, strict=False))
+
+
+def licences(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return under which licence each part of the model came here."""
+    weights = checkpoint.header.weights
+    origin = f"{weights['licence']}: {weights['source']}" if weights else "none: trained from random weights"
+    return {"pretrained weights": origin, "medtl": "Apache-2.0", "training data": "as its owner says"}
+
+
+def preprocessing_steps(config: PreprocessingConfig) -> Iterator[str]:
+    """Yield in words how an image is prepared; imaging/preprocessing.py is what does it."""
+    yield "values after the Modality LUT or rescale, larger is brighter: MONOCHROME1 is inverted"
+    yield "padding values take the lowest of the others; colour becomes grey by ITU-R BT.601 for one channel"
+    if len(config.size) == 3:
+        yield f"axes in the order and direction {config.orientation}: slices, rows, columns"
+    if config.spacing_mm is not None:
+        yield f"resampled linearly to {' x '.join(f'{step:g}' for step in config.spacing_mm)} mm"
+    else:
+        yield "resized by one factor to fit in rows and columns, by area where it shrinks, otherwise linearly"
+    low, high = config.range or ("", "")
+    yield INTENSITIES[config.intensity].format(*config.percentiles, low, high) + ", and clip"
+    yield f"padded with 0 or cropped around the centre to {' x '.join(map(str, config.size))}"
+
+
+def calibration_words(checkpoint: Checkpoint) -> str:
+    """Say whether probabilities are calibrated, and by what."""
+    calibration = checkpoint.header.calibration
+    return f"calibrated by {calibration.method}" if calibration else "not calibrated"

@@ -1,0 +1,282 @@
+"""Turn a checkpoint into a program that runs without medtl: prepared images -> logits and probabilities.
+
+classifier + calibration -> Portable -> torch.export -> model.pt2
+                                     -> ONNX         -> model.onnx
+Each file is run against the classifier before it is handed over.
+"""
+
+import io
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.onnx import ONNXProgram
+
+from medtl.core.files import replacing, write_json, write_text
+from medtl.data.task import TaskKind
+from medtl.errors import CheckpointError
+from medtl.evaluation.calibration import Calibration, Steps, to_probabilities
+from medtl.inference.contract import USE, contract
+from medtl.inference.monai_bundle import write_bundle
+from medtl.models.classifier import Classifier
+from medtl.report.model_card import card_text, model_card
+from medtl.training.checkpoint import Checkpoint, load_finished
+
+log = logging.getLogger(__name__)
+INPUT, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
+
+# What an exported program may differ by; of outputs beyond 1 this share, as rounding goes.
+TOLERANCE = 1e-4
+
+# Batches that a program is tried with; none is the one that it was traced with.
+TRACED_WITH, TRIED_WITH = 2, (1, 3)
+
+# Images (N, C, *size) to outputs.
+Run = Callable[[NDArray[np.float32]], Sequence[NDArray]]
+ExportFormat = Literal["onnx", "torch", "monai-bundle"]
+MODEL_FILES = {"onnx": "model.onnx", "torch": "model.pt2", "monai-bundle": "models/model.pt2"}
+
+
+class Portable(nn.Module):
+    """Prepared images (N, C, *size) in [0, 1] -> logits and probabilities (N, K), both float32."""
+
+    def __init__(self, classifier: Classifier, calibration: Calibration | None) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.calibrated = Calibrated(classifier.task.kind, calibration)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.classifier(image)
+        return logits, self.calibrated(logits)
+
+
+class Probabilities(nn.Module):
+    """The same with probabilities alone, for what takes one output."""
+
+    def __init__(self, classifier: Classifier, calibration: Calibration | None) -> None:
+        super().__init__()
+        self.portable = Portable(classifier, calibration)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.portable(image)[1]
+
+
+class Calibrated(nn.Module):
+    """Logits (N, K) -> probabilities (N, K) as learning/calibration.py has them, in 64 bits within."""
+
+    temperatures: Tensor
+
+    def __init__(self, kind: TaskKind, calibration: Calibration | None) -> None:
+        super().__init__()
+        found = calibration or Calibration(method="temperature")
+        self.kind = kind
+        self.register_buffer("temperatures", torch.tensor(found.temperatures, dtype=torch.float64))
+        self.steps = nn.ModuleList(Interpolation(steps) for steps in found.steps)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        scaled = logits.double() / self.temperatures
+        raw = scaled.sigmoid() if self.kind == "multilabel" else scaled.softmax(dim=1)
+        return (self._step(raw) if len(self.steps) else raw).float()
+
+    def _step(self, raw: Tensor) -> Tensor:
+        columns = raw[:, -1:] if self.kind == "binary" else raw
+        stepped = torch.cat([step(columns[:, k : k + 1]) for k, step in enumerate(self.steps)], dim=1)
+        if self.kind == "binary":
+            return torch.cat([1 - stepped, stepped], dim=1)
+        if self.kind == "multilabel":
+            return stepped
+        total = stepped.sum(dim=1, keepdim=True)
+        even = torch.full_like(stepped, 1 / len(self.steps))
+        return torch.where(total > 0, stepped / torch.where(total > 0, total, 1.0), even)
+
+
+class Interpolation(nn.Module):
+    """What numpy.interp does, as a sum over segments, each clamped to its width: (N, 1) -> (N, 1)."""
+
+    starts: Tensor
+    widths: Tensor
+    slopes: Tensor
+
+    def __init__(self, steps: Steps) -> None:
+        super().__init__()
+        x, y = (torch.tensor(values, dtype=torch.float64) for values in (steps.x, steps.y))
+        widths = x.diff()
+        self.first = float(y[0])
+        self.register_buffer("starts", x[:-1])
+        self.register_buffer("widths", widths)
+        self.register_buffer("slopes", torch.where(widths > 0, y.diff() / widths.clamp(min=1e-300), 0.0))
+
+    def forward(self, values: Tensor) -> Tensor:
+        inside = torch.minimum((values - self.starts).clamp(min=0), self.widths)
+        return self.first + (inside * self.slopes).sum(dim=1, keepdim=True)
+
+
+def write_onnx(path: Path, checkpoint: Checkpoint, contract: Mapping[str, Any]) -> float:
+    """Write an ONNX file, the contract in its metadata; return how far it is from the classifier at most.
+
+    Raises CheckpointError extra-missing, export-unsupported, export-differs; OutputError.
+    """
+    onnxruntime = import_onnx("medtl export")
+    portable = Portable(checkpoint.classifier, checkpoint.header.calibration)
+    written = translate(portable, checkpoint, [LOGITS, PROBABILITIES])
+    for key, said in contract.items():
+        written.model.metadata_props[key] = said if isinstance(said, str) else json.dumps(said)
+    with replacing(path) as temporary:
+        written.save(temporary, external_data=False)
+        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
+        names = [LOGITS, PROBABILITIES]
+        return _check(checkpoint, names, lambda images: session.run(names, {INPUT: images}))
+
+
+def write_program(path: Path, checkpoint: Checkpoint, kind: type[nn.Module] = Portable) -> ExportedProgram:
+    """Write a torch.export archive of a Portable, or of its Probabilities alone; return the program.
+
+    Raises CheckpointError export-unsupported, export-differs; OutputError.
+    """
+    program = _trace(kind(checkpoint.classifier, checkpoint.header.calibration), checkpoint)
+    names = [LOGITS, PROBABILITIES] if kind is Portable else [PROBABILITIES]
+    with replacing(path) as temporary:
+        # In memory first: on a full disk torch's own writer ends the process.
+        content = io.BytesIO()
+        torch.export.save(program, content)
+        temporary.write_bytes(content.getbuffer())
+        with temporary.open("rb") as file:
+            module = torch.export.load(file).module()
+
+        def run(images: NDArray[np.float32]) -> list[NDArray]:
+            found = module(torch.from_numpy(images))
+            return [output.numpy() for output in (found if isinstance(found, tuple) else (found,))]
+
+        _check(checkpoint, names, run)
+    return program
+
+
+def example_images(checkpoint: Checkpoint, count: int) -> NDArray[np.float32]:
+    """Return smooth random images (count, C, *size) in [0, 1], the same ones each time."""
+    config = checkpoint.preprocessing
+    noise = np.random.default_rng(count).random((count, config.channels, *config.size), dtype=np.float32)
+    smooth = gaussian_filter(noise, (0, 0, *[side / 16 for side in config.size]))
+    low, high = smooth.min(), smooth.max()
+    return ((smooth - low) / (high - low)).astype(np.float32)
+
+
+def import_onnx(where: str) -> Any:
+    """Return onnxruntime, where all is there that writes and runs ONNX.
+
+    Raises CheckpointError extra-missing.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when it is imported
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript
+    except ModuleNotFoundError as missing:
+        reason, fix = f"needs {missing.name}", "pip install 'medtl[export]'"
+        raise CheckpointError("extra-missing", reason, where=where, fix=fix) from missing
+    log.debug("onnx %s, onnxscript %s", onnx.__version__, onnxscript.__version__)
+    return onnxruntime
+
+
+def translate(network: nn.Module, checkpoint: Checkpoint, outputs: Sequence[str]) -> ONNXProgram:
+    """Return a network that takes a checkpoint's images, any number, as an ONNX graph.
+
+    Raises CheckpointError export-unsupported.
+    """
+    program = _trace(network, checkpoint)
+    with _reporting_unsupported(checkpoint, "ONNX"):
+        written = torch.onnx.export(
+            program, dynamo=True, verbose=False, input_names=[INPUT], output_names=outputs
+        )
+    assert written is not None
+    for value in (*written.model.graph.inputs, *written.model.graph.outputs):
+        assert value.shape is not None
+        value.shape[0] = "batch"  # the tracer's name says nothing
+    return written
+
+
+def _trace(network: nn.Module, checkpoint: Checkpoint) -> ExportedProgram:
+    """Trace a network with any number of images."""
+    images = torch.from_numpy(example_images(checkpoint, TRACED_WITH))
+    with _reporting_unsupported(checkpoint, "torch.export"):
+        return torch.export.export(network.cpu().eval(), (images,), dynamic_shapes=({0: Dim("batch")},))
+
+
+@contextmanager
+def _reporting_unsupported(checkpoint: Checkpoint, format_name: str) -> Iterator[None]:
+    """Turn whatever tracing and translating raise into the refusal of a backbone by name."""
+    try:
+        yield
+    except Exception as error:  # what the exporters raise has no base class of its own
+        reason = f"{checkpoint.header.backbone} cannot be written as {format_name} ({type(error).__name__})"
+        fix = "use medtl itself, or another backbone"
+        raise CheckpointError("export-unsupported", reason, where=checkpoint.folder, fix=fix) from error
+
+
+@torch.no_grad()
+def largest_difference(checkpoint: Checkpoint, run: Run, right: Run) -> float:
+    """Return how far outputs are from the right ones at most, beyond 1 as a share of the largest of them.
+
+    NaN where one is.
+    """
+    apart = []
+    for count in TRIED_WITH:
+        images = example_images(checkpoint, count)
+        for found, expected in zip(run(images), right(images), strict=True):
+            scale = max(1.0, float(np.abs(expected).max()))
+            apart.append(np.abs(found - expected).max() / scale)
+    return float(np.max(apart))  # max() would lose a NaN
+
+
+def _check(checkpoint: Checkpoint, names: Sequence[str], run: Run) -> float:
+    """Return the largest difference from the classifier. Raises CheckpointError export-differs."""
+
+    def right(images: NDArray[np.float32]) -> list[NDArray]:
+        logits = checkpoint.classifier(torch.from_numpy(images)).numpy()
+        calibration = checkpoint.header.calibration
+        probabilities = to_probabilities(logits, checkpoint.task.kind, calibration)
+        return [{LOGITS: logits, PROBABILITIES: probabilities}[name] for name in names]
+
+    worst = largest_difference(checkpoint, run, right)
+    if not worst <= TOLERANCE:
+        reason = f"the exported program differs by {worst:.2g}"
+        fix = "use medtl itself, or another format"
+        raise CheckpointError("export-differs", reason, where=checkpoint.folder, fix=fix)
+    return worst
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Where the model lies, and its size in bytes."""
+
+    model: Path
+    size: int
+
+
+def export_run(run: Path, out: Path, to: ExportFormat) -> Exported:
+    """Write the model, what it takes and gives (model.json), and its card below `out`.
+
+    What is written gives what the checkpoint gives, or is not kept. Raises CheckpointError extra-missing,
+    export-unsupported, export-differs, run-unfinished; OutputError.
+    """
+    checkpoint = load_finished(run)
+    said = contract(checkpoint)
+    card = card_text(model_card(run, checkpoint), USE, said["preprocessing"]["steps"])
+    model = out / MODEL_FILES[to]
+    if to == "monai-bundle":
+        write_bundle(out, checkpoint, said, card)
+    else:
+        write_onnx(model, checkpoint, said) if to == "onnx" else write_program(model, checkpoint)
+        write_text(out / "README.md", card)
+        write_json(out / "model.json", said)
+    return Exported(model, model.stat().st_size)

@@ -1,0 +1,209 @@
+"""The backbone contract: an ordered chain of layer groups from images to a feature map."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from medtl.errors import WeightsError
+from medtl.models.weights import KnownWeights, LoadedWeights, StateDict, load_known, load_path, load_strictly
+
+Pooling = Literal["mean", "slice-attention"]
+
+
+class BackboneConfig(BaseModel):
+    """Which backbone, and which weights it starts from: a known name, a file, or null for random ones."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = "efficientnet_lite0"
+    weights: str | None = "imagenet"
+
+
+@dataclass(frozen=True)
+class SizeRule:
+    """Which heights and widths a network takes: at least `smallest` pixels, and a multiple of `multiple`."""
+
+    smallest: int = 1
+    multiple: int = 1
+
+    def problem(self, size: Sequence[int]) -> str | None:
+        """Return what is wrong with an image size (..., H, W), or None where the network takes it."""
+        plane = tuple(size)[-2:]
+        if all(side >= self.smallest and side % self.multiple == 0 for side in plane):
+            return None
+        steps = f" in steps of {self.multiple}" if self.multiple > 1 else ""
+        return f"takes {self.smallest} pixels a side or more{steps}, not {'x'.join(map(str, plane))}"
+
+
+class Standardise(nn.Module):
+    """(x - mean) / std per channel, for images in [0, 1] (N, C, *spatial)."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], in_channels: int) -> None:
+        super().__init__()
+        self.published = mean, std
+        self.mean, self.std = _per_channel(mean, in_channels), _per_channel(std, in_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        mean = torch.tensor(self.mean, dtype=x.dtype, device=x.device).view(shape)
+        std = torch.tensor(self.std, dtype=x.dtype, device=x.device).view(shape)
+        return (x - mean) / std
+
+
+class StandardiseForeground(nn.Module):
+    """(x - mean) / std of each image's voxels above zero; the rest stays zero (MedicalNet's statistics)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        foreground = (x > 0).to(x.dtype)
+        axes = tuple(range(1, x.ndim))
+        count = foreground.sum(axes, keepdim=True).clamp(min=1)
+        mean = (x * foreground).sum(axes, keepdim=True) / count
+        variance = (((x - mean) * foreground) ** 2).sum(axes, keepdim=True) / count
+        return (x - mean) * foreground / variance.sqrt().clamp(min=1e-6)
+
+
+class Backbone(nn.Module):
+    """A pretrained network without its head, as a chain of layer groups.
+
+    Images (N, in_channels, *spatial) in [0, 1] go through `normalise` and then through the groups, stem
+    first; the last one gives the feature map (N, num_features, *grid). The groups partition the parameters.
+    No group alters its input: the feature cache and Grad-CAM keep it. `saliency_group` counts the groups
+    whose output Grad-CAM weighs, a map (N, C, *grid); it is the whole chain by default.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        groups: Mapping[str, nn.Module],
+        *,
+        spatial_dims: int,
+        in_channels: int,
+        num_features: int,
+        normalise: nn.Module,
+        weights: LoadedWeights | None,
+        pooling: Pooling = "mean",
+        saliency_group: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.normalise = normalise
+        self.groups = nn.ModuleDict(groups)
+        self.spatial_dims = spatial_dims
+        self.in_channels = in_channels
+        self.num_features = num_features
+        self.weights = weights
+        self.pooling = pooling
+        self.saliency_group = len(self.groups) if saliency_group is None else saliency_group
+        self.sizes = SizeRule()
+
+    @property
+    def layer_groups(self) -> tuple[str, ...]:
+        """Names of the groups, stem first."""
+        return tuple(self.groups.keys())
+
+    def prefix(self, count: int, x: Tensor) -> Tensor:
+        """Return the activations after the first `count` groups for images x."""
+        return self.between(0, count, x)
+
+    def suffix(self, count: int, x: Tensor) -> Tensor:
+        """Return the feature map for activations x that come out of the first `count` groups."""
+        return self.between(count, len(self.groups), x)
+
+    def between(self, start: int, stop: int, x: Tensor) -> Tensor:
+        """Run groups start to stop. The first group takes images, which are checked and normalised for it."""
+        if start == 0 < stop:
+            x = self.normalise(self._checked(x))
+        for group in list(self.groups.values())[start:stop]:
+            x = group(x)
+        return x
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return the feature map (N, num_features, *grid) of images (N, in_channels, *spatial) in [0, 1]."""
+        return self.suffix(0, x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features(x)."""
+        return self.features(x)
+
+    def _checked(self, x: Tensor) -> Tensor:
+        if x.ndim != self.spatial_dims + 2 or x.shape[1] != self.in_channels:
+            wanted = f"(N, {self.in_channels}, {'D, ' if self.spatial_dims == 3 else ''}H, W)"
+            raise ValueError(f"{self.name} takes {wanted}, not {tuple(x.shape)}")
+        problem = self.sizes.problem(x.shape[2:])
+        if problem:
+            raise ValueError(f"{self.name} {problem}")
+        return x
+
+
+@dataclass(frozen=True)
+class BackboneEntry:
+    """One line of BACKBONES: what is known of a backbone before it is built, and how to build it.
+
+    build(in_channels, state) returns the untrained or loaded module; see BackboneEntry.__call__.
+    """
+
+    name: str
+    family: str
+    spatial_dims: int
+    input_size: tuple[int, ...]
+    known_weights: tuple[KnownWeights, ...]
+    build: Callable[[int, "WeightsRequest"], Backbone]
+    sizes: SizeRule = SizeRule()
+
+    def __call__(self, weights: str | Path | None = None, in_channels: int = 1) -> Backbone:
+        """Build the backbone from known weights by name, from a file, or untrained (None).
+
+        Raises WeightsError with the codes weights-unknown, -missing, -hash, -mismatch, -unsafe.
+        """
+        backbone = self.build(in_channels, WeightsRequest(self.name, weights, self.known_weights))
+        backbone.sizes = self.sizes
+        return backbone
+
+
+@dataclass(frozen=True)
+class WeightsRequest:
+    """Weights that were asked for and not yet read: a known name, a path, or None."""
+
+    backbone: str
+    weights: str | Path | None
+    known: tuple[KnownWeights, ...]
+
+    def read(self) -> tuple[StateDict, LoadedWeights] | None:
+        """Return the state dict and its provenance, or None where an untrained network was asked for."""
+        if self.weights is None:
+            return None
+        known = {weights.name: weights for weights in self.known}
+        if str(self.weights) in known:
+            return load_known(known[str(self.weights)], self.backbone)
+        if isinstance(self.weights, Path) or "/" in self.weights or "." in self.weights:
+            return load_path(Path(self.weights))
+        names = ", ".join(known) or "none: give a file"
+        raise WeightsError("weights-unknown", f"no weights {self.weights!r}", where=self.backbone, fix=names)
+
+    def load_into(self, module: nn.Module, adapt: Callable[[StateDict], StateDict]) -> LoadedWeights | None:
+        """Load what was asked for into `module` after `adapt` has renamed and reshaped it."""
+        read = self.read()
+        if read is None:
+            return None
+        state, loaded = read
+        try:
+            adapted = adapt(state)
+        except (KeyError, IndexError) as error:
+            reason = f"has no {error.args[0]}" if error.args else "has other tensors"
+            raise WeightsError(
+                "weights-mismatch", reason, where=loaded.path, fix=f"give weights of {self.backbone}"
+            ) from error
+        load_strictly(module, adapted, loaded, self.backbone)
+        return loaded
+
+
+def _per_channel(values: tuple[float, ...], in_channels: int) -> tuple[float, ...]:
+    """Keep published statistics for as many channels; otherwise use their mean for each channel."""
+    if len(values) == in_channels:
+        return values
+    return (sum(values) / len(values),) * in_channels

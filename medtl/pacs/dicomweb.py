@@ -1,0 +1,219 @@
+"""Speak DICOMweb (PS3.18): list what a PACS has, fetch instances, hand instances over.
+
+Instances travel as the bytes that they are: nothing here parses or writes a data set.
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from email.message import Message
+from typing import Any, Self
+
+import requests
+
+from medtl.errors import PacsError, ReadError
+from medtl.pacs.instance import UID, Instance, read_file
+from medtl.pacs.peer import Tls, WebPeer, client_tls
+
+TIMEOUT_SECONDS = (10.0, 60.0)  # to connect; between bytes
+PAGE = 100
+LARGEST_LIST = 64 * 2**20
+LARGEST_INSTANCE = 2**30
+CHUNK = 2**16
+STUDY, SERIES, INSTANCE = "0020000D", "0020000E", "00080018"
+REFERENCED, FAILED, REFERENCED_INSTANCE, FAILURE = "00081199", "00081198", "00081155", "00081197"
+ANY_SYNTAX = 'multipart/related; type="application/dicom"; transfer-syntax=*'
+AWAY = (502, 503, 504)
+TOKEN = "MEDTL_PACS_TOKEN"
+
+
+class WebService:
+    """A DICOMweb service and the connection to it. ~/.netrc has user and password, TOKEN a token."""
+
+    def __init__(self, peer: WebPeer, tls: Tls | None = None) -> None:
+        self.peer = peer
+        self.session = requests.Session()
+        token = os.environ.get(TOKEN)
+        if token:
+            self.session.auth = _Bearer(token)
+        self.tls: dict[str, Any] = {"verify": True, "cert": None}
+        if tls:
+            client_tls(tls)  # says in our words what is wrong with the files
+            self.tls["verify"] = str(tls.authority) if tls.authority else True
+            if tls.certificate:
+                self.tls["cert"] = (str(tls.certificate), str(tls.key or tls.certificate))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.session.close()
+
+    def studies(self, query: Mapping[str, str], limit: int | None) -> Iterator[str]:
+        """Yield the UIDs of studies (QIDO-RS), at most `limit`."""
+        return self._list("studies", query, STUDY, limit)
+
+    def series(self, study: str, query: Mapping[str, str]) -> Iterator[str]:
+        """Yield the UIDs of a study's series."""
+        return self._list(f"studies/{study}/series", query, SERIES, None)
+
+    def instances(self, study: str, series: str) -> Iterator[str]:
+        """Yield the UIDs of a series' instances."""
+        return self._list(f"studies/{study}/series/{series}/instances", {}, INSTANCE, None)
+
+    def retrieve(self, study: str, series: str, instance: str) -> bytes:
+        """Return an instance as a DICOM file, in the transfer syntax in which it is kept (WADO-RS).
+
+        Raises PacsError pacs-answer.
+        """
+        path = f"studies/{study}/series/{series}/instances/{instance}"
+        response = self._ask("GET", path, headers={"Accept": ANY_SYNTAX})
+        content = self._body(response, LARGEST_INSTANCE)
+        if response.status_code != 200:
+            raise self._odd(f"answered {response.status_code} for an instance")
+        return self._single_part(response.headers.get("Content-Type", ""), content)
+
+    def store(self, instances: Sequence[Instance]) -> Iterator[tuple[Instance, str | ReadError]]:
+        """Hand instances over (STOW-RS); yield each with why it was not taken, "" once it is acknowledged."""
+        for instance in instances:
+            try:
+                yield instance, self._store(instance)
+            except ReadError as error:
+                yield instance, error
+
+    def _store(self, instance: Instance) -> str:
+        boundary = uuid.uuid4().hex
+        head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+        body = head + read_file(instance.path) + f"\r\n--{boundary}--\r\n".encode()
+        kind = f'multipart/related; type="application/dicom"; boundary={boundary}'
+        headers = {"Content-Type": kind, "Accept": "application/dicom+json"}
+        response = self._ask("POST", "studies", headers=headers, data=body)
+        answer = self._json(response)
+        return _why_not(response.status_code, answer, instance.sop_instance)
+
+    def _list(self, path: str, query: Mapping[str, str], tag: str, limit: int | None) -> Iterator[str]:
+        """Yield UIDs page by page, until one brings nothing new: not every PACS heeds offset and limit."""
+        seen: set[str] = set()
+        offset = 0
+        while limit is None or len(seen) < limit:
+            page = self._page(path, {**query, "limit": str(PAGE), "offset": str(offset)}, tag)
+            news = [uid for uid in dict.fromkeys(page) if uid not in seen]
+            yield from news[: None if limit is None else limit - len(seen)]
+            seen.update(news)
+            offset += len(page)
+            if not news:
+                return
+
+    def _page(self, path: str, query: Mapping[str, str], tag: str) -> list[str]:
+        headers = {"Accept": "application/dicom+json"}
+        response = self._ask("GET", path, headers=headers, params=query)
+        if response.status_code == 204:
+            return []
+        answer = self._json(response)
+        if response.status_code != 200 or not isinstance(answer, list):
+            raise self._odd(f"answered {response.status_code} to a search")
+        uids = [_value(item, tag) for item in answer]
+        if not all(UID.fullmatch(uid) for uid in uids):
+            raise self._odd("listed something without a valid UID")
+        return uids
+
+    def _ask(self, method: str, path: str, **more: Any) -> requests.Response:
+        """Send a request. Raises PacsError pacs-unreachable, pacs-refused, pacs-answer (a redirection)."""
+        try:
+            response = self.session.request(
+                method,
+                f"{self.peer.url}/{path}",
+                timeout=TIMEOUT_SECONDS,
+                allow_redirects=False,  # it could lead anywhere
+                stream=True,
+                **self.tls,  # here and not in the session, whose environment would go first
+                **more,
+            )
+        except (requests.RequestException, OSError) as error:
+            raise self._away(type(error).__name__) from error
+        if response.status_code in (401, 403):
+            fix = f"put user and password into ~/.netrc, or a token into {TOKEN}"
+            reason = f"answered {response.status_code}, not authorised"
+            raise PacsError("pacs-refused", reason, where=self.peer.url, fix=fix)
+        if response.status_code in AWAY:
+            raise self._away(f"answered {response.status_code}")
+        if 300 <= response.status_code < 400:
+            raise self._odd(f"answered {response.status_code}, a redirection, which is not followed")
+        return response
+
+    def _body(self, response: requests.Response, largest: int) -> bytes:
+        content = bytearray()
+        try:
+            with response:
+                for chunk in response.iter_content(CHUNK):
+                    content += chunk
+                    if len(content) > largest:
+                        raise self._odd(f"sent more than {largest // 2**20} MB at once")
+        except (requests.RequestException, OSError) as error:
+            raise self._away(type(error).__name__) from error
+        return bytes(content)
+
+    def _json(self, response: requests.Response) -> Any:
+        """Return the answer as plain data, None where it is no JSON."""
+        content = self._body(response, LARGEST_LIST)
+        try:
+            return json.loads(content)
+        except (ValueError, RecursionError):
+            return None
+
+    def _single_part(self, content_type: str, body: bytes) -> bytes:
+        """Return the one part of a multipart message (RFC 2046 5.1.1), or a body that is no multipart."""
+        header = Message()
+        header["Content-Type"] = content_type
+        boundary = header.get_param("boundary")
+        if header.get_content_type() == "application/dicom":
+            return body
+        if header.get_content_maintype() != "multipart" or not isinstance(boundary, str):
+            raise self._odd("sent no DICOM for an instance")
+        mark = b"--" + boundary.encode()
+        start = body.find(b"\r\n\r\n", body.find(mark))
+        end = body.rfind(b"\r\n" + mark + b"--")
+        if not 0 <= start < end or body.find(b"\r\n" + mark + b"\r\n", start, end) >= 0:
+            raise self._odd("did not send one whole part for an instance")
+        return body[start + 4 : end]
+
+    def _away(self, reason: str) -> PacsError:
+        fix = "check address, TLS and network; the same command goes on"
+        return PacsError("pacs-unreachable", f"does not answer ({reason})", where=self.peer.url, fix=fix)
+
+    def _odd(self, reason: str) -> PacsError:
+        fix = "check that the address is the base of its DICOMweb service"
+        return PacsError("pacs-answer", reason, where=self.peer.url, fix=fix)
+
+
+class _Bearer(requests.auth.AuthBase):
+    def __init__(self, token: str) -> None:
+        self.token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self.token}"
+        return request
+
+
+def _why_not(status: int, answer: Any, uid: str) -> str:
+    """Return why an instance was not taken: only an answer that names it as stored says that it was."""
+    said = answer if isinstance(answer, dict) else {}
+    failed = {_value(item, REFERENCED_INSTANCE): item for item in _items(said, FAILED)}
+    kept = {_value(item, REFERENCED_INSTANCE) for item in _items(said, REFERENCED)}
+    if uid in kept and uid not in failed and status in (200, 202):
+        return ""
+    reason = _value(failed.get(uid, {}), FAILURE)
+    return f"the PACS answered {status}{f', failure reason {reason[:8]}' if reason else ''}"
+
+
+def _items(said: Mapping[str, Any], tag: str) -> list[Any]:
+    element = said.get(tag)
+    values = element.get("Value") if isinstance(element, dict) else None
+    return values if isinstance(values, list) else []
+
+
+def _value(item: Any, tag: str) -> str:
+    """Return the first value of an element of the DICOM JSON model (PS3.18 F.2)."""
+    values = _items(item, tag) if isinstance(item, dict) else []
+    return str(values[0]) if values else ""

@@ -1,0 +1,83 @@
+"""Turn the heatmap of a volume into a Parametric Map on the grid of its slices (PS3.3 A.75)."""
+
+import numpy as np
+from highdicom import VOILUTTransformation, Volume
+from highdicom.pm import ParametricMap, RealWorldValueMapping
+from numpy.typing import NDArray
+
+from medtl.errors import ReadError
+from medtl.pacs.objects import concepts
+from medtl.pacs.objects.headers import add_laterality, equipment, identity, references
+from medtl.pacs.objects.result import RESEARCH_ONLY, StudyResult
+
+# Viewers show 16-bit maps, and hardly one shows those of floats; a step is 1.5e-5.
+TOP = 2**16 - 1
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def parametric_map(result: StudyResult) -> ParametricMap:
+    """Return the heatmap with the values 0 to 65535 for 0 to 1; each frame refers to the slices it lies on.
+
+    Raises ReadError result-no-frame where the slices do not say which frame of reference they lie in.
+    """
+    headers = references(result)
+    for header in headers:
+        header.SliceThickness = header.get("SliceThickness")  # highdicom takes it for granted
+    if not headers[0].get("FrameOfReferenceUID"):
+        reason = "lacks FrameOfReferenceUID, so a map has no place in the patient"
+        raise ReadError(
+            "result-no-frame", reason, where=result.image.facts.source, fix="leave out --kind map"
+        )
+    written = ParametricMap(
+        source_images=headers,
+        pixel_array=_volume(result, str(headers[0].FrameOfReferenceUID)),
+        contains_recognizable_visual_features=False,
+        real_world_value_mappings=[_mapping(result)],
+        voi_lut_transformations=[VOILUTTransformation(window_center=TOP / 2, window_width=TOP)],
+        content_label="SALIENCY",
+        content_description=concepts.meaning_of(f"{result.method} of {result.target_class}"),
+        content_qualification="RESEARCH",
+        **identity(result, "map"),
+        **equipment(result),
+    )
+    _drop_other_frames(written, result)
+    add_laterality(written, headers[0])
+    written.ContentCreatorName = None  # nobody, which must be said (PS3.3 table 10-12)
+    written.ImageComments = f"What raised the model's score of {result.target_class}. {RESEARCH_ONLY}"
+    return written
+
+
+def _volume(result: StudyResult, frame_of_reference: str) -> Volume:
+    assert result.image.affine is not None
+    levels: NDArray[np.uint16] = np.round(np.clip(result.heatmap, 0, 1) * TOP).astype(np.uint16)
+    return Volume(
+        levels,
+        affine=RAS_TO_LPS @ result.image.affine,
+        coordinate_system="PATIENT",
+        frame_of_reference_uid=frame_of_reference,
+    )
+
+
+def _drop_other_frames(written: ParametricMap, result: StudyResult) -> None:
+    """Take back references to frames that lie at the same places and were not judged, as of another echo."""
+    judged = {str(one.header.SOPInstanceUID): one.frames for one in result.sources}
+    for group in written.PerFrameFunctionalGroupsSequence:
+        for derivation in group.get("DerivationImageSequence", ()):
+            derivation.SourceImageSequence = [
+                item
+                for item in derivation.SourceImageSequence
+                if item.get("ReferencedFrameNumber") is None
+                or item.ReferencedFrameNumber in (judged[item.ReferencedSOPInstanceUID] or ())
+            ]
+
+
+def _mapping(result: StudyResult) -> RealWorldValueMapping:
+    return RealWorldValueMapping(
+        lut_label="SALIENCY",
+        lut_explanation=concepts.meaning_of(f"0 none, 1 most: {result.method} of {result.target_class}"),
+        unit=concepts.NO_UNITS,
+        value_range=(0, TOP),
+        slope=1 / TOP,
+        intercept=0.0,
+        quantity_definition=concepts.SALIENCY,
+    )

@@ -1,0 +1,131 @@
+"""Turn a study's result into a Secondary Capture: the heatmap over the image, and what it is in words."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from highdicom.sc import SCImage
+from numpy.typing import NDArray
+from PIL import Image as Picture
+from PIL import ImageDraw, ImageFont
+from pydicom import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import ExplicitVRLittleEndian
+
+from medtl.pacs.objects.concepts import verdict_words
+from medtl.pacs.objects.headers import add_laterality, equipment, identity, reference
+from medtl.pacs.objects.result import RESEARCH_ONLY, StudyResult
+from medtl.report.formatting import probability_text
+from medtl.report.pictures import Overlay, overlay_of
+
+LONGEST_SIDE = 768  # px of the picture above the words
+FONT_SIZE, MARGIN = 17, 10
+# Rows to the back and columns to the left, as imaging/display.py turns a volume.
+AXIAL_ORIENTATION = ["L", "P"]
+
+
+def secondary_capture(result: StudyResult) -> SCImage:
+    """Return the overlay, with its words burned in, as an image that refers to the images judged."""
+    overlay = overlay_of(result.image, result.heatmap)
+    header = reference(result.sources[0].header)
+    capture = SCImage.from_ref_dataset(
+        ref_dataset=header,
+        pixel_array=_draw(overlay, _words(result, overlay)),
+        photometric_interpretation="RGB",
+        bits_allocated=8,
+        coordinate_system="PATIENT",
+        patient_orientation=("L", "P"),
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        **identity(result, "sc"),
+        **equipment(result),
+    )
+    capture.copy_patient_and_study_information(header)
+    _describe(capture, header, result)
+    return capture
+
+
+def _words(result: StudyResult, overlay: Overlay) -> list[str]:
+    place = f", slice {overlay.slice} of {overlay.slices} from the feet" if overlay.slices > 1 else ""
+    pairs = zip(result.task.classes, result.probabilities, strict=True)
+    chances = [f"{name} {probability_text(chance)}" for name, chance in pairs]
+    screened = verdict_words(result.screening)
+    return [
+        f"medtl {result.model.medtl}, {result.model.backbone}, model {result.model.sha256[:12]}",
+        f"Predicted: {', '.join(result.predicted) or 'none of the findings'}",
+        f"Probabilities: {', '.join(chances)}",
+        *([screened] if screened else []),
+        f"Colour: what raised the score of {result.target_class} ({result.method}){place}",
+        RESEARCH_ONLY,
+    ]
+
+
+def _draw(overlay: Overlay, words: Sequence[str]) -> NDArray[np.uint8]:
+    """Return RGB (H, W, 3): the picture with square pixels, and below it the words."""
+    row_mm, column_mm = overlay.spacing_mm or (1.0, 1.0)
+    picture = Picture.fromarray(overlay.pixels)
+    sides = picture.width * column_mm, picture.height * row_mm
+    scale = LONGEST_SIDE / max(sides)
+    width, height = (max(1, round(side * scale)) for side in sides)
+    picture = picture.resize((width, height), Picture.Resampling.BICUBIC)
+    font = _font()
+    lines = [part for line in words for part in _wrap(line, font, LONGEST_SIDE - 2 * MARGIN)]
+    step = round(FONT_SIZE * 1.4)
+    sheet = Picture.new("RGB", (LONGEST_SIDE, height + 2 * MARGIN + step * len(lines)))
+    sheet.paste(picture, ((LONGEST_SIDE - width) // 2, 0))
+    pen = ImageDraw.Draw(sheet)
+    for number, line in enumerate(lines):
+        pen.text((MARGIN, height + MARGIN + number * step), line, font=font, fill="white")
+    return np.asarray(sheet)
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), FONT_SIZE)
+
+
+def _wrap(line: str, font: ImageFont.FreeTypeFont, room: float) -> list[str]:
+    """Break a line between words, and a word that is longer than the room anywhere."""
+    lines = [""]
+    for word in " ".join(line.split()).split(" "):
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= room:
+            lines[-1] = longer
+            continue
+        lines.append("")
+        for letter in word:
+            if font.getlength(lines[-1] + letter) > room:
+                lines.append("")
+            lines[-1] += letter
+    return [part for part in lines if part]
+
+
+def _describe(capture: SCImage, header: Dataset, result: StudyResult) -> None:
+    """Say what the picture is and what it was made from."""
+    volume = result.image.affine is not None
+    capture.ConversionType = "WSD"
+    capture.BurnedInAnnotation = "YES"
+    capture.PatientOrientation = AXIAL_ORIENTATION if volume else header.get("PatientOrientation")
+    add_laterality(capture, header)
+    capture.DerivationDescription = (
+        f"Image under a heatmap ({result.method}) of what raised the model's score of {result.target_class}; "
+        f"medtl {result.model.medtl}, {result.model.backbone}. {RESEARCH_ONLY}"
+    )
+    capture.SourceImageSequence = [_source_item(one.header, one.frames) for one in result.sources]
+    capture.LossyImageCompression = header.get("LossyImageCompression") or "00"
+    if capture.LossyImageCompression == "01":
+        for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+            if keyword in header:
+                capture[keyword] = header[keyword]
+
+
+def _source_item(header: Dataset, frames: tuple[int, ...] | None) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID = header.SOPClassUID
+    item.ReferencedSOPInstanceUID = header.SOPInstanceUID
+    if frames is not None:
+        item.ReferencedFrameNumber = list(frames)
+    purpose = codes.DCM.SourceImageForImageProcessingOperation
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = purpose[:3]
+    item.PurposeOfReferenceCodeSequence = [code]
+    return item

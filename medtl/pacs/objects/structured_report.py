@@ -1,0 +1,128 @@
+"""Turn a study's result into a Structured Report: one measurement group a class (PS3.16 TID 1500, 1501)."""
+
+from collections.abc import Iterator, Sequence
+
+from highdicom.sr import (
+    AlgorithmIdentification,
+    CodedConcept,
+    DeviceObserverIdentifyingAttributes,
+    EnhancedSR,
+    LanguageOfContentItemAndDescendants,
+    Measurement,
+    MeasurementReport,
+    MeasurementsAndQualitativeEvaluations,
+    ObservationContext,
+    ObserverContext,
+    QualitativeEvaluation,
+    SourceImageForMeasurementGroup,
+    TrackingIdentifier,
+)
+from pydicom import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+
+from medtl.pacs.objects import concepts
+from medtl.pacs.objects.headers import equipment, identity, references
+from medtl.pacs.objects.result import StudyResult
+
+DECIMALS = 6
+
+
+def structured_report(result: StudyResult) -> EnhancedSR:
+    """Return the classification with its probabilities, the model, and references to the images judged.
+
+    It is unverified and preliminary: nobody has looked at it.
+    """
+    headers = references(result)
+    report = MeasurementReport(
+        observation_context=_observer(result),
+        procedure_reported=_procedures(headers[0]),
+        imaging_measurements=list(_groups(result)),
+        title=codes.DCM.ImagingMeasurementReport,
+        language_of_content_item_and_descendants=LanguageOfContentItemAndDescendants(
+            CodedConcept("en", "RFC5646", "English")
+        ),
+    )
+    return EnhancedSR(
+        evidence=headers,
+        content=report,
+        is_complete=True,
+        is_final=False,
+        coding_schemes=[concepts.scheme_item()],
+        **identity(result, "sr"),
+        **equipment(result),
+    )
+
+
+def _observer(result: StudyResult) -> ObservationContext:
+    device = DeviceObserverIdentifyingAttributes(
+        uid=result.model.uid,
+        name="medtl",
+        manufacturer_name="medtl",
+        model_name=result.model.backbone,
+        serial_number=result.model.sha256[:16],
+    )
+    return ObservationContext(observer_device_context=ObserverContext(codes.DCM.Device, device))
+
+
+def _procedures(header: Dataset) -> list[CodedConcept]:
+    """Return the procedures that the source names by code; otherwise what its modality says was done."""
+    keywords = ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")
+    coded = [[item.get(key) for key in keywords] for item in header.get("ProcedureCodeSequence") or ()]
+    named = [CodedConcept(*map(str, parts)) for parts in coded if all(parts)]
+    said = concepts.PROCEDURES.get(str(header.get("Modality") or ""), concepts.IMAGING)
+    return named or [CodedConcept.from_code(said)]
+
+
+def _groups(result: StudyResult) -> Iterator[MeasurementsAndQualitativeEvaluations]:
+    algorithm = AlgorithmIdentification(
+        name="medtl",
+        version=result.model.medtl,
+        family=concepts.ARTIFICIAL_INTELLIGENCE,
+        parameters=list(result.model.parameters()),
+    )
+    images = _images(result)
+    for name, probability in zip(result.task.classes, result.probabilities, strict=True):
+        yield MeasurementsAndQualitativeEvaluations(
+            tracking_identifier=TrackingIdentifier(result.uid("class", name), name),
+            finding_type=concepts.class_concept(name),
+            algorithm_id=algorithm,
+            measurements=_measurements(result, name, probability),
+            qualitative_evaluations=_evaluations(result, name),
+            source_images=images,
+        )
+
+
+def _images(result: StudyResult) -> Sequence[SourceImageForMeasurementGroup]:
+    return [
+        SourceImageForMeasurementGroup(
+            str(one.header.SOPClassUID),
+            str(one.header.SOPInstanceUID),
+            None if one.frames is None else list(one.frames),
+        )
+        for one in result.sources
+    ]
+
+
+def _measurements(result: StudyResult, name: str, probability: float) -> list[Measurement]:
+    found = [_measurement(concepts.PROBABILITY, probability)]
+    if name in result.model.thresholds:
+        found.append(_measurement(concepts.THRESHOLD, result.model.thresholds[name]))
+    return found
+
+
+def _measurement(name: Code, value: float) -> Measurement:
+    return Measurement(name=name, value=round(value, DECIMALS), unit=concepts.NO_UNITS)
+
+
+def _evaluations(result: StudyResult, name: str) -> list[QualitativeEvaluation]:
+    answers = {concepts.PREDICTED: name in result.predicted}
+    if result.held is not None:
+        answers[concepts.IN_PREDICTION_SET] = name in result.held
+    found = [
+        QualitativeEvaluation(question, concepts.YES if answer else concepts.NO)
+        for question, answer in answers.items()
+    ]
+    if result.screening:
+        found.append(QualitativeEvaluation(concepts.SCREENING, concepts.VERDICTS[result.screening]))
+    return found

@@ -1,0 +1,88 @@
+"""Turn small pictures of a folder's images into one page to look through before anything is trained."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from medtl.core.files import write_text
+from medtl.report.findings import Refusal
+from medtl.report.html import render_page
+from medtl.report.pictures import encode_grey, frame_of
+
+PAGE_NAME = "contact_sheet.html"
+THUMBNAIL_SIDE = 160  # px of the longer side
+MOST_TILES = 500  # on a page: some 4 MB
+FEW_REFUSALS = 10  # are unfolded from the start
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A picture as a data URI, and its size on the page in px, in true proportions."""
+
+    source: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One image of the sheet. The texts are shown as they are: nothing in them may identify a patient.
+
+    thumbnail: None where it must not be shown; `withheld` then says why. problems get a badge each.
+    """
+
+    sample_id: str
+    group: str
+    matrix: str
+    spacing: str
+    thumbnail: Thumbnail | None
+    withheld: str = ""
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ContactSheet:
+    """What the page tells: facts (name -> text) of the folder and of each group, tiles, and refusals.
+
+    images: how many there are, of which `tiles` may be a part.
+    """
+
+    facts: Mapping[str, str]
+    groups: Mapping[str, Mapping[str, str]]
+    tiles: Sequence[Tile]
+    refusals: Sequence[Refusal]
+    images: int
+
+
+def make_thumbnail(grey: NDArray[np.float32], spacing_mm: tuple[float, ...] | None) -> Thumbnail:
+    """Encode an image (H, W) in [0, 1], or the middle slice of a volume (D, H, W)."""
+    plane = grey[grey.shape[0] // 2] if grey.ndim == 3 else grey
+    frame = frame_of(plane, spacing_mm)
+    scale = THUMBNAIL_SIDE / max(frame.width, frame.height)
+    size = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
+    resized = np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BOX))
+    return Thumbnail(encode_grey(resized), *size)
+
+
+def write_contact_sheet(out: Path, sheet: ContactSheet) -> Path:
+    """Write contact_sheet.html below `out` and return its path. Raises OutputError output-unwritable."""
+    remarks = Counter(text for tile in sheet.tiles for text in (*tile.problems, *tile.notes))
+    page = render_page(
+        "contact_sheet.html",
+        script="contact_sheet.js",
+        sheet=sheet,
+        groups=list(dict.fromkeys(tile.group for tile in sheet.tiles)),
+        remarks=remarks.most_common(),
+        problems=sum(bool(tile.problems) for tile in sheet.tiles),
+        few=FEW_REFUSALS,
+        side=THUMBNAIL_SIDE,
+    )
+    # A lone surrogate, as in an undecodable file name, has no UTF-8: shown as "?".
+    write_text(out / PAGE_NAME, page.encode("utf-8", "replace").decode("utf-8"))
+    return out / PAGE_NAME

@@ -1,0 +1,79 @@
+"""Turn a training run into one page: its stages and curves, its validation, and where it was surely wrong."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medtl.report.evaluation_page import judged_parts
+from medtl.report.findings import ModelCard
+from medtl.report.html import render_page, write_page
+from medtl.report.pictures import draw_picture
+from medtl.report.site import remove_stale_pictures, training_charts
+from medtl.report.study_page import write_picture
+
+WRONG_SIDE = 240  # px
+
+
+@dataclass(frozen=True, eq=False)
+class WrongAnswer:
+    """A validation study that was answered wrongly.
+
+    said, label: what was answered and what is true, in words. probability: of what was said. image: grey in
+    [0, 1], (H, W) or (D, H, W), None where it was not to be had; spacing_mm: along its axes.
+    """
+
+    sample_id: str
+    said: str
+    label: str
+    probability: float
+    image: NDArray[np.float32] | None = None
+    spacing_mm: tuple[float, ...] | None = None
+
+
+def write_run_page(
+    out: Path,
+    card: ModelCard,
+    evaluation: Mapping[str, Any],
+    seconds: float | None,
+    wrong: Sequence[WrongAnswer] | None,
+) -> Path:
+    """Write index.html below `out`, with pictures in images/, and return it.
+
+    evaluation: of the validation split, as judged_parts takes it. seconds: of the whole training. wrong: most
+    confident first; None where that is not known. Raises OutputError output-unwritable.
+    """
+    pictures = [_picture(out / "images", case) for case in wrong or ()]
+    cases = [{**_words(case), "picture": name} for case, name in zip(wrong or (), pictures, strict=True)]
+    page = render_page(
+        "run.html",
+        pictures=True,
+        card=card,
+        seconds=seconds,
+        wrong=None if wrong is None else cases,
+        pictured=any(pictures),
+        **training_charts(card),
+        **judged_parts(evaluation, card),
+    )
+    remove_stale_pictures(out, pictures)
+    return write_page(out / "index.html", page)
+
+
+def _words(case: WrongAnswer) -> dict[str, Any]:
+    return {
+        "sample_id": case.sample_id,
+        "said": case.said,
+        "label": case.label,
+        "probability": case.probability,
+    }
+
+
+def _picture(folder: Path, case: WrongAnswer) -> str:
+    """Write the image, of a volume its middle slice, and return the name of the file; "" without one."""
+    if case.image is None:
+        return ""
+    plane = case.image[len(case.image) // 2] if case.image.ndim == 3 else case.image
+    return write_picture(folder, draw_picture(plane, None, case.spacing_mm, WRONG_SIDE))

@@ -1,0 +1,261 @@
+"""Strategies against class imbalance: how samples are drawn and how their losses are weighed.
+
+IMBALANCE[name](task, targets, **options) -> strategy. One class and one line here for each; its keyword-only
+parameters are its options, their defaults the published ones.
+
+What a strategy does to probabilities: `none` leaves them frequencies of the training data. Weights, the
+balanced sampler and logit adjustment with tau 1 aim at balanced posteriors instead, the probabilities that
+would hold if all classes were equally common: a rare class is overstated, and the calibration error shows it.
+Focal loss draws them towards the middle. Thresholds chosen on validation data are right for all of them;
+whoever reads probabilities as frequencies calibrates first.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from torch import Tensor
+
+from medtl.data.manifest import Task
+
+Floats = NDArray[np.float64]
+
+
+class NoCorrection:
+    """Plain cross-entropy over samples as they come; binary cross-entropy for each class in multilabel.
+
+    class_weights (K,): what a sample's loss counts, by its class; in multilabel what a positive counts where
+    a negative counts 1. sampling_weights (N,), summing to 1, are the chances by which the fit draws samples;
+    None: each once. They depend on the targets alone, so that all processes of a run draw the same order.
+    """
+
+    def __init__(self, task: Task, targets: NDArray) -> None:
+        self.task = task
+        self.class_weights = torch.ones(len(task.classes))
+        self.sampling_weights: Floats | None = None
+
+    def loss(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Return the weighted mean loss; 0 where nothing is labelled. See loss_parts."""
+        total, normaliser = self.loss_parts(logits, targets, smoothing)
+        return total / torch.where(normaliser > 0, normaliser, 1.0)
+
+    def loss_parts(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Return the sum of weighted losses and the sum of weights, to be added up over processes first.
+
+        logits: (N, K); targets: (N,), or (N, K) with NaN where not labelled. smoothing: the chance by which
+        a label is replaced by one of all possible labels (Szegedy 2016): the loss is its expectation, and
+        the weight stays that of the given label. torch's own smoothing weighs each possible label by its
+        class weight, so that under strong weights the many teach the rare class by mistake.
+        """
+        labels, known = self._labels(targets)
+        losses = self._modulated(self._cross_entropies(self._shifted(logits)))
+        given = losses.gather(-1, labels[..., None])[..., 0]
+        if smoothing:
+            given = (1 - smoothing) * given + smoothing * losses.mean(dim=-1)
+        weights = self._weights(labels).to(logits) * known
+        return (given * weights).sum(), weights.sum()
+
+    def _labels(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each sample's class (N,), or each cell's 0 or 1 (N, K), and which of them are known."""
+        if self.task.kind != "multilabel":
+            return targets, torch.ones_like(targets, dtype=torch.bool)
+        return (targets > 0.5).long(), ~torch.isnan(targets)
+
+    def _cross_entropies(self, logits: Tensor) -> Tensor:
+        """Return the loss of every possible label: (N, K), or (N, K, 2) for 0 and 1 in multilabel."""
+        if self.task.kind != "multilabel":
+            return -F.log_softmax(logits, dim=1)
+        possible = (torch.zeros_like(logits), torch.ones_like(logits))
+        losses = [F.binary_cross_entropy_with_logits(logits, x, reduction="none") for x in possible]
+        return torch.stack(losses, dim=-1)
+
+    def _weights(self, labels: Tensor) -> Tensor:
+        by_class = self.class_weights.to(labels.device)
+        if self.task.kind != "multilabel":
+            return by_class[labels]
+        return torch.where(labels == 1, by_class, 1.0)
+
+    def _shifted(self, logits: Tensor) -> Tensor:
+        return logits
+
+    def _modulated(self, losses: Tensor) -> Tensor:
+        return losses
+
+
+class ClassWeighted(NoCorrection):
+    """Losses weighed by the inverse class frequency; in multilabel the positives by negatives/positives.
+
+    The mean is over the weights of a batch, as in torch: in a batch without the rare class the others count
+    in full, so that its share of all steps is less than even where batches are small.
+    """
+
+    def __init__(self, task: Task, targets: NDArray) -> None:
+        super().__init__(task, targets)
+        self.class_weights = _relative_weights(task, np.maximum(label_counts(task, targets), 1))
+
+
+class EffectiveNumber(NoCorrection):
+    """Losses weighed by the inverse effective number of samples, (1 - beta^n) / (1 - beta) (Cui 2019).
+
+    n new samples are worth less the more there are. beta 0 weighs nothing, beta towards 1 as class-weighted;
+    with hundreds of samples a class, 0.9999 is all but the latter. In multilabel each class is its own
+    question, and its positives weigh the effective number of negatives over that of positives.
+    """
+
+    def __init__(self, task: Task, targets: NDArray, *, beta: float = 0.9999) -> None:
+        super().__init__(task, targets)
+        self.class_weights = _effective_weights(task, targets, beta)
+
+
+class BalancedSampler(NoCorrection):
+    """Samples drawn with replacement so that each class comes equally often; the loss is plain.
+
+    In multilabel a sample is drawn by the rarest of its classes, samples without any by their own number,
+    and those of which nothing is known never.
+    """
+
+    def __init__(self, task: Task, targets: NDArray) -> None:
+        super().__init__(task, targets)
+        rarity = 1.0 / np.maximum(class_counts(task, targets), 1)
+        weights = _multilabel_rarity(targets, rarity) if task.kind == "multilabel" else rarity[targets]
+        self.sampling_weights = weights / weights.sum() if weights.any() else None
+
+
+class Focal(NoCorrection):
+    """Focal loss: (1 - p)^gamma times the cross-entropy, p the probability given to the truth (Lin 2017).
+
+    A smoothed label is discounted label by label: discounted by its given label alone, it would cost nothing
+    to be sure of that one, and the smoothing would be undone.
+    """
+
+    def __init__(self, task: Task, targets: NDArray, *, gamma: float = 2.0) -> None:
+        super().__init__(task, targets)
+        self.gamma = gamma
+
+    def _modulated(self, losses: Tensor) -> Tensor:
+        # Above 0, where the derivative of a power below 1 is infinite.
+        wrong = (-torch.expm1(-losses)).clamp(min=torch.finfo(losses.dtype).tiny)
+        return wrong**self.gamma * losses
+
+
+class ClassBalancedFocal(Focal):
+    """Focal loss weighed by the inverse effective number of samples (Cui 2019)."""
+
+    def __init__(self, task: Task, targets: NDArray, *, beta: float = 0.9999, gamma: float = 2.0) -> None:
+        super().__init__(task, targets, gamma=gamma)
+        self.class_weights = _effective_weights(task, targets, beta)
+
+
+class LogitAdjustment(NoCorrection):
+    """Cross-entropy of the logits plus tau times the log of the class priors (Menon 2021).
+
+    The prior is in the loss and not in the model, whose logits so become those of balanced classes. In
+    multilabel the log-odds of each class's prior among its labelled samples is added.
+    """
+
+    def __init__(self, task: Task, targets: NDArray, *, tau: float = 1.0) -> None:
+        super().__init__(task, targets)
+        counts = np.maximum(label_counts(task, targets), 1)
+        odds = counts[:, 1] / counts[:, 0] if task.kind == "multilabel" else counts / counts.sum()
+        self.shift = torch.tensor(tau * np.log(odds), dtype=torch.float32)
+
+    def _shifted(self, logits: Tensor) -> Tensor:
+        return logits + self.shift.to(logits)
+
+
+IMBALANCE: dict[str, Callable[..., NoCorrection]] = {
+    "none": NoCorrection,
+    "class-weighted": ClassWeighted,
+    "effective-number": EffectiveNumber,
+    "balanced-sampler": BalancedSampler,
+    "focal": Focal,
+    "class-balanced-focal": ClassBalancedFocal,
+    "logit-adjustment": LogitAdjustment,
+}
+
+
+class ImbalanceConfig(BaseModel):
+    """A strategy by its name, and those of its options that shall not be the published ones.
+
+    gamma: how fast focal loss forgets what is already right. beta: how fast the effective number of samples
+    saturates. tau: how much of the log prior is added. A plain name will do where there is no option.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    gamma: float | None = Field(default=None, ge=0, le=100)
+    beta: float | None = Field(default=None, ge=0, lt=1)
+    tau: float | None = Field(default=None, ge=0, le=100)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_is_a_strategy(cls, value: Any) -> Any:
+        return value if isinstance(value, dict | cls) else {"name": value}
+
+    @model_validator(mode="after")
+    def _options_are_its_own(self) -> "ImbalanceConfig":
+        if self.name in IMBALANCE:  # otherwise whoever knows the whole recipe says so
+            alien = self.options.keys() - inspect.signature(IMBALANCE[self.name]).parameters.keys()
+            if alien:
+                raise ValueError(f"{min(alien)} is no option of {self.name}")
+        return self
+
+    @model_serializer
+    def _plain(self) -> str | dict[str, str | float]:
+        return {"name": self.name, **self.options} if self.options else self.name
+
+    @property
+    def options(self) -> dict[str, float]:
+        """The options that are set."""
+        chosen = {"gamma": self.gamma, "beta": self.beta, "tau": self.tau}
+        return {name: value for name, value in chosen.items() if value is not None}
+
+    def __str__(self) -> str:
+        return ", ".join([self.name, *(f"{name} {value:g}" for name, value in self.options.items())])
+
+
+def make_strategy(config: ImbalanceConfig, task: Task, targets: NDArray) -> NoCorrection:
+    """Return the strategy for training targets (N,), or (N, K) with NaN where not labelled."""
+    return IMBALANCE[config.name](task, targets, **config.options)
+
+
+def class_counts(task: Task, targets: NDArray) -> NDArray[np.int64]:
+    """Return how many samples have each class, (K,)."""
+    counts = label_counts(task, targets)
+    return counts[:, 1] if task.kind == "multilabel" else counts
+
+
+def label_counts(task: Task, targets: NDArray) -> NDArray[np.int64]:
+    """Return how many samples have each label: (K,), or (K, 2) negatives and positives in multilabel."""
+    if task.kind == "multilabel":
+        return np.stack([(targets <= 0.5).sum(axis=0), (targets > 0.5).sum(axis=0)], axis=1)
+    return np.bincount(targets, minlength=len(task.classes))
+
+
+def _effective_weights(task: Task, targets: NDArray, beta: float) -> Tensor:
+    counts = np.maximum(label_counts(task, targets), 1)
+    return _relative_weights(task, (1 - beta**counts) / (1 - beta))
+
+
+def _relative_weights(task: Task, numbers: Floats | NDArray[np.int64]) -> Tensor:
+    """Return weights inverse to the numbers of samples (K,), or negatives over positives of (K, 2).
+
+    Those of classes have the mean 1 over the numbers, so that a weighted sum is as large as a plain one.
+    """
+    if task.kind == "multilabel":
+        weights = numbers[:, 0] / numbers[:, 1]
+    else:
+        weights = numbers.sum() / (len(numbers) * numbers)
+    return torch.tensor(weights, dtype=torch.float32)
+
+
+def _multilabel_rarity(targets: NDArray, rarity: Floats) -> Floats:
+    positive = targets > 0.5
+    bare = ~positive.any(axis=1) & ~np.isnan(targets).all(axis=1)
+    return np.maximum((positive * rarity).max(axis=1), bare / max(1, int(bare.sum())))

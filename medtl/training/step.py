@@ -1,0 +1,263 @@
+"""The optimizer step: the batches of one step go in, the weights move, the step's loss comes out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from medtl.core.progress import never
+from medtl.core.seeds import derive_seed, make_generator
+from medtl.models.classifier import Classifier, Placement
+from medtl.training.batches import Batch
+from medtl.training.config import FitConfig
+from medtl.training.distributed import World
+from medtl.training.imbalance import NoCorrection
+from medtl.training.schedule import Pace, Stage, entry_step, parameter_groups
+
+Anchors = Mapping[nn.Parameter, Tensor]
+Counters = tuple[int | str, ...]
+
+
+class Step(NamedTuple):
+    """What a step came to: its loss, not yet waited for; whether a stop was asked for, or it is time to save.
+
+    All processes know the same of it: one that asks is enough.
+    """
+
+    loss: Tensor
+    stop: bool
+    due: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """A mixed batch: x[i] is `share` of sample i and 1 - share of sample partners[i]; so is its loss."""
+
+    x: Tensor
+    partners: Tensor
+    share: float
+
+
+class Stepper:
+    """Takes the steps of one stage.
+
+    Everything that is random in a step is seeded by its number in the whole run, and by the part of it, so
+    that a step can be repeated; also by the process, where several share it. `start` is where batches enter
+    the classifier's chain: 0 for images. stop, and due, whether it is time to save, are asked once a step.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        model: nn.Module,
+        classifier: Classifier,
+        optimizer: torch.optim.Optimizer,
+        strategy: NoCorrection,
+        config: FitConfig,
+        pace: Pace,
+        *,
+        start: int,
+        anchors: Anchors,
+        world: World,
+        stop: Callable[[], bool] = never,
+        due: Callable[[], bool] = never,
+    ) -> None:
+        self.fabric, self.model, self.classifier = fabric, model, classifier
+        self.optimizer: Any = fabric.setup_optimizers(optimizer)
+        self.strategy, self.config, self.pace = strategy, config, pace
+        self.start = start
+        self.world, self.stop, self.due = world, stop, due
+        self.place = Placement(classifier)
+        self.entry = entry_step(classifier, pace.stage)
+        self._pulled = _pulled_groups(optimizer, anchors)
+
+    def step(self, parts: Sequence[Batch], number: int, of_stage: int, whole: Tensor | None = None) -> Step:
+        """Take step `number` of the run, the stage's step `of_stage`.
+
+        The gradient is that of the loss over all parts' samples together, whatever the strategy's weights.
+        whole: the targets of all processes' parts, where these are not all.
+        """
+        self.optimizer.zero_grad()
+        shares = self._shares(parts, whole)
+        losses = [
+            self._backward(x, targets, share, self._counters(number, part))
+            for part, ((x, targets), share) in enumerate(zip(parts, shares, strict=True))
+        ]
+        done = self._add_up(losses[0] if len(losses) == 1 else torch.stack(losses).sum())
+        if self.config.gradient_clip:
+            self.fabric.clip_gradients(
+                self.model, self.optimizer, max_norm=self.config.gradient_clip, error_if_nonfinite=False
+            )
+        self._set_rates(of_stage)
+        self._pull()
+        self.optimizer.step()
+        return done
+
+    def _counters(self, number: int, part: int) -> Counters:
+        """Return what tells this part of a step from all others of the run."""
+        process = () if self.world.alone else (f"process {self.world.rank}",)
+        return (number, *process, *((part,) if part else ()))
+
+    def _add_up(self, loss: Tensor) -> Step:
+        """Add up gradients, losses and wishes to stop and to save over the processes."""
+        wishes = self.stop(), self.due()
+        if self.world.alone:
+            return Step(loss, *wishes)
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        extras = torch.cat([loss[None], loss.new_tensor(wishes, dtype=loss.dtype)])
+        sums = self.world.sum_gradients(trained, extras)
+        return Step(sums[0], *(sums[1:] > 0).tolist())
+
+    def _backward(self, x: Tensor, targets: Tensor, share: Tensor | None, counters: Counters) -> Tensor:
+        _seed_dropout(derive_seed(self.config.seed, "step", *counters), self.place.device)
+        loss = self._loss(self.place(x), targets.to(self.place.device, non_blocking=True), counters)
+        loss = loss if share is None else loss * share
+        self.fabric.backward(loss)
+        return loss.detach()
+
+    def _loss(self, x: Tensor, targets: Tensor, counters: Counters) -> Tensor:
+        smoothing = self.config.label_smoothing
+        if not (self.config.mixup or self.config.cutmix):
+            return self.strategy.loss(self.model(x, self.start), targets, smoothing)
+        mixed = self._mix(x, counters)
+        logits = self.model(mixed.x, self.entry)
+        own = self.strategy.loss(logits, targets, smoothing)
+        other = self.strategy.loss(logits, targets[mixed.partners], smoothing)
+        return mixed.share * own + (1 - mixed.share) * other
+
+    def _mix(self, x: Tensor, counters: Counters) -> Mixture:
+        """Mix a batch with itself where the trained part of the stage begins."""
+        if self.start < self.entry:
+            with torch.no_grad(), self.fabric.autocast():
+                x = self.classifier.run(x, self.start, self.entry).float()
+        generator = make_generator(self.config.seed, "mix", *counters)
+        return mix(x, self.config.mixup, self.config.cutmix, generator)
+
+    def _shares(self, parts: Sequence[Batch], whole: Tensor | None) -> list[Tensor | None]:
+        """Return what each part's mean loss counts in that of the step: its share of the weights."""
+        if len(parts) == 1 and whole is None:
+            return [None]
+        weights = torch.stack([self._weight(targets) for _, targets in parts])
+        total = weights.sum() if whole is None else self._weight(whole)
+        shares = weights / total.clamp(min=torch.finfo(weights.dtype).tiny)
+        return list(shares.to(self.place.device, non_blocking=True))
+
+    def _weight(self, targets: Tensor) -> Tensor:
+        """Return what the losses of samples count together."""
+        logits = torch.zeros(len(targets), len(self.classifier.task.classes))
+        return self.strategy.loss_parts(logits, targets)[1]
+
+    def _set_rates(self, of_stage: int) -> None:
+        factors = {new: self.pace.rate_factor(of_stage, new=new) for new in (False, True)}
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_rate"] * factors[group["new"]]
+
+    @torch.no_grad()
+    def _pull(self) -> None:
+        """Draw thawed weights towards where the run began: w -= rate * l2_sp * (w - w0)."""
+        for group, anchors in self._pulled:
+            torch._foreach_lerp_(group["params"], anchors, group["lr"] * group["pull"])
+
+
+def _seed_dropout(seed: int, device: torch.device) -> None:
+    """Seed what dropout draws from.
+
+    torch.manual_seed would queue a seeding of CUDA, with the traceback of its call, until CUDA is first used:
+    without a GPU this takes as long as a step on pooled features, and memory grows with each.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+class LossSum:
+    """Adds up the losses of steps, each waited for when the next one has been launched.
+
+    check(loss, number of the step) raises where a loss is not finite.
+    """
+
+    def __init__(self, before: float, check: Callable[[float, int], None]) -> None:
+        self._sum, self._check = before, check
+        self._pending: tuple[Tensor, int] | None = None
+
+    def add(self, loss: Tensor, step: int) -> None:
+        """Take in the loss of a step, and settle that of the step before."""
+        self.total()
+        self._pending = loss, step
+
+    def total(self) -> float:
+        """Return the sum of all losses."""
+        if self._pending is not None:
+            loss, step = self._pending[0].item(), self._pending[1]
+            self._pending = None
+            self._check(loss, step)
+            self._sum += loss
+        return self._sum
+
+
+def make_optimizer(
+    classifier: Classifier,
+    stage: Stage,
+    before: Stage | None = None,
+    former: torch.optim.Optimizer | None = None,
+) -> torch.optim.Optimizer:
+    """Return AdamW for a stage, with the moments of the stage before, `former`, where it keeps them."""
+    optimizer = torch.optim.AdamW(parameter_groups(classifier, stage, before))
+    if former is not None and stage.optimizer_state == "keep":
+        for group in optimizer.param_groups:
+            kept = {p: former.state[p] for p in group["params"] if p in former.state}
+            optimizer.state.update(kept)
+    return optimizer
+
+
+def anchors_of(classifier: Classifier, stages: Sequence[Stage]) -> dict[nn.Parameter, Tensor]:
+    """Return copies of the backbone's parameters as they are, for stages that pull towards them."""
+    if not any(stage.l2_sp for stage in stages):
+        return {}
+    return {parameter: parameter.detach().clone() for parameter in classifier.backbone.parameters()}
+
+
+def _pulled_groups(
+    optimizer: torch.optim.Optimizer, anchors: Anchors
+) -> list[tuple[dict[str, Any], list[Tensor]]]:
+    return [
+        (group, [anchors[parameter] for parameter in group["params"]])
+        for group in optimizer.param_groups
+        if group["pull"]
+    ]
+
+
+def mix(x: Tensor, mixup: float, cutmix: float, generator: np.random.Generator) -> Mixture:
+    """Mix a batch (N, C, *spatial) or (N, F) with itself in one drawn order and share.
+
+    mixup, cutmix: the parameter a of the Beta(a, a) distribution of the share, 0 for not at all; where both
+    are above 0, each batch takes one of them by the toss of a coin. Cutmix pastes a box of the partner. What
+    has no spatial axes, pooled features, has no boxes: there cutmix mixes linearly, as the mean over a map
+    with a box from another one does on average.
+    """
+    boxed = cutmix > 0 and (mixup == 0 or generator.random() < 0.5)
+    share = float(generator.beta(cutmix, cutmix) if boxed else generator.beta(mixup, mixup))
+    partners = torch.from_numpy(generator.permutation(len(x))).to(x.device)
+    if boxed and x.ndim > 2:
+        return _paste(x, partners, share, generator)
+    return Mixture(torch.lerp(x[partners], x, share), partners, share)
+
+
+def _paste(x: Tensor, partners: Tensor, share: float, generator: np.random.Generator) -> Mixture:
+    """Paste a box of the partner: 1 - share of the volume, less what lies beyond the edge."""
+    spatial = x.shape[2:]
+    side = (1 - share) ** (1 / len(spatial))
+    box = tuple(_interval(extent, side, generator) for extent in spatial)
+    mixed = x.clone()
+    mixed[:, :, *box] = x[partners][:, :, *box]
+    pasted = np.prod([part.stop - part.start for part in box]) / np.prod(spatial)
+    return Mixture(mixed, partners, 1 - float(pasted))
+
+
+def _interval(extent: int, side: float, generator: np.random.Generator) -> slice:
+    length, centre = int(extent * side), int(generator.integers(extent))
+    return slice(max(0, centre - length // 2), min(extent, centre + length - length // 2))

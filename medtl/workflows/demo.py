@@ -1,0 +1,134 @@
+"""The whole tour on the phantoms of sample_data: train, evaluate, check the maps, score, report."""
+
+import csv
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medtl.config import load_config, sample_data
+from medtl.core.progress import Watcher
+from medtl.data.manifest import Sample, load_manifest
+from medtl.data.splits import read_splits
+from medtl.evaluation.evaluate import Interval
+from medtl.explain.checks import Localisation, localise
+from medtl.explain.explanation import explain
+from medtl.imaging import read_images
+from medtl.imaging.preprocessing import prepare_image
+from medtl.imaging.reader import read_series
+from medtl.inference.predictor import Prediction, predict
+from medtl.training.checkpoint import load_finished
+from medtl.workflows.evaluate import evaluate_run
+from medtl.workflows.report import ReportOptions, report_run
+from medtl.workflows.run_report import report_training
+from medtl.workflows.score import score_run
+from medtl.workflows.train import train_run
+
+# The phantoms are few: a quarter of the patients is kept for the test.
+DEMO_OVERRIDES = ("split.val=0.2", "split.test=0.25")
+CHECK_IMAGES = {"xray": 4, "mri": 2}  # that the maps of a report are checked on
+
+
+@dataclass(frozen=True)
+class Tour:
+    """What the tour of one modality came to."""
+
+    modality: str
+    test: dict[str, Interval]
+    localisations: tuple[Localisation, ...]
+    scored: int
+    refused: int
+    right: int
+    report: Path
+    run_report: Path
+    evaluation: Path
+    run: Path
+    seconds: float
+
+
+def run_demo(out: Path, watcher: Watcher) -> list[Tour]:
+    """Tour X-ray and MRI into OUT/xray and OUT/mri. A tour that was cut short goes on where it was."""
+    return [_tour(modality, out / modality, watcher) for modality in ("xray", "mri")]
+
+
+def _tour(modality: str, out: Path, watcher: Watcher) -> Tour:
+    started = time.perf_counter()
+    data, run = sample_data(modality), out / "run"
+    watcher.note(modality, f"training on {data}, from ImageNet weights")
+    train_run(data, None, run, load_config(modality, None, DEMO_OVERRIDES), watcher, resume=True)
+    evaluated = evaluate_run(run, data, None, out / "evaluation", watcher, part="test")
+    localisations = localise_run(run, _test_samples(data, run), _mask_reader(data))
+    unseen = sample_data("unlabelled") / modality
+    rows: list[Prediction] = []
+    scored = score_run(run, unseen, out / "scores", watcher, tell=rows.append)
+    options = ReportOptions(check_images=CHECK_IMAGES[modality])
+    reported = report_run(run, out / "scores", out / "report", watcher, options)
+    story = report_training(run, out / "run-report", watcher, data)
+    return Tour(
+        modality=modality,
+        test=dict(evaluated.evaluation.metrics),
+        localisations=tuple(localisations),
+        scored=scored.scored,
+        refused=scored.refused,
+        right=_count_right({row.source: row.predicted for row in rows}, modality),
+        report=reported.index,
+        run_report=story,
+        evaluation=evaluated.page,
+        run=run,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _test_samples(data: Path, run: Path) -> list[Sample]:
+    config = load_config(None, run / "config.yaml")
+    split = read_splits(run / "splits.csv")
+    samples = load_manifest(data, None, config.task).samples
+    return [sample for sample in samples if split[sample.sample_id].split == "test"]
+
+
+def _mask_reader(data: Path) -> Callable[[Sample], NDArray | None]:
+    """Return how to find a phantom's lesion mask: masks/ beside images/, under the same name."""
+
+    def read_mask(sample: Sample) -> NDArray | None:
+        name = sample.series.path.name.split(".")[0]
+        found = sorted((data / "masks").glob(f"{name}.*"))
+        return read_images(found[0])[0].pixels[0] if found else None
+
+    return read_mask
+
+
+def _count_right(predicted: dict[str, str], modality: str) -> int:
+    with (sample_data("unlabelled") / "answers.csv").open(newline="", encoding="utf-8") as file:
+        answers = {row["path"]: row["label"] for row in csv.DictReader(file)}
+    return sum(answers.get(f"{modality}/{source}") == name for source, name in predicted.items())
+
+
+def median_gain(localisations: tuple[Localisation, ...]) -> float:
+    """Return the median over maps of their energy inside the lesion, over chance."""
+    return float(np.median([found.gain for found in localisations]))
+
+
+def localise_run(
+    run: Path,
+    samples: Sequence[Sample],
+    mask_of: Callable[[Sample], NDArray | None],
+    method: str = "grad-cam",
+) -> list[Localisation]:
+    """Compare heatmaps with masks on the same grids: one row for each sample that has a mask and a map."""
+    checkpoint = load_finished(run)
+    rows = []
+    for sample in samples:
+        mask = mask_of(sample)
+        if mask is None or not mask.any():
+            continue
+        image = read_series(sample.series)
+        prepared = prepare_image(image, checkpoint.preprocessing)
+        probabilities = predict(checkpoint, torch.from_numpy(prepared.pixels)[None])[0]
+        heatmap = explain(checkpoint, image, prepared, tuple(probabilities), method).heatmap
+        if heatmap.sum() > 0:
+            rows.append(localise(heatmap, mask))
+    return rows

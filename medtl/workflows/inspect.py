@@ -1,0 +1,300 @@
+"""Look through a folder: what is in it, what is refused, what is odd, and a contact sheet of its images."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medtl.core.parallel import in_order
+from medtl.data.naming import refused_name, sample_key, source_name
+from medtl.errors import CODES, ReadError
+from medtl.imaging.image import Image
+from medtl.imaging.inspection import (
+    BURNED_IN,
+    Group,
+    Inspection,
+    Sizes,
+    group_inspections,
+    inspect_header,
+    inspect_image,
+    size_text,
+)
+from medtl.imaging.reader import read_series, scan
+from medtl.imaging.series import Scan, Series
+from medtl.report.contact_sheet import (
+    MOST_TILES,
+    THUMBNAIL_SIDE,
+    ContactSheet,
+    Thumbnail,
+    Tile,
+    make_thumbnail,
+    write_contact_sheet,
+)
+from medtl.report.findings import Refusal
+
+if TYPE_CHECKING:
+    from medtl.core.progress import Watcher
+
+FORMAT_NAMES = {"dicom": "DICOM", "nifti": "NIfTI", "raster": "PNG, JPEG", "medmnist": "MedMNIST"}
+# What of an image deserves a badge on the sheet: codes of oddities, and notes.
+BADGES = {"image-constant": "constant pixels", BURNED_IN: "burned-in text"}
+# Names that a line lists before it says how many others there are.
+MOST_NAMED = 4
+# Images that are read at once, and so are in memory: compressed ones are decoded in processes of their own.
+READ_AT_ONCE = min(4, os.cpu_count() or 1)
+
+Result = tuple[Inspection, Image | None] | ReadError
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An input that is refused, or odd; source is relative to the folder."""
+
+    code: str
+    source: str
+    reason: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class InspectOutcome:
+    """What a folder holds. Counts by name have the most common first; page: the contact sheet, if asked for.
+
+    studies, series and patients count what the files name; unidentified is how many images name no patient.
+    """
+
+    images: int
+    volumes: int
+    items: int
+    studies: int
+    series: int
+    patients: int
+    unidentified: int
+    pixels_read: bool
+    groups: tuple[Group, ...]
+    refused: tuple[Problem, ...]
+    refused_codes: dict[str, int]
+    odd: tuple[Problem, ...]
+    notes: dict[str, int]
+    skipped: dict[str, int]
+    page: Path | None = None
+
+    @property
+    def count(self) -> int:
+        """How many images, volumes and items can be read."""
+        return self.images + self.volumes + self.items
+
+
+class TilePicker:
+    """Keeps the tiles of a sheet: those with a problem, and others evenly from all over the folder."""
+
+    def __init__(self, total: int, most: int = MOST_TILES) -> None:
+        self.most = most
+        self.step = max(1, -(-total // most))
+        self.problems: dict[int, Tile] = {}
+        self.others: dict[int, Tile] = {}
+
+    def wants(self, number: int, inspection: Inspection) -> bool:
+        """Say whether image `number` of the folder may come on the sheet."""
+        if _problems(inspection):
+            return len(self.problems) < self.most
+        return number % self.step == 0
+
+    def add(self, number: int, tile: Tile) -> None:
+        """Keep a tile that is wanted."""
+        (self.problems if tile.problems else self.others)[number] = tile
+
+    def tiles(self) -> list[Tile]:
+        """Return the tiles, at most `most`, in the order of the folder."""
+        kept = dict(list({**self.problems, **self.others}.items())[: self.most])
+        return [kept[number] for number in sorted(kept)]
+
+
+def inspect_folder(
+    folder: Path, watcher: "Watcher", *, headers_only: bool = False, html: Path | None = None
+) -> InspectOutcome:
+    """Inspect every series of a folder; with `html`, write a contact sheet below it, which needs pixels.
+
+    Raises ReadError file-missing, folder-empty; OutputError output-unwritable.
+    """
+    found = scan(folder)
+    refused = [(refused_name(error, folder), error) for error in found.refusals]
+    picker = TilePicker(len(found.series))
+    inspected: list[tuple[str, Inspection]] = []
+    for number, (series, result) in enumerate(_inspect_all(found, watcher, headers_only)):
+        source = source_name(series, folder)
+        if isinstance(result, ReadError):
+            refused.append((source, result))
+            continue
+        inspection, image = result
+        inspected.append((source, inspection))
+        if html is not None and image is not None and picker.wants(number, inspection):
+            picker.add(number, _tile(source, inspection, image))
+    outcome = _outcome(inspected, refused, dict(found.left_out), pixels_read=not headers_only)
+    return outcome if html is None else _with_page(outcome, html, picker.tiles(), refused)
+
+
+def group_name(group: Group | Inspection) -> str:
+    """Name a group: "MR volumes (DICOM)", "Volumes (NIfTI)"."""
+    what = f"{group.modality} {group.kind}s" if group.modality else f"{group.kind}s".capitalize()
+    return f"{what} ({FORMAT_NAMES[group.format]})"
+
+
+def describe_group(group: Group) -> dict[str, str]:
+    """Say what a group is, in words for a page or a terminal: name -> text; what is not known is left out."""
+    facts = {
+        "Body parts": _counts_text(group.body_parts),
+        "Views": _counts_text(group.views),
+        "Matrix": _sizes_text(group.matrices),
+        "Spacing in mm": _spacing_text(group),
+        "Photometric": _counts_text(group.photometric),
+        "Bits stored": _counts_text(group.bits),
+        "Values": _values_text(group),
+        "Windows": f"{group.windowed:,} of {group.count:,} have one" if group.format == "dicom" else "",
+        "Transfer syntax": _counts_text(group.transfer_syntaxes),
+        "Decoder": _counts_text(group.decoders),
+        "Missing": _counts_text(group.missing),
+    }
+    return {name: text for name, text in facts.items() if text}
+
+
+def patients_text(patients: int, unidentified: int) -> str:
+    """Say how many patients are named: "5", "5 + 2 without id", "no patient ids"."""
+    if not patients:
+        return "no patient ids"
+    return f"{patients:,}" + (f" + {unidentified:,} without id" if unidentified else "")
+
+
+def _inspect_all(found: Scan, watcher: "Watcher", headers_only: bool) -> Iterator[tuple[Series, Result]]:
+    """Yield each series with what was found, in order."""
+    what = "reading headers" if headers_only else "reading pixels"
+    with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        results = in_order(lambda one: pool.submit(_inspect, one, headers_only), found.series, READ_AT_ONCE)
+        for done, pair in enumerate(zip(found.series, results, strict=True), start=1):
+            yield pair
+            watcher.progress(what, done, len(found.series))
+
+
+def _inspect(series: Series, headers_only: bool) -> Result:
+    try:
+        if headers_only:
+            return inspect_header(series), None
+        image = read_series(series)
+        return inspect_image(series, image), image
+    except ReadError as error:
+        return error
+
+
+def _outcome(
+    inspected: Sequence[tuple[str, Inspection]],
+    refused: Sequence[tuple[str, ReadError]],
+    skipped: dict[str, int],
+    *,
+    pixels_read: bool,
+) -> InspectOutcome:
+    inspections = [inspection for _, inspection in inspected]
+    kinds = Counter(one.kind for one in inspections)
+    return InspectOutcome(
+        images=kinds["image"],
+        volumes=kinds["volume"],
+        items=kinds["item"],
+        studies=len({one.study_key for one in inspections} - {""}),
+        series=len({one.series_key for one in inspections} - {""}),
+        patients=len({one.patient_key for one in inspections} - {""}),
+        unidentified=sum(not one.patient_key for one in inspections),
+        pixels_read=pixels_read,
+        groups=group_inspections(inspections),
+        refused=tuple(Problem(error.code, source, error.reason, error.fix) for source, error in refused),
+        refused_codes=dict(Counter(error.code for _, error in refused).most_common()),
+        odd=tuple(
+            Problem(one.oddity.code, source, one.oddity.reason) for source, one in inspected if one.oddity
+        ),
+        notes=dict(Counter(note for one in inspections for note in one.notes).most_common()),
+        skipped=skipped,
+    )
+
+
+def _problems(inspection: Inspection) -> tuple[str, ...]:
+    """Return the badges of an image."""
+    odd = () if inspection.oddity is None else (BADGES[inspection.oddity.code],)
+    return (*odd, *(BADGES[note] for note in inspection.notes if note in BADGES))
+
+
+def _tile(source: str, inspection: Inspection, image: Image) -> Tile:
+    withheld = "it may name the patient" if BURNED_IN in inspection.notes else ""
+    spacing = inspection.spacing_mm
+    return Tile(
+        sample_id=sample_key(source),
+        group=group_name(inspection),
+        matrix=size_text(inspection.matrix),
+        spacing="" if spacing is None else f"{size_text(spacing)} mm",
+        thumbnail=None if withheld else _thumbnail(image),
+        withheld=withheld,
+        problems=_problems(inspection),
+        notes=inspection.notes,
+    )
+
+
+def _thumbnail(image: Image) -> Thumbnail:
+    from medtl.imaging.display import make_display  # loads torch, which nothing else here needs
+
+    display = make_display(image, longest_side=THUMBNAIL_SIDE)
+    return make_thumbnail(display.grey, display.spacing_mm)
+
+
+def _with_page(
+    outcome: InspectOutcome, out: Path, tiles: Sequence[Tile], refused: Sequence[tuple[str, ReadError]]
+) -> InspectOutcome:
+    """Write the sheet; it tells what a refusal's code means, since the reason itself may name a file."""
+    facts = {
+        "Images": f"{outcome.images:,}",
+        "Volumes": f"{outcome.volumes:,}",
+        "Patients": patients_text(outcome.patients, outcome.unidentified),
+        "Refused": f"{len(outcome.refused):,}",
+    }
+    sheet = ContactSheet(
+        facts=facts,
+        groups={group_name(group): describe_group(group) for group in outcome.groups},
+        tiles=tiles,
+        refusals=[
+            Refusal(sample_key(source), error.code, CODES[error.code], error.fix) for source, error in refused
+        ],
+        images=outcome.images + outcome.volumes,
+    )
+    return replace(outcome, page=write_contact_sheet(out, sheet))
+
+
+def _counts_text(counts: Mapping[str, int], most: int = MOST_NAMED) -> str:
+    """Write the most common names: "BRAIN (20), HEAD (2), 3 others"."""
+    named = [f"{name} ({count:,})" for name, count in list(counts.items())[:most]]
+    rest = len(counts) - len(named)
+    return ", ".join([*named, *([f"{rest} other{'s' * (rest > 1)}"] if rest else [])])
+
+
+def _sizes_text(sizes: Sizes) -> str:
+    """Write sizes, and their range where there are many."""
+    common = _counts_text(sizes.counts)
+    if len(sizes.counts) <= MOST_NAMED:
+        return common
+    return f"{size_text(sizes.lowest)} to {size_text(sizes.highest)}: {common}"
+
+
+def _spacing_text(group: Group) -> str:
+    """Write spacings; nothing where only pixels would tell them."""
+    known = _sizes_text(group.spacings_mm)
+    if not group.matrices.counts or not group.unknown_spacing:
+        return known
+    return f"{known}, not named ({group.unknown_spacing:,})" if known else "not named"
+
+
+def _values_text(group: Group) -> str:
+    """Write the range of all values, and how those of the median image are spread."""
+    if group.extremes is None or group.typical is None:
+        return ""
+    lowest, highest = group.extremes
+    typical = [f"{value:.4g}" for value in group.typical]
+    spread = f"{typical[0]} to {typical[-1]}, percentiles 1, 50, 99: {', '.join(typical[1:-1])}"
+    return f"{lowest:.6g} to {highest:.6g}; median image {spread}"

@@ -1,0 +1,125 @@
+"""What a recipe will do, before it is done: its stages, what each trains, keeps and costs."""
+
+from dataclasses import dataclass
+
+from medtl.config import RunConfig
+from medtl.data.manifest import Task
+from medtl.models.backbones import BACKBONES
+from medtl.models.classifier import Classifier
+from medtl.models.costs import step_costs
+from medtl.training.batches import Order
+from medtl.training.feature_cache.plan import BACKWARD, CachePlan, plan_cache
+from medtl.training.schedule import Pace, Stage, entry_step, resolve_schedule, thaw
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage of a recipe.
+
+    groups: the thawed ones, stem-most first. rates: of the head, the topmost and the stem-most group. step
+    and kept_bytes: where the prefix ends, and the size of one image's activations there in one view; cached
+    is what the planner decides about them. Multiply-adds are those of one training image in one epoch: prefix
+    is the frozen part, forward, which the cache saves; trained is the rest, forward and backward, where a
+    backward pass counts twice the forward one, as in the planner.
+    """
+
+    stage: Stage
+    groups: tuple[str, ...]
+    trained_parameters: int
+    parameters: int
+    rates: tuple[float, ...]
+    epochs: int
+    boundary: str
+    kept_bytes: int
+    cached: bool
+    reason: str
+    prefix_multiply_adds: int
+    trained_multiply_adds: int
+
+    @property
+    def image(self) -> int:
+        """Multiply-adds of one training image in one epoch where nothing is cached."""
+        return self.prefix_multiply_adds + self.trained_multiply_adds
+
+    @property
+    def cached_image(self) -> int:
+        """Multiply-adds of one training image in one epoch, as the planner has it."""
+        return self.trained_multiply_adds if self.cached else self.image
+
+    @property
+    def all_epochs(self) -> int:
+        """Multiply-adds of one training image in all epochs where nothing is cached."""
+        return self.epochs * self.image
+
+    @property
+    def cached_all_epochs(self) -> int:
+        """Multiply-adds of one training image in all epochs and in the passes that fill the cache."""
+        passes = min(self.stage.views, self.epochs) if self.cached else 0
+        return self.epochs * self.cached_image + passes * self.prefix_multiply_adds
+
+
+def plan_stages(config: RunConfig, samples: int | None = None) -> tuple[StagePlan, ...]:
+    """Return the stages of a recipe on a number of training images.
+
+    The planner's choice depends on that number by the disk budget alone; without it, one image is taken, for
+    which there is always room, and a stage with a budget of steps lasts for all of its epochs.
+    """
+    classifier = build_untrained(config)
+    shape = (1, config.preprocessing.channels, *config.preprocessing.size)
+    stages = resolve_schedule(config.schedule, len(classifier.backbone.groups))
+    epochs = [_epochs(stage, config, samples) for stage in stages]
+    budget = config.fit.cache_gb * 1e9
+    plans = plan_cache(classifier, stages, shape, samples or 1, budget, epochs=epochs)
+    return tuple(
+        _plan_stage(classifier, shape, stage, count, plan)
+        for stage, count, plan in zip(stages, epochs, plans, strict=True)
+    )
+
+
+def build_untrained(config: RunConfig) -> Classifier:
+    """Return the recipe's classifier without numbers, for the classes that it names, or two."""
+    backbone = BACKBONES[config.backbone.name](weights=None, in_channels=config.preprocessing.channels)
+    classes = config.task.classes or ("negative", "positive")
+    task = Task(config.task.kind or "binary", classes)
+    return Classifier(backbone, task, config.fit.dropout).to("meta")
+
+
+def _epochs(stage: Stage, config: RunConfig, samples: int | None) -> int:
+    if samples is None:
+        return stage.epochs
+    per_step = config.fit.batch_size * config.fit.accumulate
+    return Pace(stage, Order(config.fit.seed, samples, None, per_step).steps).epochs
+
+
+def _plan_stage(
+    classifier: Classifier, shape: tuple[int, ...], stage: Stage, epochs: int, plan: CachePlan
+) -> StagePlan:
+    costs = step_costs(classifier, shape)
+    step = entry_step(classifier, stage)
+    prefix = sum(cost.multiply_adds for cost in costs[:step])
+    names = classifier.backbone.layer_groups
+    return StagePlan(
+        stage=stage,
+        groups=names[len(names) - stage.groups :],
+        trained_parameters=_count(classifier, stage),
+        parameters=sum(parameter.numel() for parameter in classifier.parameters()),
+        rates=_rates(stage),
+        epochs=epochs,
+        boundary=costs[step - 1].name if step else "",
+        kept_bytes=costs[step - 1].output_bytes if step else 0,
+        cached=plan.cached,
+        reason=plan.reason,
+        prefix_multiply_adds=prefix,
+        trained_multiply_adds=(1 + BACKWARD) * sum(cost.multiply_adds for cost in costs[step:]),
+    )
+
+
+def _count(classifier: Classifier, stage: Stage) -> int:
+    thaw(classifier, stage)
+    return sum(parameter.numel() for parameter in classifier.parameters() if parameter.requires_grad)
+
+
+def _rates(stage: Stage) -> tuple[float, ...]:
+    if stage.groups == 0:
+        return (stage.head_rate,)
+    return stage.head_rate, stage.rate, stage.rate * stage.decay ** (stage.groups - 1)

@@ -1,0 +1,264 @@
+"""What a search may choose: ranges and choices for keys of a recipe, checked before anything is trained."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from yaml import YAMLError
+
+from medtl.config import RunConfig, validate_config
+from medtl.errors import ConfigError
+from medtl.models.backbones import BACKBONES
+from medtl.training.schedule import resolve_schedule
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial
+
+# What a search may choose. The rest says what is asked and of which data, and is the same in all trials.
+SEARCHED_SECTIONS = ("schedule", "augmentation", "backbone", "fit")
+# Of those, what makes no better model, or only luckier.
+NOT_SEARCHED = ("fit.seed", "fit.device", "fit.workers", "fit.cache_gb")
+
+
+class Range(BaseModel):
+    """Numbers from low to high, both included: evenly in their logarithm with `log`, in steps of `step`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = Field(default=None, gt=0)
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One key of a recipe, and the values that a search may give it: a range, or choices of plain data.
+
+    whole: the key takes whole numbers.
+    """
+
+    key: str
+    values: Range | tuple[Any, ...]
+    whole: bool = False
+
+    @property
+    def extremes(self) -> tuple[Any, ...]:
+        """Every choice, or the ends of the range."""
+        if not isinstance(self.values, Range):
+            return self.values
+        ends = (self.values.low, self.values.high)
+        return tuple(map(int, ends)) if self.whole else ends
+
+    def holds(self, value: Any) -> bool:
+        """Say whether a search over the dimension can come to a value."""
+        if not isinstance(self.values, Range):
+            return value in self.values
+        return isinstance(value, int | float) and self.values.low <= value <= self.values.high
+
+    def stored(self, value: Any) -> Any:
+        """Return a value as the database keeps it: what is no single value as JSON."""
+        return json.dumps(value) if isinstance(value, list | tuple | dict) else value
+
+    def restored(self, stored: Any) -> Any:
+        """Return the value that the database keeps as `stored`."""
+        if isinstance(self.values, Range):
+            return stored
+        return next(value for value in self.values if self.stored(value) == stored)
+
+    def suggest(self, trial: "Trial") -> Any:
+        """Return the trial's value of the key."""
+        values = self.values
+        if not isinstance(values, Range):
+            choices = [self.stored(value) for value in values]
+            return self.restored(trial.suggest_categorical(self.key, choices))
+        if self.whole:
+            low, high = self.extremes
+            return trial.suggest_int(self.key, low, high, step=int(values.step or 1), log=values.log)
+        return trial.suggest_float(self.key, values.low, values.high, step=values.step, log=values.log)
+
+
+Space = tuple[Dimension, ...]
+
+
+def load_space(file: Path | None, config: RunConfig) -> Space:
+    """Return the space of a file, or the default one of the recipe. Raises ConfigError."""
+    if file is None:
+        return default_space(config)
+    found = _read_mapping(file)
+    space = tuple(_dimension(key, value, str(file)) for key, value in found.items())
+    for dimension in space:
+        _check_values(dimension, config, str(file))
+    for dimension in space:
+        if not _has_effect(dimension, space, config):
+            reason = f"{dimension.key} changes nothing: its values make the same run of this recipe"
+            fix = f"leave it out, or choose another schedule than {config.schedule.name}"
+            raise ConfigError("config-value", reason, where=file, fix=fix)
+    return space
+
+
+def default_space(config: RunConfig) -> Space:
+    """Return what is worth a search for a recipe: of the candidates those that change its run.
+
+    Augmentation comes in few strengths, since each has activations of its own to compute, and not at all
+    where the head alone is trained: there it would cost more than everything else.
+    """
+    groups = count_groups(config.backbone.name)
+    depths = {max(1, round(groups * share)) for share in (0.25, 0.5, 0.75)} - {config.schedule.thaw}
+    thawing = any(stage.groups for stage in resolve_schedule(config.schedule, groups))
+    turn, gamma = config.augmentation.rotate_degrees, config.augmentation.gamma
+    candidates: dict[str, Range | tuple[Any, ...]] = {
+        "schedule.head_rate": Range(low=3e-4, high=3e-2, log=True),
+        "schedule.rate": Range(low=3e-5, high=3e-3, log=True),
+        "schedule.decay": Range(low=0.5, high=1.0),
+        "schedule.thaw": (*sorted(depths), config.schedule.thaw),
+        "schedule.batch_norm": ("pretrained", "follow"),
+        "schedule.weight_decay": Range(low=1e-4, high=1e-1, log=True),
+        "augmentation.rotate_degrees": _strengths(turn, 180.0) if thawing else (),
+        "augmentation.gamma": _strengths(gamma, 0.9) if thawing else (),
+        "fit.imbalance": ("none", "class-weighted", "balanced-sampler", "focal"),
+    }
+    space = tuple(Dimension(key, values) for key, values in candidates.items() if values)
+    return tuple(dimension for dimension in space if _has_effect(dimension, space, config))
+
+
+def _strengths(own: float, most: float) -> tuple[float, ...]:
+    """Return none, the recipe's own strength, and twice that."""
+    return tuple(sorted({0.0, own, min(2 * own, most)}))
+
+
+def space_yaml(space: Space) -> str:
+    """Return a space as YAML that load_space reads."""
+    plain = {
+        dimension.key: dimension.values.model_dump(exclude_defaults=True)
+        if isinstance(dimension.values, Range)
+        else list(dimension.values)
+        for dimension in space
+    }
+    return OmegaConf.to_yaml(OmegaConf.create(plain))
+
+
+def _read_mapping(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise ConfigError("config-missing", "no such space", where=file, fix="give a YAML file of ranges")
+    try:
+        found = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        reason = f"is not YAML: {str(error).splitlines()[0]}"
+        raise ConfigError("config-value", reason, where=file, fix="mend the line") from error
+    if not isinstance(found, dict) or not found:
+        fix = "write lines such as schedule.thaw: [2, 4]"
+        raise ConfigError("config-value", "a space is a mapping of keys", where=file, fix=fix)
+    return {str(key): value for key, value in found.items()}
+
+
+def _dimension(key: str, asked: Any, where: str) -> Dimension:
+    """Return a dimension as asked for. Raises ConfigError config-value."""
+    section = key.split(".")[0]
+    shared = section in RunConfig.model_fields and section not in SEARCHED_SECTIONS
+    if shared or key in NOT_SEARCHED:
+        raise _refused(f"{key} is the same in all trials", where, f"set it with --set {key}=VALUE")
+    if key in RunConfig.model_fields:
+        raise _refused(f"{key} is a section", where, f"write {key}.KEY")
+    if isinstance(asked, list):
+        return _choices(key, asked, where)
+    try:
+        found = Range.model_validate(asked)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        what = ".".join([key, *map(str, problem["loc"])])
+        fix = "write [value, value] or {low: 1e-4, high: 1e-2, log: true}"
+        raise _refused(f"{what}: {problem['msg']}", where, fix) from error
+    return _range(key, found, where)
+
+
+def _choices(key: str, asked: list[Any], where: str) -> Dimension:
+    if len({json.dumps(value) for value in asked}) < max(2, len(asked)):
+        fix = f"give several, or set one with --set {key}=VALUE"
+        raise _refused(f"{key} has no two values, or one of them twice", where, fix)
+    return Dimension(key, tuple(asked))
+
+
+def _range(key: str, asked: Range, where: str) -> Dimension:
+    if asked.low >= asked.high:
+        raise _refused(f"{key}: low {asked.low:g} is not below high {asked.high:g}", where, "turn them")
+    if asked.log and (asked.low <= 0 or asked.step):
+        raise _refused(f"{key}: log needs low above 0, and no step", where, "leave log or step out")
+    whole = _takes_whole(key)
+    if whole and any(number % 1 for number in (asked.low, asked.high, asked.step or 1)):
+        raise _refused(f"{key} takes whole numbers", where, "round low, high and step")
+    return Dimension(key, asked, whole)
+
+
+def _refused(reason: str, where: str, fix: str) -> ConfigError:
+    return ConfigError("config-value", reason, where=where, fix=fix)
+
+
+def _takes_whole(key: str) -> bool:
+    """Say whether a recipe's key takes whole numbers; a key that is not known does not."""
+    model: Any = RunConfig
+    for part in key.split("."):
+        fields = getattr(model, "model_fields", {})
+        if part not in fields:
+            return False
+        model = fields[part].annotation
+    return model is int or int in get_args(model)
+
+
+def _check_values(dimension: Dimension, config: RunConfig, where: str) -> None:
+    """Raise ConfigError, with the nearest known key, where a value is not one that the recipe can take."""
+    for value in dimension.extremes:
+        apply_values(config, {dimension.key: value}, where)
+
+
+def apply_values(config: RunConfig, values: Mapping[str, Any], where: str) -> RunConfig:
+    """Return a recipe with other values under dotted keys. Raises ConfigError."""
+    plain: dict[str, Any] = config.model_dump(mode="json")
+    for key, value in values.items():
+        *path, last = key.split(".")
+        section = plain
+        for part in path:
+            if not isinstance(section.setdefault(part, {}), dict):
+                section[part] = {}
+            section = section[part]
+        section[last] = value
+    return validate_config(plain, where)
+
+
+def _has_effect(dimension: Dimension, space: Space, config: RunConfig) -> bool:
+    """Say whether a key changes what is trained, at the recipe or where another key is at an extreme."""
+    others: list[dict[str, Any]] = [{}]
+    others += [{d.key: value} for d in space if d.key != dimension.key for value in d.extremes]
+    for other in others:
+        seen = [_what_is_trained(config, {**other, dimension.key: value}) for value in dimension.extremes]
+        if any(one != seen[0] for one in seen):
+            return True
+    return False
+
+
+def _what_is_trained(config: RunConfig, values: Mapping[str, Any]) -> object:
+    """Return all that a run depends on in the sections that are searched; None where it cannot be."""
+    try:
+        config = apply_values(config, values, "space")
+    except ConfigError:
+        return None
+    groups = count_groups(config.backbone.name)
+    stages = resolve_schedule(config.schedule, groups)
+    rates = [[stage.rate * stage.decay**distance for distance in range(stage.groups)] for stage in stages]
+    others = [stage.model_dump(exclude={"rate", "decay"}) for stage in stages]
+    random = any(stage.views > 1 or stage.groups == groups for stage in stages)
+    return rates, others, config.augmentation if random else None, config.fit, config.backbone
+
+
+@cache
+def count_groups(backbone: str) -> int:
+    """Return how many layer groups a backbone has."""
+    with torch.device("meta"):  # shapes without memory
+        return len(BACKBONES[backbone](weights=None).groups)

@@ -1,0 +1,312 @@
+"""A study on disk: what it is of, its database, and the locks by which processes share its trials."""
+
+import fcntl
+import json
+import math
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from medtl.config import RunConfig, to_yaml
+from medtl.core.files import make_folder, unwritable, write_csv, write_text
+from medtl.core.seeds import derive_seed
+from medtl.data.manifest import Task
+from medtl.errors import CheckpointError, ConfigError, OutputError, TrainingError
+from medtl.evaluation.evaluate import Interval, evaluate
+from medtl.training.run_folder import RunFolder
+from medtl.training.schedule import resolve_schedule
+from medtl.workflows.search_space import Space, count_groups, space_yaml
+
+try:
+    import optuna
+    from sqlalchemy.exc import SQLAlchemyError
+except ModuleNotFoundError as missing:
+    raise ConfigError(
+        "extra-missing", f"needs {missing.name}", where="medtl tune", fix="pip install 'medtl[hpo]'"
+    ) from missing
+STUDY_NAME = "medtl"
+LOWER_IS_BETTER = frozenset({"brier", "ece"})
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """How to search: `trials` in all, however often the search is begun again, or until `minutes` are over.
+
+    seed is that of the search; a run's own is fit.seed. keep: of how many trials, the best, the checkpoints
+    stay. evaluate: judge the best on the test part.
+    """
+
+    trials: int = 20
+    minutes: float | None = None
+    seed: int = 0
+    metric: str = "auroc"
+    keep: int = 3
+    evaluate: bool = False
+
+    @property
+    def sign(self) -> int:
+        """1 where a high metric is good, -1 where a low one is."""
+        return -1 if self.metric in LOWER_IS_BETTER else 1
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """Paths of a search's files below its root."""
+
+    root: Path
+
+    @property
+    def database(self) -> Path:
+        """Optuna's trials."""
+        return self.root / "study.db"
+
+    @property
+    def config(self) -> Path:
+        """The recipe that the search began with."""
+        return self.root / "config.yaml"
+
+    @property
+    def space(self) -> Path:
+        """What is searched, to copy and change for --space."""
+        return self.root / "space.yaml"
+
+    @property
+    def facts(self) -> Path:
+        """Metric and seed."""
+        return self.root / "study.json"
+
+    @property
+    def data(self) -> Path:
+        """The identity of the samples, their labels, parts and pixels."""
+        return self.root / "data.sha256"
+
+    @property
+    def best(self) -> Path:
+        """The recipe of the best trial."""
+        return self.root / "best.yaml"
+
+    @property
+    def table(self) -> Path:
+        """One row a trial."""
+        return self.root / "trials.csv"
+
+    @property
+    def test(self) -> Path:
+        """The best trial's evaluation on the test part."""
+        return self.root / "test"
+
+    def run(self, number: int) -> RunFolder:
+        """Return a trial's run."""
+        return RunFolder(self.root / "trials" / f"{number:04d}")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the study for a moment; wait while another process holds it."""
+        file = _lock(self.root / ".lock", wait=True)
+        try:
+            yield
+        finally:
+            if file:
+                file.close()
+
+    def hold_trial(self, number: int) -> IO[str] | None:
+        """Hold a trial until the file is closed or the process ends; None where another process holds it."""
+        make_folder(self.root / "trials")
+        return _lock(self._trial_lock(number), wait=False)
+
+    def release_trial(self, number: int) -> None:
+        """Remove the lock's file of a trial that is over."""
+        self._trial_lock(number).unlink(missing_ok=True)
+
+    def _trial_lock(self, number: int) -> Path:
+        return self.root / "trials" / f".{number:04d}.lock"
+
+
+def check_metric(metric: str) -> None:
+    """Raise ConfigError config-value for what is no metric of an evaluation."""
+    task, patients = Task("binary", ("negative", "positive")), ["one", "other"]
+    toy = evaluate([[0.6, 0.4], [0.4, 0.6]], [0, 1], task, patients, [0.5], resamples=1)
+    if metric not in toy.metrics:
+        fix = f"one of {', '.join(toy.metrics)}"
+        raise ConfigError("config-value", "no such metric", where=f"--metric {metric}", fix=fix)
+
+
+def record_study(folder: StudyFolder, config: RunConfig, space: Space, options: TuneOptions) -> None:
+    """Write what the search is of; where it was begun, it must be the same. Raises TrainingError."""
+    facts = json.dumps({"metric": options.metric, "seed": options.seed}, indent=2) + "\n"
+    parts = {
+        "recipe": (folder.config, to_yaml(config)),
+        "space": (folder.space, space_yaml(space)),
+        "metric or seed": (folder.facts, facts),
+    }
+    for name, (path, text) in parts.items():
+        if path.is_file() and path.read_text(encoding="utf-8", errors="replace") != text:
+            raise changed_study(folder, f"the {name} differs from its {path.name}")
+    for path, text in parts.values():
+        if not path.is_file():
+            write_text(path, text)
+
+
+def changed_study(folder: StudyFolder, reason: str) -> TrainingError:
+    fix = "search as it was begun, or choose another --out"
+    return TrainingError("study-changed", reason, where=folder.root, fix=fix)
+
+
+@contextmanager
+def opened_study(
+    folder: StudyFolder, config: RunConfig, space: Space, options: TuneOptions
+) -> Iterator["optuna.Study"]:
+    """Open or begin the study, and close its file."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with folder.locked():
+        # The file is opened by `creator`: a path in the URL may hold no ?, { or }.
+        storage = optuna.storages.RDBStorage(
+            "sqlite:///study.db", engine_kwargs={"creator": lambda: _connect(folder.database)}
+        )
+        study = optuna.create_study(
+            storage=storage,
+            study_name=STUDY_NAME,
+            direction="maximize" if options.sign > 0 else "minimize",
+            pruner=_make_pruner(config, options),
+            load_if_exists=True,
+        )
+        if not study.get_trials(deepcopy=False):
+            study.enqueue_trial(_recipe_in(space, config))
+    try:
+        yield study
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def _recipe_in(space: Space, config: RunConfig) -> dict[str, Any]:
+    """Return the recipe's own values, as far as the space holds them: the first trial's."""
+    plain = config.model_dump(mode="json")
+    own = [(dimension, look_up(plain, dimension.key)) for dimension in space]
+    return {dimension.key: dimension.stored(value) for dimension, value in own if dimension.holds(value)}
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Connect so that a commit need not wait for the disk: a killed process loses nothing all the same."""
+    connection = sqlite3.connect(path, timeout=60, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+    return connection
+
+
+def _make_pruner(config: RunConfig, options: TuneOptions) -> "optuna.pruners.BasePruner":
+    """Prune below the median of earlier trials, once the stages that cost have begun.
+
+    Epochs are judged by their AUROC, so a search for a low metric prunes nothing.
+    """
+    if options.sign < 0:
+        return optuna.pruners.NopPruner()
+    stages = resolve_schedule(config.schedule, count_groups(config.backbone.name))
+    spared = stages[0].epochs if len(stages) > 1 else stages[0].epochs // 3
+    return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=spared)
+
+
+def make_sampler(seed: int, number: int) -> "optuna.samplers.BaseSampler":
+    """Return a sampler that depends on the trial's number alone: a search that is begun again goes on as if
+    it had never stopped, and draws nothing twice."""
+    return optuna.samplers.TPESampler(seed=derive_seed(seed, "trial", number) % 2**32)
+
+
+def look_up(plain: Mapping[str, Any], key: str) -> Any:
+    found: Any = plain
+    for part in key.split("."):
+        found = found[part]
+    return found
+
+
+@contextmanager
+def telling_of_the_database(folder: StudyFolder) -> Iterator[None]:
+    """Turn a database that cannot be read or written into one line."""
+    try:
+        yield
+    except (SQLAlchemyError, sqlite3.Error, optuna.exceptions.StorageInternalError) as error:
+        cause = error.__cause__ or error
+        reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
+        if any(word in reason for word in ("full", "locked", "readonly", "unable to open", "disk I/O")):
+            fix = "free the disk, or choose another --out"
+            raise OutputError("output-unwritable", reason, where=folder.database, fix=fix) from error
+        fix = "restore it, or choose another --out"
+        raise CheckpointError("study-damaged", reason, where=folder.database, fix=fix) from error
+
+
+def _lock(path: Path, *, wait: bool) -> IO[str] | None:
+    """Lock a file until it is closed; None where another process has it and `wait` is not set."""
+    try:
+        file = path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError as error:  # a file system without locks
+        file.close()
+        raise unwritable(path, error) from error
+    return file
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial: state is complete, pruned, failed (`fault` says why) or running.
+
+    score: the metric with its interval on validation data, where complete. recipe: it is the recipe itself.
+    seconds: what the last process that worked on it took; epochs: how many it trained.
+    """
+
+    number: int
+    state: str
+    score: Interval | None
+    epochs: int
+    seconds: float
+    values: Mapping[str, Any]
+    recipe: bool = False
+    fault: str = ""
+
+
+def rank_rows(rows: Sequence[TrialRow], sign: int) -> tuple[TrialRow, ...]:
+    """Return the finished trials, best first; of equal ones the earlier. sign: -1 where low is good."""
+    done = [(-sign * row.score.value, row.number, row) for row in rows if row.score]
+    return tuple(row for _, _, row in sorted(done, key=lambda entry: entry[:2]))
+
+
+def describe_row(row: TrialRow, metric: str) -> str:
+    """Say in one line what a trial came to and what its values were."""
+    if row.score:
+        result = f"{metric} {row.score.value:.3f}"
+    elif row.fault:
+        result = f"failed: {row.fault}"
+    else:
+        result = f"pruned after {row.epochs} epochs"
+    return f"{result}, {row.seconds:.1f} s; {describe_values(row)}"
+
+
+def describe_values(row: TrialRow) -> str:
+    """Say a trial's values, each under the last part of its key."""
+    shown = [f"{key.rsplit('.', 1)[-1]} {_text(value)}" for key, value in row.values.items()]
+    return ("the recipe itself: " if row.recipe else "") + ", ".join(shown)
+
+
+def _text(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def write_table(path: Path, rows: Sequence[TrialRow], metric: str, keys: Sequence[str]) -> None:
+    """Write one line a trial. keys: those of the values, a column each."""
+    header = ("trial", "state", metric, "low", "high", "epochs", "seconds", *keys, "fault")
+    write_csv(path, [header, *(_cells(row, keys) for row in rows)])
+
+
+def _cells(row: TrialRow, keys: Sequence[str]) -> list[str]:
+    interval = (row.score.value, row.score.low, row.score.high) if row.score else (math.nan,) * 3
+    numbers = ["" if math.isnan(number) else repr(number) for number in (*interval, row.seconds)]
+    values = [json.dumps(row.values[key]).strip('"') if key in row.values else "" for key in keys]
+    return [str(row.number), row.state, *numbers[:3], str(row.epochs), numbers[3], *values, row.fault]

@@ -1,0 +1,86 @@
+"""Sex, age and scanner of a DICOM file, by which subgroups are formed."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as Picture
+from pydicom.uid import ComputedRadiographyImageStorage
+
+from medtl.imaging.dicom.patient import read_group_facts
+from medtl.imaging.reader import scan
+from medtl.imaging.series import Series
+from tests.imaging.conftest import build_dataset, malformed, mangle, save
+
+
+def series_of(folder: Path, **elements: str) -> Series:
+    pixels, elements = np.zeros((8, 8), np.uint16), {"SpecificCharacterSet": "ISO_IR 192", **elements}
+    save(build_dataset(pixels, ComputedRadiographyImageStorage, **elements), folder / "a.dcm")
+    (series,) = scan(folder).series
+    return series
+
+
+def test_what_the_header_says_is_told(tmp_path: Path) -> None:
+    stated = {
+        "PatientSex": "F",
+        "PatientAge": "062Y",
+        "Manufacturer": "Maker",
+        "ManufacturerModelName": "Seven",
+    }
+    found = read_group_facts(series_of(tmp_path, **stated))
+    assert found == {"sex": "F", "age": "62", "scanner": "Maker Seven"}
+
+
+@pytest.mark.parametrize(
+    ("stated", "age"),
+    [
+        ({"PatientAge": "018M"}, "1"),
+        ({"PatientAge": "003W"}, "0"),
+        ({"PatientAge": "62"}, ""),
+        ({"PatientAge": "", "PatientBirthDate": "19600501", "StudyDate": "20200430"}, "59"),
+        ({"PatientAge": "", "PatientBirthDate": "19600501", "StudyDate": "20200501"}, "60"),
+        ({"PatientAge": "", "PatientBirthDate": "20210501", "StudyDate": "20200501"}, ""),
+        ({"PatientAge": "", "PatientBirthDate": "19601350", "StudyDate": "20200501"}, ""),
+    ],
+)
+def test_age_is_stated_or_follows_from_dates(stated: dict[str, str], age: str, tmp_path: Path) -> None:
+    assert read_group_facts(series_of(tmp_path, **stated))["age"] == age
+
+
+def test_a_sex_that_the_standard_does_not_know_is_none(tmp_path: Path) -> None:
+    assert read_group_facts(series_of(tmp_path, PatientSex="W"))["sex"] == ""
+
+
+def test_a_malformed_element_tells_nothing_and_is_quoted_nowhere(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    series = malformed(series_of(tmp_path, PatientSex="F", PatientAge="061Y", Manufacturer="Maker"))
+    assert read_group_facts(series) == {}
+    assert not recwarn.list and not caplog.records
+
+
+def test_pydicom_warns_of_nothing_that_a_header_holds(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    series = series_of(tmp_path, PatientSex="F", Manufacturer="Maker")
+    mangle(series, b"ISO_IR 192", b"CANARY 192")
+    warnings.resetwarnings()
+    assert read_group_facts(series)["scanner"] == "Maker"
+    assert not recwarn.list
+
+
+def test_a_file_without_preamble_tells_as_much(tmp_path: Path) -> None:
+    series = series_of(tmp_path, PatientSex="F")
+    series.path.write_bytes(series.path.read_bytes()[132:])
+    assert read_group_facts(series)["sex"] == "F"
+
+
+def test_files_without_a_header_tell_nothing(tmp_path: Path) -> None:
+    series = series_of(tmp_path / "dicom")
+    series.path.unlink()
+    assert read_group_facts(series) == {}
+    (tmp_path / "png").mkdir()
+    Picture.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "png/a.png")
+    (picture,) = scan(tmp_path / "png").series
+    assert read_group_facts(picture) == {}

@@ -1,0 +1,131 @@
+"""Workers of a Ray cluster give the rows of this machine, to the bit, also where one is killed on the way."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from medtl.core.journal import open_journal
+from medtl.core.progress import StoppedError, never
+from medtl.errors import CheckpointError, TrainingError
+from medtl.imaging.reader import scan
+from medtl.inference import on_ray
+from medtl.inference.ensemble import Ensemble, make_ensemble
+from medtl.inference.on_ray import Job, work_on_ray
+from medtl.inference.predictor import Prediction
+from medtl.inference.streaming import rows_of, stream, unscored
+from tests.inference.test_streaming import Make, draw_folder, make_checkpoint, score
+
+__all__ = ["make_checkpoint"]  # the fixture
+
+STUDIES = 48
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Two workers on this machine."""
+    ray = pytest.importorskip("ray", reason="needs the extra `ray`")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()
+
+
+def score_on_ray(
+    ensemble: Ensemble, folder: Path, out: Path, stop: Callable[[], bool] = never
+) -> list[Prediction]:
+    found = scan(folder)
+    with open_journal(out) as journal:
+        journal.open_for(ensemble.facts)
+        units = unscored(found, folder, journal, try_again=True)
+        for _ in stream(ensemble, units, folder, journal, None, stop, on_ray=True):
+            pass
+        return list(rows_of(found, folder, journal))
+
+
+def judging_workers() -> list[int]:
+    """Return the processes below this one that are judging a batch for Ray."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (place / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if title.startswith(b"ray::_judge_there") and os.getpid() in ancestors(int(place.name)):
+            found.append(int(place.name))
+    return found
+
+
+def ancestors(process: int) -> set[int]:
+    found: set[int] = set()
+    while process > 1:
+        status = Path(f"/proc/{process}/status").read_text()
+        process = int(status.split("PPid:")[1].split()[0])
+        found.add(process)
+    return found
+
+
+def test_rows_are_those_of_this_machine_also_where_a_worker_is_killed(
+    cluster: None, make_checkpoint: Make, tmp_path: Path
+) -> None:
+    folder = draw_folder(tmp_path / "studies", STUDIES, bad=(1, 10))
+    ensemble = make_ensemble([make_checkpoint()])
+    alone, _ = score(ensemble, folder, tmp_path / "alone")
+    killed: list[int] = []
+
+    def kill_one() -> bool:
+        if not killed:
+            for worker in judging_workers()[:1]:
+                os.kill(worker, signal.SIGKILL)
+                killed.append(worker)
+        return False
+
+    rows = score_on_ray(ensemble, folder, tmp_path / "together", kill_one)
+    assert rows == alone and len(rows) == STUDIES
+    assert killed
+
+
+def test_a_stopped_scoring_goes_on_to_the_same_rows(
+    cluster: None, make_checkpoint: Make, tmp_path: Path
+) -> None:
+    folder = draw_folder(tmp_path / "studies", 12)
+    ensemble = make_ensemble([make_checkpoint()])
+    with pytest.raises(StoppedError):
+        score_on_ray(ensemble, folder, tmp_path / "out", lambda: True)
+    assert score_on_ray(ensemble, folder, tmp_path / "out") == score(ensemble, folder, tmp_path / "alone")[0]
+
+
+def test_an_error_with_a_code_arrives_as_it_is(cluster: None, make_checkpoint: Make, tmp_path: Path) -> None:
+    folder = draw_folder(tmp_path / "studies", 5)
+    with pytest.raises(CheckpointError) as caught:
+        score_on_ray(make_ensemble([make_checkpoint(shift=float("nan"))]), folder, tmp_path / "out")
+    assert caught.value.code == "scores-invalid"
+
+
+def test_a_batch_that_ends_each_worker_is_one_error(
+    cluster: None, make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_ray, "TRIES_AGAIN", 1)
+    ensemble = make_ensemble([make_checkpoint()])
+    job = Job(os._exit, ensemble, tmp_path, ensemble.facts)
+    with pytest.raises(TrainingError) as caught:
+        list(work_on_ray(job, [1], None))
+    assert caught.value.code == "worker-lost" and "goes on where it was" in caught.value.fix
+
+
+def test_a_worker_that_differs_or_sees_no_files_is_refused_by_name(
+    cluster: None, make_checkpoint: Make, tmp_path: Path
+) -> None:
+    ensemble = make_ensemble([make_checkpoint()])
+    other = Job(str, ensemble, tmp_path, {**ensemble.facts, "torch": "1.0"})
+    blind = Job(str, ensemble, tmp_path / "not mounted", ensemble.facts)
+    for job, said in ((other, "differs in torch"), (blind, "not mounted")):
+        with pytest.raises(TrainingError) as caught:
+            list(work_on_ray(job, [1], None))
+        assert caught.value.code == "cluster-differs" and said in str(caught.value)
+
+
+def test_nothing_to_do_needs_no_cluster(make_checkpoint: Make, tmp_path: Path) -> None:
+    ensemble = make_ensemble([make_checkpoint()])
+    assert list(work_on_ray(Job(str, ensemble, tmp_path, {}), [], None)) == []

@@ -1,0 +1,66 @@
+import base64
+import zlib
+
+import numpy as np
+import pytest
+
+from medtl.report.viewer import COARSE_LEVELS, FINE_LEVELS, FINE_VOXELS, pack, pack_study
+
+
+def unpack(text: str, kind: type) -> np.ndarray:
+    """Do what the viewer does: low bytes, then high ones, are differences that wrap."""
+    planes = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
+    planes = planes.reshape(np.dtype(kind).itemsize, -1).astype(kind)
+    steps = planes[0] if len(planes) == 1 else planes[0] + (planes[1] << 8)
+    return np.cumsum(steps, dtype=kind)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 7, 5), (4, 3, 6)])
+def test_what_was_packed_is_unpacked(kind, shape):
+    levels = np.random.default_rng(0).integers(0, np.iinfo(kind).max, shape, dtype=kind, endpoint=True)
+    assert np.array_equal(unpack(pack(levels), kind), levels.ravel())
+
+
+def test_values_and_window_survive_in_the_units_of_the_pixels(finding):
+    image = np.random.default_rng(0).normal(1000, 200, (12, 10)).astype(np.float32)
+    packed = pack_study(finding(shape=(12, 10), image=image, window=(800.0, 1300.0)))
+    low, high = packed["range"]
+    step = (high - low) / (packed["levels"] - 1)
+    values = low + unpack(packed["image"], np.uint16).reshape(12, 10) * step
+    assert np.abs(values - np.clip(image, low, high)).max() <= step / 2 + 1e-3
+    assert [low + edge * step for edge in packed["window"]] == pytest.approx([800, 1300])
+
+
+def test_hot_pixels_cost_the_window_no_levels(finding):
+    image = np.linspace(0, 1, 200, dtype=np.float32).reshape(20, 10)
+    image[0, 0], image[0, 1] = 1e9, -1e9
+    packed = pack_study(finding(shape=(20, 10), image=image))
+    low, high = packed["window"]
+    assert packed["range"] == [-1.0, 2.0] and high - low > FINE_LEVELS / 4
+
+
+def test_a_window_beyond_the_image_is_kept(finding):
+    packed = pack_study(finding(image=np.full((20, 16), 5.0, np.float32), window=(0.0, 4.0)))
+    assert packed["range"] == [0.0, 5.0]
+
+
+def test_large_volume_has_fewer_levels(finding):
+    shape = (9, 500, 500)
+    assert np.prod(shape) > FINE_VOXELS
+    packed = pack_study(finding(shape=shape))
+    assert packed["levels"] == COARSE_LEVELS and packed["window"] == [0, COARSE_LEVELS - 1]
+
+
+def test_viewer_starts_at_the_peak_of_the_first_map_or_in_the_middle(finding):
+    assert pack_study(finding(shape=(8, 12, 16)))["start"] == [2, 3, 4]
+    assert pack_study(finding(shape=(8, 12, 16), heatmap=None))["start"] == [4, 6, 8]
+    assert pack_study(finding(shape=(8, 12, 16), heatmap=np.zeros((8, 12, 16), np.float32)))["start"] == [
+        4,
+        6,
+        8,
+    ]
+
+
+def test_study_without_a_map_has_none(finding):
+    assert pack_study(finding(heatmap=None))["maps"] == []
