@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from medtl.core.files import write_json
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.models.backbone import BackboneEntry
 from medtl.models.backbones import BACKBONES
 from medtl.models.catalogue import SPEEDS

@@ -15,8 +15,9 @@ from pathlib import Path
 from medtl.cli.explain import audit_table
 from medtl.cli.terminal import TerminalWatcher
 from medtl.config import load_config, sample_data
-from medtl.data.manifest import TaskConfig, load_manifest
+from medtl.data.manifest import load_manifest
 from medtl.data.splits import read_splits
+from medtl.data.task import TaskConfig
 from medtl.explain import methods_for
 from medtl.explain.audit import Case, audit, find_mask
 from medtl.explain.explanation import target_of

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from medtl.data.manifest import Task
 from medtl.data.prepared import PreparedDataset
+from medtl.data.task import Task
 from medtl.imaging.augmentation import Augmentation, AugmentationConfig
 from medtl.models.backbones import BACKBONES
 from medtl.models.classifier import Classifier, Placement, lay_out

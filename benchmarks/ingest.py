@@ -108,8 +108,8 @@ def measure_prepared(kind: str, workers: int, folder: Path) -> dict[str, float]:
 
     Radiographs are prepared at 512 x 512, MR series at 22 x 128 x 128.
     """
-    from medtl.data.manifest import Sample
     from medtl.data.prepared import prepare_samples
+    from medtl.data.task import Sample
     from medtl.imaging.preprocessing import PreprocessingConfig
     from medtl.imaging.reader import scan
 

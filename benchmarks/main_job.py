@@ -20,9 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from medtl.data.manifest import Sample, TaskConfig, load_manifest
+from medtl.data.manifest import load_manifest
 from medtl.data.splits import read_splits
-from medtl.imaging import read_images
+from medtl.data.task import Sample, TaskConfig
+from medtl.imaging.reader import read_images
 from medtl.workflows.demo import localise_run
 
 DEFAULT_DATA = Path(__file__).parents[1] / ".." / "shared" / "data"

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from medtl.data.manifest import TaskConfig, load_manifest
+from medtl.data.manifest import load_manifest
 from medtl.data.splits import read_splits
+from medtl.data.task import TaskConfig
 from medtl.models.backbones.efficientnet import LITE0_IMAGENET
 from medtl.models.timm_network import rename_by_position
 from medtl.models.weights import locate, read_state_dict

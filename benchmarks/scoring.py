@@ -158,7 +158,7 @@ def time_plain(run: Path, folder: Path) -> float:
     """Read, transform and judge one study after the other."""
     import torch
 
-    from medtl.training import load_checkpoint
+    from medtl.training.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(run)
     transform = plain_transforms(checkpoint.preprocessing.size, load=False)
@@ -175,7 +175,7 @@ def time_monai(run: Path, folder: Path) -> float:
     import torch
     from monai.data import DataLoader, Dataset
 
-    from medtl.training import load_checkpoint
+    from medtl.training.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(run)
     size = checkpoint.preprocessing.size
@@ -228,7 +228,7 @@ def time_forward(run: Path, folder: Path, precision: str) -> float:
 
     from medtl.inference.predictor import arithmetic
     from medtl.models.classifier import Placement
-    from medtl.training import load_checkpoint
+    from medtl.training.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(run)
     place, count = Placement(checkpoint.classifier), len(list(folder.iterdir()))
@@ -250,7 +250,7 @@ def measure(contender: str, folder: Path, case: str, precision: str) -> dict[str
 
     Where the network is loaded within, that is taken off.
     """
-    from medtl.training import load_checkpoint
+    from medtl.training.checkpoint import load_checkpoint
 
     run, studies = make_run(folder, case.split()[0]), folder / case
     checkpoint = load_checkpoint(run)

@@ -31,8 +31,7 @@ from medtl.data.splits import draw_labels
 from medtl.imaging.image import Image, ImageFacts
 from medtl.imaging.preprocessing import prepare_image
 from medtl.inference.predictor import measure_distances, predict_features
-from medtl.training import load_checkpoint
-from medtl.training.checkpoint import Checkpoint
+from medtl.training.checkpoint import Checkpoint, load_checkpoint
 from medtl.workflows.train import open_data
 
 SETTINGS = (

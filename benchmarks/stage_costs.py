@@ -24,7 +24,7 @@ from medtl.imaging.reader import read_series, scan
 from medtl.inference.ensemble import make_ensemble
 from medtl.inference.predictor import Prediction, predict_features
 from medtl.inference.streaming import batch_size, list_units
-from medtl.training import load_checkpoint
+from medtl.training.checkpoint import load_checkpoint
 
 CASES = ("xray uncompressed", "xray jpeg2000", "mr 22 slices")
 

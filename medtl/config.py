@@ -14,8 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 from yaml import YAMLError
 
-from medtl.data.manifest import TaskConfig
 from medtl.data.splits import SplitConfig
+from medtl.data.task import TaskConfig
 from medtl.errors import ConfigError
 from medtl.imaging.augmentation import AugmentationConfig
 from medtl.imaging.preprocessing import PreprocessingConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 
 # The folders of tests in which a network is built; the others import none.
 BUILDS_NETWORKS = {"models", "training", "inference", "explain", "workflows", "cli", "core"}

@@ -22,7 +22,7 @@ from scipy.ndimage import binary_dilation
 from scipy.stats import chi2_contingency, mannwhitneyu
 
 from medtl.errors import ReadError
-from medtl.imaging import read_images
+from medtl.imaging.reader import read_images
 from sample_data.brain import draw_brain
 from sample_data.cohort import COHORTS, LABELS, TRAITS, Kind, Study, make_cohort
 from sample_data.files import reorient

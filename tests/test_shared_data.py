@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from medtl.data.manifest import TaskConfig, load_manifest
+from medtl.data.manifest import load_manifest
 from medtl.data.splits import SplitConfig, check_no_leak, split_samples
-from medtl.imaging import read_images
+from medtl.data.task import TaskConfig
 from medtl.imaging.image import Image
-from medtl.imaging.reader import read_series
+from medtl.imaging.reader import read_images, read_series
 
 pytestmark = pytest.mark.shared
 

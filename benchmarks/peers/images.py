@@ -53,8 +53,9 @@ def _shares(counts: dict[str, int], total: int) -> Sequence[int]:
 
 def prepare(data: Path, labels: Path, out: Path, size: int) -> None:
     """Decode and prepare the images of a table, and write them as arrays."""
-    from medtl.data.manifest import TaskConfig, load_manifest, targets
+    from medtl.data.manifest import load_manifest, targets
     from medtl.data.prepared import prepare_samples
+    from medtl.data.task import TaskConfig
     from medtl.imaging.preprocessing import PreprocessingConfig
 
     manifest = load_manifest(data, labels, TaskConfig())

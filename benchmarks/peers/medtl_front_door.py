@@ -107,7 +107,7 @@ def apart(seconds: dict[str, float], wall: float, stages: dict[str, float]) -> d
 def score(job: Job, run: Path) -> float:
     """Return the AUROC of the run's checkpoint as for every peer."""
     from benchmarks.peers.common import load_images, macro_auroc
-    from medtl.training import load_checkpoint
+    from medtl.training.checkpoint import load_checkpoint
 
     return macro_auroc(load_checkpoint(run).classifier, load_images(Path(job.images)))
 

@@ -19,7 +19,7 @@ def export(run: Path, to: str, out: Path) -> None:
     preprocessing, licences and a model card travel with it.
     """
     from medtl.cli.terminal import TerminalWatcher
-    from medtl.inference.export import export_run
+    from medtl.workflows.export import export_run
 
     with TerminalWatcher(f"medtl export · {run}"):
         outcome = export_run(run, out, to)  # type: ignore[arg-type]

@@ -51,8 +51,7 @@ def report(
     most confidently wrong images.
     """
     from medtl.cli.terminal import TerminalWatcher, counted, say
-    from medtl.workflows.report import ReportOptions, report_run
-    from medtl.workflows.run_report import report_training
+    from medtl.workflows.report import ReportOptions, report_run, report_training
 
     if source is None:
         with TerminalWatcher(f"medtl report · {run}") as watcher:

@@ -12,9 +12,10 @@ import click
 from medtl.errors import ReadError, printable
 
 if TYPE_CHECKING:
-    from medtl.evaluation.evaluate import Evaluation, Interval
-    from medtl.inference.predictor import Prediction
     from medtl.core.progress import PlanFacts, StageFacts
+    from medtl.evaluation.evaluate import Evaluation
+    from medtl.evaluation.intervals import Interval
+    from medtl.inference.predictor import Prediction
 
 REFUSALS_SHOWN = 10
 

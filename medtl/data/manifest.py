@@ -53,18 +53,6 @@ from medtl.imaging.medmnist import archive_labels
 from medtl.imaging.reader import scan
 from medtl.imaging.series import Series
 
-__all__ = [
-    "Manifest",
-    "Sample",
-    "Split",
-    "Target",
-    "Task",
-    "TaskConfig",
-    "TaskKind",
-    "load_manifest",
-    "targets",
-]
-
 LABELS_FILE = "labels.csv"
 
 

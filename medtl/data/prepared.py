@@ -30,8 +30,7 @@ from medtl import __version__
 from medtl.core.files import make_folder, medtl_home, read_json, unwritable, write_json
 from medtl.core.parallel import work_in_order
 from medtl.data.dataset_file import DATASET_FILE, check_preprocessing, dataset_of, read_record
-from medtl.data.manifest import Manifest
-from medtl.data.task import Sample
+from medtl.data.task import Manifest, Sample
 from medtl.errors import LabelError, OutputError, ReadError
 from medtl.imaging.inspection import Oddity, find_oddity
 from medtl.imaging.preprocessing import PreprocessingConfig, prepare_image

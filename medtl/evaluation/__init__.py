@@ -1,1 +1,1 @@
-"""PROBABILITIES + LABELS -> NUMBERS WITH INTERVALS: metrics, thresholds, calibration, comparison. No torch."""
+"""PROBABILITIES + LABELS -> NUMBERS WITH INTERVALS: metrics, thresholds, calibration. No torch."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.errors import CheckpointError
 from medtl.evaluation.evaluate import Evaluation, evaluate
 from medtl.evaluation.intervals import (

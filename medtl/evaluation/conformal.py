@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.evaluation.calibration import ConformalFloors
 from medtl.evaluation.intervals import Interval, interval_json, share_interval
 from medtl.evaluation.metrics import Floats

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.evaluation import metrics
 from medtl.evaluation.intervals import clustered_error, normal_quantile
 from medtl.evaluation.metrics import Floats

@@ -16,13 +16,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medtl.core.seeds import make_generator
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.errors import CheckpointError, LabelError
 from medtl.evaluation import decision_curve, metrics
 from medtl.evaluation.calibration_metrics import bin_gaps, calibration_lines, draw_gaps, error_intervals
 from medtl.evaluation.decision_curve import DecisionCurve, decision_curves
 from medtl.evaluation.intervals import (
-    FEWEST_DEFINED,
     Interval,
     auroc_interval,
     interval_json,
@@ -33,18 +32,6 @@ from medtl.evaluation.intervals import (
     share_interval,
 )
 from medtl.evaluation.metrics import Floats, ReliabilityBin
-from medtl.evaluation.thresholds import FALLBACK_THRESHOLD, choose_thresholds
-
-__all__ = [
-    "FALLBACK_THRESHOLD",
-    "FEWEST_DEFINED",
-    "Evaluation",
-    "Interval",
-    "RocCurve",
-    "choose_thresholds",
-    "evaluate",
-    "to_json",
-]
 
 BLOCK = 4_000_000  # numbers in one block of weights, 32 MB
 TOLERANCE = 1e-6

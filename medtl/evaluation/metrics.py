@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import confusion_matrix as count_confusions
 from sklearn.metrics import roc_curve
 
-from medtl.data.manifest import TaskKind
+from medtl.data.task import TaskKind
 
 Floats = NDArray[np.float64]
 ScoreMetric = Callable[[Floats, NDArray[np.bool_], Floats], Floats]

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from medtl.core.files import safe_cell, write_table
 from medtl.core.ids import hash_identifier
-from medtl.data.manifest import Sample, Task, targets
+from medtl.data.manifest import targets
+from medtl.data.task import Sample, Task
 from medtl.errors import CheckpointError
 from medtl.evaluation.metrics import Floats
 

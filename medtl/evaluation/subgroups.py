@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medtl.core.files import write_table
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.evaluation import metrics
 from medtl.evaluation.evaluate import Evaluation, evaluate
 from medtl.evaluation.intervals import (

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.errors import ConfigError
 from medtl.evaluation import metrics
 from medtl.evaluation.metrics import Floats, labelled

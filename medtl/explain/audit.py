@@ -16,7 +16,7 @@ from torch import Tensor
 
 from medtl.core.seeds import make_generator
 from medtl.errors import ReadError
-from medtl.evaluation.evaluate import Interval
+from medtl.evaluation.intervals import Interval
 from medtl.explain import METHODS, check_method
 from medtl.explain.checks import (
     STABLE,

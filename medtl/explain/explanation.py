@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.explain import METHODS, check_method
 from medtl.imaging.image import Image
 from medtl.imaging.preprocessing import PreparedImage, to_image_grid

@@ -11,9 +11,8 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,15 +22,12 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.onnx import ONNXProgram
 
-from medtl.core.files import replacing, write_json, write_text
+from medtl.core.files import replacing
 from medtl.data.task import TaskKind
 from medtl.errors import CheckpointError
 from medtl.evaluation.calibration import Calibration, Steps, to_probabilities
-from medtl.inference.contract import USE, contract
-from medtl.inference.monai_bundle import write_bundle
 from medtl.models.classifier import Classifier
-from medtl.report.model_card import card_text, model_card
-from medtl.training.checkpoint import Checkpoint, load_finished
+from medtl.training.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
 INPUT, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
@@ -44,8 +40,6 @@ TRACED_WITH, TRIED_WITH = 2, (1, 3)
 
 # Images (N, C, *size) to outputs.
 Run = Callable[[NDArray[np.float32]], Sequence[NDArray]]
-ExportFormat = Literal["onnx", "torch", "monai-bundle"]
-MODEL_FILES = {"onnx": "model.onnx", "torch": "model.pt2", "monai-bundle": "models/model.pt2"}
 
 
 class Portable(nn.Module):
@@ -253,30 +247,3 @@ def _check(checkpoint: Checkpoint, names: Sequence[str], run: Run) -> float:
         fix = "use medtl itself, or another format"
         raise CheckpointError("export-differs", reason, where=checkpoint.folder, fix=fix)
     return worst
-
-
-@dataclass(frozen=True)
-class Exported:
-    """Where the model lies, and its size in bytes."""
-
-    model: Path
-    size: int
-
-
-def export_run(run: Path, out: Path, to: ExportFormat) -> Exported:
-    """Write the model, what it takes and gives (model.json), and its card below `out`.
-
-    What is written gives what the checkpoint gives, or is not kept. Raises CheckpointError extra-missing,
-    export-unsupported, export-differs, run-unfinished; OutputError.
-    """
-    checkpoint = load_finished(run)
-    said = contract(checkpoint)
-    card = card_text(model_card(run, checkpoint), USE, said["preprocessing"]["steps"])
-    model = out / MODEL_FILES[to]
-    if to == "monai-bundle":
-        write_bundle(out, checkpoint, said, card)
-    else:
-        write_onnx(model, checkpoint, said) if to == "onnx" else write_program(model, checkpoint)
-        write_text(out / "README.md", card)
-        write_json(out / "model.json", said)
-    return Exported(model, model.stat().st_size)

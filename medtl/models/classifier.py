@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.models.backbones import Backbone
 
 

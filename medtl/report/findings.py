@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from medtl.errors import OutputError
 
 if TYPE_CHECKING:  # pages need no reader of images
-    from medtl.data.manifest import TaskKind
+    from medtl.data.task import TaskKind
 
 Names = str | tuple[str, ...]
 Verdict = Literal["passed", "failed", "undecided", "unchecked"]

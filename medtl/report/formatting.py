@@ -9,7 +9,7 @@ from medtl.explain.audit import WORDS
 from medtl.report.findings import Bounds, MapCheck, Verdict, read_bounds
 
 if TYPE_CHECKING:
-    from medtl.data.manifest import TaskKind
+    from medtl.data.task import TaskKind
 
 
 UNDEFINED = "undefined"

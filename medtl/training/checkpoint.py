@@ -18,7 +18,7 @@ from torch import Tensor
 
 from medtl import __version__
 from medtl.core.files import make_folder, read_json, replacing, write_text
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.errors import CheckpointError
 from medtl.evaluation.calibration import Calibration, ConformalFloors
 from medtl.imaging.augmentation import AugmentationConfig

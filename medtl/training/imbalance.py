@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 from torch import Tensor
 
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 
 Floats = NDArray[np.float64]
 

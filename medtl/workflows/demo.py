@@ -12,19 +12,18 @@ from numpy.typing import NDArray
 
 from medtl.config import load_config, sample_data
 from medtl.core.progress import Watcher
-from medtl.data.manifest import Sample, load_manifest
+from medtl.data.manifest import load_manifest
 from medtl.data.splits import read_splits
-from medtl.evaluation.evaluate import Interval
+from medtl.data.task import Sample
+from medtl.evaluation.intervals import Interval
 from medtl.explain.checks import Localisation, localise
 from medtl.explain.explanation import explain
-from medtl.imaging import read_images
 from medtl.imaging.preprocessing import prepare_image
-from medtl.imaging.reader import read_series
+from medtl.imaging.reader import read_images, read_series
 from medtl.inference.predictor import Prediction, predict
 from medtl.training.checkpoint import load_finished
 from medtl.workflows.evaluate import evaluate_run
-from medtl.workflows.report import ReportOptions, report_run
-from medtl.workflows.run_report import report_training
+from medtl.workflows.report import ReportOptions, report_run, report_training
 from medtl.workflows.score import score_run
 from medtl.workflows.train import train_run
 

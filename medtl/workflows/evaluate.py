@@ -13,9 +13,10 @@ from medtl.core.files import write_json
 from medtl.core.progress import Watcher, tell
 from medtl.data.attributes import attribute_names, identifying_attributes
 from medtl.data.labels import compared_name
-from medtl.data.manifest import Sample, Task, TaskConfig, load_manifest, targets
+from medtl.data.manifest import load_manifest, targets
 from medtl.data.prepared import PreparedDataset, all_refusals, oddity_notes, prepare_samples
 from medtl.data.splits import read_splits
+from medtl.data.task import Sample, Task, TaskConfig
 from medtl.errors import CheckpointError, ConfigError, LabelError, ReadError
 from medtl.evaluation import subgroups
 from medtl.evaluation.conformal import coverage_json, measure_coverage, set_texts

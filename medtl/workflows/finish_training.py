@@ -14,11 +14,12 @@ from torch import Tensor
 from medtl.core.files import write_json
 from medtl.core.progress import Watcher, stopped, tell
 from medtl.core.seeds import make_generator
-from medtl.data.manifest import Sample
+from medtl.data.task import Sample
 from medtl.evaluation.calibration import fit_calibration, to_probabilities
 from medtl.evaluation.conformal import fit_floors
-from medtl.evaluation.evaluate import Evaluation, choose_thresholds, evaluate, to_json
+from medtl.evaluation.evaluate import Evaluation, evaluate, to_json
 from medtl.evaluation.predictions import FILE, predictions_of, write_predictions
+from medtl.evaluation.thresholds import choose_thresholds
 from medtl.inference.ood import MOST_SAMPLES, fit_screening
 from medtl.inference.predictor import predict_features
 from medtl.training.checkpoint import (

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from medtl.config import RunConfig
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.models.backbones import BACKBONES
 from medtl.models.classifier import Classifier
 from medtl.models.costs import step_costs

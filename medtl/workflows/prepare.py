@@ -8,8 +8,9 @@ from pathlib import Path
 from medtl.config import RunConfig
 from medtl.core.progress import Watcher, tell
 from medtl.data.dataset_file import is_dataset, write_record
-from medtl.data.manifest import LABELS_FILE, Sample, Task, load_manifest
+from medtl.data.manifest import LABELS_FILE, load_manifest
 from medtl.data.prepared import all_refusals, content_key, oddity_notes, prepare_samples
+from medtl.data.task import Sample, Task
 from medtl.errors import ConfigError, ReadError
 
 

@@ -13,9 +13,10 @@ from typing import IO, Any
 from medtl.config import RunConfig, to_yaml
 from medtl.core.files import make_folder, unwritable, write_csv, write_text
 from medtl.core.seeds import derive_seed
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.errors import CheckpointError, ConfigError, OutputError, TrainingError
-from medtl.evaluation.evaluate import Interval, evaluate
+from medtl.evaluation.evaluate import evaluate
+from medtl.evaluation.intervals import Interval
 from medtl.training.run_folder import RunFolder
 from medtl.training.schedule import resolve_schedule
 from medtl.workflows.search_space import Space, count_groups, space_yaml

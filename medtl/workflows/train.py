@@ -19,7 +19,7 @@ from medtl.config import RunConfig, load_config, to_yaml
 from medtl.core.files import write_json, write_text
 from medtl.core.progress import Unwatched, Watcher, never, tell
 from medtl.core.seeds import derive_seed
-from medtl.data.manifest import Sample, Task, load_manifest, targets
+from medtl.data.manifest import load_manifest, targets
 from medtl.data.near_duplicates import NO_LINKS, describe_near_duplicates, find_near_duplicates, join_patients
 from medtl.data.prepared import PreparedDataset, all_refusals, oddity_notes, prepare_samples
 from medtl.data.splits import (
@@ -30,6 +30,7 @@ from medtl.data.splits import (
     split_samples,
     write_splits,
 )
+from medtl.data.task import Sample, Task
 from medtl.errors import ConfigError, LabelError, ReadError, SplitError, TrainingError
 from medtl.evaluation.evaluate import Evaluation
 from medtl.imaging.augmentation import Augmentation

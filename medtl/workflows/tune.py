@@ -22,10 +22,9 @@ from medtl.core.files import make_folder, read_json, write_text
 from medtl.core.progress import PlanFacts, StageFacts, StoppedError, Unwatched, Watcher, never
 from medtl.data.splits import read_splits
 from medtl.errors import ConfigError, MedtlError, ReadError, TrainingError
-from medtl.evaluation.evaluate import Evaluation, Interval
-from medtl.training.feature_cache.plan import CachePlan
+from medtl.evaluation.evaluate import Evaluation
+from medtl.evaluation.intervals import Interval
 from medtl.training.run_folder import RunFolder
-from medtl.training.schedule import Stage
 from medtl.workflows.evaluate import evaluate_run
 from medtl.workflows.finish_training import Screens
 from medtl.workflows.search_space import Space, apply_values, load_space

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
-from medtl.imaging import read_images
+from medtl.imaging.reader import read_images
 from tests.cli import jobs
 from tests.cli.conftest import Trained
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from medtl.imaging import read_images
 from medtl.imaging.preprocessing import prepare_image
+from medtl.imaging.reader import read_images
 from medtl.inference.predictor import predict
-from medtl.training import load_checkpoint
+from medtl.training.checkpoint import load_checkpoint
 from tests.cli import jobs
 from tests.cli.conftest import Trained
 

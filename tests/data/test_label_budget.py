@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medtl.data.manifest import Sample, Task
 from medtl.data.splits import draw_labels
+from medtl.data.task import Sample, Task
 from medtl.errors import SplitError
 from medtl.imaging.series import Series
 

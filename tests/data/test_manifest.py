@@ -12,8 +12,8 @@ from PIL import Image as Picture
 
 from medtl.core.ids import hash_identifier
 from medtl.data.labels import LabelRowsError, LeakRowsError
-from medtl.data.manifest import Manifest, Task, TaskConfig, load_manifest, targets
-from medtl.data.task import has_patient_id
+from medtl.data.manifest import load_manifest, targets
+from medtl.data.task import Manifest, Task, TaskConfig, has_patient_id
 from medtl.errors import LabelError, ReadError, SplitError
 
 NOTHING = TaskConfig()

@@ -11,7 +11,7 @@ import pytest
 from scipy.ndimage import gaussian_filter, zoom
 
 from medtl.data import near_duplicates as module
-from medtl.data.manifest import Sample, Task, TaskConfig, load_manifest
+from medtl.data.manifest import load_manifest
 from medtl.data.near_duplicates import (
     NO_LINKS,
     describe_near_duplicates,
@@ -22,6 +22,7 @@ from medtl.data.near_duplicates import (
 )
 from medtl.data.prepared import STEPS, PreparedDataset, prepare_samples
 from medtl.data.splits import NearDuplicates, SplitConfig, split_samples
+from medtl.data.task import Sample, Task, TaskConfig
 from medtl.imaging.preprocessing import PreprocessingConfig
 from medtl.imaging.series import Series
 

@@ -19,8 +19,8 @@ from medtl.core import parallel as in_children
 from medtl.core.parallel import in_order
 from medtl.data import prepared as module
 from medtl.data import prepared as preparing
-from medtl.data.manifest import Sample
 from medtl.data.prepared import prepare_samples
+from medtl.data.task import Sample
 from medtl.errors import OutputError, ReadError, TrainingError
 from medtl.imaging.preprocessing import PreprocessingConfig, prepare_image
 from medtl.imaging.reader import read_series, scan

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from medtl.data.manifest import Sample, Task
 from medtl.data.splits import SplitConfig, SplitRow, check_no_leak, read_splits, split_samples, write_splits
+from medtl.data.task import Sample, Task
 from medtl.errors import OutputError, SplitError
 from medtl.imaging.series import Series
 

@@ -7,7 +7,7 @@ from scipy.special import expit, softmax
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.evaluation import metrics
 from medtl.evaluation.calibration import (
     Calibration,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.errors import CheckpointError
 from medtl.evaluation.comparison import (
     COMPARED,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.evaluation.calibration import ConformalFloors
 from medtl.evaluation.conformal import fit_floors, in_sets, measure_coverage, set_texts
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.errors import CheckpointError, LabelError
-from medtl.evaluation.evaluate import Evaluation, choose_thresholds, evaluate, to_json
+from medtl.evaluation.evaluate import Evaluation, evaluate, to_json
+from medtl.evaluation.thresholds import choose_thresholds
 
 BINARY = Task("binary", ("normal", "lesion"))
 MULTICLASS = Task("multiclass", ("a", "b", "c"))

@@ -8,7 +8,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.errors import CheckpointError
 from medtl.evaluation.evaluate import evaluate
 from medtl.evaluation.predictions import Predictions, read_predictions, write_predictions

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.errors import ConfigError
 from medtl.evaluation import metrics
 from medtl.evaluation.decision_curve import decision_curves

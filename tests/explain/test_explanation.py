@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.explain import METHODS
 from medtl.explain.explanation import explain
 from medtl.imaging.augmentation import AugmentationConfig

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.errors import ConfigError
 from medtl.explain import METHODS
 from medtl.explain.audit import AuditSettings, Case, audit, bootstrap, to_json

@@ -7,7 +7,7 @@ from monai.visualize import GradCAM, GradCAMpp
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.errors import ConfigError
 from medtl.explain import METHODS, check_method, default_method, methods_for
 from medtl.explain.attention_rollout import attention_of

@@ -62,7 +62,7 @@ def report():  # after the decoders have ended: what was registered first runs l
 outcome = {}
 atexit.register(report)
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]),) * 2)
-from medtl.imaging import read_images
+from medtl.imaging.reader import read_images
 import medtl.imaging.reader, medtl.imaging.dicom.decoder_process
 
 refusals, start = [], time.perf_counter()

@@ -13,7 +13,7 @@ from pydicom import Dataset
 from pydicom.uid import UID, ComputedRadiographyImageStorage, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from medtl.errors import CODES, LINE_LIMIT, ReadError
-from medtl.imaging import read_images
+from medtl.imaging.reader import read_images
 from tests.imaging.conftest import (
     AXIAL,
     build_dataset,

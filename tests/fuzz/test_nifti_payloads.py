@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from medtl.errors import ReadError
-from medtl.imaging import read_images
 from medtl.imaging.image import Image
+from medtl.imaging.reader import read_images
 
 PAYLOADS, HEADERS = 600, 300
 HEADER_BYTES = 352

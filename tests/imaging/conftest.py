@@ -29,7 +29,7 @@ from pydicom.uid import (
 )
 
 from medtl.errors import CODES, LINE_LIMIT, ReadError
-from medtl.imaging import read_images
+from medtl.imaging.reader import read_images
 from medtl.imaging.series import Series
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)

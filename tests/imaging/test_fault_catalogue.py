@@ -28,7 +28,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from medtl.data.manifest import TaskConfig, load_manifest
+from medtl.data.manifest import load_manifest
+from medtl.data.task import TaskConfig
 from medtl.errors import LINE_LIMIT, MedtlError
 from medtl.imaging.dicom import decoders as decoding
 from medtl.imaging.image import Image, VoiTable

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from medtl.errors import ReadError
-from medtl.imaging import medmnist, read_images
+from medtl.imaging import medmnist
 from medtl.imaging.medmnist import archive_labels
-from medtl.imaging.reader import read_series, scan
+from medtl.imaging.reader import read_images, read_series, scan
 from medtl.imaging.series import Series
 from tests.imaging.conftest import pattern, refusal
 

@@ -16,10 +16,10 @@ import pytest
 
 from medtl.data.naming import source_name
 from medtl.errors import ReadError
-from medtl.imaging import nifti, read_images
+from medtl.imaging import nifti
 from medtl.imaging import nifti as nifti_stream
 from medtl.imaging.image import Image
-from medtl.imaging.reader import read_series, scan
+from medtl.imaging.reader import read_images, read_series, scan
 from tests.imaging.conftest import pattern, refusal
 
 OBLIQUE = np.array(

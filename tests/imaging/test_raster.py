@@ -11,8 +11,8 @@ import pytest
 from PIL import Image as PillowImage
 
 from medtl.errors import ReadError
-from medtl.imaging import read_images
 from medtl.imaging.image import Image
+from medtl.imaging.reader import read_images
 from tests.imaging.conftest import pattern, refusal
 
 

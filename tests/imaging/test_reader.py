@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import medtl.imaging
 from medtl.errors import ReadError
-from medtl.imaging import read_images
+from medtl.imaging.reader import read_images
 
 
 def test_a_file_a_folder_and_a_list_give_the_same_image(make_series: Callable) -> None:

@@ -15,8 +15,8 @@ from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from medtl.imaging import read_images
 from medtl.imaging.image import Image
+from medtl.imaging.reader import read_images
 from tests.imaging.conftest import AXIAL, build_enhanced, build_mosaic, pattern, save
 
 SAGITTAL = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)

@@ -13,9 +13,9 @@ from medtl.config import sample_data
 from medtl.data.task import Task
 from medtl.errors import CheckpointError
 from medtl.evaluation.calibration import Calibration, Steps, to_probabilities
-from medtl.imaging import read_images
 from medtl.imaging.augmentation import AugmentationConfig
 from medtl.imaging.preprocessing import PreprocessingConfig, prepare_image
+from medtl.imaging.reader import read_images
 from medtl.inference.contract import contract
 from medtl.inference.export import (
     Calibrated,

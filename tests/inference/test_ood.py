@@ -166,7 +166,7 @@ def test_facts_come_from_the_headers_of_the_training_files(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("axes", [2, 3])
 def test_extents_are_those_of_the_images(axes: int, tmp_path: Path) -> None:
-    from medtl.imaging import read_images
+    from medtl.imaging.reader import read_images
 
     if axes == 3:
         write_volume(tmp_path / "case", 0, 0)

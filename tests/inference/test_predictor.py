@@ -12,13 +12,12 @@ import pytest
 import torch
 from PIL import Image as PillowImage
 
-from medtl.data.manifest import Task
 from medtl.data.naming import sample_key
+from medtl.data.task import Task
 from medtl.errors import CheckpointError, OutputError, ReadError
-from medtl.imaging import read_images
 from medtl.imaging.augmentation import AugmentationConfig
 from medtl.imaging.preprocessing import PreprocessingConfig
-from medtl.imaging.reader import scan
+from medtl.imaging.reader import read_images, scan
 from medtl.inference.predictor import Prediction, predicted_class, score_images, score_series, write_scores
 from medtl.training.checkpoint import Checkpoint, CheckpointHeader, describe_classifier
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image as Picture
 
-from medtl.data.manifest import TaskConfig, load_manifest
+from medtl.data.manifest import load_manifest
+from medtl.data.task import TaskConfig
 from medtl.imaging.augmentation import AugmentationConfig
 from medtl.imaging.image import Image, ImageFacts
 from medtl.imaging.preprocessing import PreprocessingConfig

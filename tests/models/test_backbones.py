@@ -8,7 +8,7 @@ import copy
 import pytest
 import torch
 
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.errors import WeightsError
 from medtl.explain.cam import grad_cam
 from medtl.models.backbones import BACKBONES, IMAGENET

@@ -7,7 +7,7 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.models.classifier import SliceAttentionHead
 
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.models.backbones import BACKBONES
 from medtl.models.classifier import Classifier
 from medtl.models.costs import step_costs

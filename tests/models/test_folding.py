@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.models.classifier import Classifier
 from medtl.models.folding import fold_batch_norm, fold_groups
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.models.backbones import BACKBONES
 from medtl.models.classifier import Classifier
 from medtl.models.inflated import inflate

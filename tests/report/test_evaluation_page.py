@@ -86,8 +86,9 @@ def test_classes_and_thresholds_that_the_metrics_rest_on_are_said(tmp_path, card
 
 @pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel"])
 def test_what_an_evaluation_writes_is_what_the_page_reads(tmp_path, card, kind):
-    from medtl.data.manifest import Task
-    from medtl.evaluation.evaluate import choose_thresholds, evaluate, to_json
+    from medtl.data.task import Task
+    from medtl.evaluation.evaluate import evaluate, to_json
+    from medtl.evaluation.thresholds import choose_thresholds
 
     task = Task(kind, ("normal", "opacity") if kind == "binary" else ("none", "glioma", "pituitary"))
     generator = np.random.default_rng(0)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.imaging.augmentation import Augmentation, AugmentationConfig
 from medtl.imaging.preprocessing import PreprocessingConfig
 from medtl.models.backbones import BACKBONES

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from medtl.core.progress import StoppedError
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.errors import TrainingError
 from medtl.training.checkpoint import model_tensors, read_header
 from medtl.training.config import FitConfig, make_fabric

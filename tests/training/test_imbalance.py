@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ValidationError
 
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.training.batches import Order
 from medtl.training.imbalance import IMBALANCE, ImbalanceConfig, make_strategy
 

@@ -9,15 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.models.classifier import Classifier
 from medtl.training.config import FitConfig, make_fabric
 from medtl.training.distributed import World
 from medtl.training.imbalance import NoCorrection
 from medtl.training.schedule import Pace, ScheduleConfig, entry_step, resolve_schedule, thaw
 from medtl.training.step import Stepper, anchors_of, make_optimizer
-
-from .test_backbones import ENTRIES, images
+from tests.models.test_backbones import ENTRIES, images
 
 SMALL = {
     "efficientnet_lite0",

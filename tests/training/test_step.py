@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.models.classifier import Placement
 from medtl.training.checkpoint import model_tensors
 from medtl.training.config import FitConfig, make_fabric

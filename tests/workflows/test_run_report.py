@@ -5,7 +5,7 @@ import pytest
 
 from medtl.data.task import Task
 from medtl.evaluation.predictions import Predictions
-from medtl.workflows.run_report import find_wrong
+from medtl.workflows.report import find_wrong
 
 
 def predictions(probabilities: list[list[float]], targets: list) -> Predictions:

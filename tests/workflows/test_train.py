@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from medtl.config import RunConfig, load_config, sample_data
-from medtl.data.manifest import TaskConfig, load_manifest
+from medtl.data.manifest import load_manifest
 from medtl.data.splits import read_splits
+from medtl.data.task import TaskConfig
 from medtl.errors import CheckpointError, LabelError, SplitError, TrainingError
-from medtl.imaging import read_images
+from medtl.imaging.reader import read_images
 from medtl.inference.predictor import Prediction, score_images
 from medtl.training.checkpoint import load_checkpoint
 from medtl.workflows import demo

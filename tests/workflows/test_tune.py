@@ -22,7 +22,7 @@ import yaml
 from medtl.config import RunConfig, load_config
 from medtl.data.splits import read_splits
 from medtl.errors import CheckpointError, ConfigError, TrainingError
-from medtl.evaluation.evaluate import Interval
+from medtl.evaluation.intervals import Interval
 from medtl.training.checkpoint import load_checkpoint
 from medtl.training.run_folder import RunFolder
 from medtl.workflows import finish_training as judging

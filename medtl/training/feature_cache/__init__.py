@@ -1,1 +1,1 @@
-"""The output of frozen layers, computed once: whether it pays (plan), where it lies (store), how it is read (cache)."""
+"""The output of frozen layers, computed once: whether that pays, where it lies, how it is read."""

@@ -9,11 +9,10 @@ import pytest
 from pydicom import Dataset
 
 from medtl.errors import ReadError
-from medtl.imaging import read_images
 from medtl.imaging.dicom.frames import planes_of
 from medtl.imaging.dicom.header import read_header
 from medtl.imaging.dicom.instance import Instance
-from medtl.imaging.reader import scan
+from medtl.imaging.reader import read_images, scan
 from tests.imaging.conftest import AXIAL, build_enhanced, build_mosaic, csa_header, pattern, refusal, save
 
 SAGITTAL = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)

@@ -26,9 +26,8 @@ from pydicom.uid import (
 )
 
 from medtl.errors import ReadError
-from medtl.imaging import read_images
 from medtl.imaging.image import Image, Window
-from medtl.imaging.reader import read_series, scan
+from medtl.imaging.reader import read_images, read_series, scan
 from tests.imaging.conftest import build_dataset, fixed_uid, pattern, refusal, save
 
 OBLIQUE = (0.8, 0.6, 0.0, -0.36, 0.48, 0.8)

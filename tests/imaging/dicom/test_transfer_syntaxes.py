@@ -31,8 +31,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from medtl.imaging import read_images
 from medtl.imaging.dicom.pixels import DECODERS, NATIVE
+from medtl.imaging.reader import read_images
 from tests.imaging.conftest import (
     build_dataset,
     compress_with_htj2k,

@@ -9,11 +9,10 @@ import pytest
 from pydicom import Dataset
 
 from medtl.data.naming import source_name
-from medtl.imaging import read_images
 from medtl.imaging.dicom.frames import planes_of
 from medtl.imaging.dicom.header import read_header
 from medtl.imaging.dicom.volumes import PlaneSet, deal_planes
-from medtl.imaging.reader import scan
+from medtl.imaging.reader import read_images, scan
 from tests.imaging.conftest import fixed_uid, pattern, refusal
 
 Change = Callable[[int, Dataset], object]

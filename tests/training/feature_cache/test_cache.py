@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from medtl.data.manifest import Task
 from medtl.data.prepared import PreparedDataset
+from medtl.data.task import Task
 from medtl.errors import OutputError
 from medtl.imaging.augmentation import Augmentation, AugmentationConfig
 from medtl.models.backbones import BACKBONES

@@ -9,9 +9,8 @@ from medtl.training.feature_cache import store as feature_store
 from medtl.training.feature_cache.cache import FeatureCache
 from medtl.training.feature_cache.plan import Speed
 from medtl.training.schedule import ScheduleConfig
-
-from .conftest import SilentWatcher
-from .test_fit import Killed, digest
+from tests.training.conftest import SilentWatcher
+from tests.training.test_trainer import Killed, digest
 
 # Slow arithmetic makes every prefix worth keeping, quick arithmetic none.
 SLOW, QUICK = Speed(1e6, 1e6), Speed(1e15, 1e15)

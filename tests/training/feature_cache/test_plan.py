@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from medtl.data.manifest import Task
+from medtl.data.task import Task
 from medtl.models.backbones import BACKBONES
 from medtl.models.classifier import Classifier
 from medtl.training.feature_cache.plan import SPEEDS, CachePlan, plan_cache, shared_views
