@@ -29,8 +29,11 @@ from medtl.models.weights import sha256_of
 from medtl.training.feature_cache.plan import CachePlan
 from medtl.training.schedule import Stage
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 HEADER = "checkpoint.json"
+
+# Names of a position in format 1 -> names now.
+OLD_NAMES = {"mark": "best_score", "waited": "epochs_without_improvement"}
 
 # The name of the checkpoint's tensor file that belongs to it.
 TENSORS = "screening"
@@ -40,9 +43,9 @@ class Position(BaseModel):
     """How far a schedule has come: `epoch` epochs of stage number `stage` are done, `step` steps in all.
 
     Of the next epoch `done` steps are done (they are among the `step`), with the losses `loss_sum` and in
-    `seconds`. best is what the best epoch so far was chosen by, the larger the better: (AUROC, minus loss) or
-    (minus loss, AUROC) on validation data. mark is what it was when it last rose by enough to count, and
-    waited the epochs of this stage since.
+    `seconds`. best is the score of the best epoch so far, the larger the better: (AUROC, minus loss) or
+    (minus loss, AUROC) on validation data. Patience compares with best_score, the last one that was better by
+    min_delta, and counts the epochs of this stage since then: epochs_without_improvement.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,8 +57,8 @@ class Position(BaseModel):
     loss_sum: float = 0.0
     seconds: float = 0.0
     best: tuple[float, float] | None = None
-    mark: tuple[float, float] | None = None
-    waited: int = 0
+    best_score: tuple[float, float] | None = None
+    epochs_without_improvement: int = 0
 
 
 class TensorFile(BaseModel):
@@ -184,13 +187,22 @@ def read_header(folder: Path) -> CheckpointHeader:
             fix="give a RUN of medtl train, before what else is named",
         )
     try:
-        header = CheckpointHeader.model_validate(read_json(path))
-    except (ValidationError, ValueError, OSError) as error:
+        values = read_json(path)
+        version = values.get("format")
+        if version not in (1, FORMAT_VERSION):
+            reason = f"has format {version}, this medtl reads up to {FORMAT_VERSION}"
+            raise CheckpointError("checkpoint-damaged", reason, where=path, fix="use the medtl that made it")
+        header = CheckpointHeader.model_validate(_from_format_1(values) if version == 1 else values)
+    except (ValidationError, ValueError, AttributeError, OSError) as error:
         raise CheckpointError("checkpoint-damaged", "is not a checkpoint header", where=path) from error
-    if header.format != FORMAT_VERSION:
-        reason = f"is of format {header.format}, this medtl reads {FORMAT_VERSION}"
-        raise CheckpointError("checkpoint-damaged", reason, where=path, fix="use the medtl that made it")
     return header
+
+
+def _from_format_1(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a header that medtl 0.1.0 wrote under today's names; stages know their own old keys."""
+    position = values.get("position", {})
+    renamed = {OLD_NAMES.get(name, name): value for name, value in position.items()}
+    return {**values, "format": FORMAT_VERSION, "position": renamed}
 
 
 def read_tensors(folder: Path, header: CheckpointHeader, name: str) -> dict[str, Tensor]:
