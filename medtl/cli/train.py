@@ -8,7 +8,7 @@ import click
 from medtl.core.stopping import StopSignal
 
 if TYPE_CHECKING:
-    from medtl.training.distributed import World
+    from medtl.training.distributed import ProcessGroup
     from medtl.workflows.train import TrainOutcome
 
 EXISTING = click.Path(path_type=Path)
@@ -64,16 +64,16 @@ def train(
     from medtl.cli.terminal import say
     from medtl.core.progress import StoppedError
     from medtl.errors import AlreadyToldError
-    from medtl.training.distributed import joined_world
+    from medtl.training.distributed import joined_group
 
     named = {"device": device, "label_budget": label_budget, "seed": seed}
     overrides = (*overrides, *(f"fit.{key}={value}" for key, value in named.items() if value is not None))
     recipe_of_run = modality, recipe, overrides
     stop = StopSignal()
     try:
-        with stop, joined_world() as world:
-            stop.of_many = not world.alone
-            outcome = _train(recipe_of_run, data, labels, out, resume, stop, world)
+        with stop, joined_group() as process_group:
+            stop.of_many = not process_group.alone
+            outcome = _train(recipe_of_run, data, labels, out, resume, stop, process_group)
     except AlreadyToldError:
         ctx.exit(stop.exit_code if stop.received else 1)
     except StoppedError as error:
@@ -96,7 +96,7 @@ def _train(
     out: Path | None,
     resume: bool,
     stop: StopSignal,
-    world: "World",
+    process_group: "ProcessGroup",
 ) -> "TrainOutcome | None":
     """Train, or take part where another process leads: that one alone has an outcome."""
     from medtl.cli.terminal import TerminalWatcher
@@ -107,13 +107,15 @@ def _train(
         raise click.UsageError("give --modality xray or mri, or a recipe with --config")
     config = load_config(*recipe)
     out, source = out or Path("runs") / config.modality, data or sample_data(config.modality)
-    if not world.leads:
-        follow_run(source, labels, out, config, world, resume=resume, stop=stop)
+    if not process_group.leads:
+        follow_run(source, labels, out, config, process_group, resume=resume, stop=stop)
         return None
     with TerminalWatcher(f"medtl train · {config.modality}") as watcher:
         if data is None:
             watcher.note("data", f"no --data was named: training on the phantoms of {source}")
-        return train_run(source, labels, out, config, watcher, resume=resume, stop=stop, world=world)
+        return train_run(
+            source, labels, out, config, watcher, resume=resume, stop=stop, process_group=process_group
+        )
 
 
 def _show(outcome: "TrainOutcome", as_json: bool) -> None:

@@ -1,43 +1,19 @@
 """The backbone contract: an ordered chain of layer groups from images to a feature map."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from medtl.errors import WeightsError
+from medtl.models.catalogue import SizeRule
 from medtl.models.weights import KnownWeights, LoadedWeights, StateDict, load_known, load_path, load_strictly
 
 Pooling = Literal["mean", "slice-attention"]
-
-
-class BackboneConfig(BaseModel):
-    """Which backbone, and which weights it starts from: a known name, a file, or null for random ones."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str = "efficientnet_lite0"
-    weights: str | None = "imagenet"
-
-
-@dataclass(frozen=True)
-class SizeRule:
-    """Which heights and widths a network takes: at least `smallest` pixels, and a multiple of `multiple`."""
-
-    smallest: int = 1
-    multiple: int = 1
-
-    def problem(self, size: Sequence[int]) -> str | None:
-        """Return what is wrong with an image size (..., H, W), or None where the network takes it."""
-        plane = tuple(size)[-2:]
-        if all(side >= self.smallest and side % self.multiple == 0 for side in plane):
-            return None
-        steps = f" in steps of {self.multiple}" if self.multiple > 1 else ""
-        return f"takes {self.smallest} pixels a side or more{steps}, not {'x'.join(map(str, plane))}"
+ANY_SIZE = SizeRule()
 
 
 class Standardise(nn.Module):
@@ -153,7 +129,7 @@ class BackboneEntry:
     input_size: tuple[int, ...]
     known_weights: tuple[KnownWeights, ...]
     build: Callable[[int, "WeightsRequest"], Backbone]
-    sizes: SizeRule = SizeRule()
+    sizes: SizeRule = ANY_SIZE
 
     def __call__(self, weights: str | Path | None = None, in_channels: int = 1) -> Backbone:
         """Build the backbone from known weights by name, from a file, or untrained (None).

@@ -10,24 +10,22 @@ Focal loss draws them towards the middle. Thresholds chosen on validation data a
 whoever reads probabilities as frequencies calibrates first.
 """
 
-import inspect
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 from torch import Tensor
 
 from medtl.data.task import Task
+from medtl.training.config import ImbalanceConfig
 
 Floats = NDArray[np.float64]
 
 
-class NoCorrection:
-    """Plain cross-entropy over samples as they come; binary cross-entropy for each class in multilabel.
+class ImbalanceStrategy:
+    """Cross-entropy over samples as they come, binary for each class in multilabel: what strategies change.
 
     class_weights (K,): what a sample's loss counts, by its class; in multilabel what a positive counts where
     a negative counts 1. sampling_weights (N,), summing to 1, are the chances by which the fit draws samples;
@@ -87,7 +85,7 @@ class NoCorrection:
         return losses
 
 
-class ClassWeighted(NoCorrection):
+class ClassWeighted(ImbalanceStrategy):
     """Losses weighed by the inverse class frequency; in multilabel the positives by negatives/positives.
 
     The mean is over the weights of a batch, as in torch: in a batch without the rare class the others count
@@ -99,7 +97,7 @@ class ClassWeighted(NoCorrection):
         self.class_weights = _relative_weights(task, np.maximum(label_counts(task, targets), 1))
 
 
-class EffectiveNumber(NoCorrection):
+class EffectiveNumber(ImbalanceStrategy):
     """Losses weighed by the inverse effective number of samples, (1 - beta^n) / (1 - beta) (Cui 2019).
 
     n new samples are worth less the more there are. beta 0 weighs nothing, beta towards 1 as class-weighted;
@@ -112,7 +110,7 @@ class EffectiveNumber(NoCorrection):
         self.class_weights = _effective_weights(task, targets, beta)
 
 
-class BalancedSampler(NoCorrection):
+class BalancedSampler(ImbalanceStrategy):
     """Samples drawn with replacement so that each class comes equally often; the loss is plain.
 
     In multilabel a sample is drawn by the rarest of its classes, samples without any by their own number,
@@ -126,7 +124,7 @@ class BalancedSampler(NoCorrection):
         self.sampling_weights = weights / weights.sum() if weights.any() else None
 
 
-class Focal(NoCorrection):
+class Focal(ImbalanceStrategy):
     """Focal loss: (1 - p)^gamma times the cross-entropy, p the probability given to the truth (Lin 2017).
 
     A smoothed label is discounted label by label: discounted by its given label alone, it would cost nothing
@@ -151,7 +149,7 @@ class ClassBalancedFocal(Focal):
         self.class_weights = _effective_weights(task, targets, beta)
 
 
-class LogitAdjustment(NoCorrection):
+class LogitAdjustment(ImbalanceStrategy):
     """Cross-entropy of the logits plus tau times the log of the class priors (Menon 2021).
 
     The prior is in the loss and not in the model, whose logits so become those of balanced classes. In
@@ -168,8 +166,8 @@ class LogitAdjustment(NoCorrection):
         return logits + self.shift.to(logits)
 
 
-IMBALANCE: dict[str, Callable[..., NoCorrection]] = {
-    "none": NoCorrection,
+IMBALANCE: dict[str, Callable[..., ImbalanceStrategy]] = {
+    "none": ImbalanceStrategy,
     "class-weighted": ClassWeighted,
     "effective-number": EffectiveNumber,
     "balanced-sampler": BalancedSampler,
@@ -179,48 +177,7 @@ IMBALANCE: dict[str, Callable[..., NoCorrection]] = {
 }
 
 
-class ImbalanceConfig(BaseModel):
-    """A strategy by its name, and those of its options that shall not be the published ones.
-
-    gamma: how fast focal loss forgets what is already right. beta: how fast the effective number of samples
-    saturates. tau: how much of the log prior is added. A plain name will do where there is no option.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    gamma: float | None = Field(default=None, ge=0, le=100)
-    beta: float | None = Field(default=None, ge=0, lt=1)
-    tau: float | None = Field(default=None, ge=0, le=100)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_is_a_strategy(cls, value: Any) -> Any:
-        return value if isinstance(value, dict | cls) else {"name": value}
-
-    @model_validator(mode="after")
-    def _options_are_its_own(self) -> "ImbalanceConfig":
-        if self.name in IMBALANCE:  # otherwise whoever knows the whole recipe says so
-            alien = self.options.keys() - inspect.signature(IMBALANCE[self.name]).parameters.keys()
-            if alien:
-                raise ValueError(f"{min(alien)} is no option of {self.name}")
-        return self
-
-    @model_serializer
-    def _plain(self) -> str | dict[str, str | float]:
-        return {"name": self.name, **self.options} if self.options else self.name
-
-    @property
-    def options(self) -> dict[str, float]:
-        """The options that are set."""
-        chosen = {"gamma": self.gamma, "beta": self.beta, "tau": self.tau}
-        return {name: value for name, value in chosen.items() if value is not None}
-
-    def __str__(self) -> str:
-        return ", ".join([self.name, *(f"{name} {value:g}" for name, value in self.options.items())])
-
-
-def make_strategy(config: ImbalanceConfig, task: Task, targets: NDArray) -> NoCorrection:
+def make_strategy(config: ImbalanceConfig, task: Task, targets: NDArray) -> ImbalanceStrategy:
     """Return the strategy for training targets (N,), or (N, K) with NaN where not labelled."""
     return IMBALANCE[config.name](task, targets, **config.options)
 

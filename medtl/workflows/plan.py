@@ -8,8 +8,10 @@ from medtl.models.backbones import BACKBONES
 from medtl.models.classifier import Classifier
 from medtl.models.costs import step_costs
 from medtl.training.batches import Order
-from medtl.training.feature_cache.plan import BACKWARD, CachePlan, plan_cache
+from medtl.training.feature_cache.plan import CachePlan, plan_cache
 from medtl.training.schedule import Pace, Stage, entry_step, resolve_schedule, unfreeze
+
+BACKWARD = 2  # a backward pass has two products for each one of the forward pass: by input and by weight
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from medtl.imaging.augmentation import Augmentation
 from medtl.models.backbones import BACKBONES
 from medtl.models.classifier import Classifier
 from medtl.training.checkpoint import CheckpointHeader, describe_classifier
-from medtl.training.distributed import World
+from medtl.training.distributed import ProcessGroup
 from medtl.training.feature_cache.cache import Views
 from medtl.training.feature_cache.plan import CachePlan
 from medtl.training.run_folder import VERSIONED, RunFolder
@@ -83,25 +83,25 @@ def train_run(
     *,
     resume: bool = False,
     stop: Callable[[], bool] = never,
-    world: World | None = None,
+    process_group: ProcessGroup | None = None,
 ) -> TrainOutcome:
     """Train on a labelled folder and leave a run: checkpoints, history, splits and metrics with intervals.
 
     stop is asked from the first stage on, after each step: once it says so, what was done is saved and
-    StoppedError raised. world: of several processes that train together, the one that leads calls this, and
-    the others follow_run. Raises MedtlError in one of its kinds; a run that was there before stays loadable
-    in any case.
+    StoppedError raised. process_group: of several processes that train together, the one that leads calls
+    this, and the others follow_run. Raises MedtlError in one of its kinds; a run that was there before stays
+    loadable in any case.
     """
-    run, started, world = RunFolder(out), time.perf_counter(), world or World()
+    run, started, process_group = RunFolder(out), time.perf_counter(), process_group or ProcessGroup()
     with run.locked():
         _check_resumable(run, config, resume)
         if resume and run.config.is_file() and not run.last.is_dir():
             tell(watcher, ["there is no checkpoint here to go on from: training begins at the start"])
         opened = open_data(data, labels, config, watcher)
-        world.announce(PREPARED)
+        process_group.announce(PREPARED)
         clock = {"total": started, **opened.seconds}
-        outcome = _train(run, opened, config, watcher, resume, stop, clock, world)
-        world.announce(FINISHED)
+        outcome = _train(run, opened, config, watcher, resume, stop, clock, process_group)
+        process_group.announce(FINISHED)
     return outcome
 
 
@@ -110,7 +110,7 @@ def follow_run(
     labels: Path | None,
     out: Path,
     config: RunConfig,
-    world: World,
+    process_group: ProcessGroup,
     *,
     resume: bool = False,
     stop: Callable[[], bool] = never,
@@ -120,12 +120,12 @@ def follow_run(
     What that one has prepared and kept is read; nothing is written but activations of the frozen prefix.
     """
     run, watcher = RunFolder(out), Unwatched()
-    world.await_leader(PREPARED)
+    process_group.await_leader(PREPARED)
     opened = open_data(data, labels, config, watcher)
-    fit = _make_fit(run, config, opened, watcher, world)
-    world.await_leader(RECORDED)
+    fit = _make_fit(run, config, opened, watcher, process_group)
+    process_group.await_leader(RECORDED)
     fit.run(resume=resume, stop=stop)
-    world.await_leader(FINISHED)
+    process_group.await_leader(FINISHED)
 
 
 def train_prepared(
@@ -142,7 +142,7 @@ def train_prepared(
     run, started = RunFolder(out), time.perf_counter()
     with run.locked():
         _check_resumable(run, config, resume)
-        return _train(run, opened, config, watcher, resume, stop, {"total": started}, World(), screens)
+        return _train(run, opened, config, watcher, resume, stop, {"total": started}, ProcessGroup(), screens)
 
 
 def open_data(data: Path, labels: Path | None, config: RunConfig, watcher: Watcher) -> OpenedData:
@@ -166,13 +166,13 @@ def _train(
     resume: bool,
     stop: Callable[[], bool],
     clock: Mapping[str, float],
-    world: World,
+    process_group: ProcessGroup,
     screens: Screens = always,
 ) -> TrainOutcome:
     """Fit and judge; clock says when the run began, as "total", and what its data took."""
-    fit = _make_fit(run, config, opened, watcher, world)
-    _record_start(run, config, opened.samples, opened.prepared, resume, world.size)
-    world.announce(RECORDED)
+    fit = _make_fit(run, config, opened, watcher, process_group)
+    _record_start(run, config, opened.samples, opened.prepared, resume, process_group.size)
+    process_group.announce(RECORDED)
     fit.run(resume=resume, stop=stop)
     clock = {**clock, "total": time.perf_counter() - clock["total"], **fit.seconds}
     recipe = _recipe(config, len(fit.data.train), opened.samples)
@@ -317,7 +317,7 @@ def _make_fit(
     config: RunConfig,
     opened: OpenedData,
     watcher: Watcher,
-    world: World,
+    process_group: ProcessGroup,
 ) -> Fit:
     task, prepared, available = opened.task, opened.prepared, opened.samples
     samples = draw_labels(available, task, config.fit.label_budget, config.fit.seed)
@@ -338,7 +338,7 @@ def _make_fit(
         *_views_and_targets("train", config, task, samples, prepared),
         *_views_and_targets("val", config, task, samples, prepared),
     )
-    return Fit(classifier, data, header, config.fit, run, watcher, world)
+    return Fit(classifier, data, header, config.fit, run, watcher, process_group)
 
 
 def _views_and_targets(

@@ -5,7 +5,7 @@ BACKBONES[name](weights=None | name | path, in_channels=1) -> Backbone
 
 from importlib import import_module
 
-from medtl.models.backbone import Backbone, BackboneConfig, BackboneEntry
+from medtl.models.backbone import Backbone, BackboneEntry
 from medtl.models.backbones.densenet import DENSENET121
 from medtl.models.backbones.efficientnet import EFFICIENTNET_LITE0
 from medtl.models.backbones.inception import INCEPTION_V3
@@ -18,6 +18,7 @@ from medtl.models.backbones.radimagenet import (
 )
 from medtl.models.backbones.resnet import RESNET18, RESNET50
 from medtl.models.backbones.torchxrayvision import torchxrayvision_densenet121, torchxrayvision_resnet50
+from medtl.models.catalogue import BackboneConfig
 from medtl.models.inflated import inflated
 from medtl.models.slices import slice_encoder
 

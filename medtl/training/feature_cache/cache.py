@@ -97,7 +97,7 @@ class Team:
     """The processes that compute a pass together: this one's number, how many, and how they wait for all."""
 
     rank: int
-    world: int
+    size: int
     barrier: Callable[[], object]
 
     @property
@@ -143,18 +143,18 @@ class FeatureCache:
         progress: Progress | None = None,
         *,
         rank: int = 0,
-        world: int = 1,
+        size: int = 1,
         barrier: Callable[[], object] = lambda: None,
     ) -> dict[int, FeatureStore]:
         """Return a store for each wanted step (step -> number of views); one pass computes what is absent.
 
-        A pass that was killed goes on where it was; one that runs elsewhere is waited for. rank, world and
+        A pass that was killed goes on where it was; one that runs elsewhere is waited for. rank, size and
         barrier: the processes that share the pass, and the file system; each calls this with the same views
         and gets the same bytes as one process would. Raises OutputError cache-full, in each of them, where
         the disk or the budget has no room; output-unwritable.
         """
         specs = self._specs(views, wanted)
-        team = Team(rank, world, barrier)
+        team = Team(rank, size, barrier)
         with telling(self.root), ExitStack() as claims:
             stores = self._open_or_claim(specs, claims, team)
             absent = {slot: spec for slot, spec in specs.items() if slot not in stores}
@@ -181,7 +181,7 @@ class FeatureCache:
         self, specs: Mapping[Slot, StoreSpec], claims: ExitStack, team: Team
     ) -> dict[Slot, OpenStore]:
         """Return the stores that are there. The first process claims the others, and all learn of it."""
-        if team.world == 1:
+        if team.size == 1:
             return self._lead(specs, claims)
         if team.leads:
             return self._lead_others(specs, claims, team)
@@ -279,7 +279,7 @@ class FeatureCache:
         jobs = list(_jobs(stagings))
         total = len(views) * len({view for _, view in stagings})
         left = sum(len(job.rows) for job in jobs)
-        own = jobs[team.rank :: team.world]
+        own = jobs[team.rank :: team.size]
         deepest = max(step for step, _ in stagings)
         network = fold_groups(self.classifier, views.image_shape, deepest)
         with closing(self._read_ahead(views, own)) as batches:
@@ -287,7 +287,7 @@ class FeatureCache:
                 for step, activation in self._boundaries(network, images, job.steps).items():
                     stagings[step, job.view].write(job.batch, activation)
                 if progress:
-                    done = sum(len(job.rows) for job in jobs[: number * team.world])
+                    done = sum(len(job.rows) for job in jobs[: number * team.size])
                     progress(total - left + done, total)
 
     def _read_ahead(self, views: Views, jobs: Sequence[Job]) -> Generator[Tensor]:

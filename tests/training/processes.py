@@ -11,11 +11,11 @@ from typing import Any
 
 import torch.distributed as dist
 
-from medtl.training.distributed import World, joined_world
+from medtl.training.distributed import ProcessGroup, joined_group
 
 
-def in_world(member: Callable[[World], Any], size: int = 2, method: str = "fork") -> list[Any]:
-    """Run member(world) in `size` processes; return what each returned, or raised in words, by rank.
+def in_processes(member: Callable[[ProcessGroup], Any], size: int = 2, method: str = "fork") -> list[Any]:
+    """Run member(process_group) in `size` processes; return what each returned, or raised in words, by rank.
 
     None stands for a process that was killed. method: spawn where CUDA is used, which no fork survives;
     member is then a function of a module.
@@ -40,7 +40,7 @@ def in_world(member: Callable[[World], Any], size: int = 2, method: str = "fork"
     return [found.get(rank) for rank in range(size)]
 
 
-def _take_part(member: Callable[[World], Any], rank: int, size: int, port: int, results: Any) -> None:
+def _take_part(member: Callable[[ProcessGroup], Any], rank: int, size: int, port: int, results: Any) -> None:
     os.environ.update(
         WORLD_SIZE=str(size),
         RANK=str(rank),
@@ -50,8 +50,8 @@ def _take_part(member: Callable[[World], Any], rank: int, size: int, port: int, 
         TORCHELASTIC_USE_AGENT_STORE="True",
     )
     try:
-        with joined_world() as world:
-            found = member(world)
+        with joined_group() as process_group:
+            found = member(process_group)
     except BaseException as error:
         traceback.print_exc()  # shown where a test fails
         found = f"{type(error).__name__}: {error}"
