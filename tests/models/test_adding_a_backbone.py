@@ -43,8 +43,10 @@ def test_a_backbone_of_one_line_trains_scores_and_is_explained(toy, tmp_path):
     checkpoint = load_finished(run)
     assert checkpoint.header.backbone == "toy"
     assert [stage.groups for stage in checkpoint.header.schedule] == [0, 2]
-    assert jobs.medtl("score", run, data, "--out", out, "--explain").exit_code == 0
+    assert jobs.medtl("score", run, data, "--out", out).exit_code == 0
     assert len(jobs.read_rows(out / "scores.csv")) == 24
+    result = jobs.medtl("explain", run, data, "--out", tmp_path / "maps", "--method", "grad-cam")
+    assert result.exit_code == 0, result.output
 
 
 def test_a_backbone_of_one_line_is_listed_beside_those_of_the_table(toy):

@@ -1,4 +1,4 @@
-"""Processes that train together, without torchrun: this process keeps their board, as torchrun does."""
+"""Processes that train together, without torchrun: this process keeps their store, as torchrun does."""
 
 import multiprocessing
 import os
@@ -20,12 +20,12 @@ def in_processes(member: Callable[[ProcessGroup], Any], size: int = 2, method: s
     None stands for a process that was killed. method: spawn where CUDA is used, which no fork survives;
     member is then a function of a module.
     """
-    waiting = timedelta(seconds=20)
-    board = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=waiting)
+    waiting = timedelta(minutes=5)  # of a machine with much other work
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=waiting)
     context: Any = multiprocessing.get_context(method)
     results = context.Queue()
     processes = [
-        context.Process(target=_take_part, args=(member, rank, size, board.port, results))
+        context.Process(target=_take_part, args=(member, rank, size, store.port, results))
         for rank in range(size)
     ]
     for process in processes:
@@ -35,7 +35,7 @@ def in_processes(member: Callable[[ProcessGroup], Any], size: int = 2, method: s
         with suppress(Empty):
             found.update([results.get(timeout=0.2)])
     for process in processes:
-        process.join(10)
+        process.join(60)
         process.kill()
     return [found.get(rank) for rank in range(size)]
 
