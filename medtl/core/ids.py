@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from medtl.core.files import medtl_home, replacing, writing
-from medtl.core.staging import wait_for_lock
+from medtl.core.staging import remove_lock, wait_for_lock
 from medtl.errors import OutputError
 
 SALT_BYTES = 32
@@ -44,10 +44,11 @@ def _stored_salt(path: Path) -> bytes:
 
 def _make_salt(path: Path) -> None:
     """Make a salt that its user alone can read: whole or absent, and never a second one."""
-    with wait_for_lock(path.with_name(".salt.lock")) as lock:
+    lock_path = path.with_name(".salt.lock")
+    with wait_for_lock(lock_path):
         try:
             if not path.exists():
                 with replacing(path, mode=0o600) as temporary:
                     temporary.write_bytes(secrets.token_bytes(SALT_BYTES))
         finally:
-            lock.remove()
+            remove_lock(lock_path)

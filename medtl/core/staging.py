@@ -1,5 +1,4 @@
-"""Work that takes long, staged: a lock -> a folder beside its place -> items, each with its line in a journal ->
-the folder is renamed to its place when it is whole.
+"""Work that takes long, staged: lock -> staging folder -> items, a line of a journal for each -> publish.
 
 A process that is killed leaves its staging folder behind, and the next one resumes there; of two processes
 that want the same place, one waits. Locks lie beside the folders that they guard: Windows renames no folder
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from medtl.core.files import flush
 
@@ -27,18 +26,12 @@ JOURNAL = "journal"
 class Lock:
     """A lock held by this process until it is released, this object is gone, or the process ends."""
 
-    def __init__(self, path: Path, held: FileLock) -> None:
-        self.path = path
+    def __init__(self, held: BaseFileLock) -> None:
         self._held = held
 
     def release(self) -> None:
         """Give the lock back."""
         self._held.release()
-
-    def remove(self) -> None:
-        """Remove the lock's file, for which nobody need wait any more; whoever does takes a new one."""
-        with suppress(OSError):  # Windows keeps a file that is open, and filelock removes it there
-            self.path.unlink()
 
     def __enter__(self) -> Self:
         return self
@@ -54,7 +47,7 @@ def try_lock(path: Path) -> Lock | None:
         lock.acquire(blocking=False)
     except Timeout:
         return None
-    return Lock(path, lock)
+    return Lock(lock)
 
 
 def wait_for_lock(path: Path) -> Lock:
@@ -64,13 +57,19 @@ def wait_for_lock(path: Path) -> Lock:
         log.info("another process holds %s: waiting for it", path.name)
         waiting = FileLock(path, mode=0o600, thread_local=False)
         waiting.acquire()
-        lock = Lock(path, waiting)
+        lock = Lock(waiting)
     return lock
+
+
+def remove_lock(path: Path) -> None:
+    """Remove the file of a lock that is held; whoever waits for it makes a new one."""
+    with suppress(OSError):  # Windows removes no file that is open; there filelock does so at the release
+        path.unlink()
 
 
 @dataclass(frozen=True)
 class StagingFolder:
-    """Where the content of a place is computed. key: of that content; a journal of another key counts as none."""
+    """Where the content of a place is computed. key: names that content; other journals count as none."""
 
     place: Path
     key: str
@@ -86,7 +85,7 @@ class StagingFolder:
         return self.path.with_name(f"{self.path.name}.lock")
 
     def claim(self) -> Lock:
-        """Make the folder and hold it; wait while another process does, which may fill the place meanwhile."""
+        """Hold the folder; wait while another process does, which may fill the place meanwhile."""
         lock = wait_for_lock(self.lock_path)
         self.path.mkdir(mode=0o700, exist_ok=True)  # pixels of patients
         return lock
@@ -120,19 +119,19 @@ class StagingFolder:
         with (self.path / f"{name}.jsonl").open("ab") as file:
             yield JournalWriter(file)
 
-    def publish(self, lock: Lock) -> None:
+    def publish(self) -> None:
         """Move the folder, which is whole, to its place, and remove what was there."""
         for path in self.path.glob(f"{JOURNAL}*"):
             path.unlink()
         remove_folder(self.place)
         self.path.replace(self.place)
         flush(self.place.parent)
-        lock.remove()
+        remove_lock(self.lock_path)
 
-    def discard(self, lock: Lock) -> None:
+    def discard(self) -> None:
         """Remove the folder."""
         remove_folder(self.path)
-        lock.remove()
+        remove_lock(self.lock_path)
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ class JournalWriter:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder, if it is there, so that nobody finds half of it. Raises OSError where a file is in use."""
+    """Remove a folder, if it is there, so that nobody finds half of it; Windows refuses where it is used."""
     away = folder.with_name(f"{REMOVED}{folder.name}")
     shutil.rmtree(away, ignore_errors=True)
     with suppress(FileNotFoundError):

@@ -120,20 +120,20 @@ def prepare_samples(
     if refusals is not None:
         return _open(folder, refusals)
     staging = StagingFolder(folder, key)
-    with writing(folder.parent), staging.claim() as lock:
+    with writing(folder.parent), staging.claim():
         refusals = _confirm_refusals(folder, samples, config, key)
         if refusals is not None:  # another process was faster
-            staging.discard(lock)
+            staging.discard()
             return _open(folder, refusals)
         # Perhaps it is whole already, and a process was killed before it could publish it.
         refusals = _confirm_refusals(staging.path, samples, config, key)
         if refusals is None:
             refusals = _fill(staging, samples, config, progress, workers)
         if at_users_place and len(refusals) == len(samples):
-            staging.discard(lock)  # an empty dataset might replace a good one
+            staging.discard()  # an empty dataset might replace a good one
             reason = f"none of {len(refusals)} samples can be read"
             raise LabelError("split-empty", reason, fix=str(refusals[0][1]))
-        staging.publish(lock)
+        staging.publish()
         return _open(folder, refusals)
 
 

@@ -50,7 +50,7 @@ def test_a_salt_that_is_none_is_refused(content: bytes, salt: Path) -> None:
         hash_identifier("PATIENT-1")
 
 
-def test_a_salt_that_cannot_be_written_is_an_error_and_leaves_nothing(salt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_salt_that_cannot_be_written_leaves_nothing(salt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, target: str) -> None:
         raise PermissionError(1, "Operation not permitted")
 

@@ -278,7 +278,7 @@ def test_a_killed_preparing_goes_on_where_it_was(
         (shutil, "rmtree", 2, 0),
         (Path, "replace", 4, 0),  # the new one moves to its place
         (staging, "flush", 1, 0),
-        (staging.Lock, "remove", 1, 0),
+        (staging, "remove_lock", 1, 0),
         (module, "_open", 1, 0),
     ],
 )
