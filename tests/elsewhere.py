@@ -68,16 +68,17 @@ def work(folder: Path) -> dict[str, Any]:
     from tests.cli import jobs
 
     data, dataset, run = folder / "studies", folder / "dataset", folder / "run"
+    longer = ["schedule.thawed_epochs=3"]
     given = [part for override in jobs.SETTINGS[:3] for part in ("--set", override)]
     prepare = ("prepare", data, "--modality", "xray", "--out", dataset, *given)
     codes = [jobs.medtl("inspect", data).exit_code, jobs.medtl(*prepare).exit_code]
     codes.append(jobs.medtl(*prepare[:-1], "preprocessing.size=[16,16]").exit_code)  # another in its place
     codes.append(jobs.medtl(*prepare).exit_code)
-    asked, never = count(1), StopSignal.__call__
-    StopSignal.__call__ = lambda _: next(asked) == 3  # type: ignore[method-assign]
-    codes.append(jobs.train(dataset, run).exit_code)
-    StopSignal.__call__ = never  # type: ignore[method-assign]
-    codes.append(jobs.train(dataset, run, "--resume").exit_code)
+    asked, ask = count(1), StopSignal.__call__
+    StopSignal.__call__ = lambda _: next(asked) == 5  # type: ignore[method-assign]  # in stage all
+    codes.append(jobs.train(dataset, run, overrides=longer).exit_code)
+    StopSignal.__call__ = ask  # type: ignore[method-assign]
+    codes.append(jobs.train(dataset, run, "--resume", overrides=longer).exit_code)
     codes.append(jobs.medtl("evaluate", run, "--data", data, "--out", folder / "evaluation").exit_code)
     codes.append(jobs.medtl("score", run, data, "--out", folder / "scores").exit_code)
     codes.append(
