@@ -118,7 +118,7 @@ def model_identity(checkpoint: Checkpoint) -> ModelIdentity:
             "thresholds",
             "calibration",
             "conformal",
-            "screening",
+            "ood",
         },
         exclude={"preprocessing": lenient},
     )
@@ -183,8 +183,8 @@ def _study_result(job: _Job, scored: Scored) -> StudyResult:
         task=checkpoint.task,
         probabilities=row.probabilities,
         predicted=tuple(row.predicted.split("|")) if row.predicted else (),
-        held=_held(checkpoint, row.probabilities),
-        screening=row.screening,
+        prediction_set=_prediction_set(checkpoint, row.probabilities),
+        ood=row.ood,
         target_class=explanation.target_class,
         method=METHOD_NAMES[job.method],
         heatmap=explanation.heatmap,
@@ -192,7 +192,7 @@ def _study_result(job: _Job, scored: Scored) -> StudyResult:
     )
 
 
-def _held(checkpoint: Checkpoint, probabilities: Sequence[float]) -> tuple[str, ...] | None:
+def _prediction_set(checkpoint: Checkpoint, probabilities: Sequence[float]) -> tuple[str, ...] | None:
     """Return the classes of the prediction set; in multilabel those that may be present."""
     floors, task = checkpoint.header.conformal, checkpoint.task
     if floors is None:

@@ -89,14 +89,14 @@ def is_defined(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def set_text(held: Sequence[str] | None, kind: "TaskKind") -> str:
+def set_text(prediction_set: Sequence[str] | None, kind: "TaskKind") -> str:
     """Write a prediction set in words: "normal or opacity"; "" where nothing was promised."""
-    if held is None:
+    if prediction_set is None:
         return ""
     if kind != "multilabel":
-        return " or ".join(held)
-    sure = [name for name in held if not name.endswith("?")]
-    unsure = [f"perhaps {name.removesuffix('?')}" for name in held if name.endswith("?")]
+        return " or ".join(prediction_set)
+    sure = [name for name in prediction_set if not name.endswith("?")]
+    unsure = [f"perhaps {name.removesuffix('?')}" for name in prediction_set if name.endswith("?")]
     return ", ".join([*sure, *unsure]) or "none of the findings"
 
 

@@ -209,7 +209,7 @@ def _finding(job: _Job, scored: Scored) -> StudyFinding:
     explained = _explain(job, scored)
     shown = {method: _display(image, found) for method, found in explained.items()}
     first = next(iter(shown.values()))
-    answers = tuple(row.held.split("|")) if row.held else ()
+    answers = tuple(row.prediction_set.split("|")) if row.prediction_set else ()
     promised = job.checkpoint.header.conformal is not None
     named = job.options.with_identifiers
     return StudyFinding(
@@ -222,8 +222,8 @@ def _finding(job: _Job, scored: Scored) -> StudyFinding:
         probabilities=dict(zip(task.classes, row.probabilities, strict=True)),
         predicted=tuple(row.predicted.split("|")) if task.kind == "multilabel" else row.predicted,
         label=job.labels.get(row.sample_id),
-        held=answers if promised else None,
-        screening=row.screening,
+        prediction_set=answers if promised else None,
+        ood=row.ood,
         warning=row.reason,
         facts=_facts(image),
         notes=image.facts.notes,
