@@ -16,7 +16,7 @@ from medtl.core.files import check_apart, write_csv, write_json
 from medtl.core.progress import Watcher
 from medtl.errors import ReadError
 from medtl.evaluation.conformal import in_sets
-from medtl.explain import METHOD_NAMES, check_method, default_method
+from medtl.explain import METHODS, check_method, default_method
 from medtl.explain.explanation import explain
 from medtl.imaging.dicom.patient import read_sources
 from medtl.imaging.dicom.reader import SHARED_UID
@@ -186,7 +186,7 @@ def _study_result(job: _Job, scored: Scored) -> StudyResult:
         prediction_set=_prediction_set(checkpoint, row.probabilities),
         ood=row.ood,
         target_class=explanation.target_class,
-        method=METHOD_NAMES[job.method],
+        method=METHODS[job.method].name,
         heatmap=explanation.heatmap,
         model=job.model,
     )

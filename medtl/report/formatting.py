@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from medtl.explain.audit import WORDS
+from medtl.explain.audit import FAILED
 from medtl.report.findings import Bounds, MapCheck, Verdict, read_bounds
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def words_of_audit(row: Mapping[str, Any], basis: str) -> MapCheck:
     """Put the audit of a method in words. row: as audit.to_json gives it; basis: what it rests on."""
     checks: Mapping[str, Mapping[str, Any]] = row["checks"]
     verdicts = {name: check["verdict"] for name, check in checks.items()}
-    failed = [WORDS[name][1] for name, verdict in verdicts.items() if verdict == "failed"]
+    failed = [FAILED[name] for name, verdict in verdicts.items() if verdict == "failed"]
     sentences = [_sentence(name, check) for name, check in checks.items()]
     if row["empty"]:
         sentences.append(f"{row['empty']} of {row['images']} maps are empty: nothing raised the score.")
