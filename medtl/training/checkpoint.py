@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -32,8 +32,8 @@ from medtl.training.schedule import Stage
 FORMAT_VERSION = 1
 HEADER = "checkpoint.json"
 
-# The name of the checkpoint's tensor file that belongs to it.
-TENSORS = "screening"
+# The tensor file of the out-of-distribution check, and what medtl 0.1.0 called it.
+TENSORS, OLD_TENSORS = "ood", "screening"
 
 
 class Position(BaseModel):
@@ -67,8 +67,8 @@ class TensorFile(BaseModel):
     sha256: str
 
 
-class Screening(BaseModel):
-    """Limits within which an image is like the training images; what they did not say is not judged.
+class OodLimits(BaseModel):
+    """Limits within which an image is like the training images; what they did not say is not checked.
 
     threshold: the distance of pooled features that a share `quantile` of the validation images keeps below.
     samples: how many training images it is measured from. modalities, body_parts: DICOM's terms for them.
@@ -107,7 +107,7 @@ class CheckpointHeader(BaseModel):
     thresholds: tuple[float, ...] | None = None
     calibration: Calibration | None = None
     conformal: ConformalFloors | None = None
-    screening: Screening | None = None
+    ood: OodLimits | None = Field(default=None, validation_alias=AliasChoices(TENSORS, OLD_TENSORS))
     provenance: dict[str, str] = {}
     tensors: dict[str, TensorFile] = {}
 
@@ -116,13 +116,13 @@ class CheckpointHeader(BaseModel):
 class Checkpoint:
     """A classifier in evaluation mode with all that scoring needs to know of it.
 
-    screening: the tensors that belong to the header's screening, none where it has none.
+    ood: the tensors of the out-of-distribution check, none where the header has no limits.
     """
 
     classifier: Classifier
     header: CheckpointHeader
     folder: Path
-    screening: Mapping[str, Tensor] = field(default_factory=dict)
+    ood: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def task(self) -> Task:
@@ -163,7 +163,7 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint so that the former one stays whole until the new one is.
 
-    tensors: one mapping for each tensor file ("model", "optimizer", "average", "screening"). Raises
+    tensors: one mapping for each tensor file ("model", "optimizer", "average", "ood"). Raises
     OutputError.
     """
     make_folder(folder)
@@ -219,7 +219,8 @@ def load_checkpoint(run: str | Path, which: Literal["best", "last"] = "best") ->
     except RuntimeError as error:
         reason = f"its tensors are not those of {header.backbone}"
         raise CheckpointError("checkpoint-damaged", reason, where=folder) from error
-    kept = read_tensors(folder, header, TENSORS) if header.screening else {}
+    named = TENSORS if TENSORS in header.tensors else OLD_TENSORS
+    kept = read_tensors(folder, header, named) if header.ood else {}
     return Checkpoint(classifier.eval(), header, folder, kept)
 
 

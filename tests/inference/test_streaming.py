@@ -229,7 +229,7 @@ def test_the_mean_of_several_runs_is_that_of_their_probabilities(
     rows, _ = score(together, folder, tmp_path / "together")
     assert together.lead.header.thresholds == pytest.approx((0.4,))
     for first, second, row in zip(*apart, rows, strict=True):
-        assert row.status == first.status and row.held == ""
+        assert row.status == first.status and row.prediction_set == ""
         if row.status == "scored":
             mean = np.mean([first.probabilities, second.probabilities], axis=0)
             assert row.probabilities == pytest.approx(tuple(mean))

@@ -343,13 +343,13 @@ def test_only_trials_that_may_be_kept_learn_to_screen(
 ) -> None:
     """The pass over the training images is of use to who scores with a trial, which needs its checkpoint."""
     fitted: list[str] = []
-    real = judging._fit_screening
+    real = judging._fit_ood
 
     def fit(checkpoint: Any, fit: Any, *more: Any) -> Any:
         fitted.append(fit.run_folder.root.name)
         return real(checkpoint, fit, *more)
 
-    monkeypatch.setattr(judging, "_fit_screening", fit)
+    monkeypatch.setattr(judging, "_fit_ood", fit)
     outcome = search(keep=1, trials=5)
     best = -math.inf
     expected = []
@@ -360,7 +360,7 @@ def test_only_trials_that_may_be_kept_learn_to_screen(
         best = max(best, row.score.value)
     assert fitted == expected and len(fitted) < 5, "otherwise the test says nothing"
     winner = load_checkpoint(tmp_path / f"study/trials/{outcome.best[0].number:04d}")
-    assert winner.header.screening is not None and winner.screening
+    assert winner.header.ood is not None and winner.ood
 
 
 def test_more_trials_go_on_and_repeat_none(
