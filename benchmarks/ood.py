@@ -1,6 +1,6 @@
 """Does a model of chest X-rays notice what is none? AUROC of telling brain MRI and photographs from chests.
 
-python -m benchmarks.screening [--data DIR] [--labels N] [--images N] [--photographs DIR] [--out DIR]
+python -m benchmarks.ood [--data DIR] [--labels N] [--images N] [--photographs DIR] [--out DIR]
 
 Trains with the recipe for X-rays on N labels of PneumoniaMNIST at 96 px, then scores chests that it never
 saw (training images that the budget left out), brain MR slices, and crops of photographs. The chests are
