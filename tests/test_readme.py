@@ -10,7 +10,7 @@ from medtl.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 
@@ -51,7 +51,18 @@ def test_paths_that_are_linked_exist(page: Path) -> None:
         assert (page.parent / link).exists(), link
 
 
-@pytest.mark.parametrize("page", PAGES[1:], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "page", [*PAGES, *sorted((ROOT / "docs" / "decisions").glob("*.md"))], ids=lambda path: path.name
+)
+def test_files_that_are_named_exist(page: Path) -> None:
+    """Paths in code quotes are of the repository, or of the package."""
+    for name in re.findall(
+        r"`((?:[a-z_]+/)+[a-z0-9_]+\.py|tests/[a-z_/]+)`", page.read_text(encoding="utf-8")
+    ):
+        assert (ROOT / name).exists() or (ROOT / "medtl" / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES[2:], ids=lambda path: path.name)
 def test_each_guide_can_be_reached_from_the_readme(page: Path) -> None:
     assert f"](docs/{page.name})" in README
 
