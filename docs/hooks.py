@@ -9,6 +9,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[1]
 # Files beside docs/ that are pages of the site, too.
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+PUBLIC = re.compile(r"^::: medtl\.(\w+)$", re.MULTILINE)
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s#:]+)(#[^)\s]+)?\)")
 
 
@@ -37,4 +38,12 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         known = files.get_file_from_path((folder / target).as_posix())
         return f"[{text}]({target}{anchor})" if known else f"`{text}`" if "/" in text else text
 
-    return LINK.sub(relink, markdown)
+    return PUBLIC.sub(at_home, LINK.sub(relink, markdown))
+
+
+def at_home(match: re.Match[str]) -> str:
+    """Document a public name, which medtl loads lazily, from the module that defines it."""
+    import medtl
+
+    name = match[1]
+    return f"::: {medtl._HOMES[name]}.{name}\n    options:\n      heading: medtl.{name}\n"
