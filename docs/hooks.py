@@ -1,14 +1,17 @@
-"""Adapt the repository to a site: README is its start page, links out of docs/ become plain text."""
+"""Turn the repository into a site: README is its start page, links out of docs/ become plain text."""
 
 import re
 from pathlib import Path
 from typing import Any
 
+import griffe
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 # Files beside docs/ that are pages of the site, too.
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+# Lines of a docstring from >>> to the next blank one.
+DOCTEST = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)
 PUBLIC = re.compile(r"^::: medtl\.(\w+)$", re.MULTILINE)
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s#:]+)(#[^)\s]+)?\)")
 
@@ -47,3 +50,13 @@ def at_home(match: re.Match[str]) -> str:
 
     name = match[1]
     return f"::: {medtl._HOMES[name]}.{name}\n    options:\n      heading: medtl.{name}\n"
+
+
+class Doctests(griffe.Extension):
+    """Show the examples of docstrings as code, not as quotations."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Put fences around the examples of an object."""
+        if obj.docstring:
+            shown = obj.docstring.value.replace("  # doctest: +SKIP", "")
+            obj.docstring.value = DOCTEST.sub(lambda match: f"```pycon\n{match[0]}\n```", shown)
