@@ -32,7 +32,7 @@ from medtl.core.parallel import work_in_order
 from medtl.data.dataset_file import DATASET_FILE, check_preprocessing, dataset_of, read_record
 from medtl.data.task import Manifest, Sample
 from medtl.errors import LabelError, OutputError, ReadError
-from medtl.imaging.inspection import Oddity, find_oddity
+from medtl.imaging.image import ImageWarning, find_warning
 from medtl.imaging.preprocessing import PreprocessingConfig, prepare_image
 from medtl.imaging.reader import read_series
 from medtl.imaging.series import Series
@@ -67,7 +67,7 @@ class PreparedDataset:
     sample_ids: tuple[str, ...]
     content_hashes: tuple[str, ...]
     refusals: Refusals
-    oddities: tuple[tuple[str, Oddity], ...] = ()
+    oddities: tuple[tuple[str, ImageWarning], ...] = ()
 
     def rows_of(self, samples: Iterable[Sample]) -> NDArray[np.int64]:
         """Return the row of each sample."""
@@ -82,7 +82,7 @@ class PreparedDataset:
 
 def oddity_notes(dataset: PreparedDataset) -> tuple[str, ...]:
     """Return a line for each kind of oddity: how many images have it."""
-    counts: dict[Oddity, int] = defaultdict(int)
+    counts: dict[ImageWarning, int] = defaultdict(int)
     for _, oddity in dataset.oddities:
         counts[oddity] += 1
     return tuple(
@@ -279,8 +279,8 @@ def _open(folder: Path, refusals: Refusals) -> PreparedDataset:
     )
 
 
-def _oddities(header: dict[str, Any]) -> tuple[tuple[str, Oddity], ...]:
-    return tuple((sample_id, Oddity(*oddity)) for sample_id, oddity in header["oddities"])
+def _oddities(header: dict[str, Any]) -> tuple[tuple[str, ImageWarning], ...]:
+    return tuple((sample_id, ImageWarning(*oddity)) for sample_id, oddity in header["oddities"])
 
 
 @contextmanager
@@ -353,7 +353,7 @@ class Entry(NamedTuple):
 
     sample_id: str
     content_hash: str | None
-    oddity: Oddity | None = None
+    oddity: ImageWarning | None = None
 
     def line(self) -> bytes:
         """Return the entry as it is written."""
@@ -385,7 +385,7 @@ class Pixels(NamedTuple):
     """Prepared pixels of one image, uint16 (C, *size), and what is odd about the image."""
 
     values: NDArray[np.uint16]
-    oddity: Oddity | None
+    oddity: ImageWarning | None
 
 
 Outcome = Pixels | ReadError
@@ -449,7 +449,7 @@ def _read_journal(path: Path, key: str) -> Iterator[Entry]:
     for line in lines[1:]:
         try:
             sample_id, content_hash, oddity = json.loads(line)
-            entry = Entry(sample_id, content_hash, Oddity(*oddity) if oddity else None)
+            entry = Entry(sample_id, content_hash, ImageWarning(*oddity) if oddity else None)
         except (ValueError, TypeError):
             return
         if entry.line() != line:
@@ -489,7 +489,7 @@ def prepare_one(series: Series, config: PreprocessingConfig) -> Outcome:
         pixels = prepare_image(image, config).pixels
     except ReadError as error:
         return error
-    return Pixels(np.round(pixels * STEPS).astype(np.uint16), find_oddity(image))
+    return Pixels(np.round(pixels * STEPS).astype(np.uint16), find_warning(image))
 
 
 def all_refusals(manifest: Manifest, prepared: PreparedDataset) -> tuple[ReadError, ...]:

@@ -17,8 +17,7 @@ from medtl.data.naming import check_names, refused_name, sample_key, source_name
 from medtl.errors import CheckpointError, ReadError
 from medtl.evaluation.calibration import to_probabilities
 from medtl.evaluation.conformal import set_texts
-from medtl.imaging.image import Image
-from medtl.imaging.inspection import Oddity, find_oddity
+from medtl.imaging.image import Image, ImageWarning, find_warning
 from medtl.imaging.preprocessing import PreparedImage, prepare_image
 from medtl.imaging.reader import read_series
 from medtl.imaging.series import Scan, Series
@@ -112,7 +111,7 @@ def score_images(checkpoint: Checkpoint, images: Iterable[Image], batch_size: in
             source = image.facts.source
             key = sample_key(f"{len(predictions)}:{source}")
             misfit = find_misfit(image, checkpoint.header.screening)
-            row = _scored_row(checkpoint, source, answer, key, find_oddity(image), misfit)
+            row = _scored_row(checkpoint, source, answer, key, find_warning(image), misfit)
             predictions.append(row)
     return predictions
 
@@ -168,14 +167,14 @@ def score_batch(
 
 def _read_and_prepare(
     series: Series, checkpoint: Checkpoint, keep_image: bool, read: Callable[[Series], Image]
-) -> tuple[Image | None, PreparedImage, Oddity | None, Verdict] | ReadError:
+) -> tuple[Image | None, PreparedImage, ImageWarning | None, Verdict] | ReadError:
     try:
         image = read(series)
         prepared = prepare_image(image, checkpoint.preprocessing)
     except ReadError as error:
         return error
     misfit = find_misfit(image, checkpoint.header.screening)
-    return image if keep_image else None, prepared, find_oddity(image), misfit
+    return image if keep_image else None, prepared, find_warning(image), misfit
 
 
 def _predict_prepared(
@@ -309,7 +308,7 @@ def _scored_row(
     source: str,
     answer: Answer,
     sample_id: str,
-    oddity: Oddity | None,
+    oddity: ImageWarning | None,
     misfit: Verdict,
 ) -> Prediction:
     probabilities, screening = answer.probabilities, checkpoint.header.screening
