@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from medtl.core.files import write_json
-from medtl.core.journal import Entry, Journal, key_of
+from medtl.core.journal import Journal, JournalEntry, key_of
 from medtl.core.parallel import work_in_order
 from medtl.core.progress import StoppedError, Watcher, never
 from medtl.data.naming import check_names, sample_key, source_name
@@ -131,7 +131,7 @@ def rows_of(scan: Scan, root: Path, journal: Journal, classes: int | None = None
             yield replace(_prediction(journal, entry, classes), sample_id=sample_key(source))
 
 
-def _prediction(journal: Journal, entry: Entry, classes: int | None) -> Prediction:
+def _prediction(journal: Journal, entry: JournalEntry, classes: int | None) -> Prediction:
     try:
         row = Prediction.from_row(entry.row)
     except (TypeError, ValueError) as error:
@@ -178,7 +178,7 @@ def _content(series: Series) -> str:
     return digest.hexdigest()
 
 
-def _judge(ensemble: Ensemble, root: Path, size: int, batch: Sequence[Unit]) -> list[Entry]:
+def _judge(ensemble: Ensemble, root: Path, size: int, batch: Sequence[Unit]) -> list[JournalEntry]:
     """Read and judge a batch, in whatever process this is."""
     contents: dict[Series, str] = {}
 
@@ -189,7 +189,7 @@ def _judge(ensemble: Ensemble, root: Path, size: int, batch: Sequence[Unit]) -> 
 
     rows = predict_batch(ensemble, [unit.series for unit in batch], root, size, read)
     return [
-        Entry(unit.stamp, contents.get(unit.series, "") if row.status == "scored" else "", asdict(row))
+        JournalEntry(unit.stamp, contents.get(unit.series, "") if row.status == "scored" else "", asdict(row))
         for unit, row in zip(batch, rows, strict=True)
     ]
 
