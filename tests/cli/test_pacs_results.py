@@ -138,7 +138,7 @@ def test_objects_of_earlier_results_are_counted(trained: Trained, radiographs: P
     command = ("results", trained.run, radiographs, "--out", tmp_path / "out", "--kind", "sr")
     assert "of earlier results" not in jobs.medtl(*command).stderr
     (tmp_path / "out/dicom/1.2.3-sr.dcm").write_bytes(b"of another model")
-    assert "holds 1 more objects, of earlier results" in jobs.medtl(*command).stderr
+    assert "holds 1 more objects of earlier results" in jobs.medtl(*command).stderr
 
 
 def test_one_kind_alone_may_be_asked_for(trained: Trained, radiographs: Path, tmp_path: Path) -> None:
