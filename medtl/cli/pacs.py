@@ -214,7 +214,7 @@ def results(
     else:
         files = sum(len(row.files) for row in outcome.rows)
         series = sum(bool(row.files) for row in outcome.rows)
-        unlike = sum(row.prediction.screening not in ("", "ok") for row in outcome.rows)
+        unlike = sum(row.prediction.ood not in ("", "ok") for row in outcome.rows)
         warning = f" ({unlike} unlike the training images, as the objects state)" if unlike else ""
         say(f"{files} objects about {series} series{warning}, {len(refused)} refused: {outcome.table}")
     ctx.exit(3 if refused else 0)

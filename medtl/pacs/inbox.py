@@ -4,7 +4,7 @@ import threading
 import time
 from pathlib import Path
 
-from medtl.core.files import flush, make_folder, replacing, unwritable
+from medtl.core.files import flush, make_folder, replacing, writing
 from medtl.errors import ReadError
 from medtl.pacs.instance import data_set, identify, key_of_uid
 
@@ -78,7 +78,5 @@ def _make_durable(folder: Path) -> None:
     """Make a folder that survives a power cut: its name is in the folder above, which is flushed."""
     if not folder.exists():
         make_folder(folder)
-        try:
+        with writing(folder):
             flush(folder.parent)
-        except OSError as error:
-            raise unwritable(folder, error) from error

@@ -16,7 +16,7 @@ from medtl.core.files import check_apart, write_csv
 from medtl.core.progress import Watcher
 from medtl.errors import ReadError
 from medtl.evaluation.conformal import in_sets
-from medtl.explain import METHOD_NAMES, check_method, default_method
+from medtl.explain import METHODS, check_method, default_method
 from medtl.explain.explanation import explain
 from medtl.imaging.dicom.patient import read_sources
 from medtl.imaging.dicom.reader import SHARED_UID
@@ -31,7 +31,7 @@ from medtl.training.checkpoint import Checkpoint
 
 COLUMNS = ("sample_id", "source", "status", "code", "reason", "predicted")
 # Parts of a checkpoint's header that decide how scores become results.
-SETTINGS = {"task_kind", "classes", "preprocessing", "thresholds", "calibration", "conformal", "screening"}
+SETTINGS = {"task_kind", "classes", "preprocessing", "thresholds", "calibration", "conformal", "ood"}
 
 
 @dataclass(frozen=True)
@@ -145,9 +145,9 @@ def _write_results(
         probabilities=row.probabilities,
         predicted=tuple(row.predicted.split("|")) if row.predicted else (),
         prediction_set=_prediction_set(checkpoint, row.probabilities),
-        ood=row.screening,
+        ood=row.ood,
         target_class=explanation.target_class,
-        method=METHOD_NAMES[method],
+        method=METHODS[method].name,
         heatmap=explanation.heatmap,
         model=model,
     )

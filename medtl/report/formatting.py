@@ -148,10 +148,10 @@ def duration_text(seconds: float) -> str:
 
 def words_of_audit(row: Mapping[str, Any], basis: str) -> MapCheck:
     """Put the audit of a method in words. row: as returned by audit.to_json; basis: which images it used."""
-    from medtl.explain.audit import WORDS  # here, since it loads torch, which most pages do not need
+    from medtl.explain.audit import FAILED  # here, since it loads torch, which most pages do not need
 
     checks: Mapping[str, Mapping[str, Any]] = row["checks"]
-    failed = [WORDS[name][1] for name, check in checks.items() if check["verdict"] == "failed"]
+    failed = [FAILED[name] for name, check in checks.items() if check["verdict"] == "failed"]
     sentences = []
     for name, check in checks.items():
         side = "below" if name == "randomisation" else "above"

@@ -58,7 +58,7 @@ def test_the_report_holds_what_medtl_score_says(trained: Trained, radiographs: P
             value = group.get_measurements()[0].value
             assert value == pytest.approx(float(score[f"p_{group.tracking_identifier}"]), abs=1e-6)
             (screened,) = group.get_qualitative_evaluations(OOD_CHECK)
-            assert screened.value.meaning == OOD_VERDICTS[score["screening"]].meaning
+            assert screened.value.meaning == OOD_VERDICTS[score["ood"]].meaning
         bundle = json.loads((tmp_path / "out" / row["fhir"]).read_text())
         assert score["predicted"] in bundle["entry"][0]["resource"]["conclusion"]
 

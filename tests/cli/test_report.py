@@ -230,7 +230,7 @@ def test_patients_are_named_only_where_it_is_asked_for(
     assert result.exit_code == 3
     found = pages(tmp_path)
     studies = [text for name, text in found.items() if name.startswith("studies/")]
-    assert all("Canary^Kim" in text and "names the patient" in text for text in studies)
+    assert all("Canary^Kim" in text and "identifies the patient" in text for text in studies)
     assert any("&lt;script&gt;alert(1)&lt;.dcm" in text for text in studies)
     assert not any("<script>alert" in text for text in found.values())
     assert "CANARY-1.dcm" in found["index.html"] and "These pages name patients" in found["index.html"]

@@ -10,7 +10,7 @@ from highdicom.sr import EnhancedSR, MeasurementReport, srread
 from highdicom.sr.utils import find_content_items
 from pydicom.sr.codedict import codes
 
-from medtl.inference.ood import Verdict
+from medtl.inference.ood import OodVerdict
 from medtl.pacs.objects.concepts import (
     OOD_CHECK,
     OOD_VERDICTS,
@@ -48,7 +48,7 @@ def test_each_class_is_a_group_with_its_probability(make_result: Callable, tmp_p
     assert not found["Normal"].get_measurements(THRESHOLD)
 
 
-@pytest.mark.parametrize("verdict", get_args(Verdict))
+@pytest.mark.parametrize("verdict", get_args(OodVerdict))
 def test_each_group_says_whether_the_model_may_judge_the_image(
     verdict: str, make_result: Callable, tmp_path: Path
 ) -> None:
