@@ -139,7 +139,7 @@ class _Telling:
         from medtl.errors import printable
 
         self.watcher.remove_bar()
-        self.unlike += row.screening not in ("", "ok")
+        self.unlike += row.ood not in ("", "ok")
         if row.status == "refused":
             print_refused_row(row)
         elif row.code:
@@ -158,7 +158,7 @@ class _Telling:
             return
         kept = f" ({outcome.kept} rows were there)" if outcome.kept else ""
         tables = ", ".join(map(str, outcome.tables))
-        told = f" ({self.unlike} not like the training images, see screening)" if self.unlike else ""
+        told = f" ({self.unlike} out of distribution, see column ood)" if self.unlike else ""
         reasons = "; ".join(f"{count} {reason}" for reason, count in outcome.scan.left_out.items())
         skipped = f"{outcome.skipped} other files skipped" + (f" ({reasons})" if reasons else "")
         say(f"{outcome.scored} scored{told}, {outcome.refused} refused, {skipped}{kept}: {tables}")

@@ -48,7 +48,7 @@ def work_on_ray(job: Job, batches: Sequence[Batch], most: int | None) -> Generat
     if not batches:
         return
     with _connected() as ray:
-        remote = ray.remote(num_cpus=1, max_retries=TRIES_AGAIN)(_judge_there)
+        remote = ray.remote(num_cpus=1, max_retries=TRIES_AGAIN)(_predict_there)
         # Ray leaves what is in a list to the worker, which takes it once.
         kept = [ray.put((job, str(medtl_home().absolute())))]
         under_way = most or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -106,7 +106,7 @@ def _import_ray() -> Any:
 _jobs: dict[str, Job] = {}
 
 
-def _judge_there(kept: Sequence[Any], batch: Any) -> Any:
+def _predict_there(kept: Sequence[Any], batch: Any) -> Any:
     """Judge a batch in a worker; an error that has a code is returned, since Ray would wrap it."""
     import ray
 

@@ -23,7 +23,7 @@ from medtl.evaluation.conformal import coverage_json, measure_coverage, set_text
 from medtl.evaluation.evaluate import Evaluation, evaluate, to_json
 from medtl.evaluation.metrics import predict_classes
 from medtl.evaluation.predictions import FILE, predictions_of, read_predictions, write_predictions
-from medtl.evaluation.subgroups import Grouping, judge_subgroups, write_metrics, write_subgroups
+from medtl.evaluation.subgroups import Grouping, evaluate_subgroups, write_metrics, write_subgroups
 from medtl.evaluation.thresholds import ThresholdRule, choose_thresholds
 from medtl.imaging.dicom.patient import read_group_facts
 from medtl.inference.predictor import predict
@@ -89,7 +89,7 @@ def evaluate_run(
     probabilities = _predict_rows(checkpoint, opened.prepared, rows, watcher)
     judged = probabilities, targets(task, opened.samples), task, opened.patients
     evaluation = evaluate(*judged, thresholds, prevalence=prevalence)
-    groupings, notes = judge_subgroups(*judged, thresholds, attributes)
+    groupings, notes = evaluate_subgroups(*judged, thresholds, attributes)
     tell(watcher, withheld, notes)
     answers = {"predicted": [_answer(task, row, thresholds) for row in probabilities]}
     content = {

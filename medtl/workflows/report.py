@@ -20,7 +20,7 @@ from medtl.data.task import Task
 from medtl.errors import CODES, CheckpointError, OutputError, ReadError
 from medtl.evaluation.metrics import predict_classes
 from medtl.evaluation.predictions import FILE, Predictions, read_predictions
-from medtl.explain import METHOD_NAMES, check_method, default_method
+from medtl.explain import METHODS, check_method, default_method
 from medtl.explain.audit import AuditSettings, Case, audit, find_case, to_json
 from medtl.explain.explanation import Explanation, explain
 from medtl.imaging.dicom.patient import read_identifiers
@@ -143,7 +143,7 @@ def _read_audit(source: Path, checkpoint: Checkpoint) -> dict[str, MapCheck]:
     try:
         facts = read_json(record)
         basis = f"By medtl explain --audit: {facts['notes'][0]}."
-        checks = {METHOD_NAMES[row["method"]]: words_of_audit(row, basis) for row in facts["methods"]}
+        checks = {METHODS[row["method"]].name: words_of_audit(row, basis) for row in facts["methods"]}
         model = facts["model_sha256"]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError) as error:
         reason, fix = "is no audit of medtl explain", "run medtl explain --audit"
@@ -186,7 +186,7 @@ def _keep_case(job: _Job, scored: Scored) -> None:
 
 def _audit(job: _Job, watcher: Watcher) -> dict[str, MapCheck]:
     if not job.cases:
-        return {METHOD_NAMES[method]: NOTHING_TO_CHECK for method in job.methods}
+        return {METHODS[method].name: NOTHING_TO_CHECK for method in job.methods}
     audits = audit(
         job.checkpoint.classifier,
         job.cases,
@@ -200,7 +200,7 @@ def _audit(job: _Job, watcher: Watcher) -> dict[str, MapCheck]:
         "which the model found what is explained. Without masks it is not known whether maps lie on the "
         "finding."
     )
-    return {METHOD_NAMES[row["method"]]: words_of_audit(row, basis) for row in to_json(audits)}
+    return {METHODS[row["method"]].name: words_of_audit(row, basis) for row in to_json(audits)}
 
 
 def _finding(job: _Job, scored: Scored) -> StudyFinding:
@@ -209,21 +209,21 @@ def _finding(job: _Job, scored: Scored) -> StudyFinding:
     explained = _explain(job, scored)
     shown = {method: _display(image, found) for method, found in explained.items()}
     first = next(iter(shown.values()))
-    answers = tuple(row.held.split("|")) if row.held else ()
+    answers = tuple(row.prediction_set.split("|")) if row.prediction_set else ()
     promised = job.checkpoint.header.conformal is not None
     named = job.options.with_identifiers
     return StudyFinding(
         sample_id=row.sample_id,
         image=first.values,
         window=first.window,
-        maps=tuple(SaliencyMap(METHOD_NAMES[name], _heatmap(display)) for name, display in shown.items()),
+        maps=tuple(SaliencyMap(METHODS[name].name, _heatmap(display)) for name, display in shown.items()),
         spacing_mm=first.spacing_mm,
         target_class=next(iter(explained.values())).target_class,
         probabilities=dict(zip(task.classes, row.probabilities, strict=True)),
         predicted=tuple(row.predicted.split("|")) if task.kind == "multilabel" else row.predicted,
         label=job.labels.get(row.sample_id),
-        held=answers if promised else None,
-        screening=row.screening,
+        prediction_set=answers if promised else None,
+        ood=row.ood,
         warning=row.reason,
         facts=_facts(image),
         notes=image.facts.notes,

@@ -103,9 +103,10 @@ def tune_run(
 ) -> TuneOutcome:
     """Search a recipe's space by trials that are runs; the same call again goes on to options.trials in all.
 
-    space_file: YAML, `schedule.rate: {low: 1e-5, high: 1e-2, log: true}` or `schedule.thaw: [2, 4]`; without
-    it the space that suits the recipe. stop is asked from the first training step on: once it says so, the
-    trial is saved as it is and StoppedError raised. Raises ConfigError config-unknown, config-value;
+    space_file: YAML, `schedule.learning_rate: {low: 1e-5, high: 1e-2, log: true}` or `schedule.unfreeze: [2,
+    4]`; without it the space that suits the recipe. stop is asked from the first training step on: once it
+    says so, the trial is saved as it is and StoppedError raised. Raises ConfigError config-unknown,
+    config-value;
     TrainingError study-changed, study-empty; CheckpointError study-damaged; and what train_run raises.
     """
     started = time.perf_counter()

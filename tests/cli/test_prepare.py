@@ -14,7 +14,6 @@ import pytest
 from click.testing import Result
 
 from medtl.data import prepared
-from medtl.data import prepared as journal
 from medtl.data import prepared as preparing
 from medtl.training.checkpoint import load_checkpoint
 from tests.cli import jobs
@@ -336,12 +335,13 @@ def test_killed_and_run_again_it_comes_to_the_same_bytes(
 def _append_until(count: int) -> Callable[..., Any]:
     """Return an append that ends this process, as the system would, at that many samples."""
     done: list[None] = []
+    whole = prepared.append
 
     def append(*given: Any) -> Any:
         done.append(None)
         if len(done) == count:
             os.kill(os.getpid(), signal.SIGKILL)
-        return journal.append(*given)
+        return whole(*given)
 
     return append
 
