@@ -17,8 +17,7 @@ from medtl.data.naming import check_names, refused_name, sample_key, source_name
 from medtl.errors import CheckpointError, ReadError
 from medtl.evaluation.calibration import to_probabilities
 from medtl.evaluation.conformal import set_texts
-from medtl.imaging.image import Image
-from medtl.imaging.inspection import Oddity, find_oddity
+from medtl.imaging.image import Image, ImageWarning, find_warning
 from medtl.imaging.preprocessing import PreparedImage, prepare_image
 from medtl.imaging.reader import read_series
 from medtl.imaging.series import Scan, Series
@@ -113,7 +112,7 @@ def score_images(checkpoint: Checkpoint, images: Iterable[Image], batch_size: in
             source = image.facts.source
             key = sample_key(f"{len(predictions)}:{source}")
             mismatch = find_mismatch(image, checkpoint.header.ood)
-            row = _scored_row(checkpoint, source, answer, key, find_oddity(image), mismatch)
+            row = _scored_row(checkpoint, source, answer, key, find_warning(image), mismatch)
             predictions.append(row)
     return predictions
 
@@ -169,14 +168,14 @@ def score_batch(
 
 def _read_and_prepare(
     series: Series, checkpoint: Checkpoint, keep_image: bool, read: Callable[[Series], Image]
-) -> tuple[Image | None, PreparedImage, Oddity | None, OodVerdict] | ReadError:
+) -> tuple[Image | None, PreparedImage, ImageWarning | None, OodVerdict] | ReadError:
     try:
         image = read(series)
         prepared = prepare_image(image, checkpoint.preprocessing)
     except ReadError as error:
         return error
     mismatch = find_mismatch(image, checkpoint.header.ood)
-    return image if keep_image else None, prepared, find_oddity(image), mismatch
+    return image if keep_image else None, prepared, find_warning(image), mismatch
 
 
 def _predict_prepared(
@@ -310,7 +309,7 @@ def _scored_row(
     source: str,
     answer: Answer,
     sample_id: str,
-    oddity: Oddity | None,
+    oddity: ImageWarning | None,
     mismatch: OodVerdict,
 ) -> Prediction:
     probabilities, limits = answer.probabilities, checkpoint.header.ood
