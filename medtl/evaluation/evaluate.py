@@ -24,6 +24,7 @@ from medtl.evaluation.decision_curve import DecisionCurve, decision_curves
 from medtl.evaluation.intervals import (
     Interval,
     auroc_interval,
+    index_patients,
     interval_json,
     mean_auroc_interval,
     mean_of_bounds,
@@ -120,7 +121,7 @@ def evaluate(
     asked = task.asked_classes
     _check_scores(scores, truth, task)
     _check_thresholds(thresholds, asked)
-    _, patient_of = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
+    patient_of = index_patients(patients)
     common = np.array([prevalence.get(name, np.nan) for name in asked]) if prevalence else None
     cuts, questions = tuple(map(float, thresholds)), Questions(scores, truth, task.kind)
     inputs = _Inputs(questions, task, cuts, patient_of, common, confidence)

@@ -62,6 +62,10 @@ class Questions:
         """Scores and truth of each question, both (N,)."""
         return list(zip(self.scores.T, self.truth.T, strict=True))
 
+    def of(self, samples: Flags) -> "Questions":
+        """Return the questions of some of the samples."""
+        return Questions(self.probabilities[samples], self.targets[samples], self.kind)
+
     def flagged(self, thresholds: ArrayLike) -> Flags:
         """Return which scores are at or above their threshold, (N, R)."""
         return self.scores >= np.asarray(thresholds)
