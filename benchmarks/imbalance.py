@@ -50,7 +50,7 @@ FROZEN = (
     "schedule.patience=null",
     "fit.batch_size=32",
 )
-THAWED = ("schedule=gradual", "schedule.thaw=2", "schedule.steps=1", "schedule.thawed_epochs=4")
+THAWED = ("schedule=gradual", "schedule.unfreeze=2", "schedule.steps=1", "schedule.unfrozen_epochs=4")
 DIFFERENCES = ("AUPRC", "balanced accuracy", "ECE")  # of which the difference to `none` is shown
 SHOWN = ("AUPRC", "balanced accuracy", "at 0.5", "sensitivity", "specificity", "ECE")
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from benchmarks.main_job import CHEST, DEFAULT_DATA
 
 # As many epochs for each rung, of one view: the rungs differ in what they thaw, not in how long they look.
-SHARED = ("schedule.views=1", "schedule.head_epochs=6", "schedule.thawed_epochs=6")
+SHARED = ("schedule.views=1", "schedule.head_epochs=6", "schedule.unfrozen_epochs=6")
 SCHEDULES = {
-    "scratch": ("schedule=scratch", "schedule.head_rate=3e-3"),
+    "scratch": ("schedule=scratch", "schedule.head_learning_rate=3e-3"),
     "linear-probe": ("schedule=linear-probe",),
     "gradual": ("schedule=gradual",),
     "full": ("schedule=full",),

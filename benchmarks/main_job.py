@@ -27,7 +27,7 @@ from medtl.imaging.reader import read_images
 from medtl.workflows.demo import localise_run
 
 DEFAULT_DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
-CHEST = ("preprocessing.size=[96,96]", "schedule.thawed_epochs=6", "schedule.views=2", "fit.batch_size=32")
+CHEST = ("preprocessing.size=[96,96]", "schedule.unfrozen_epochs=6", "schedule.views=2", "fit.batch_size=32")
 HIPPOCAMPUS = (
     "task.classes=[small,large]",
     "preprocessing.size=[18,96,64]",
@@ -37,7 +37,7 @@ HIPPOCAMPUS = (
 # The random split that others would make; benchmarks.near_duplicates measures how much it flatters.
 RANDOM_SPLIT = ("split.near_duplicates=ignore",)
 # Three epochs of everything cost about the wall time of the whole transfer.
-SCRATCH = ("schedule=scratch", "schedule.thawed_epochs=3", "schedule.head_rate=3e-3")
+SCRATCH = ("schedule=scratch", "schedule.unfrozen_epochs=3", "schedule.head_learning_rate=3e-3")
 
 
 def train(name: str, out: Path, arguments: Sequence[str], overrides: Sequence[str] = ()) -> dict:

@@ -20,7 +20,7 @@ from scipy import stats
 from benchmarks.main_job import DEFAULT_DATA, SHOWN, train
 
 POLICIES = ("ignore", "group")
-SHORT = ("schedule.views=1", "schedule.thawed_epochs=4")
+SHORT = ("schedule.views=1", "schedule.unfrozen_epochs=4")
 
 
 def train_both(folder: Path, out: Path, seed: int, overrides: Sequence[str]) -> list[dict[str, float]]:

@@ -38,7 +38,7 @@ SETTINGS = (
     "preprocessing.size=[96,96]",
     "schedule.views=1",
     "schedule.head_epochs=5",
-    "schedule.thawed_epochs=4",
+    "schedule.unfrozen_epochs=4",
 )
 CROPS = 8
 SIDE = 28

@@ -25,11 +25,11 @@ from benchmarks.main_job import DEFAULT_DATA, RANDOM_SPLIT, SHOWN
 
 PLANAR = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 SCHEDULES = ("linear-probe", "gradual", "full")
-BRAIN = (*RANDOM_SPLIT, "schedule.views=1", "schedule.thawed_epochs=3")
+BRAIN = (*RANDOM_SPLIT, "schedule.views=1", "schedule.unfrozen_epochs=3")
 CHEST = (
     "preprocessing.size=[64,64]",
     "schedule.views=1",
-    "schedule.thawed_epochs=3",
+    "schedule.unfrozen_epochs=3",
     "schedule.batch_norm=follow",
     "fit.batch_size=32",
 )
@@ -38,7 +38,7 @@ HIPPOCAMPUS = (
     "preprocessing.size=[18,96,64]",
     "preprocessing.spacing_mm=[2,0.55,0.55]",
     "augmentation.scale=0",
-    "schedule.thawed_epochs=8",
+    "schedule.unfrozen_epochs=8",
     "schedule.views=2",
 )
 # What is not pretrained cannot be a frozen prefix: MedicalNet starts from random numbers here.
@@ -46,7 +46,10 @@ VOLUMES = (
     ("slices_efficientnet_lite0", ("backbone.weights=imagenet", "schedule=gradual")),
     ("inflated_efficientnet_lite0", ("backbone.weights=imagenet", "schedule=gradual")),
     ("inflated_centre_efficientnet_lite0", ("backbone.weights=imagenet", "schedule=gradual")),
-    ("medicalnet_resnet10_os32", ("backbone.weights=null", "schedule=scratch", "schedule.head_rate=1e-3")),
+    (
+        "medicalnet_resnet10_os32",
+        ("backbone.weights=null", "schedule=scratch", "schedule.head_learning_rate=1e-3"),
+    ),
 )
 
 

@@ -26,7 +26,7 @@ from medtl.workflows.tune import TuneOutcome, tune_run
 
 PNEUMONIA = Path(__file__).parents[1] / ".." / "shared/data/chest-xray-pneumonia/pneumoniamnist.npz"
 SPACE = """\
-schedule.head_rate: {low: 3e-4, high: 3e-2, log: true}
+schedule.head_learning_rate: {low: 3e-4, high: 3e-2, log: true}
 schedule.weight_decay: {low: 1e-4, high: 1e-1, log: true}
 fit.imbalance: [none, class-weighted, balanced-sampler]
 """

@@ -21,7 +21,7 @@ from medtl.imaging.augmentation import AugmentationConfig
 from medtl.imaging.preprocessing import PreprocessingConfig
 from medtl.models.backbones import BACKBONES, BackboneConfig
 from medtl.training.imbalance import IMBALANCE
-from medtl.training.schedule import ScheduleConfig
+from medtl.training.schedule import ScheduleConfig, current_key, with_current_keys
 from medtl.training.trainer import FitConfig
 
 Modality = Literal["xray", "mri"]
@@ -77,7 +77,7 @@ def recipes_folder() -> Path:
 
 
 def load_config(modality: str | None, file: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Compose a recipe with dotted overrides such as `schedule.rate=1e-4`.
+    """Compose a recipe with dotted overrides such as `schedule.learning_rate=1e-4`.
 
     Raises ConfigError config-missing, config-unknown, config-value.
     """
@@ -118,13 +118,16 @@ def _read_yaml(path: Path) -> Any:
 
 
 def _merge(recipe: Any, overrides: Sequence[str]) -> dict[str, Any]:
+    if "schedule" in recipe and OmegaConf.is_dict(recipe.schedule):
+        # Old keys become today's before an override is laid over them.
+        recipe.schedule = with_current_keys(OmegaConf.to_container(recipe.schedule, resolve=False))
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise ConfigError(
                 "config-value", "is no override", where=f"--set {override}", fix="write key=value"
             )
-        key = "schedule.name" if key == "schedule" else key
+        key = "schedule.name" if key == "schedule" else current_key(key)
         try:
             recipe = OmegaConf.merge(recipe, OmegaConf.from_dotlist([f"{key}={value}"]))
         except (YAMLError, OmegaConfBaseException) as error:

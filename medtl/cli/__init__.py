@@ -26,7 +26,7 @@ from medtl.cli.terminal import say
 from medtl.cli.train import train
 from medtl.cli.tune import tune
 from medtl.cli.weights import backbones, weights
-from medtl.core.parallel import keep_freed_memory
+from medtl.core.parallel import allow_spawning, keep_freed_memory
 from medtl.errors import MedtlError
 
 PROBLEMS_SHOWN = 20
@@ -71,6 +71,7 @@ def main(debug: bool) -> None:
     quieten_libraries(debug)
     signal.signal(signal.SIGTERM, _interrupt)
     keep_freed_memory()
+    allow_spawning()
 
 
 COMMANDS = (

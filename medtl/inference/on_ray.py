@@ -6,6 +6,7 @@ that died to another one.
 
 import logging
 import os
+import platform
 import signal
 import socket
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -134,7 +135,7 @@ def _check_worker(job: Job) -> None:
         reason, fix = f"differs in {', '.join(differing)}", "give all machines the same"
     else:
         return
-    raise TrainingError("cluster-differs", reason, where=f"worker on {os.uname().nodename}", fix=fix)
+    raise TrainingError("cluster-differs", reason, where=f"worker on {platform.node()}", fix=fix)
 
 
 def facts_here(ensemble: Ensemble) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from medtl.explain.audit import FAILED
 from medtl.report.findings import Bounds, MapCheck, Verdict, read_bounds
 
 if TYPE_CHECKING:
@@ -158,6 +157,8 @@ def duration_text(seconds: float) -> str:
 
 def words_of_audit(row: Mapping[str, Any], basis: str) -> MapCheck:
     """Put the audit of a method in words. row: as audit.to_json gives it; basis: what it rests on."""
+    from medtl.explain.audit import FAILED  # which loads torch
+
     checks: Mapping[str, Mapping[str, Any]] = row["checks"]
     verdicts = {name: check["verdict"] for name, check in checks.items()}
     failed = [FAILED[name] for name, verdict in verdicts.items() if verdict == "failed"]

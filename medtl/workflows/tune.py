@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import median
-from typing import IO, Any
+from typing import Any
 
 from medtl.config import RunConfig, to_yaml
 from medtl.core.files import make_folder, read_json, write_text
 from medtl.core.progress import PlanFacts, StageFacts, StoppedError, Unwatched, Watcher, never
+from medtl.core.staging import Lock
 from medtl.data.splits import read_splits
 from medtl.errors import ConfigError, MedtlError, ReadError, TrainingError
 from medtl.evaluation.evaluate import Evaluation
@@ -103,9 +104,10 @@ def tune_run(
 ) -> TuneOutcome:
     """Search a recipe's space by trials that are runs; the same call again goes on to options.trials in all.
 
-    space_file: YAML, `schedule.rate: {low: 1e-5, high: 1e-2, log: true}` or `schedule.thaw: [2, 4]`; without
-    it the space that suits the recipe. stop is asked from the first training step on: once it says so, the
-    trial is saved as it is and StoppedError raised. Raises ConfigError config-unknown, config-value;
+    space_file: YAML, `schedule.learning_rate: {low: 1e-5, high: 1e-2, log: true}` or `schedule.unfreeze: [2,
+    4]`; without it the space that suits the recipe. stop is asked from the first training step on: once it
+    says so, the trial is saved as it is and StoppedError raised. Raises ConfigError config-unknown,
+    config-value;
     TrainingError study-changed, study-empty; CheckpointError study-damaged; and what train_run raises.
     """
     started = time.perf_counter()
@@ -161,11 +163,11 @@ class Trainer:
 
 @dataclass(frozen=True, eq=False)
 class Claim:
-    """A trial that this process works on, while `lock` is open."""
+    """A trial that this process works on, while it holds `lock`."""
 
     trial: Trial
     values: dict[str, Any]
-    lock: IO[str]
+    lock: Lock
 
 
 @dataclass(eq=False)
@@ -236,7 +238,7 @@ class Search:
                 raise changed_study(self.folder, f"trial {fresh.number} is held, which has only just begun")
             return self._with_values(fresh, lock)
 
-    def _with_values(self, trial: Trial, lock: IO[str]) -> Claim:
+    def _with_values(self, trial: Trial, lock: Lock) -> Claim:
         return Claim(trial, {dimension.key: dimension.suggest(trial) for dimension in self.space}, lock)
 
     def _run_trial(self, claim: Claim) -> None:

@@ -120,7 +120,7 @@ def test_a_recipe_that_is_shown_is_the_same_recipe_again(modality: str, tmp_path
 
 
 def test_overrides_are_shown() -> None:
-    shown = jobs.medtl("config", "show", "--modality", "xray", "--set", "schedule.rate=1e-4").stdout
+    shown = jobs.medtl("config", "show", "--modality", "xray", "--set", "schedule.learning_rate=1e-4").stdout
     assert yaml.safe_load(shown)["schedule"]["rate"] == 1e-4
 
 
