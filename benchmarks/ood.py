@@ -1,12 +1,12 @@
-"""Does a model of chest X-rays notice what is none? AUROC of telling brain MRI and photographs from chests.
+"""Measure whether a model of chest X-rays notices other images: AUROC for brain MRI and photographs.
 
 python -m benchmarks.ood [--data DIR] [--labels N] [--images N] [--photographs DIR] [--out DIR]
 
 Trains with the recipe for X-rays on N labels of PneumoniaMNIST at 96 px, then scores chests that it never
-saw (training images that the budget left out), brain MR slices, and crops of photographs. The chests are
-28 x 28, and sharpness alone would give the others away: these are judged once as they are, and once reduced
-to 28 x 28. DIR as for benchmarks.main_job. Photographs are those that come with scikit-learn and matplotlib,
-and with scikit-image where it is installed, or those of a folder.
+saw (training images outside the label budget), brain MR slices, and crops of photographs. The chests are
+28 x 28, and sharpness alone would give the others away: these are scored once as they are, and once reduced
+to 28 x 28. DIR as for benchmarks.main_job. Photographs are those that come with scikit-learn, matplotlib and,
+if installed, scikit-image, or those of a folder.
 """
 
 import argparse
@@ -59,7 +59,7 @@ SKIMAGE = (
 
 
 def train(data: Path, run: Path, labels: int) -> None:
-    """Train with `medtl train`, unless the run is there."""
+    """Train with `medtl train`, unless the run exists."""
     if (run / "metrics.json").is_file():
         return
     settings = [part for setting in SETTINGS for part in ("--set", setting)]
@@ -120,7 +120,7 @@ def _read_grey(path: Path) -> np.ndarray:
 
 
 def reduced(pixels: np.ndarray) -> np.ndarray:
-    """Return an image as small as the chests are."""
+    """Return an image reduced to the size of the chests."""
     return np.asarray(PillowImage.fromarray(pixels).resize((SIDE, SIDE), PillowImage.Resampling.BILINEAR))
 
 

@@ -63,7 +63,7 @@ def train(
     """
     from medtl.cli.terminal import say
     from medtl.core.progress import StoppedError
-    from medtl.errors import AlreadyToldError
+    from medtl.errors import AlreadyReportedError
     from medtl.training.distributed import joined_world
 
     named = {"device": device, "label_budget": label_budget, "seed": seed}
@@ -74,7 +74,7 @@ def train(
         with stop, joined_world() as world:
             stop.of_many = not world.alone
             outcome = _train(recipe_of_run, data, labels, out, resume, stop, world)
-    except AlreadyToldError:
+    except AlreadyReportedError:
         ctx.exit(stop.exit_code if stop.received else 1)
     except StoppedError as error:
         say(f"medtl: {error}", err=True)

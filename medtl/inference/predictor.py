@@ -17,8 +17,7 @@ from medtl.data.naming import check_names, refused_name, sample_key, source_name
 from medtl.errors import CheckpointError, ReadError
 from medtl.evaluation.calibration import to_probabilities
 from medtl.evaluation.conformal import set_texts
-from medtl.imaging.image import Image
-from medtl.imaging.inspection import Oddity, find_oddity
+from medtl.imaging.image import Image, ImageWarning, find_warning
 from medtl.imaging.preprocessing import PreparedImage, prepare_image
 from medtl.imaging.reader import read_series
 from medtl.imaging.series import Scan, Series
@@ -107,7 +106,7 @@ class _Ready(NamedTuple):
 
     image: Image | None
     prepared: PreparedImage
-    warning: Oddity | None
+    warning: ImageWarning | None
     mismatch: OodVerdict
 
 
@@ -178,7 +177,7 @@ def _make_ready(image: Image, checkpoint: Checkpoint, keep_image: bool) -> _Read
     """Prepare an image. Raises ReadError if it does not fit the checkpoint."""
     prepared = prepare_image(image, checkpoint.preprocessing)
     mismatch = find_mismatch(image, checkpoint.header.ood)
-    return _Ready(image if keep_image else None, prepared, find_oddity(image), mismatch)
+    return _Ready(image if keep_image else None, prepared, find_warning(image), mismatch)
 
 
 def _predict_ready(

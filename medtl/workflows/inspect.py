@@ -22,7 +22,7 @@ from medtl.imaging.inspection import (
     inspect_image,
     size_text,
 )
-from medtl.imaging.reader import read_series, scan
+from medtl.imaging.reader import FORMATS, read_series, scan
 from medtl.imaging.series import Scan, Series
 from medtl.report.contact_sheet import (
     MOST_TILES,
@@ -38,7 +38,6 @@ from medtl.report.findings import Refusal
 if TYPE_CHECKING:
     from medtl.core.progress import Watcher
 
-FORMAT_NAMES = {"dicom": "DICOM", "nifti": "NIfTI", "raster": "PNG, JPEG", "medmnist": "MedMNIST"}
 # What of an image deserves a badge on the sheet: codes of oddities, and notes.
 BADGES = {"image-constant": "constant pixels", BURNED_IN: "burned-in text"}
 # Names that a line lists before it says how many others there are.
@@ -140,7 +139,7 @@ def inspect_folder(
 def group_name(group: Group | Inspection) -> str:
     """Name a group: "MR volumes (DICOM)", "Volumes (NIfTI)"."""
     what = f"{group.modality} {group.kind}s" if group.modality else f"{group.kind}s".capitalize()
-    return f"{what} ({FORMAT_NAMES[group.format]})"
+    return f"{what} ({FORMATS[group.format].TITLE})"
 
 
 def describe_group(group: Group) -> dict[str, str]:
@@ -210,7 +209,7 @@ def _outcome(
         refused=tuple(Problem(error.code, source, error.reason, error.fix) for source, error in refused),
         refused_codes=dict(Counter(error.code for _, error in refused).most_common()),
         odd=tuple(
-            Problem(one.oddity.code, source, one.oddity.reason) for source, one in inspected if one.oddity
+            Problem(one.warning.code, source, one.warning.reason) for source, one in inspected if one.warning
         ),
         notes=dict(Counter(note for one in inspections for note in one.notes).most_common()),
         skipped=skipped,
@@ -219,7 +218,7 @@ def _outcome(
 
 def _problems(inspection: Inspection) -> tuple[str, ...]:
     """Return the badges of an image."""
-    odd = () if inspection.oddity is None else (BADGES[inspection.oddity.code],)
+    odd = () if inspection.warning is None else (BADGES[inspection.warning.code],)
     return (*odd, *(BADGES[note] for note in inspection.notes if note in BADGES))
 
 

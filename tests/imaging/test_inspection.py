@@ -10,13 +10,11 @@ from PIL import Image as PillowImage
 from pydicom.uid import RLELossless
 
 from medtl.imaging.dicom.terms import NOT_SHOWN
-from medtl.imaging.image import Image, ImageFacts
+from medtl.imaging.image import Image, ImageFacts, ImageWarning, find_warning
 from medtl.imaging.inspection import (
     BURNED_IN,
     SAMPLED_VALUES,
     Inspection,
-    Oddity,
-    find_oddity,
     group_inspections,
     inspect_header,
     inspect_image,
@@ -44,10 +42,10 @@ def inspect_one(path: Path) -> Inspection:
 
 
 def test_a_constant_image_is_odd() -> None:
-    assert find_oddity(make_image(np.full((3, 4), 7))) == Oddity(
+    assert find_warning(make_image(np.full((3, 4), 7))) == ImageWarning(
         "image-constant", "every pixel has the same value"
     )
-    assert find_oddity(make_image(pattern(3, 4))) is None
+    assert find_warning(make_image(pattern(3, 4))) is None
 
 
 def test_a_radiograph_is_described(make_radiograph: Callable[..., Path]) -> None:

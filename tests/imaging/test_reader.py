@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image as PillowImage
 
 from medtl.errors import ReadError
 from medtl.imaging.reader import read_images
@@ -46,7 +47,27 @@ def test_a_missing_source_is_raised_even_when_refusals_are_collected(tmp_path: P
         read_images(tmp_path / "absent", refusals=[])
 
 
-def test_importing_the_package_loads_nothing_heavy() -> None:
-    heavy = "{'numpy', 'pydicom', 'nibabel', 'torch', 'PIL'} & set(sys.modules)"
-    code = f"import sys, medtl.imaging; sys.exit(repr({heavy}) if {heavy} else 0)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+HEAVY = {"torch", "monai", "pandas", "scipy", "pydicom", "gdcm", "nibabel", "PIL"}
+
+
+def loaded_after(code: str) -> set[str]:
+    """Return which of HEAVY a fresh process has imported after some code."""
+    code = f"import sys\n{code}\nprint(*{HEAVY} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60)
+    return set(done.stdout.decode().split())
+
+
+def test_importing_the_reader_loads_no_library_of_a_format_and_none_of_training() -> None:
+    assert loaded_after("import medtl.imaging.reader") == set()
+
+
+def test_the_library_of_a_format_is_loaded_with_its_first_file(
+    make_radiograph: Callable, make_nifti: Callable, tmp_path: Path
+) -> None:
+    PillowImage.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.png")
+    read = "from medtl.imaging.reader import read_images; assert len(read_images({!r})) == 1"
+    assert loaded_after(read.format(str(tmp_path / "a.png"))) == {"PIL"}
+    after_dicom = loaded_after(read.format(str(make_radiograph())))
+    assert "pydicom" in after_dicom and not {"torch", "monai", "pandas", "nibabel"} & after_dicom
+    after_nifti = loaded_after(read.format(str(make_nifti())))
+    assert "nibabel" in after_nifti and not {"torch", "monai", "pandas"} & after_nifti
