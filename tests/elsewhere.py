@@ -1,4 +1,4 @@
-"""A process that finds itself on no Linux: what Windows and macOS lack is hidden, and open files are in the way.
+"""A process as on Windows: what only Linux has is hidden, and no file that is open or mapped is removed.
 
 python -m tests.elsewhere FOLDER works through the main commands in FOLDER, with the tiny backbone.
 """
@@ -38,7 +38,7 @@ def hide() -> None:
 
 
 def refuse_open_files() -> None:
-    """Let nobody rename or remove a file that this process has open or mapped, or a folder of one: as Windows."""
+    """Refuse to rename or remove what this process has open or mapped, as Windows does."""
 
     def guard(function: Callable[..., Any], paths: int) -> Callable[..., Any]:
         def guarded(*given: Any, **named: Any) -> Any:
@@ -57,7 +57,7 @@ def refuse_open_files() -> None:
 def used_files() -> set[str]:
     """Return what this process has open or mapped."""
     maps = Path("/proc/self/maps").read_text().splitlines()
-    links = [os.readlink(link.path) for link in os.scandir("/proc/self/fd") if os.path.lexists(link.path)]
+    links = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
     return {*links, *(line.split(maxsplit=5)[-1] for line in maps)}
 
 

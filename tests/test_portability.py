@@ -1,4 +1,4 @@
-"""Windows and macOS: nothing that only Linux has is needed, and no file that is open or mapped is in the way."""
+"""Windows and macOS: nothing that only Linux has is needed, and no file in use is renamed or removed."""
 
 import ast
 import json
