@@ -31,9 +31,8 @@ class WebService:
     def __init__(self, peer: WebPeer, tls: Tls | None = None) -> None:
         self.peer = peer
         self.session = requests.Session()
-        token = os.environ.get(TOKEN)
-        if token:
-            self.session.auth = _Bearer(token)
+        if os.environ.get(TOKEN):
+            self.session.auth = _authorise
         self.tls: dict[str, Any] = {"verify": True, "cert": None}
         if tls:
             client_tls(tls)  # reports faulty files in our words
@@ -175,13 +174,9 @@ class WebService:
         return body[start + 4 : end]
 
 
-class _Bearer(requests.auth.AuthBase):
-    def __init__(self, token: str) -> None:
-        self.token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self.token}"
-        return request
+def _authorise(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    request.headers["Authorization"] = f"Bearer {os.environ[TOKEN]}"
+    return request
 
 
 def _refusal(status: int, answer: Any, uid: str) -> str:

@@ -4,17 +4,21 @@ search (QIDO-RS, C-FIND) -> instances that are not here yet (WADO-RS, C-GET) -> 
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from medtl.core.files import make_folder, replacing
 from medtl.core.progress import StoppedError, Watcher, never
 from medtl.errors import ConfigError, MedtlError, PacsError, ReadError
 from medtl.pacs.instance import UID, identify, key_of_uid
 from medtl.pacs.peer import Endpoint, WebPeer, needing_extra
+
+if TYPE_CHECKING:
+    from medtl.pacs.dicomweb import WebService
+    from medtl.pacs.dimse_query import QueryService
 
 DATES = re.compile(r"\d{8}|\d{8}-|-\d{8}|\d{8}-\d{8}")
 
@@ -52,22 +56,6 @@ class PullOutcome:
     failures: tuple[MedtlError, ...]
 
 
-class Service(Protocol):
-    """A PACS that can be searched. It lists well-formed UIDs; nothing else about them is verified."""
-
-    def studies(self, query: Mapping[str, str], limit: int | None) -> Iterator[str]:
-        """Yield matching studies, at most `limit`."""
-
-    def series(self, study: str, query: Mapping[str, str]) -> Iterator[str]:
-        """Yield matching series of a study."""
-
-    def instances(self, study: str, series: str) -> Iterator[str]:
-        """Yield the instances of a series."""
-
-    def retrieve(self, study: str, series: str, instance: str) -> bytes:
-        """Return an instance as a DICOM file."""
-
-
 def pull_run(
     source: Endpoint, query: Query, out: Path, watcher: Watcher, stop: Callable[[], bool] = never
 ) -> PullOutcome:
@@ -94,7 +82,7 @@ def pull_run(
 
 
 @contextmanager
-def _open(source: Endpoint) -> Iterator[Service]:
+def _open(source: Endpoint) -> Iterator["WebService | QueryService"]:
     with needing_extra():
         if isinstance(source.peer, WebPeer):
             from medtl.pacs.dicomweb import WebService
@@ -108,7 +96,7 @@ def _open(source: Endpoint) -> Iterator[Service]:
                 yield archive
 
 
-def _fetch(service: Service, uids: tuple[str, str, str], out: Path) -> bool | MedtlError:
+def _fetch(service: "WebService | QueryService", uids: tuple[str, str, str], out: Path) -> bool | MedtlError:
     """Fetch the instance of a study, series and SOP instance UID.
 
     Return whether it had to be fetched, or what is wrong with it alone. Raises PacsError pacs-unreachable,

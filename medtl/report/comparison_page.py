@@ -90,7 +90,11 @@ def worth_sentence(comparison: Mapping[str, Any]) -> str:
         )
     low, high = (f"{worth['difference'][side]:.3f}" for side in ("low", "high"))
     reached, seeds = worth["reached"], sorted(set(worth["seeds"]))
-    basis = "a single seed" if seeds[0] == 1 else f"means over {' and '.join(map(str, seeds))} seeds"
+    basis = (
+        "a single seed; others may differ"
+        if seeds[0] == 1
+        else f"means over {' and '.join(map(str, seeds))} seeds"
+    )
     end = f"needed {reached:.0f} labels for this" if reached else "never reached this"
     name = _line_name(worth["name"])
     return (

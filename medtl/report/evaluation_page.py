@@ -40,27 +40,6 @@ METHODS = (
 
 
 @dataclass(frozen=True)
-class GroupRow:
-    """One subgroup: bounds in the order of the columns, and the reason if they are undefined."""
-
-    name: str
-    samples: int
-    patients: int
-    bounds: tuple[Bounds, ...]
-    reason: str
-    worst: bool
-
-
-@dataclass(frozen=True)
-class GroupTable:
-    """The subgroups of one attribute, and the gap between them in words."""
-
-    attribute: str
-    rows: tuple[GroupRow, ...]
-    gap: str
-
-
-@dataclass(frozen=True)
 class Cell:
     """One cell of a confusion matrix: count, share of its row (None if the row is empty), and shade."""
 
@@ -195,21 +174,18 @@ def _conformal(sets: Mapping[str, Any] | None, confidence: float) -> dict[str, A
     }
 
 
-def _group_table(entry: Mapping[str, Any], confidence: float) -> GroupTable:
-    gap = as_bounds(entry["gap"])
+def _group_table(subgroups: Mapping[str, Any], confidence: float) -> dict[str, Any]:
+    """Return the subgroups of one attribute with bounds by column, and the gap between them in words."""
+    gap, worst = as_bounds(subgroups["gap"]), subgroups["worst"]
     certain = is_defined(gap[1]) and gap[1] > 0
-    rows = tuple(_group_row(group, entry["worst"] if certain else "") for group in entry["groups"])
     words = "The gap is undefined: fewer than two groups have an AUROC."
-    if entry["worst"] and is_defined(gap[0]):
-        interval = interval_text(gap, confidence)
-        words = f"Lowest AUROC: {entry['worst']}, {interval} below all others combined."
+    if worst and is_defined(gap[0]):
+        words = f"Lowest AUROC: {worst}, {interval_text(gap, confidence)} below all others combined."
         if not certain:
             words += " These data do not show that it is worse than the others."
-    return GroupTable(entry["attribute"], rows, words)
-
-
-def _group_row(group: Mapping[str, Any], worst: str) -> GroupRow:
-    metrics = read_bounds(group["metrics"])
-    bounds = tuple(metrics.get(name, (None, None, None)) for name in GROUP_METRICS)
-    size = group["samples"], group["patients"]
-    return GroupRow(group["name"], *size, bounds, group["reason"], group["name"] == worst)
+    rows = []
+    for group in subgroups["groups"]:
+        metrics = read_bounds(group["metrics"])
+        bounds = [metrics.get(name, (None, None, None)) for name in GROUP_METRICS]
+        rows.append({**group, "bounds": bounds, "worst": certain and group["name"] == worst})
+    return {"attribute": subgroups["attribute"], "rows": rows, "gap": words}

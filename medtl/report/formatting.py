@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from medtl.report.findings import Bounds, MapCheck, MapVerdict, as_bounds, is_defined
 
@@ -28,46 +27,31 @@ HEADLINES = {
 }
 
 
-@dataclass(frozen=True)
-class MetricName:
+class MetricName(NamedTuple):
     """The name of a metric, and what it means in one plain sentence."""
 
     name: str
     meaning: str
 
 
-METRICS: dict[str, MetricName] = {
-    "auroc": MetricName(
-        "AUROC", "Probability that a study with the finding scores higher than a study without it."
-    ),
-    "auprc": MetricName(
-        "Average precision", "Precision averaged over recall; chance level is the prevalence."
-    ),
-    "sensitivity": MetricName("Sensitivity", "Share of studies with the finding that the model flags."),
-    "specificity": MetricName(
-        "Specificity", "Share of studies without the finding that the model does not flag."
-    ),
-    "balanced_accuracy": MetricName("Balanced accuracy", "Accuracy with every class weighted equally."),
-    "accuracy": MetricName("Accuracy", "Share of correct predictions; depends on the prevalence."),
-    "auroc_bootstrap": MetricName(
-        "AUROC, bootstrap", "The same AUROC with an interval from resampled patients."
-    ),
-    "ppv": MetricName(
-        "PPV", "Share of flagged studies that have the finding, at the prevalence of these data."
-    ),
-    "npv": MetricName(
-        "NPV", "Share of unflagged studies without the finding, at the prevalence of these data."
-    ),
-    "ppv_at_prevalence": MetricName("PPV at the stated prevalence", "By Bayes' rule."),
-    "npv_at_prevalence": MetricName("NPV at the stated prevalence", "By Bayes' rule."),
-    "f1": MetricName("F1", "Harmonic mean of sensitivity and PPV."),
-    "mcc": MetricName("MCC", "Matthews correlation of prediction and truth: 1 is perfect, 0 is chance."),
-    "calibration_slope": MetricName("Calibration slope", "1 is ideal; below 1 the model is overconfident."),
-    "calibration_intercept": MetricName(
-        "Calibration intercept", "0 is ideal; above 0 the probabilities are too low."
-    ),
-    "brier": MetricName("Brier score", "Mean squared error of the probabilities; 0 is perfect."),
-    "ece": MetricName(
+METRICS = {
+    "auroc": ("AUROC", "Probability that a study with the finding scores higher than a study without it."),
+    "auprc": ("Average precision", "Precision averaged over recall; chance level is the prevalence."),
+    "sensitivity": ("Sensitivity", "Share of studies with the finding that the model flags."),
+    "specificity": ("Specificity", "Share of studies without the finding that the model does not flag."),
+    "balanced_accuracy": ("Balanced accuracy", "Accuracy with every class weighted equally."),
+    "accuracy": ("Accuracy", "Share of correct predictions; depends on the prevalence."),
+    "auroc_bootstrap": ("AUROC, bootstrap", "The same AUROC with an interval from resampled patients."),
+    "ppv": ("PPV", "Share of flagged studies with the finding, at the prevalence of these data."),
+    "npv": ("NPV", "Share of unflagged studies without the finding, at the prevalence of these data."),
+    "ppv_at_prevalence": ("PPV at the stated prevalence", "By Bayes' rule."),
+    "npv_at_prevalence": ("NPV at the stated prevalence", "By Bayes' rule."),
+    "f1": ("F1", "Harmonic mean of sensitivity and PPV."),
+    "mcc": ("MCC", "Matthews correlation of prediction and truth: 1 is perfect, 0 is chance."),
+    "calibration_slope": ("Calibration slope", "1 is ideal; below 1 the model is overconfident."),
+    "calibration_intercept": ("Calibration intercept", "0 is ideal; above 0 probabilities are too low."),
+    "brier": ("Brier score", "Mean squared error of the probabilities; 0 is perfect."),
+    "ece": (
         "Calibration error",
         "Mean gap between predicted probability and observed frequency; 0 is perfect. Noise inflates the "
         "value; the interval corrects for that, so most of it lies below the value.",
@@ -77,7 +61,7 @@ METRICS: dict[str, MetricName] = {
 
 def metric_name(key: str) -> MetricName:
     """Return the name and meaning of a metric; of an unknown one its readable key."""
-    return METRICS.get(key, MetricName(key.replace("_", " "), ""))
+    return MetricName(*METRICS.get(key, (key.replace("_", " "), "")))
 
 
 def set_text(prediction_set: Sequence[str] | None, kind: "TaskKind") -> str:

@@ -1,6 +1,6 @@
 """A run folder -> its model card: data, network, metrics and limits, as a page or as Markdown."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from medtl.report.formatting import interval_text, metric_name
 from medtl.training.checkpoint import Checkpoint
 from medtl.training.run_folder import RunFolder
 
+HISTORY = ("train_loss", "val_loss", "val_auroc")
 LIMITS = (
     "The model knows only the classes it was trained on, and assigns one of them to any image.",
     "The validation samples were also used to choose the checkpoint and the thresholds, so their metrics are "
@@ -29,17 +30,19 @@ def model_card(run: Path, checkpoint: Checkpoint) -> ModelCard:
     Raises CheckpointError checkpoint-damaged.
     """
     try:
-        return _read_card(run, checkpoint)
+        return _read_card(RunFolder(run), checkpoint)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason, fix = "the run's metrics.json or history.csv is damaged", "restore it"
         raise CheckpointError("checkpoint-damaged", reason, where=run, fix=fix) from error
 
 
-def _read_card(run: Path, checkpoint: Checkpoint) -> ModelCard:
-    folder, header = RunFolder(run), checkpoint.header
-    metrics = folder.read_json(folder.metrics)
-    validation = metrics.get("split", {}).get("val", {})
-    seconds, history = metrics.get("seconds", {}), _history(folder)
+def _read_card(folder: RunFolder, checkpoint: Checkpoint) -> ModelCard:
+    header, metrics = checkpoint.header, folder.read_json(folder.metrics)
+    validation, seconds = metrics.get("split", {}).get("val", {}), metrics.get("seconds", {})
+    history: list[dict[str, object]] = []
+    for epoch, row in enumerate(folder.read_history(), start=1):
+        numbers = {key: float(row[key]) if row[key] else None for key in HISTORY}
+        history.append({"epoch": epoch, "stage": row["stage"], **numbers})
     return ModelCard(
         title=f"{header.backbone}: {' vs '.join(header.classes)}",
         kind=header.task_kind,
@@ -97,48 +100,26 @@ def _stage_row(
     return StageRow(name, trainable, ran, time, stage["cached"], unfrozen, stage.get("why", ""))
 
 
-def _history(folder: RunFolder) -> list[dict[str, object]]:
-    numbers = ("train_loss", "val_loss", "val_auroc")
-    return [
-        {
-            "epoch": place,
-            "stage": row["stage"],
-            **{key: float(row[key]) if row[key] else None for key in numbers},
-        }
-        for place, row in enumerate(folder.read_history(), start=1)
-    ]
-
-
 def card_text(card: ModelCard, use: str, preparation: list[str]) -> str:
     """Return the card as Markdown: use, task, metrics with intervals, origin, preprocessing, limits."""
-    return "\n".join(_lines(card, use, preparation)) + "\n"
+    metrics = {metric_name(key).name: interval_text(bounds) for key, bounds in card.metrics.items()}
+    parts = [
+        f"# {plain(card.title)}\n\n**{use}**",
+        f"A {card.kind} classifier of {', '.join(map(plain, card.classes))}, trained with medtl.",
+        f"## Metrics on the validation split\n\n{_table(metrics) if metrics else 'None recorded.'}",
+        *(f"## {plain(title)}\n\n{_table(rows)}" for title, rows in card.sections.items()),
+        "## Preprocessing",
+        "\n".join(f"{number}. {plain(step)}" for number, step in enumerate(preparation, start=1)),
+        "## Limits",
+        "\n".join(f"- {plain(limit)}" for limit in card.limits),
+        f"## How to cite\n\n{plain(card.citation)}\n",
+    ]
+    return "\n\n".join(parts)
 
 
-def _lines(card: ModelCard, use: str, preparation: list[str]) -> Iterator[str]:
-    yield f"# {plain(card.title)}"
-    yield f"\n**{use}**\n"
-    yield f"A {card.kind} classifier of {', '.join(map(plain, card.classes))}, trained with medtl.\n"
-    yield "## Metrics on the validation split\n"
-    if card.metrics:
-        yield from _table(
-            {metric_name(key).name: interval_text(bounds) for key, bounds in card.metrics.items()}
-        )
-    else:
-        yield "None recorded."
-    for title, rows in card.sections.items():
-        yield f"\n## {plain(title)}\n"
-        yield from _table(rows)
-    yield "\n## Preprocessing\n"
-    yield from (f"{number}. {plain(step)}" for number, step in enumerate(preparation, start=1))
-    yield "\n## Limits\n"
-    yield from (f"- {plain(limit)}" for limit in card.limits)
-    yield f"\n## How to cite\n\n{plain(card.citation)}"
-
-
-def _table(rows: Mapping[str, str]) -> Iterator[str]:
-    yield "| | |"
-    yield "| --- | --- |"
-    yield from (f"| {plain(name)} | {plain(text)} |" for name, text in rows.items())
+def _table(rows: Mapping[str, str]) -> str:
+    lines = (f"| {plain(name)} | {plain(text)} |" for name, text in rows.items())
+    return "\n".join(("| | |", "| --- | --- |", *lines))
 
 
 def plain(text: str) -> str:

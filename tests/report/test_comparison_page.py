@@ -83,7 +83,7 @@ def test_the_sentence_says_what_the_data_say(changes: dict[str, Any], text: str)
     sentence = worth_sentence(make_comparison(**changes))
     assert text in sentence and bool(text) == bool(sentence)
     if changes.get("worth", make_worth()):
-        assert "(a single seed)" in sentence and "0.020 to 0.080" in sentence
+        assert "(a single seed; others may differ)" in sentence and "0.020 to 0.080" in sentence
 
 
 def test_several_seeds_are_counted() -> None:
