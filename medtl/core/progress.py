@@ -72,6 +72,8 @@ class StoppedError(TrainingError):
 
     exit_code = 1  # StopSignal sets that of its signal
 
+    exit_code = 1  # StopSignal sets that of its signal
+
 
 def never() -> bool:
     """Return False: no stop is asked for."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medtl.core.files import write_json, write_table
+from medtl.core.files import write_csv, write_json
 from medtl.core.progress import Watcher, note_all
 from medtl.data.task import Task
 from medtl.errors import CheckpointError, ConfigError
@@ -72,7 +72,7 @@ def compare_runs(
     note_all(watcher, repeats)
     content = _content(found, curves, task, base, [*notes, *repeats])
     write_json(out / "comparison.json", content)
-    write_table(out / "comparison.csv", [COLUMNS + DIFFERENCE_COLUMNS, *_rows(content["runs"])])
+    write_csv(out / "comparison.csv", [COLUMNS + DIFFERENCE_COLUMNS, *_rows(content["runs"])])
     return CompareOutcome(content, write_comparison_page(out, content))
 
 
