@@ -11,7 +11,7 @@ from pydicom import Dataset
 from medtl.data.naming import source_name
 from medtl.imaging.dicom.frames import planes_of
 from medtl.imaging.dicom.header import read_header
-from medtl.imaging.dicom.volumes import PlaneSet, deal_planes
+from medtl.imaging.dicom.volumes import PlaneSet, split_planes
 from medtl.imaging.reader import read_images, scan
 from tests.imaging.conftest import fixed_uid, pattern, refusal
 
@@ -24,7 +24,7 @@ def deal(make_series: Callable) -> Callable[..., list[PlaneSet]]:
 
     def run(change: Change, **options: Any) -> list[PlaneSet]:
         paths = make_series(**{"instances": 6, "change": change, **options})
-        return deal_planes([plane for path in paths for plane in planes_of(read_header(path))])
+        return split_planes([plane for path in paths for plane in planes_of(read_header(path))])
 
     return run
 
