@@ -10,7 +10,6 @@ import numpy as np
 
 from medtl.core.ids import hash_identifier
 from medtl.errors import ReadError
-from medtl.imaging.dicom import NAME
 from medtl.imaging.dicom.fast_header import walk_header
 from medtl.imaging.dicom.frames import planes_of
 from medtl.imaging.dicom.header import read_dataset, read_header
@@ -18,7 +17,7 @@ from medtl.imaging.dicom.instance import Instance
 from medtl.imaging.dicom.pixels import Pixels, check_decodable, decode, decode_directly
 from medtl.imaging.dicom.volumes import PlaneSet, arrange, split_planes
 from medtl.imaging.image import Image, ImageFacts, VoiTable
-from medtl.imaging.series import SLICED_MODALITIES, Scan, Series, read_headers
+from medtl.imaging.series import DICOM, SLICED_MODALITIES, Scan, Series, read_headers
 
 BURNED_IN = "has burned-in annotation"
 COPIES = "exact copies of other files"
@@ -54,7 +53,7 @@ def read(series: Series) -> Image:
     first, pixels = decoded[0]
     facts = ImageFacts(
         source=f"{series.path}#{series.item}" if series.item else str(series.path),
-        format=NAME,
+        format=DICOM,
         modality=first.modality,
         body_part=first.body_part,
         view=first.view,
@@ -159,7 +158,7 @@ def _series(planes: Sequence[Instance], where: Path, item: str | None, notes: Se
     return Series(
         path=where,
         files=tuple(dict.fromkeys(plane.path for plane in ordered)),
-        format=NAME,
+        format=DICOM,
         item=item,
         planes=tuple(ordered),
         modality=first.modality,

@@ -72,7 +72,7 @@ def _split(planes: list[Instance], splits: Sequence[NamedSplit], notes: tuple[st
     (name, split), *rest = splits
     parts = split(planes)
     if len(parts) > 1:
-        notes = (*notes, f"one of {len(parts)} parts of its series, told apart by {name}")
+        notes = (*notes, f"one of {len(parts)} parts of its series, separated by {name}")
     return [one for part in parts for one in _split(part, rest, notes)]
 
 
