@@ -178,24 +178,18 @@ def _resample(tensor: MetaTensor, image: Image, config: PreprocessingConfig) -> 
 
 
 def _to_spacing(tensor: MetaTensor, image: Image, spacing_mm: tuple[float, ...]) -> MetaTensor:
-    if image.affine is not None:
-        _check_volume(tensor, image, spacing_mm)
-        return _meta(Spacing(pixdim=spacing_mm, mode="bilinear", padding_mode="border")(tensor))
-    if image.spacing_mm is None:
+    if image.affine is None and image.spacing_mm is None:
         reason = "has no pixel spacing, and the model resamples to one"
         fix = "use a recipe without spacing_mm"
         raise ReadError("image-spacing", reason, where=image.facts.source, fix=fix)
-    _check_volume(tensor, image, spacing_mm)
-    extents = np.array(tensor.shape[1:]) * image.spacing_mm
-    shape = np.maximum(1, np.round(extents / spacing_mm)).astype(int)
-    return _meta(Resize(tuple(shape), mode="bilinear")(tensor))
-
-
-def _check_volume(tensor: MetaTensor, image: Image, spacing_mm: tuple[float, ...]) -> None:
-    extents = np.array(tensor.shape[1:]) * _grid_spacing(tensor, image)
-    if float(np.prod(extents / spacing_mm)) > LARGEST_GRID:
+    extents = np.array(tensor.shape[1:]) * _grid_spacing(tensor, image) / spacing_mm
+    if float(np.prod(extents)) > LARGEST_GRID:
         reason = f"would have over {LARGEST_GRID:.0e} pixels at the model's spacing"
         raise ReadError("image-too-large", reason, where=image.facts.source, fix="check its pixel spacing")
+    if image.affine is not None:
+        return _meta(Spacing(pixdim=spacing_mm, mode="bilinear", padding_mode="border")(tensor))
+    shape = np.maximum(1, np.round(extents)).astype(int)
+    return _meta(Resize(tuple(shape), mode="bilinear")(tensor))
 
 
 def _fitted_shape(tensor: MetaTensor, image: Image, size: tuple[int, ...]) -> tuple[int, ...]:

@@ -70,7 +70,11 @@ def read(series: Series) -> Image:
     )
     if len(decoded) == 1:
         return Image(np.ascontiguousarray(pixels.values, np.float32), None, first.flat_spacing, facts)
-    return _volume(decoded, series, facts)
+    stack = arrange([plane for plane, _ in decoded], str(series.path))
+    values = {(plane.path, plane.frame): pixels.values for plane, pixels in decoded}
+    slices = [values[one.path, one.frame] for one in stack.instances]
+    volume = np.stack(slices, axis=1, dtype=np.float32, casting="same_kind")  # (C, D, H, W)
+    return Image(volume, stack.affine, stack.spacing_mm, facts)
 
 
 def notes_of(plane: Instance) -> Iterator[str]:
@@ -185,24 +189,10 @@ def _decode_file(
         if direct is not None:
             return list(zip(planes, direct, strict=True))
     parsed = read_dataset(path, data)
-    planes = _same_planes(planes_of(parsed), planes)
-    return list(zip(planes, decode(parsed.dataset, planes), strict=True))
-
-
-def _same_planes(now: Sequence[Instance], before: Sequence[Instance]) -> list[Instance]:
-    """Return the planes with the same numbers as before, checked again."""
-    path = before[0].path
-    if max(plane.frame for plane in before) >= len(now):
+    now = planes_of(parsed)
+    if max(plane.frame for plane in planes) >= len(now):
         raise ReadError("dicom-header", "has changed since it was listed", where=path, fix="read it again")
-    planes = [now[plane.frame] for plane in before]
+    planes = [now[plane.frame] for plane in planes]
     for plane in planes:
         check_decodable(plane, str(path), len(planes))
-    return planes
-
-
-def _volume(decoded: Sequence[tuple[Instance, Pixels]], series: Series, facts: ImageFacts) -> Image:
-    stack = arrange([plane for plane, _ in decoded], str(series.path))
-    values = {(plane.path, plane.frame): pixels.values for plane, pixels in decoded}
-    planes = [values[one.path, one.frame] for one in stack.instances]
-    pixels = np.stack(planes, axis=1, dtype=np.float32, casting="same_kind")  # (C, D, H, W)
-    return Image(pixels, stack.affine, stack.spacing_mm, facts)
+    return list(zip(planes, decode(parsed.dataset, planes), strict=True))
