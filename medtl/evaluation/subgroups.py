@@ -9,7 +9,7 @@ best group it would be large by chance alone. Its interval allows for having pic
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from medtl.evaluation.intervals import (
     difference_interval,
     index_patients,
     interval_json,
+    intervals_json,
     mean_auroc_interval,
     place_all,
     unbounded,
@@ -121,14 +122,7 @@ def to_json(groupings: Sequence[Grouping]) -> list[dict[str, Any]]:
             "worst": grouping.worst,
             "gap": interval_json(grouping.gap),
             "groups": [
-                {
-                    "name": group.name,
-                    "samples": group.samples,
-                    "patients": group.patients,
-                    "metrics": {name: interval_json(found) for name, found in group.metrics.items()},
-                    "reason": group.reason,
-                }
-                for group in grouping.groups
+                {**asdict(group), "metrics": intervals_json(group.metrics)} for group in grouping.groups
             ],
         }
         for grouping in groupings
