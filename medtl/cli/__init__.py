@@ -47,7 +47,7 @@ class FrontDoor(click.Group):
             return super().invoke(ctx)
         except MedtlError as error:
             _print_error(error)
-            ctx.exit(2 if error.code in USAGE else 1)
+            ctx.exit(2 if error.code in USAGE else getattr(error, "exit_code", 1))
         except KeyboardInterrupt as stop:
             click.echo(
                 "medtl: [interrupted] stopped before it was done: run the same command again", err=True
