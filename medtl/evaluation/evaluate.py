@@ -163,7 +163,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
     return {
         **intervals_json(evaluation.metrics),
         "auroc_bootstrap": interval_json(evaluation.auroc_bootstrap),
-        "per_class": {name: intervals_json(found) for name, found in evaluation.per_class.items()},
+        "per_class": {name: intervals_json(intervals) for name, intervals in evaluation.per_class.items()},
         "classes": list(evaluation.task.classes),
         "thresholds": list(evaluation.thresholds),
         "confusion": [list(row) for row in evaluation.confusion],

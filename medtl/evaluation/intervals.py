@@ -34,9 +34,9 @@ def interval_json(interval: Interval) -> dict[str, float | bool | None]:
     return {**numbers, "undefined": True} if numbers["value"] is None else numbers
 
 
-def intervals_json(found: Mapping[str, Interval]) -> dict[str, dict[str, float | bool | None]]:
+def intervals_json(by_name: Mapping[str, Interval]) -> dict[str, dict[str, float | bool | None]]:
     """Return plain data by name."""
-    return {name: interval_json(interval) for name, interval in found.items()}
+    return {name: interval_json(interval) for name, interval in by_name.items()}
 
 
 def unbounded(value: float) -> Interval:

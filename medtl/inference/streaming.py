@@ -1,4 +1,4 @@
-"""Stream the series of a scan through an ensemble into a journal: only the row of a study is kept.
+"""Stream the series of a scan through an ensemble into a journal: one row is all that stays of a study.
 
 Series without a row -> batches -> processes that read, prepare and predict -> rows, in order. Each process
 has one thread: images side by side use all cores, one image on several cores does not.
@@ -250,13 +250,13 @@ class Scoring:
         if self.options.overwrite:
             self.journal.forget()
 
-    def score(self, found: Scan, *, first: bool = True) -> int:
+    def score(self, scan: Scan, *, first: bool = True) -> int:
         """Score what has no row in the journal, and return how many rows it had.
 
         first: this is the first scan in this command, when refusals that may not recur are tried again.
         """
-        units = unscored(found, self.folder, self.journal, try_again=first)
-        total = len(found.series) + len(found.refusals)
+        units = unscored(scan, self.folder, self.journal, try_again=first)
+        total = len(scan.series) + len(scan.refusals)
         before = total - len(units)
         self.watcher.progress("scoring", before, total)
         workers, on_ray = self.options.workers, self.options.cluster == "ray"
@@ -264,10 +264,10 @@ class Scoring:
         for done in progress:
             self.watcher.progress("scoring", before + done, total)
         self.journal.commit()
-        return len(found.series) - len(units)
+        return len(scan.series) - len(units)
 
     def write(
-        self, found: Scan, kept: int, on_row: Callable[[Prediction], object] | None = None
+        self, scan: Scan, kept: int, on_row: Callable[[Prediction], object] | None = None
     ) -> ScoreOutcome:
         """Write the tables from the journal, and scores.json, which says which models computed them and how.
 
@@ -277,12 +277,12 @@ class Scoring:
         how, classes = ensemble.forwards[0], ensemble.lead.task.classes
         tables = tuple(out / f"scores.{name}" for name in self.options.formats)
         for name, table in zip(self.options.formats, tables, strict=True):
-            FORMATS[name](table, classes, rows_of(found, self.folder, self.journal, len(classes)))
+            FORMATS[name](table, classes, rows_of(scan, self.folder, self.journal, len(classes)))
         facts = {
             "folder": str(self.folder.resolve()),
             "model_sha256": ensemble.members[0].sha256,
-            "skipped_files": found.skipped,
-            "left_out": dict(found.left_out),
+            "skipped_files": scan.skipped,
+            "left_out": dict(scan.left_out),
             "thresholds": ensemble.lead.header.thresholds,
             "models": [member.sha256 for member in ensemble.members],
             "mirrored": [forward.flips for forward in ensemble.forwards],
@@ -291,8 +291,8 @@ class Scoring:
         }
         write_json(out / "scores.json", facts)
         counts: Counter[str] = Counter()
-        for row in rows_of(found, self.folder, self.journal):
+        for row in rows_of(scan, self.folder, self.journal):
             counts[row.status] += 1
             if on_row is not None:
                 on_row(row)
-        return ScoreOutcome(found, tables, counts["scored"], counts["refused"], kept)
+        return ScoreOutcome(scan, tables, counts["scored"], counts["refused"], kept)
