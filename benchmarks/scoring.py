@@ -226,14 +226,13 @@ def time_forward(run: Path, folder: Path, precision: str) -> float:
     """Judge as many images in memory, in the batch size that is fastest."""
     import torch
 
-    from medtl.inference.predictor import arithmetic
     from medtl.models.classifier import Placement
     from medtl.training.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(run)
     place, count = Placement(checkpoint.classifier), len(list(folder.iterdir()))
     found = []
-    with torch.inference_mode(), arithmetic(precision):  # type: ignore[arg-type]
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         for size in FORWARD_BATCHES:
             images = torch.rand(size, 1, *checkpoint.preprocessing.size)
             rounds = max(2, 32 // size)

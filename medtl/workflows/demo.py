@@ -63,7 +63,7 @@ def _tour(modality: str, out: Path, watcher: Watcher) -> Tour:
     localisations = localise_run(run, _test_samples(data, run), _mask_reader(data))
     unseen = sample_data("unlabelled") / modality
     rows: list[Prediction] = []
-    scored = score_run(run, unseen, out / "scores", watcher, tell=rows.append)
+    scored = score_run(run, unseen, out / "scores", watcher, on_row=rows.append)
     options = ReportOptions(check_images=CHECK_IMAGES[modality])
     reported = report_run(run, out / "scores", out / "report", watcher, options)
     story = report_training(run, out / "run-report", watcher, data)

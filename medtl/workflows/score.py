@@ -1,4 +1,4 @@
-"""Score a folder of studies into tables, and go on where that was broken off."""
+"""Score a folder of studies into tables, and resume where that was stopped."""
 
 import hashlib
 import os
@@ -15,22 +15,21 @@ from medtl.errors import ReadError
 from medtl.imaging.reader import scan
 from medtl.imaging.series import Scan
 from medtl.inference.ensemble import Ensemble, make_ensemble
+from medtl.inference.predictor import Prediction
 from medtl.inference.streaming import (
     ScoreOptions,
     ScoreOutcome,
-    Tell,
     choose_engine,
     list_units,
-    open_judge,
     score_into,
+    show_rows,
     stopped,
-    tell_nobody,
     write_outcome,
 )
 from medtl.inference.tables import check_formats
 from medtl.training.checkpoint import load_finished
 
-# A stop is answered within so many seconds.
+# A stop takes effect within so many seconds.
 STOP_SECONDS = 0.2
 
 
@@ -41,29 +40,28 @@ def score_run(
     watcher: Watcher,
     options: ScoreOptions = ScoreOptions(),
     stop: Callable[[], bool] = never,
-    tell: Tell = tell_nobody,
+    on_row: Callable[[Prediction], object] | None = None,
 ) -> ScoreOutcome:
     """Score every series and image of a folder into tables in OUT, refusals included, one row each.
 
-    The journal is held until all is told: nobody else gets hold of it before.
+    on_row: is called with each row in order, after the tables are written and before the journal is closed.
 
-    Raises StoppedError after the current batch when `stop` says so; TrainingError run-locked where another
+    Raises StoppedError after the current batch when `stop` returns True; TrainingError run-locked if another
     process scores into OUT.
     """
     check_formats(options.formats)
-    ensemble = load_ensemble(run, options)
+    ensemble = choose_engine(load_ensemble(run, options), options, watcher)
     folder = folder.absolute() if options.cluster else folder
     found = scan(folder)
     with open_journal(out) as journal:
         _note_other_rows(out, ensemble, folder, watcher)
-        ensemble = choose_engine(ensemble, journal, options, watcher)
-        ensemble = open_judge(ensemble, journal, found, options)
+        show_rows(journal, ensemble, overwrite=options.overwrite)
         kept = score_into(journal, ensemble, found, folder, options, watcher, stop)
-        return write_outcome(journal, ensemble, found, folder, options, kept, tell)
+        return write_outcome(journal, ensemble, found, folder, options, kept, on_row)
 
 
 def _note_other_rows(out: Path, ensemble: Ensemble, folder: Path, watcher: Watcher) -> None:
-    """Say so where the tables in `out` are of another model or folder: they will show this one's rows."""
+    """Note that the tables in `out` are of another model or folder: they will show this one's rows."""
     try:
         before = read_json(out / "scores.json")
         models, place = before["models"], before["folder"]
@@ -79,7 +77,7 @@ def _note_other_rows(out: Path, ensemble: Ensemble, folder: Path, watcher: Watch
 
 
 def load_ensemble(run: Path, options: ScoreOptions) -> Ensemble:
-    """Load the runs that judge. Raises CheckpointError, also where they cannot judge together."""
+    """Load the runs to predict with. Raises CheckpointError, also if they cannot be ensembled."""
     runs = (run, *options.others)
     checkpoints = [load_finished(one, any_modality=options.any_modality) for one in runs]
     return make_ensemble(checkpoints, flips=options.flips)
@@ -87,7 +85,7 @@ def load_ensemble(run: Path, options: ScoreOptions) -> Ensemble:
 
 @dataclass(frozen=True, eq=False)
 class Watch:
-    """What is watched, by whom, and into what. settle: seconds for which a file has been left alone."""
+    """A folder to watch. settle: seconds for which a file has to be unchanged before it is scored."""
 
     ensemble: Ensemble
     folder: Path
@@ -109,40 +107,38 @@ def watch_run(
 ) -> NoReturn:
     """Score what is in a folder and what arrives there; tables are replaced after each arrival.
 
-    A unit is scored once none of its files has changed for `settle` seconds, and again if more of it comes.
-    Raises StoppedError when `stop` says so; ReadError file-missing where there is no folder.
+    A unit is scored once none of its files has changed for `settle` seconds, and again if files are added.
+    Raises StoppedError when `stop` returns True; ReadError file-missing if there is no folder.
     """
     check_formats(options.formats)
-    ensemble = load_ensemble(run, options)
+    ensemble = choose_engine(load_ensemble(run, options), options, watcher)
     folder = folder.absolute() if options.cluster else folder
     if not folder.is_dir():
         raise ReadError("file-missing", "is no folder to watch", where=folder, fix="check the path")
     with open_journal(out) as journal:
-        ensemble = choose_engine(ensemble, journal, options, watcher)
+        show_rows(journal, ensemble, overwrite=options.overwrite)
         watch = Watch(ensemble, folder, journal, options, watcher, stop, settle)
-        seen = told = ""
+        seen = written = ""
         while True:
             listing = _listing(folder)
             if listing != seen:
                 found, rests = _at_rest(_scan(folder), settle)
                 seen = listing if rests else ""
-                told = _score_news(watch, found, told)
+                written = _score_arrivals(watch, found, written)
             _wait(watch)
 
 
-def _score_news(watch: Watch, found: Scan, told: str) -> str:
-    """Score, and write the tables where they would differ from what was told last; return what they tell."""
-    news = _signature(found, watch.folder)
-    if news == told or not (found.series or found.refusals):
-        return told
-    judge = open_judge(watch.ensemble, watch.journal, found, watch.options, first=not told)
-    kept = score_into(
-        watch.journal, judge, found, watch.folder, watch.options, watch.watcher, watch.stop, first=not told
-    )
-    outcome = write_outcome(watch.journal, judge, found, watch.folder, watch.options, kept)
+def _score_arrivals(watch: Watch, found: Scan, written: str) -> str:
+    """Score, and write the tables if their signature differs from that of the last ones; return it."""
+    signature = _signature(found, watch.folder)
+    if signature == written or not (found.series or found.refusals):
+        return written
+    about = watch.journal, watch.ensemble, found, watch.folder, watch.options
+    kept = score_into(*about, watch.watcher, watch.stop, first=not written)
+    outcome = write_outcome(*about, kept)
     counts = f"{outcome.scored} scored, {outcome.refused} refused"
     watch.watcher.note("rows", f"{counts}, {len(found.series) - kept} of them now: {outcome.table}")
-    return news
+    return signature
 
 
 def _scan(folder: Path) -> Scan:
@@ -156,7 +152,7 @@ def _scan(folder: Path) -> Scan:
 
 
 def _at_rest(found: Scan, settle: float) -> tuple[Scan, bool]:
-    """Return what has come to rest of a scan, and whether that is all."""
+    """Return the settled part of a scan, and whether that is all of it."""
     series = tuple(one for one in found.series if _rests(one.files, settle))
     refusals = tuple(one for one in found.refusals if _rests([Path(one.where)], settle))
     whole = len(series) == len(found.series) and len(refusals) == len(found.refusals)
@@ -164,7 +160,7 @@ def _at_rest(found: Scan, settle: float) -> tuple[Scan, bool]:
 
 
 def _rests(paths: Iterable[Path], settle: float) -> bool:
-    """Say whether paths are there, and were left alone: copying may set a file's time, not its inode's."""
+    """Say whether paths exist and are unchanged: copying may set a file's time, not its inode's."""
     try:
         return time.time() - max(path.stat().st_ctime for path in paths) >= settle
     except OSError:
@@ -187,7 +183,7 @@ def _listing(folder: Path) -> str:
 
 
 def _signature(found: Scan, folder: Path) -> str:
-    """Return a key of what tables say of a scan, and of how much else was in the folder."""
+    """Return a key of what the tables of a scan contain, and of how many other files were in the folder."""
     digest = hashlib.blake2b(str(found.skipped).encode(), digest_size=16)
     for unit in list_units(found, folder):
         digest.update(f"{unit.source}\0{unit.stamp}\0".encode())
@@ -197,7 +193,7 @@ def _signature(found: Scan, folder: Path) -> str:
 
 
 def _wait(watch: Watch) -> None:
-    """Let some time pass. Raises StoppedError."""
+    """Wait for the settling time. Raises StoppedError."""
     until = time.monotonic() + watch.settle
     while True:
         if watch.stop():

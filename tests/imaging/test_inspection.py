@@ -10,7 +10,7 @@ from PIL import Image as PillowImage
 from pydicom.uid import RLELossless
 
 from medtl.imaging.dicom.terms import NOT_SHOWN
-from medtl.imaging.image import Image, ImageFacts, ImageWarning, find_warning
+from medtl.imaging.image import Image, ImageFacts
 from medtl.imaging.inspection import (
     BURNED_IN,
     SAMPLED_VALUES,
@@ -39,13 +39,6 @@ def inspect_one(path: Path) -> Inspection:
     """Inspect the one series of a source with its pixels."""
     (inspection,) = inspect_all(path)
     return inspection
-
-
-def test_a_constant_image_is_odd() -> None:
-    assert find_warning(make_image(np.full((3, 4), 7))) == ImageWarning(
-        "image-constant", "every pixel has the same value"
-    )
-    assert find_warning(make_image(pattern(3, 4))) is None
 
 
 def test_a_radiograph_is_described(make_radiograph: Callable[..., Path]) -> None:
