@@ -61,6 +61,9 @@ class Unwatched:
     def epoch(self, row: Mapping[str, Any]) -> None: ...
 
 
+SILENT = Unwatched()
+
+
 def tell(watcher: Watcher, *notes: Sequence[str]) -> None:
     """Pass on one line for each note."""
     for note in (note for group in notes for note in group):
