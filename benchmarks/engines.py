@@ -1,11 +1,11 @@
-"""How fast the engines of scoring are: images a processor second of PyTorch, folded or not, and ONNX Runtime.
+"""Compare the scoring engines: images per CPU second of PyTorch, folded or not, and of ONNX Runtime.
 
 python -m benchmarks.engines [--seconds S] [BACKBONE:SIZE ...]
 
-They take turns, with one thread and the batch of a scoring process; weights are random, which costs the same.
-Prints the medians of rounds of half a processor second, which other work does not count into; what a process
-pays to fold, to write the graph (once a checkpoint) and to open it; the memory that it holds; and how far
-logits are apart.
+They take turns, with one thread and the batch size of a scoring process; weights are random, which costs the
+same. Prints medians over rounds of half a CPU second, which other work does not distort; the one-time cost of
+folding, of writing the graph (once per checkpoint) and of opening it; its memory; and the largest difference
+between logits.
 """
 
 import argparse
@@ -40,7 +40,7 @@ CASES = (
 
 
 def main() -> None:
-    """Print one line a case."""
+    """Print one line per case."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", default=CASES)
     parser.add_argument("--seconds", type=float, default=10.0)
@@ -70,7 +70,7 @@ def make_checkpoint(name: str, size: tuple[int, ...]) -> Checkpoint:
 
 
 def measure(checkpoint: Checkpoint, seconds: float, home: Path) -> str:
-    """Return what was found, as text."""
+    """Return the measurements as text."""
     os.environ["MEDTL_HOME"] = str(home)
     ensemble, folding = timed(lambda: make_ensemble([checkpoint]))
     folded = ensemble.members[0]
@@ -94,19 +94,19 @@ def measure(checkpoint: Checkpoint, seconds: float, home: Path) -> str:
 
 
 def timed(run: Callable) -> tuple:
-    """Return a result, and the processor seconds that it took."""
+    """Return a result and the CPU seconds it took."""
     started = time.process_time()
     return run(), time.process_time() - started
 
 
 def resident_mib() -> float:
-    """Return the memory that this process holds."""
+    """Return the memory of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096 / 2**20
 
 
 def in_turns(runs: dict[str, Callable[[], object]], batch: int, seconds: float) -> dict[str, float]:
-    """Return the median images a second of each, measured in rounds that take turns."""
+    """Return the median images per second of each, measured in alternating rounds."""
     found: dict[str, list[float]] = {name: [] for name in runs}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or not all(found.values()):

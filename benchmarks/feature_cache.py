@@ -1,12 +1,12 @@
-"""What the feature cache's plan takes for granted, and what a pass costs: measured, printed as tables.
+"""Measure what the feature cache planner assumes, and what a pass costs: prints tables.
 
     python -m benchmarks.feature_cache [--images 300] [--views 4] [--repeats 3]
 
-1. Nominal speeds of one core: processor seconds of each chain step of several networks, fitted by its
-   multiply-adds and the bytes that its operations write; plan.py holds them rounded.
-   Processor time of one thread hardly changes with what else runs; the rest is wall time and wants quiet.
+1. Nominal speeds of one core: CPU seconds of each chain step of several networks, fitted by its
+   multiply-adds and the bytes that its operations write; plan.py holds the rounded values.
+   CPU time of one thread hardly depends on other work; the rest is wall time and needs an idle machine.
 2. The disk: activations written and flushed, and read in random batches.
-3. A pass over random images with EfficientNet-Lite0, reading ahead of the network against reading in between.
+3. A pass over random images with EfficientNet-Lite0, with and without reading ahead of the network.
 4. What each random transform of a view costs.
 """
 
@@ -102,7 +102,7 @@ def measure_steps(name: str, repeats: int) -> list[tuple[int, int, float]]:
 
 
 def report_disk(repeats: int, rows: int = 2000, row: int = 25_600) -> None:
-    """Time writing and reading of activations, as a pass and an epoch do it."""
+    """Time writing activations as a pass does, and reading them as an epoch does."""
     values, order = np.random.default_rng(0).random((rows, row), np.float32), np.arange(rows)
     with tempfile.NamedTemporaryFile() as file:
 
@@ -145,7 +145,7 @@ def report_passes(images: int, views: int, repeats: int) -> None:
 
 
 def read_in_between(views: Views, jobs: Sequence) -> Iterator[torch.Tensor]:
-    """Read as the pass goes: the network waits."""
+    """Read between batches: the network waits."""
     for job in jobs:
         yield views.read(job.rows, job.view)
 

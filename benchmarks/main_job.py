@@ -1,4 +1,4 @@
-"""The main job on real images, against a plain recipe and against no transfer: prints the README's table.
+"""Run the main job on real images, beside a plain recipe and training from scratch: prints README's table.
 
 python -m benchmarks.main_job [--data DIR] [--only PART] [--out DIR]
 
@@ -27,7 +27,7 @@ from medtl.imaging.reader import read_images
 from medtl.workflows.demo import localise_run
 
 DEFAULT_DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
-CHEST = ("preprocessing.size=[96,96]", "schedule.thawed_epochs=6", "schedule.views=2", "fit.batch_size=32")
+CHEST = ("preprocessing.size=[96,96]", "schedule.unfrozen_epochs=6", "schedule.views=2", "fit.batch_size=32")
 HIPPOCAMPUS = (
     "task.classes=[small,large]",
     "preprocessing.size=[18,96,64]",
@@ -37,7 +37,7 @@ HIPPOCAMPUS = (
 # The random split that others would make; benchmarks.near_duplicates measures how much it flatters.
 RANDOM_SPLIT = ("split.near_duplicates=ignore",)
 # Three epochs of everything cost about the wall time of the whole transfer.
-SCRATCH = ("schedule=scratch", "schedule.thawed_epochs=3", "schedule.head_rate=3e-3")
+SCRATCH = ("schedule=scratch", "schedule.unfrozen_epochs=3", "schedule.head_learning_rate=3e-3")
 
 
 def train(name: str, out: Path, arguments: Sequence[str], overrides: Sequence[str] = ()) -> dict:
@@ -90,7 +90,7 @@ def brain(data: Path, out: Path) -> None:
 
 
 def uncached(data: Path, out: Path) -> None:
-    """The same transfer with the frozen prefix computed anew in every epoch: what the cache is worth."""
+    """The same transfer with the frozen prefix recomputed in every epoch: what the cache saves."""
     folder = data / "brain-mri-tumour"
     recipe = ["--modality", "mri", "--config", "configs/mri-slices.yaml", "--data", str(folder)]
     train("brain-transfer-uncached", out, recipe, (*RANDOM_SPLIT, "fit.cache_gb=0"))

@@ -1,9 +1,9 @@
-"""Every metric beside a reference on the same arrays: prints the table of docs/metrics.md.
+"""Compare every metric with a reference on the same arrays: prints the table of docs/metrics.md.
 
 python -m benchmarks.metric_references
 
-References are scikit-learn, SciPy, or the published formula written out here; torchmetrics is asked, too,
-where it is installed. 400 samples from a seed, with ties; of multilabel a fifth of the labels is missing.
+References are scikit-learn, SciPy, or the published formula written out here, and torchmetrics if it is
+installed. 400 samples from a seed, with ties; a fifth of the multilabel labels is missing.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ SAMPLES, CUT, PREVALENCE = 400, 0.4, 0.1
 
 
 class Row(NamedTuple):
-    """A metric, the task, medtl's value, the reference's, and who that is."""
+    """A metric, the task, medtl's value, the reference's, and the name of the reference."""
 
     metric: str
     task: str
@@ -100,7 +100,7 @@ def binary_rows(a: Arrays) -> Iterator[Row]:
 
 
 def threshold_rows(a: Arrays, sensitivity: float, specificity: float) -> Iterator[Row]:
-    """Yield what follows from a threshold, or chooses one, and the line of calibration."""
+    """Yield what follows from a threshold or chooses one, and the calibration line."""
     ours = metrics.at_prevalence(np.array(sensitivity), np.array(specificity), PREVALENCE)
     hits, alarms = sensitivity * PREVALENCE, (1 - specificity) * (1 - PREVALENCE)
     yield Row("PPV at 10% prevalence", "binary", number(ours[0]), hits / (hits + alarms), "Bayes' rule")
@@ -167,7 +167,7 @@ def interval_rows(a: Arrays) -> Iterator[Row]:
 
 
 def torchmetrics_rows(a: Arrays) -> Iterator[Row]:
-    """Yield what torchmetrics says of two classes; it counts a score at the threshold as below it."""
+    """Yield torchmetrics' values for two classes; it counts a score at the threshold as below it."""
     import torch
     from torchmetrics.functional import classification as tm
 

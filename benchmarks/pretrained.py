@@ -1,13 +1,12 @@
-"""What pretrained weights are worth by backbone and schedule: prints a row for each training.
+"""Measure what pretrained weights are worth by backbone and schedule: prints a row for each training.
 
 python -m benchmarks.pretrained [--data DIR] [--out DIR] [--only PART] [--threads N] [--device D]
 
 DIR holds brain-mri-tumour/ (Bhuvaji et al.), chest-xray-pneumonia/ (PneumoniaMNIST of MedMNIST v2) and
-hippocampus-mri/ (Medical Segmentation Decathlon Task04). The planar parts train EfficientNet-Lite0, 1 and 2
-from ImageNet by linear probe, gradually and in full; the volume part compares the slice encoder, inflated
-kernels and MedicalNet's ResNet-10 from random numbers. Processor seconds are those of all the run's
-processes: with one thread they hold on a machine that does other work beside it. Rows that --out holds
-already are printed again, not run again.
+hippocampus-mri/ (Medical Segmentation Decathlon Task04). The 2D parts train EfficientNet-Lite0, 1 and 2 from
+ImageNet by linear probe, gradual and full; the volume part compares the slice encoder, inflated kernels and
+MedicalNet's ResNet-10 from random weights. CPU seconds are those of all the run's processes: with one thread
+they are valid on a machine with other work. Rows that --out already holds are printed, not run again.
 """
 
 import argparse
@@ -25,11 +24,11 @@ from benchmarks.main_job import DEFAULT_DATA, RANDOM_SPLIT, SHOWN
 
 PLANAR = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 SCHEDULES = ("linear-probe", "gradual", "full")
-BRAIN = (*RANDOM_SPLIT, "schedule.views=1", "schedule.thawed_epochs=3")
+BRAIN = (*RANDOM_SPLIT, "schedule.views=1", "schedule.unfrozen_epochs=3")
 CHEST = (
     "preprocessing.size=[64,64]",
     "schedule.views=1",
-    "schedule.thawed_epochs=3",
+    "schedule.unfrozen_epochs=3",
     "schedule.batch_norm=follow",
     "fit.batch_size=32",
 )
@@ -38,7 +37,7 @@ HIPPOCAMPUS = (
     "preprocessing.size=[18,96,64]",
     "preprocessing.spacing_mm=[2,0.55,0.55]",
     "augmentation.scale=0",
-    "schedule.thawed_epochs=8",
+    "schedule.unfrozen_epochs=8",
     "schedule.views=2",
 )
 # What is not pretrained cannot be a frozen prefix: MedicalNet starts from random numbers here.
@@ -46,7 +45,10 @@ VOLUMES = (
     ("slices_efficientnet_lite0", ("backbone.weights=imagenet", "schedule=gradual")),
     ("inflated_efficientnet_lite0", ("backbone.weights=imagenet", "schedule=gradual")),
     ("inflated_centre_efficientnet_lite0", ("backbone.weights=imagenet", "schedule=gradual")),
-    ("medicalnet_resnet10_os32", ("backbone.weights=null", "schedule=scratch", "schedule.head_rate=1e-3")),
+    (
+        "medicalnet_resnet10_os32",
+        ("backbone.weights=null", "schedule=scratch", "schedule.head_learning_rate=1e-3"),
+    ),
 )
 
 

@@ -1,12 +1,12 @@
-"""How many trials a minute a search of the head reaches, with the feature cache and without.
+"""Measure how many trials per minute a search of the head reaches, with and without the feature cache.
 
 OMP_NUM_THREADS=1 python -m benchmarks.tune [--data FILE.npz|FOLDER] [--samples N] [--size PX] [--trials N]
 
-Prints a table. Without --data it takes PneumoniaMNIST (MedMNIST v2) from ../shared/data, thinned to N
-samples, or where that is absent the chest phantoms. Both rows search head rate, weight decay and class
+Prints a table. Without --data it uses PneumoniaMNIST (MedMNIST v2) from ../shared/data, thinned to N samples,
+or the chest phantoms if that is missing. Both rows search the head's learning rate, weight decay and class
 balance of a linear probe: the same trials in the same order, 10 epochs each. The uncached row has five
 trials, so that none of them is pruned. The first trial of a row, which reads, prepares and (cached) computes
-the prefix, stands apart.
+the prefix, is reported separately.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from medtl.workflows.tune import TuneOutcome, tune_run
 
 PNEUMONIA = Path(__file__).parents[1] / ".." / "shared/data/chest-xray-pneumonia/pneumoniamnist.npz"
 SPACE = """\
-schedule.head_rate: {low: 3e-4, high: 3e-2, log: true}
+schedule.head_learning_rate: {low: 3e-4, high: 3e-2, log: true}
 schedule.weight_decay: {low: 1e-4, high: 1e-1, log: true}
 fit.imbalance: [none, class-weighted, balanced-sampler]
 """
@@ -41,7 +41,7 @@ UNPRUNED = 5
 
 
 class Quiet:
-    """A watcher that shows a dot a trial on stderr."""
+    """A watcher that prints a dot per trial on stderr."""
 
     def note(self, label: str, text: str) -> None:
         if label.startswith("trial"):

@@ -23,7 +23,7 @@ from medtl.imaging.preprocessing import PreprocessingConfig
 from medtl.models.backbones import BACKBONES, BackboneConfig
 from medtl.training.config import FitConfig
 from medtl.training.imbalance import IMBALANCE
-from medtl.training.schedule import ScheduleConfig
+from medtl.training.schedule import ScheduleConfig, current_key, with_current_keys
 
 Modality = Literal["xray", "mri"]
 MOST_HINTS = 3
@@ -135,13 +135,16 @@ def _read_yaml(path: Path) -> Any:
 
 
 def _merge(recipe: Any, overrides: Sequence[str]) -> dict[str, Any]:
+    if "schedule" in recipe and OmegaConf.is_dict(recipe.schedule):
+        # Old keys become today's before an override is laid over them.
+        recipe.schedule = with_current_keys(OmegaConf.to_container(recipe.schedule, resolve=False))
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise ConfigError(
                 "config-value", "is not an override", where=f"--set {override}", fix="write key=value"
             )
-        key = "schedule.name" if key == "schedule" else key
+        key = "schedule.name" if key == "schedule" else current_key(key)
         try:
             recipe = OmegaConf.merge(recipe, OmegaConf.from_dotlist([f"{key}={value}"]))
         except (YAMLError, OmegaConfBaseException) as error:

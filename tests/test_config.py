@@ -34,24 +34,26 @@ def test_a_modality_alone_finds_its_recipe(modality):
 
 
 def test_overrides_reach_any_depth_and_keep_their_type():
-    config = load_config("xray", None, ["schedule.rate=1e-4", "preprocessing.size=[64,64]", "fit.seed=3"])
-    assert (config.schedule.rate, config.preprocessing.size, config.fit.seed) == (1e-4, (64, 64), 3)
+    config = load_config(
+        "xray", None, ["schedule.learning_rate=1e-4", "preprocessing.size=[64,64]", "fit.seed=3"]
+    )
+    assert (config.schedule.learning_rate, config.preprocessing.size, config.fit.seed) == (1e-4, (64, 64), 3)
 
 
 def test_a_schedule_can_be_named_and_keeps_the_recipe_knobs():
     plain, scratch = load_config("xray", None), load_config("xray", None, ["schedule=scratch"])
     assert scratch.schedule.name == "scratch"
-    assert scratch.schedule.thawed_epochs == plain.schedule.thawed_epochs
+    assert scratch.schedule.unfrozen_epochs == plain.schedule.unfrozen_epochs
 
 
 @pytest.mark.parametrize(
     ("override", "code", "words"),
     [
-        ("schedule.rat=1e-4", "config-unknown", "did you mean schedule.rate?"),
+        ("schedule.learning_rat=1e-4", "config-unknown", "did you mean schedule.learning_rate?"),
         ("schedul.rate=1e-4", "config-unknown", "did you mean schedule"),
         ("fit.batchsize=8", "config-unknown", "did you mean fit.batch_size?"),
-        ("epochs=5", "config-unknown", "did you mean schedule.head_epochs or schedule.thawed_epochs?"),
-        ("learning_rate=5", "config-unknown", "schedule.rate"),
+        ("epochs=5", "config-unknown", "did you mean schedule.head_epochs or schedule.unfrozen_epochs?"),
+        ("learning_rate=5", "config-unknown", "schedule.learning_rate"),
         ("backbone.name=resnet5", "config-value", "--set backbone.name=resnet5: "),
         ("colour=red", "config-unknown", "medtl config show"),
         (
@@ -68,7 +70,7 @@ def test_a_schedule_can_be_named_and_keeps_the_recipe_knobs():
         ("fit.batch_size=none", "config-value", "fit.batch_size"),
         ("fit.batch_size=0", "config-value", "fit.batch_size"),
         ("schedule=gradul", "config-value", "gradual"),
-        ("schedule.stages=[]", "config-value", "schedule.stages: no stage is there"),
+        ("schedule.stages=[]", "config-value", "schedule.stages: stages is empty"),
         ("backbone.name=resnet81", "config-value", "did you mean resnet18?"),
         ("fit.imbalance=focl", "config-value", "did you mean focal?"),
         ("preprocessing.size=[8,64,64]", "config-value", "takes 2D"),

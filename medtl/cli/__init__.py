@@ -78,11 +78,12 @@ def main(debug: bool) -> None:
     maps and reports. For research use only, not for diagnosis.
     """
     from medtl.cli.libraries import quieten_libraries
-    from medtl.core.parallel import keep_freed_memory
+    from medtl.core.parallel import allow_spawning, keep_freed_memory
 
     quieten_libraries(debug)
     signal.signal(signal.SIGTERM, _interrupt)
     keep_freed_memory()
+    allow_spawning()
 
 
 def _interrupt(number: int, _: Any) -> None:

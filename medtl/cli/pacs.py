@@ -292,7 +292,7 @@ def results(
     else:
         files = sum(len(row.files) for row in outcome.rows)
         series = sum(bool(row.files) for row in outcome.rows)
-        unlike = sum(row.prediction.screening not in ("", "ok") for row in outcome.rows)
+        unlike = sum(row.prediction.ood not in ("", "ok") for row in outcome.rows)
         told = f" ({unlike} not like the training images: the objects say so)" if unlike else ""
         say(f"{files} objects about {series} series{told}, {len(refused)} refused: {outcome.table}")
     ctx.exit(3 if refused else 0)

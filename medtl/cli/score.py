@@ -108,7 +108,7 @@ class _RowPrinter:
         from medtl.errors import printable
 
         self.watcher.remove_bar()
-        self.unlike += row.screening not in ("", "ok")
+        self.unlike += row.ood not in ("", "ok")
         if row.status == "refused":
             print_refused_row(row)
         elif row.code:
@@ -125,7 +125,7 @@ class _RowPrinter:
             return
         before = f" ({outcome.kept} rows were already there)" if outcome.kept else ""
         tables = ", ".join(map(str, outcome.tables))
-        unlike = f" ({self.unlike} unlike the training images, see screening)" if self.unlike else ""
+        unlike = f" ({self.unlike} out of distribution, see column ood)" if self.unlike else ""
         reasons = "; ".join(f"{count} {reason}" for reason, count in outcome.scan.left_out.items())
         skipped = f"{outcome.skipped} other files skipped" + (f" ({reasons})" if reasons else "")
         say(f"{outcome.scored} scored{unlike}, {outcome.refused} refused, {skipped}{before}: {tables}")

@@ -12,7 +12,7 @@ import click
 
 from medtl.core.progress import StoppedError
 from medtl.core.stopping import StopSignal
-from medtl.errors import AlreadyToldError, ReadError, printable
+from medtl.errors import AlreadyReportedError, ReadError, printable
 
 if TYPE_CHECKING:
     from medtl.core.progress import PlanFacts, StageFacts
@@ -164,7 +164,7 @@ def stoppable(fix: str, where: Path | None = None) -> Iterator[StopSignal]:
     try:
         with stop:
             yield stop
-    except AlreadyToldError:  # another process of torchrun has printed the line
+    except AlreadyReportedError:  # another process of torchrun has printed the line
         context.exit(stop.exit_code if stop.received else 1)
     except StoppedError as error:
         say(f"medtl: {error}", err=True)

@@ -20,46 +20,62 @@ PathLike = str | os.PathLike[str]
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
-def make_folder(path: Path) -> Path:
-    """Make a folder, and those above it, where it is absent. Raises OutputError output-unwritable."""
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise OutputError output-unwritable, about `path`, in place of any fault of the disk in the block."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
         raise unwritable(path, error) from error
-    return path
 
 
 def unwritable(path: Path, error: OSError) -> OutputError:
     """Return the error that says why `path` cannot be written."""
-    # pydicom raises what the disk said again, with a traceback as its message.
-    told = next((one for one in (error, error.__cause__) if getattr(one, "strerror", None)), None)
-    reason = told.strerror if isinstance(told, OSError) else (str(error).splitlines() or ["failed"])[0]
-    full = isinstance(told, OSError) and told.errno in (errno.ENOSPC, errno.EDQUOT)
-    fix = "free the disk or choose another" if full or told is None else "choose another place"
+    # pydicom raises the disk's error once more, with a traceback as its message.
+    cause = next((one for one in (error, error.__cause__) if getattr(one, "strerror", None)), None)
+    reason = cause.strerror if isinstance(cause, OSError) else (str(error).splitlines() or ["failed"])[0]
+    full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+    fix = "free the disk or choose another" if full or cause is None else "choose another place"
     return OutputError("output-unwritable", str(reason), where=path, fix=fix)
 
 
+def make_folder(path: Path) -> Path:
+    """Make a folder, and those above it, where it is absent. Raises OutputError output-unwritable."""
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
     """Yield a temporary path in the same folder; rename it to `path` when the block ends well.
 
     Raises OutputError output-unwritable, with `path` as it was before.
     """
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         try:
             yield temporary
-            _flush(temporary)
-            temporary.chmod(0o644)
+            flush(temporary)
+            temporary.chmod(mode)
             temporary.replace(path)
-            _flush(path.parent)
+            flush(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise unwritable(path, error) from error
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk; Windows flushes no folders."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -104,14 +120,6 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def medtl_home() -> Path:

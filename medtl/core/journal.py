@@ -1,7 +1,7 @@
 """The journal of a scoring: one row a unit in SQLite, so that none is lost, and none scored twice.
 
-A row holds for as long as three things do: who judged (models, preprocessing, precision: the judge's key),
-the unit's name, and its content. Whoever opens the journal holds it alone until it is closed, or its process
+A row is valid while three things stay the same: the model (weights, preprocessing, precision: the model
+key), the unit's name, and its content. One process at a time holds a journal, until it closes the journal or
 ends in whatever way: SQLite's lock is the kernel's, and children that outlive their parent do not have it.
 """
 
@@ -27,7 +27,7 @@ LOCK_SECONDS = 2.0
 TABLES = """
 create table if not exists facts (key text primary key, value text not null) without rowid;
 create table if not exists rows (
-    judge text, source text, stamp text, content text, row text, primary key (judge, source)
+    model_key text, source text, stamp text, content text, row text, primary key (model_key, source)
 ) without rowid;
 """
 
@@ -45,23 +45,23 @@ class Entry(NamedTuple):
 
 
 class Journal:
-    """An open journal, of which the rows of one judge at a time are seen."""
+    """An open journal that shows the rows of one model at a time."""
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self.connection = connection
         self.path = path
-        self.judge = ""
+        self.model_key = ""
         self._committed = time.monotonic()
 
     def open_for(self, facts: Mapping[str, Any]) -> None:
-        """Let the rows of a judge be seen. facts: all that a row depends on but its image, as plain data."""
-        self.judge = key_of(facts)
-        self.remember(self.judge, facts)
+        """Show the rows of one model. facts: all that a row depends on but its image, as plain data."""
+        self.model_key = key_of(facts)
+        self.remember(self.model_key, facts)
 
     def find(self, source: str) -> Entry | None:
         """Return what is known of a unit by its name. Raises CheckpointError scores-damaged."""
-        query = "select stamp, content, row from rows where judge = ? and source = ?"
-        found = self._execute(query, (self.judge, source)).fetchone()
+        query = "select stamp, content, row from rows where model_key = ? and source = ?"
+        found = self._execute(query, (self.model_key, source)).fetchone()
         if found is None:
             return None
         row = self._parsed(found[2])
@@ -71,14 +71,14 @@ class Journal:
 
     def record(self, source: str, entry: Entry) -> None:
         """Write the row of a unit; it is on disk within COMMIT_SECONDS of the next one, or at the end."""
-        values = (self.judge, source, entry.stamp, entry.content, json.dumps(entry.row))
+        values = (self.model_key, source, entry.stamp, entry.content, json.dumps(entry.row))
         self._execute("insert or replace into rows values (?, ?, ?, ?, ?)", values)
         if time.monotonic() - self._committed > COMMIT_SECONDS:
             self.commit()
 
     def forget(self) -> None:
-        """Forget the judge's rows."""
-        self._execute("delete from rows where judge = ?", (self.judge,))
+        """Delete the model's rows."""
+        self._execute("delete from rows where model_key = ?", (self.model_key,))
         self.commit()
 
     def recall(self, key: str) -> Any:
@@ -128,6 +128,7 @@ def open_journal(folder: Path) -> Iterator[Journal]:
             connection.execute("pragma journal_mode = wal")
             connection.execute("pragma synchronous = full")
             connection.executescript(TABLES)
+            _rename_old_column(connection)
         journal = Journal(connection, path)
         yield journal
         journal.commit()
@@ -135,6 +136,13 @@ def open_journal(folder: Path) -> Iterator[Journal]:
         with suppress(sqlite3.Error):  # rows are whole, also where an error or a signal came between two
             connection.commit()
         connection.close()
+
+
+def _rename_old_column(connection: sqlite3.Connection) -> None:
+    """Bring a journal of medtl 0.1.0 up to date: the same columns under another name."""
+    columns = {row[1] for row in connection.execute("pragma table_info(rows)")}
+    if "judge" in columns:
+        connection.execute("alter table rows rename column judge to model_key")
 
 
 def key_of(facts: Mapping[str, Any]) -> str:

@@ -84,7 +84,7 @@ def name_groups(attribute: str, values: Sequence[str]) -> list[str]:
     return [_band(_number(value), edges, is_age) if value else NOT_STATED for value in stated]
 
 
-def judge_subgroups(
+def evaluate_subgroups(
     probabilities: ArrayLike,
     targets: ArrayLike,
     task: Task,

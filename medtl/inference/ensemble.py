@@ -97,7 +97,7 @@ def _folded(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, classifier=classifier)
 
 
-def judge_batch(
+def predict_batch(
     ensemble: Ensemble,
     batch: Sequence[Series],
     root: Path,
@@ -142,14 +142,14 @@ def _agree(ensemble: Ensemble, rows: Sequence[Prediction]) -> Prediction:
         return refused
     mean = np.mean([row.probabilities for row in rows], axis=0)
     predicted = predicted_class(ensemble.lead, mean)
-    screening = next((row.screening for row in rows if row.screening not in ("", "ok")), rows[0].screening)
+    ood = next((row.ood for row in rows if row.ood not in ("", "ok")), rows[0].ood)
     values = tuple(map(float, mean))
-    return replace(rows[0], predicted=predicted, probabilities=values, held="", screening=screening)
+    return replace(rows[0], predicted=predicted, probabilities=values, prediction_set="", ood=ood)
 
 
 def _header_digest(checkpoint: Checkpoint) -> str:
     """Return a hash of what a row depends on in a header."""
-    judging = {"thresholds", "calibration", "conformal", "screening"}
+    judging = {"thresholds", "calibration", "conformal", "ood"}
     used = {"preprocessing", "backbone", "task_kind", "classes", *judging}
     return hashlib.sha256(checkpoint.header.model_dump_json(include=used).encode()).hexdigest()[:24]
 

@@ -6,6 +6,7 @@ that died to another one.
 
 import logging
 import os
+import platform
 import signal
 import socket
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -48,7 +49,7 @@ def work_on_ray(job: Job, batches: Sequence[Batch], most: int | None) -> Generat
     if not batches:
         return
     with _connected() as ray:
-        remote = ray.remote(num_cpus=1, max_retries=TRIES_AGAIN)(_judge_there)
+        remote = ray.remote(num_cpus=1, max_retries=TRIES_AGAIN)(_predict_there)
         # Ray leaves what is in a list to the worker, which takes it once.
         kept = [ray.put((job, str(medtl_home().absolute())))]
         under_way = most or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -106,7 +107,7 @@ def _import_ray() -> Any:
 _jobs: dict[str, Job] = {}
 
 
-def _judge_there(kept: Sequence[Any], batch: Any) -> Any:
+def _predict_there(kept: Sequence[Any], batch: Any) -> Any:
     """Judge a batch in a worker; an error that has a code is returned, since Ray would wrap it."""
     import ray
 
@@ -134,7 +135,7 @@ def _check_worker(job: Job) -> None:
         reason, fix = f"differs in {', '.join(differing)}", "give all machines the same"
     else:
         return
-    raise TrainingError("cluster-differs", reason, where=f"worker on {os.uname().nodename}", fix=fix)
+    raise TrainingError("cluster-differs", reason, where=f"worker on {platform.node()}", fix=fix)
 
 
 def facts_here(ensemble: Ensemble) -> dict[str, Any]:

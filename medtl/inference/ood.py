@@ -1,4 +1,4 @@
-"""Is this an image that the model may judge at all? Facts and pooled features of an image -> a verdict.
+"""Is an image like those that the model was trained on? Facts and pooled features of an image -> a verdict.
 
 Features are the pooled ones that the head reads, so that a verdict costs no second pass. Each is scaled to
 length 1, and its distance from the training images is Mahalanobis' (Lee 2018): along the axes in which these
@@ -23,10 +23,10 @@ from medtl.imaging.dicom.terms import NOT_SHOWN, shown_body_part, shown_modality
 from medtl.imaging.image import Image
 from medtl.imaging.inspection import Inspection, inspect_header
 from medtl.imaging.series import Series
-from medtl.training.checkpoint import Screening
+from medtl.training.checkpoint import OodLimits
 
-Verdict = Literal["", "ok", "modality", "body part", "geometry", "far from the training images"]
-FAR: Verdict = "far from the training images"
+OodVerdict = Literal["", "ok", "modality", "body part", "geometry", "far from the training images"]
+FAR: OodVerdict = "far from the training images"
 
 Floats = NDArray[np.float64]
 
@@ -42,7 +42,7 @@ TINY = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
-class Likeness:
+class FeatureDistribution:
     """Where training features lie: mean (F,), axes (A, F), the variance along each, (A,), and elsewhere."""
 
     mean: Floats
@@ -57,7 +57,7 @@ class Likeness:
         return {**named, "elsewhere": torch.tensor([self.elsewhere], dtype=torch.float32)}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Likeness":
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "FeatureDistribution":
         """Return what to_tensors wrote, in its precision."""
         numbers = {name: tensor.double().numpy() for name, tensor in tensors.items()}
         return cls(numbers["mean"], numbers["axes"], numbers["variances"], float(numbers["elsewhere"][0]))
@@ -70,7 +70,7 @@ def to_unit_length(features: ArrayLike) -> Floats:
     return scaled
 
 
-def fit_likeness(features: ArrayLike) -> Likeness | None:
+def fit_distribution(features: ArrayLike) -> FeatureDistribution | None:
     """Find where training features (N, F) lie; None where they are all the same."""
     unit = to_unit_length(features)
     mean = unit.mean(axis=0)
@@ -83,7 +83,7 @@ def fit_likeness(features: ArrayLike) -> Likeness | None:
     _, singular, axes = np.linalg.svd(centred, full_matrices=False)
     kept, variances = min(AXES, samples - 1, dimensions - 1), singular**2 / samples
     left = float(variances[kept:].sum()) / (dimensions - kept)
-    return Likeness(
+    return FeatureDistribution(
         mean,
         axes[:kept],
         np.maximum((1 - shrunk) * variances[:kept] + shrunk * average, TINY),
@@ -91,30 +91,31 @@ def fit_likeness(features: ArrayLike) -> Likeness | None:
     )
 
 
-def distances(features: ArrayLike, likeness: Likeness) -> Floats:
+def distances(features: ArrayLike, distribution: FeatureDistribution) -> Floats:
     """Return the squared distance (N,) of features (N, F) from the training images."""
-    centred = to_unit_length(features) - likeness.mean
-    along = centred @ likeness.axes.T
+    centred = to_unit_length(features) - distribution.mean
+    along = centred @ distribution.axes.T
     across = np.maximum((centred**2).sum(axis=1) - (along**2).sum(axis=1), 0.0)
-    found: Floats = (along**2 / likeness.variances).sum(axis=1) + across / likeness.elsewhere
+    found: Floats = (along**2 / distribution.variances).sum(axis=1) + across / distribution.elsewhere
     return found
 
 
-def fit_screening(
+def fit_ood(
     training: ArrayLike, validation: ArrayLike, series: Sequence[Series]
-) -> tuple[Screening, dict[str, Tensor]] | None:
+) -> tuple[OodLimits, dict[str, Tensor]] | None:
     """Find the limits from features of training and validation images, and from what training files say.
 
     Returns what a checkpoint keeps in its header and as tensors; None where all training features are equal.
     """
-    fitted = fit_likeness(training)
+    fitted = fit_distribution(training)
     if fitted is None:
         return None
     tensors = fitted.to_tensors()
-    # From the kept numbers, not from those before rounding: scoring knows no others.
-    far = np.quantile(distances(validation, Likeness.from_tensors(tensors)), QUANTILE, method="higher")
+    # From the saved, rounded numbers: scoring knows no others.
+    saved = FeatureDistribution.from_tensors(tensors)
+    far = np.quantile(distances(validation, saved), QUANTILE, method="higher")
     inspected = [inspect_header(one) for one in series]
-    screening = Screening(
+    limits = OodLimits(
         threshold=float(far),
         quantile=QUANTILE,
         samples=len(np.asarray(training)),
@@ -122,26 +123,26 @@ def fit_screening(
         body_parts=_stated(one.body_part for one in inspected),
         extents_mm=_extents(inspected),
     )
-    return screening, tensors
+    return limits, tensors
 
 
-def find_misfit(image: Image, screening: Screening | None) -> Verdict:
-    """Return in what an image is none of the training images by what its file says; "" where in nothing."""
-    if screening is None:
+def find_mismatch(image: Image, limits: OodLimits | None) -> OodVerdict:
+    """Return in what an image differs from the training images by what its file says, "" where in nothing."""
+    if limits is None:
         return ""
     facts = image.facts
-    if _is_another(shown_modality(facts.modality), screening.modalities):
+    if _is_another(shown_modality(facts.modality), limits.modalities):
         return "modality"
-    if _is_another(shown_body_part(facts.body_part), screening.body_parts):
+    if _is_another(shown_body_part(facts.body_part), limits.body_parts):
         return "body part"
-    return "geometry" if _is_other_geometry(image, screening.extents_mm) else ""
+    return "geometry" if _is_other_geometry(image, limits.extents_mm) else ""
 
 
-def give_verdict(misfit: Verdict, distance: float, screening: Screening | None) -> Verdict:
-    """Return the verdict: what the file says comes before what the features do; "" without a screening."""
-    if screening is None:
+def decide_ood(mismatch: OodVerdict, distance: float, limits: OodLimits | None) -> OodVerdict:
+    """Return the verdict: what the file says comes before what the features do; "" without limits."""
+    if limits is None:
         return ""
-    return misfit or ("ok" if distance <= screening.threshold else FAR)
+    return mismatch or ("ok" if distance <= limits.threshold else FAR)
 
 
 def _stated(values: Iterable[str]) -> tuple[str, ...]:

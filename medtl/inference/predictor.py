@@ -23,7 +23,7 @@ from medtl.imaging.preprocessing import PreparedImage, prepare_image
 from medtl.imaging.reader import read_series
 from medtl.imaging.series import Scan, Series
 from medtl.inference.onnx_graph import Graph
-from medtl.inference.ood import Likeness, Verdict, distances, find_misfit, give_verdict
+from medtl.inference.ood import FeatureDistribution, OodVerdict, decide_ood, distances, find_mismatch
 from medtl.models.classifier import place_images
 from medtl.training.checkpoint import Checkpoint
 
@@ -39,8 +39,9 @@ class Prediction:
     """One row of scores.csv: probabilities in the order of the task's classes, or why it was refused.
 
     A scored row has a code and a reason, too, where the image is odd. source is relative to the scored
-    folder; sample_id is a salted hash of it, for pages that others read. held: the prediction set, and
-    screening: the verdict whether the model may judge the image; each "" where the checkpoint has none.
+    folder; sample_id is a salted hash of it, for pages that others read. prediction_set: the classes that
+    cannot be excluded; ood: the verdict of the out-of-distribution check; each "" where the checkpoint has
+    none.
     """
 
     sample_id: str
@@ -51,8 +52,8 @@ class Prediction:
     fix: str = ""
     predicted: str = ""
     probabilities: tuple[float, ...] = ()
-    held: str = ""
-    screening: Verdict = ""
+    prediction_set: str = ""
+    ood: OodVerdict = ""
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Prediction":
@@ -111,8 +112,8 @@ def score_images(checkpoint: Checkpoint, images: Iterable[Image], batch_size: in
         for image, answer in zip(batch, _predict_prepared(checkpoint, prepared), strict=True):
             source = image.facts.source
             key = sample_key(f"{len(predictions)}:{source}")
-            misfit = find_misfit(image, checkpoint.header.screening)
-            row = _scored_row(checkpoint, source, answer, key, find_oddity(image), misfit)
+            mismatch = find_mismatch(image, checkpoint.header.ood)
+            row = _scored_row(checkpoint, source, answer, key, find_oddity(image), mismatch)
             predictions.append(row)
     return predictions
 
@@ -161,21 +162,21 @@ def score_batch(
         if isinstance(result, ReadError):
             yield Scored(_refused_row(source, result), series)
         else:
-            image, prepared_image, oddity, misfit = result
-            row = _scored_row(checkpoint, source, next(answers), sample_key(source), oddity, misfit)
+            image, prepared_image, oddity, mismatch = result
+            row = _scored_row(checkpoint, source, next(answers), sample_key(source), oddity, mismatch)
             yield Scored(row, series, image, prepared_image) if keep_images else Scored(row, series)
 
 
 def _read_and_prepare(
     series: Series, checkpoint: Checkpoint, keep_image: bool, read: Callable[[Series], Image]
-) -> tuple[Image | None, PreparedImage, Oddity | None, Verdict] | ReadError:
+) -> tuple[Image | None, PreparedImage, Oddity | None, OodVerdict] | ReadError:
     try:
         image = read(series)
         prepared = prepare_image(image, checkpoint.preprocessing)
     except ReadError as error:
         return error
-    misfit = find_misfit(image, checkpoint.header.screening)
-    return image if keep_image else None, prepared, find_oddity(image), misfit
+    mismatch = find_mismatch(image, checkpoint.header.ood)
+    return image if keep_image else None, prepared, find_oddity(image), mismatch
 
 
 def _predict_prepared(
@@ -197,9 +198,9 @@ def _predict_prepared(
 
 def measure_distances(checkpoint: Checkpoint, features: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return how far pooled features (N, F) are from the training images; NaN where that is not kept."""
-    if not checkpoint.screening:
+    if not checkpoint.ood:
         return np.full(len(features), np.nan)
-    return distances(features, Likeness.from_tensors(checkpoint.screening))
+    return distances(features, FeatureDistribution.from_tensors(checkpoint.ood))
 
 
 def arithmetic(precision: Precision) -> torch.autocast:
@@ -272,7 +273,7 @@ def predicted_class(checkpoint: Checkpoint, probabilities: NDArray[np.float64]) 
 
 
 def write_scores(path: Path, classes: Sequence[str], predictions: Iterable[Prediction]) -> None:
-    """Write scores.csv atomically: COLUMNS, p_<class>..., set, screening."""
+    """Write scores.csv atomically: COLUMNS, p_<class>..., set, ood."""
     cells = (map(_cell, row_fields(row, classes).values()) for row in predictions)
     write_csv(path, chain([column_names(classes)], cells))
 
@@ -289,8 +290,8 @@ def row_fields(row: Prediction, classes: Sequence[str]) -> dict[str, str | float
     return {
         **texts,
         **{f"p_{name}": p for name, p in zip(classes, numbers, strict=True)},
-        "set": row.held,
-        "screening": row.screening,
+        "set": row.prediction_set,
+        "ood": row.ood,
     }
 
 
@@ -310,14 +311,14 @@ def _scored_row(
     answer: Answer,
     sample_id: str,
     oddity: Oddity | None,
-    misfit: Verdict,
+    mismatch: OodVerdict,
 ) -> Prediction:
-    probabilities, screening = answer.probabilities, checkpoint.header.screening
+    probabilities, limits = answer.probabilities, checkpoint.header.ood
     predicted = predicted_class(checkpoint, probabilities)
     values = tuple(float(p) for p in probabilities)
     code, reason = oddity or ("", "")
     floors = checkpoint.header.conformal
-    held = set_texts(probabilities[None], floors, checkpoint.task)[0] if floors else ""
+    prediction_set = set_texts(probabilities[None], floors, checkpoint.task)[0] if floors else ""
     return Prediction(
         sample_id,
         source,
@@ -326,8 +327,8 @@ def _scored_row(
         reason,
         predicted=predicted,
         probabilities=values,
-        held=held,
-        screening=give_verdict(misfit, answer.distance, screening),
+        prediction_set=prediction_set,
+        ood=decide_ood(mismatch, answer.distance, limits),
     )
 
 

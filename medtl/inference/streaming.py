@@ -25,7 +25,7 @@ from medtl.imaging.preprocessing import PreprocessingConfig
 from medtl.imaging.reader import read_series
 from medtl.imaging.series import Scan, Series
 from medtl.inference.engines import EngineChoice, PrecisionChoice, try_engine, try_precision
-from medtl.inference.ensemble import Ensemble, judge_batch
+from medtl.inference.ensemble import Ensemble, predict_batch
 from medtl.inference.on_ray import Job, work_on_ray
 from medtl.inference.predictor import Prediction, one_thread, refused_rows
 from medtl.inference.tables import FORMATS
@@ -187,7 +187,7 @@ def _judge(ensemble: Ensemble, root: Path, size: int, batch: Sequence[Unit]) -> 
         contents[series] = image.facts.sha256
         return image
 
-    rows = judge_batch(ensemble, [unit.series for unit in batch], root, size, read)
+    rows = predict_batch(ensemble, [unit.series for unit in batch], root, size, read)
     return [
         Entry(unit.stamp, contents.get(unit.series, "") if row.status == "scored" else "", asdict(row))
         for unit, row in zip(batch, rows, strict=True)

@@ -3,12 +3,11 @@
 INBOX/<key of the study>/<key of the instance>.dcm
 """
 
-import os
 import threading
 import time
 from pathlib import Path
 
-from medtl.core.files import make_folder, replacing, unwritable
+from medtl.core.files import flush, make_folder, replacing, writing
 from medtl.errors import ReadError
 from medtl.pacs.instance import data_set, identify, key_of_uid
 
@@ -86,11 +85,5 @@ def _make_lasting(folder: Path) -> None:
     if folder.exists():
         return
     make_folder(folder)
-    try:
-        descriptor = os.open(folder.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise unwritable(folder, error) from error
+    with writing(folder):
+        flush(folder.parent)

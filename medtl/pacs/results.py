@@ -16,7 +16,7 @@ from medtl.core.files import check_apart, write_csv, write_json
 from medtl.core.progress import Watcher
 from medtl.errors import ReadError
 from medtl.evaluation.conformal import in_sets
-from medtl.explain import METHOD_NAMES, check_method, default_method
+from medtl.explain import METHODS, check_method, default_method
 from medtl.explain.explanation import explain
 from medtl.imaging.dicom.patient import read_sources
 from medtl.imaging.dicom.reader import SHARED_UID
@@ -118,7 +118,7 @@ def model_identity(checkpoint: Checkpoint) -> ModelIdentity:
             "thresholds",
             "calibration",
             "conformal",
-            "screening",
+            "ood",
         },
         exclude={"preprocessing": lenient},
     )
@@ -183,16 +183,16 @@ def _study_result(job: _Job, scored: Scored) -> StudyResult:
         task=checkpoint.task,
         probabilities=row.probabilities,
         predicted=tuple(row.predicted.split("|")) if row.predicted else (),
-        held=_held(checkpoint, row.probabilities),
-        screening=row.screening,
+        prediction_set=_prediction_set(checkpoint, row.probabilities),
+        ood=row.ood,
         target_class=explanation.target_class,
-        method=METHOD_NAMES[job.method],
+        method=METHODS[job.method].name,
         heatmap=explanation.heatmap,
         model=job.model,
     )
 
 
-def _held(checkpoint: Checkpoint, probabilities: Sequence[float]) -> tuple[str, ...] | None:
+def _prediction_set(checkpoint: Checkpoint, probabilities: Sequence[float]) -> tuple[str, ...] | None:
     """Return the classes of the prediction set; in multilabel those that may be present."""
     floors, task = checkpoint.header.conformal, checkpoint.task
     if floors is None:

@@ -47,9 +47,9 @@ class StudyFinding:
     target_class, the first is shown first; empty where none was made. spacing_mm: of the grid of `image`,
     along its axes; None if unknown. oriented: the axes of a volume run to the head, the back and the left of
     the patient. probabilities: by class, in class order. predicted and label: one class, or a tuple of
-    classes for a multilabel task; label is None where it is not known. held: the answers that cannot be
-    excluded, with a "?" those that may be; None where nothing was promised. screening: the verdict whether
-    the model may judge the image, "" where there is none, "ok" where it may. warning: what is odd about the
+    classes for a multilabel task; label is None where it is not known. prediction_set: the answers that
+    cannot be excluded, with a "?" those that may be; None where nothing was promised. ood: the verdict of
+    the out-of-distribution check, "" where there is none. warning: what is odd about the
     image. facts and notes are shown as they are: nothing in them may identify a patient. identifiers do, and
     are shown with a warning. order: smaller comes first in the list; equal ones go worst first.
     """
@@ -63,8 +63,8 @@ class StudyFinding:
     probabilities: Mapping[str, float]
     predicted: Names
     label: Names | None = None
-    held: tuple[str, ...] | None = None
-    screening: str = ""
+    prediction_set: tuple[str, ...] | None = None
+    ood: str = ""
     warning: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from medtl.explain.audit import WORDS
 from medtl.report.findings import Bounds, MapCheck, Verdict, read_bounds
 
 if TYPE_CHECKING:
@@ -89,14 +88,14 @@ def is_defined(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def set_text(held: Sequence[str] | None, kind: "TaskKind") -> str:
+def set_text(prediction_set: Sequence[str] | None, kind: "TaskKind") -> str:
     """Write a prediction set in words: "normal or opacity"; "" where nothing was promised."""
-    if held is None:
+    if prediction_set is None:
         return ""
     if kind != "multilabel":
-        return " or ".join(held)
-    sure = [name for name in held if not name.endswith("?")]
-    unsure = [f"perhaps {name.removesuffix('?')}" for name in held if name.endswith("?")]
+        return " or ".join(prediction_set)
+    sure = [name for name in prediction_set if not name.endswith("?")]
+    unsure = [f"perhaps {name.removesuffix('?')}" for name in prediction_set if name.endswith("?")]
     return ", ".join([*sure, *unsure]) or "none of the findings"
 
 
@@ -158,9 +157,11 @@ def duration_text(seconds: float) -> str:
 
 def words_of_audit(row: Mapping[str, Any], basis: str) -> MapCheck:
     """Put the audit of a method in words. row: as audit.to_json gives it; basis: what it rests on."""
+    from medtl.explain.audit import FAILED  # which loads torch
+
     checks: Mapping[str, Mapping[str, Any]] = row["checks"]
     verdicts = {name: check["verdict"] for name, check in checks.items()}
-    failed = [WORDS[name][1] for name, verdict in verdicts.items() if verdict == "failed"]
+    failed = [FAILED[name] for name, verdict in verdicts.items() if verdict == "failed"]
     sentences = [_sentence(name, check) for name, check in checks.items()]
     if row["empty"]:
         sentences.append(f"{row['empty']} of {row['images']} maps are empty: nothing raised the score.")

@@ -12,7 +12,6 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from medtl.imaging.display import make_display
 from medtl.imaging.image import Image
 
 STAGE_SIDE = 560  # px of the longer side on a page
@@ -137,6 +136,8 @@ class Overlay:
 
 def overlay_of(image: Image, heatmap: NDArray[np.float32]) -> Overlay:
     """Return the image under its heatmap (*spatial); of a volume the axial slice where that is largest."""
+    from medtl.imaging.display import make_display  # which loads torch
+
     display = make_display(image, heatmap)
     assert display.heatmap is not None
     stacks = [grid.reshape(-1, *grid.shape[-2:]) for grid in (display.grey, display.heatmap)]

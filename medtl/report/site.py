@@ -149,7 +149,7 @@ def _write_index(
         checks={name: checks.get(name, UNCHECKED) for entry in entries for name in entry.methods},
         given_order=len({entry.order for entry in entries}) > 1,
         labelled=any(entry.label is not None for entry in entries),
-        screened=any(entry.screening for entry in entries),
+        screened=any(entry.ood for entry in entries),
         identified=any(entry.source for entry in entries),
         words=REASONS,
         reasons=[key for key in REASONS if key in reasons],

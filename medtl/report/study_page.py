@@ -22,7 +22,7 @@ NEIGHBOURS, CHECKS = "<!-- neighbours -->", "<!-- checks -->"
 # Why a study should be looked at by a person, worst first.
 REASONS = {
     "differs": "differs from its label",
-    "screening": "may be no image for this model",
+    "ood": "may be no image for this model",
     "odd": "odd image",
     "undecided": "undecided",
 }
@@ -33,7 +33,7 @@ class Entry:
     """What the list keeps of a study once its page is written.
 
     score is the probability that the list shows; margin is how far the decision is from a tie, 0 to 1.
-    reasons: keys of REASONS that hold, worst first. held: the prediction set in words, "" where there is
+    reasons: keys of REASONS that hold, worst first. prediction_set: in words, "" where there is
     none. methods: of its maps. pictures: the names of its picture files, the list's first.
     """
 
@@ -43,8 +43,8 @@ class Entry:
     methods: tuple[str, ...]
     predicted: tuple[str, ...]
     label: tuple[str, ...] | None
-    held: str
-    screening: str
+    prediction_set: str
+    ood: str
     reasons: tuple[str, ...]
     score: float
     margin: float
@@ -127,8 +127,8 @@ def _entry(name: str, pictures: tuple[str, ...], finding: StudyFinding, card: Mo
         methods=tuple(found.method for found in finding.maps),
         predicted=as_names(finding.predicted),
         label=None if finding.label is None else as_names(finding.label),
-        held=set_text(finding.held, card.kind),
-        screening=finding.screening,
+        prediction_set=set_text(finding.prediction_set, card.kind),
+        ood=finding.ood,
         reasons=_reasons(finding, card),
         score=values[-1] if card.kind == "binary" else max(values),
         margin=_margin(values, card),
@@ -139,11 +139,11 @@ def _entry(name: str, pictures: tuple[str, ...], finding: StudyFinding, card: Mo
 
 def _reasons(finding: StudyFinding, card: ModelCard) -> tuple[str, ...]:
     """Return why a person should look at a study: keys of REASONS, worst first."""
-    held = finding.held or ()
-    unsure = any(name.endswith("?") for name in held) if card.kind == "multilabel" else len(held) > 1
+    names = finding.prediction_set or ()
+    unsure = any(name.endswith("?") for name in names) if card.kind == "multilabel" else len(names) > 1
     holds = {
         "differs": finding.label is not None and {*as_names(finding.label)} != {*as_names(finding.predicted)},
-        "screening": finding.screening not in ("", "ok"),
+        "ood": finding.ood not in ("", "ok"),
         "odd": bool(finding.warning),
         "undecided": unsure,
     }

@@ -29,20 +29,22 @@ from medtl.models.weights import sha256_of
 from medtl.training.feature_cache.plan import CachePlan
 from medtl.training.schedule import Stage
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 HEADER = "checkpoint.json"
 
-# The name of the checkpoint's tensor file that belongs to it.
-TENSORS = "screening"
+# Names in format 1 -> names now.
+OLD_NAMES = {"mark": "best_score", "waited": "epochs_without_improvement", "screening": "ood"}
+# The tensor file of the out-of-distribution check.
+TENSORS = "ood"
 
 
 class Position(BaseModel):
     """How far a schedule has come: `epoch` epochs of stage number `stage` are done, `step` steps in all.
 
     Of the next epoch `done` steps are done (they are among the `step`), with the losses `loss_sum` and in
-    `seconds`. best is what the best epoch so far was chosen by, the larger the better: (AUROC, minus loss) or
-    (minus loss, AUROC) on validation data. mark is what it was when it last rose by enough to count, and
-    waited the epochs of this stage since.
+    `seconds`. best is the score of the best epoch so far, the larger the better: (AUROC, minus loss) or
+    (minus loss, AUROC) on validation data. Patience compares with best_score, the last one that was better by
+    min_delta, and counts the epochs of this stage since then: epochs_without_improvement.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,8 +56,8 @@ class Position(BaseModel):
     loss_sum: float = 0.0
     seconds: float = 0.0
     best: tuple[float, float] | None = None
-    mark: tuple[float, float] | None = None
-    waited: int = 0
+    best_score: tuple[float, float] | None = None
+    epochs_without_improvement: int = 0
 
 
 class TensorFile(BaseModel):
@@ -67,8 +69,8 @@ class TensorFile(BaseModel):
     sha256: str
 
 
-class Screening(BaseModel):
-    """Limits within which an image is like the training images; what they did not say is not judged.
+class OodLimits(BaseModel):
+    """Limits within which an image is like the training images; what they did not say is not checked.
 
     threshold: the distance of pooled features that a share `quantile` of the validation images keeps below.
     samples: how many training images it is measured from. modalities, body_parts: DICOM's terms for them.
@@ -107,7 +109,7 @@ class CheckpointHeader(BaseModel):
     thresholds: tuple[float, ...] | None = None
     calibration: Calibration | None = None
     conformal: ConformalFloors | None = None
-    screening: Screening | None = None
+    ood: OodLimits | None = None
     provenance: dict[str, str] = {}
     tensors: dict[str, TensorFile] = {}
 
@@ -116,13 +118,13 @@ class CheckpointHeader(BaseModel):
 class Checkpoint:
     """A classifier in evaluation mode with all that scoring needs to know of it.
 
-    screening: the tensors that belong to the header's screening, none where it has none.
+    ood: the tensors of the out-of-distribution check, none where the header has no limits.
     """
 
     classifier: Classifier
     header: CheckpointHeader
     folder: Path
-    screening: Mapping[str, Tensor] = field(default_factory=dict)
+    ood: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def task(self) -> Task:
@@ -163,7 +165,7 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint so that the former one stays whole until the new one is.
 
-    tensors: one mapping for each tensor file ("model", "optimizer", "average", "screening"). Raises
+    tensors: one mapping for each tensor file ("model", "optimizer", "average", "ood"). Raises
     OutputError.
     """
     make_folder(folder)
@@ -184,13 +186,25 @@ def read_header(folder: Path) -> CheckpointHeader:
             fix="give a RUN of medtl train, before what else is named",
         )
     try:
-        header = CheckpointHeader.model_validate(read_json(path))
-    except (ValidationError, ValueError, OSError) as error:
+        values = read_json(path)
+        version = values.get("format")
+        if version not in (1, FORMAT_VERSION):
+            reason = f"has format {version}, this medtl reads up to {FORMAT_VERSION}"
+            raise CheckpointError("checkpoint-damaged", reason, where=path, fix="use the medtl that made it")
+        header = CheckpointHeader.model_validate(_from_format_1(values) if version == 1 else values)
+    except (ValidationError, ValueError, AttributeError, OSError) as error:
         raise CheckpointError("checkpoint-damaged", "is not a checkpoint header", where=path) from error
-    if header.format != FORMAT_VERSION:
-        reason = f"is of format {header.format}, this medtl reads {FORMAT_VERSION}"
-        raise CheckpointError("checkpoint-damaged", reason, where=path, fix="use the medtl that made it")
     return header
+
+
+def _from_format_1(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a header that medtl 0.1.0 wrote under today's names; stages know their own old keys."""
+    position, tensors = _renamed(values.get("position", {})), _renamed(values.get("tensors", {}))
+    return {**_renamed(values), "format": FORMAT_VERSION, "position": position, "tensors": tensors}
+
+
+def _renamed(values: dict[str, Any]) -> dict[str, Any]:
+    return {OLD_NAMES.get(name, name): value for name, value in values.items()}
 
 
 def read_tensors(folder: Path, header: CheckpointHeader, name: str) -> dict[str, Tensor]:
@@ -219,7 +233,7 @@ def load_checkpoint(run: str | Path, which: Literal["best", "last"] = "best") ->
     except RuntimeError as error:
         reason = f"its tensors are not those of {header.backbone}"
         raise CheckpointError("checkpoint-damaged", reason, where=folder) from error
-    kept = read_tensors(folder, header, TENSORS) if header.screening else {}
+    kept = read_tensors(folder, header, TENSORS) if header.ood else {}
     return Checkpoint(classifier.eval(), header, folder, kept)
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medtl.core.progress import StoppedError
-from medtl.errors import AlreadyToldError, TrainingError
+from medtl.errors import AlreadyReportedError, TrainingError
 
 JOIN_TIMEOUT = timedelta(minutes=5)
 # Of one collective: between two of them nobody reads files or judges a run alone.
@@ -212,7 +212,7 @@ class World:
 def joined_world() -> Iterator[World]:
     """Join the processes that torchrun started; one that was started alone is a world of its own.
 
-    Of a fault in several processes one tells: the others raise AlreadyToldError in its place. Raises
+    Of a fault in several processes one tells: the others raise AlreadyReportedError in its place. Raises
     TrainingError world-unjoined.
     """
     world = _join()
@@ -222,7 +222,7 @@ def joined_world() -> Iterator[World]:
     except BaseException as error:
         if world.tells_of(error):
             raise
-        raise AlreadyToldError("world-lost", "another process has told of it") from error
+        raise AlreadyReportedError("world-lost", "another process has told of it") from error
     finally:
         if not world.alone and dist.is_initialized():
             dist.destroy_process_group()

@@ -152,9 +152,9 @@ class Stepper:
         return self.strategy.loss_parts(logits, targets)[1]
 
     def _set_rates(self, of_stage: int) -> None:
-        factors = {new: self.pace.rate_factor(of_stage, new=new) for new in (False, True)}
+        factors = {new: self.pace.learning_rate_factor(of_stage, new=new) for new in (False, True)}
         for group in self.optimizer.param_groups:
-            group["lr"] = group["peak_rate"] * factors[group["new"]]
+            group["lr"] = group["peak_lr"] * factors[group["new"]]
 
     @torch.no_grad()
     def _pull(self) -> None:

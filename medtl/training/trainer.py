@@ -46,7 +46,7 @@ from medtl.training.feature_cache.cache import FeatureCache, FeatureStore, Views
 from medtl.training.feature_cache.plan import CachePlan, Wanted, plan_cache, shared_views
 from medtl.training.imbalance import NoCorrection, make_strategy
 from medtl.training.run_folder import RunFolder
-from medtl.training.schedule import Pace, Stage, thaw
+from medtl.training.schedule import Pace, Stage, unfreeze
 from medtl.training.step import LossSum, Stepper, anchors_of, make_optimizer
 
 Stores = tuple[FeatureStore, FeatureStore]
@@ -192,7 +192,7 @@ class Fit:
         started = time.perf_counter()
         stage, plan = self.stages[number], self.plans[number]
         self.watcher.stage(number + 1, len(self.stages), stage, plan)
-        thaw(self.classifier, stage)
+        unfreeze(self.classifier, stage)
         at = self._enter_stage(number, former, resumed)
         while not self._is_over(at.pace):
             self._run_epoch(at)
@@ -234,13 +234,15 @@ class Fit:
 
     def _begin_stage(self, number: int, optimizer: torch.optim.Optimizer, average: Average) -> None:
         """Move to a stage; from the second on, keep where it begins before its epochs may change `best`."""
-        self.position = self.position.model_copy(update={"stage": number, "epoch": 0, "waited": 0})
+        self.position = self.position.model_copy(
+            update={"stage": number, "epoch": 0, "epochs_without_improvement": 0}
+        )
         if number:
             self.keeper.save_last(self.position, optimizer, average, {})
 
     def _is_over(self, pace: Pace) -> bool:
         patience = pace.stage.patience
-        spent = patience is not None and self.position.waited >= patience
+        spent = patience is not None and self.position.epochs_without_improvement >= patience
         return spent or self.position.epoch >= pace.epochs
 
     def _trained_seconds(self, stage: str) -> float:
@@ -531,12 +533,12 @@ def is_better(position: Position, before: Position) -> bool:
 def after_epoch(position: Position, loss: float, score: float, select: Select, min_delta: float) -> Position:
     """Return the position after an epoch of that validation loss and AUROC, NaN where it is undefined.
 
-    The best epoch is better by however little; patience waits for one that is by more than min_delta.
+    The best epoch is better by any margin; patience counts only improvements of more than min_delta.
     """
     reached = _rank(loss, score, select)
-    best, mark = position.best, position.mark
+    best, best_score = position.best, position.best_score
     improved = best is None or reached > best
-    counts = improved and (mark is None or not min_delta or reached[0] > mark[0] + min_delta)
+    counts = improved and (best_score is None or not min_delta or reached[0] > best_score[0] + min_delta)
     return position.model_copy(
         update={
             "epoch": position.epoch + 1,
@@ -544,8 +546,8 @@ def after_epoch(position: Position, loss: float, score: float, select: Select, m
             "loss_sum": 0.0,
             "seconds": 0.0,
             "best": reached if improved else best,
-            "mark": reached if counts else mark,
-            "waited": 0 if counts else position.waited + 1,
+            "best_score": reached if counts else best_score,
+            "epochs_without_improvement": 0 if counts else position.epochs_without_improvement + 1,
         }
     )
 

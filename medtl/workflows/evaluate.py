@@ -24,7 +24,7 @@ from medtl.evaluation.evaluate import Evaluation, to_json
 from medtl.evaluation.evaluate import evaluate as evaluate_predictions
 from medtl.evaluation.metrics import predict_classes
 from medtl.evaluation.predictions import FILE, predictions_of, read_predictions, write_predictions
-from medtl.evaluation.subgroups import Grouping, judge_subgroups, write_metrics, write_subgroups
+from medtl.evaluation.subgroups import Grouping, evaluate_subgroups, write_metrics, write_subgroups
 from medtl.evaluation.thresholds import ThresholdRule, choose_thresholds, parse_rule
 from medtl.imaging.dicom.patient import read_group_facts
 from medtl.inference.predictor import predict
@@ -96,7 +96,7 @@ def evaluate(
     probabilities = _predict_rows(checkpoint, prepared, prepared.rows_of(samples), watcher)
     evaluated = probabilities, targets(task, samples), task, [sample.patient_id for sample in samples]
     evaluation = evaluate_predictions(*evaluated, thresholds, prevalence=shares)
-    groupings, notes = judge_subgroups(*evaluated, thresholds, attributes)
+    groupings, notes = evaluate_subgroups(*evaluated, thresholds, attributes)
     tell(watcher, withheld, notes)
     folder = RunFolder(run)
     content = {

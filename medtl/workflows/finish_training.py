@@ -20,13 +20,13 @@ from medtl.evaluation.conformal import fit_floors
 from medtl.evaluation.evaluate import Evaluation, evaluate, to_json
 from medtl.evaluation.predictions import FILE, predictions_of, write_predictions
 from medtl.evaluation.thresholds import choose_thresholds
-from medtl.inference.ood import MOST_SAMPLES, fit_screening
+from medtl.inference.ood import MOST_SAMPLES, fit_ood
 from medtl.inference.predictor import predict_features
 from medtl.training.checkpoint import (
     TENSORS,
     Checkpoint,
     CheckpointHeader,
-    Screening,
+    OodLimits,
     load_checkpoint,
     model_tensors,
     save_checkpoint,
@@ -67,13 +67,13 @@ def finish_fit(
     probabilities = to_probabilities(logits, task.kind, fitted.calibration)
     thresholds = choose_thresholds(probabilities, truth, task)
     evaluation = evaluate(probabilities, truth, task, patients, thresholds)
-    learned = _fit_screening(checkpoint, fit, features, samples, stop) if screens(evaluation) else None
-    screening, tensors = learned or (None, {})
+    learned = _fit_ood(checkpoint, fit, features, samples, stop) if screens(evaluation) else None
+    limits, tensors = learned or (None, {})
     kept = {
         "thresholds": tuple(thresholds),
         "calibration": fitted.calibration,
         "conformal": fit_floors(probabilities, truth, task, patients),
-        "screening": screening,
+        "ood": limits,
     }
     header = checkpoint.header.model_copy(update=kept)
     write_predictions(run.root / FILE, task, predictions_of(evaluated, task, probabilities, logits))
@@ -83,23 +83,23 @@ def finish_fit(
     return evaluation
 
 
-def _fit_screening(
+def _fit_ood(
     checkpoint: Checkpoint,
     fit: Fit,
     held_out: NDArray[np.float64],
     samples: Sequence[Sample],
     stop: Callable[[], bool],
-) -> tuple[Screening, dict[str, dict[str, Tensor]]] | None:
+) -> tuple[OodLimits, dict[str, dict[str, Tensor]]] | None:
     """Measure what training images are like; held_out: features of the validation images.
 
-    Returns the checkpoint's screening and its tensor file, None where there is nothing to measure.
+    Returns the checkpoint's limits and their tensor file, None where there is nothing to measure.
     """
     views = fit.data.train
     drawn = make_generator(fit.config.seed, "screening").permutation(len(views))[:MOST_SAMPLES]
     rows = replace(views, rows=views.rows[np.sort(drawn)])
     _, features = _predict_views(checkpoint, rows, fit.run_folder, stop)
     taught = {views.dataset.sample_ids[row] for row in views.rows}
-    found = fit_screening(features, held_out, [one.series for one in samples if one.sample_id in taught])
+    found = fit_ood(features, held_out, [one.series for one in samples if one.sample_id in taught])
     return (found[0], {TENSORS: found[1]}) if found else None
 
 

@@ -9,7 +9,7 @@ from medtl.models.classifier import Classifier
 from medtl.models.costs import step_costs
 from medtl.training.batches import Order
 from medtl.training.feature_cache.plan import BACKWARD, CachePlan, plan_cache
-from medtl.training.schedule import Pace, Stage, entry_step, resolve_schedule, thaw
+from medtl.training.schedule import Pace, Stage, entry_step, resolve_schedule, unfreeze
 
 
 @dataclass(frozen=True)
@@ -115,11 +115,15 @@ def _plan_stage(
 
 
 def _count(classifier: Classifier, stage: Stage) -> int:
-    thaw(classifier, stage)
+    unfreeze(classifier, stage)
     return sum(parameter.numel() for parameter in classifier.parameters() if parameter.requires_grad)
 
 
 def _rates(stage: Stage) -> tuple[float, ...]:
     if stage.groups == 0:
-        return (stage.head_rate,)
-    return stage.head_rate, stage.rate, stage.rate * stage.decay ** (stage.groups - 1)
+        return (stage.head_learning_rate,)
+    return (
+        stage.head_learning_rate,
+        stage.learning_rate,
+        stage.learning_rate * stage.layer_decay ** (stage.groups - 1),
+    )

@@ -20,7 +20,7 @@ from medtl.data.task import Task
 from medtl.errors import CODES, CheckpointError, OutputError, ReadError
 from medtl.evaluation.metrics import predict_classes
 from medtl.evaluation.predictions import FILE, Predictions, read_predictions
-from medtl.explain import METHOD_NAMES, check_method, default_method
+from medtl.explain import METHODS, check_method, default_method
 from medtl.explain.audit import AuditSettings, Case, find_case, to_json
 from medtl.explain.audit import audit as audit_methods
 from medtl.explain.explanation import explain
@@ -145,7 +145,7 @@ def _read_audit(source: Path, checkpoint: Checkpoint) -> dict[str, MapCheck]:
     try:
         facts = read_json(record)
         basis = f"By medtl explain --audit: {facts['notes'][0]}."
-        checks = {METHOD_NAMES[row["method"]]: words_of_audit(row, basis) for row in facts["methods"]}
+        checks = {METHODS[row["method"]].name: words_of_audit(row, basis) for row in facts["methods"]}
         model = facts["model_sha256"]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError) as error:
         reason, fix = "was not written by medtl explain --audit", "run medtl explain --audit"
@@ -182,7 +182,7 @@ def _findings(
 
 def _audit(job: _Job, watcher: Watcher) -> dict[str, MapCheck]:
     if not job.cases:
-        return {METHOD_NAMES[method]: NOTHING_TO_CHECK for method in job.methods}
+        return {METHODS[method].name: NOTHING_TO_CHECK for method in job.methods}
     audits = audit_methods(
         job.checkpoint.classifier,
         job.cases,
@@ -196,7 +196,7 @@ def _audit(job: _Job, watcher: Watcher) -> dict[str, MapCheck]:
         "which the model predicted the explained class. Without masks it is not known whether maps lie on "
         "the finding."
     )
-    return {METHOD_NAMES[row["method"]]: words_of_audit(row, basis) for row in to_json(audits)}
+    return {METHODS[row["method"]].name: words_of_audit(row, basis) for row in to_json(audits)}
 
 
 def _finding(job: _Job, scored: Scored) -> StudyFinding:
@@ -206,8 +206,8 @@ def _finding(job: _Job, scored: Scored) -> StudyFinding:
         explain(job.checkpoint, image, scored.prepared, row.probabilities, method) for method in job.methods
     ]
     shown = [_display(image, one.heatmap) for one in explained]
-    names = [METHOD_NAMES[method] for method in job.methods]
-    answers = tuple(row.held.split("|")) if row.held else ()
+    names = [METHODS[method].name for method in job.methods]
+    answers = tuple(row.prediction_set.split("|")) if row.prediction_set else ()
     promised = job.checkpoint.header.conformal is not None
     return StudyFinding(
         sample_id=row.sample_id,
@@ -223,8 +223,8 @@ def _finding(job: _Job, scored: Scored) -> StudyFinding:
         probabilities=dict(zip(task.classes, row.probabilities, strict=True)),
         predicted=tuple(row.predicted.split("|")) if task.kind == "multilabel" else row.predicted,
         label=job.labels.get(row.sample_id),
-        held=answers if promised else None,
-        screening=row.screening,
+        prediction_set=answers if promised else None,
+        ood=row.ood,
         warning=row.reason,
         facts=_facts(image),
         notes=image.facts.notes,

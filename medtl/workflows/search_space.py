@@ -16,7 +16,7 @@ from yaml import YAMLError
 from medtl.config import RunConfig, validate_config
 from medtl.errors import ConfigError
 from medtl.models.backbones import BACKBONES
-from medtl.training.schedule import resolve_schedule
+from medtl.training.schedule import current_key, resolve_schedule
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -93,7 +93,7 @@ def load_space(file: Path | None, config: RunConfig) -> Space:
     if file is None:
         return default_space(config)
     found = _read_mapping(file)
-    space = tuple(_dimension(key, value, str(file)) for key, value in found.items())
+    space = tuple(_dimension(current_key(key), value, str(file)) for key, value in found.items())
     for dimension in space:
         _check_values(dimension, config, str(file))
     for dimension in space:
@@ -111,14 +111,14 @@ def default_space(config: RunConfig) -> Space:
     where the head alone is trained: there it would cost more than everything else.
     """
     groups = count_groups(config.backbone.name)
-    depths = {max(1, round(groups * share)) for share in (0.25, 0.5, 0.75)} - {config.schedule.thaw}
+    depths = {max(1, round(groups * share)) for share in (0.25, 0.5, 0.75)} - {config.schedule.unfreeze}
     thawing = any(stage.groups for stage in resolve_schedule(config.schedule, groups))
     turn, gamma = config.augmentation.rotate_degrees, config.augmentation.gamma
     candidates: dict[str, Range | tuple[Any, ...]] = {
-        "schedule.head_rate": Range(low=3e-4, high=3e-2, log=True),
-        "schedule.rate": Range(low=3e-5, high=3e-3, log=True),
-        "schedule.decay": Range(low=0.5, high=1.0),
-        "schedule.thaw": (*sorted(depths), config.schedule.thaw),
+        "schedule.head_learning_rate": Range(low=3e-4, high=3e-2, log=True),
+        "schedule.learning_rate": Range(low=3e-5, high=3e-3, log=True),
+        "schedule.layer_decay": Range(low=0.5, high=1.0),
+        "schedule.unfreeze": (*sorted(depths), config.schedule.unfreeze),
         "schedule.batch_norm": ("pretrained", "follow"),
         "schedule.weight_decay": Range(low=1e-4, high=1e-1, log=True),
         "augmentation.rotate_degrees": _strengths(turn, 180.0) if thawing else (),
@@ -154,7 +154,7 @@ def _read_mapping(file: Path) -> dict[str, Any]:
         reason = f"is not YAML: {str(error).splitlines()[0]}"
         raise ConfigError("config-value", reason, where=file, fix="mend the line") from error
     if not isinstance(found, dict) or not found:
-        fix = "write lines such as schedule.thaw: [2, 4]"
+        fix = "write lines such as schedule.unfreeze: [2, 4]"
         raise ConfigError("config-value", "a space is a mapping of keys", where=file, fix=fix)
     return {str(key): value for key, value in found.items()}
 
@@ -251,8 +251,11 @@ def _what_is_trained(config: RunConfig, values: Mapping[str, Any]) -> object:
         return None
     groups = count_groups(config.backbone.name)
     stages = resolve_schedule(config.schedule, groups)
-    rates = [[stage.rate * stage.decay**distance for distance in range(stage.groups)] for stage in stages]
-    others = [stage.model_dump(exclude={"rate", "decay"}) for stage in stages]
+    rates = [
+        [stage.learning_rate * stage.layer_decay**distance for distance in range(stage.groups)]
+        for stage in stages
+    ]
+    others = [stage.model_dump(exclude={"learning_rate", "layer_decay"}) for stage in stages]
     random = any(stage.views > 1 or stage.groups == groups for stage in stages)
     return rates, others, config.augmentation if random else None, config.fit, config.backbone
 

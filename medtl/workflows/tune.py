@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import median
-from typing import IO, Any
+from typing import Any
 
 from medtl.config import Modality, RunConfig, load_config, sample_data, to_yaml
 from medtl.core.files import PathLike, make_folder, read_json, write_text
 from medtl.core.progress import SILENT, PlanFacts, StageFacts, StoppedError, Unwatched, Watcher, never
+from medtl.core.staging import Lock
 from medtl.data.splits import read_splits
 from medtl.errors import ConfigError, ReadError, TrainingError
 from medtl.evaluation.evaluate import Evaluation
@@ -111,9 +112,9 @@ def tune(
     """Search for a better recipe: each trial is a run. Called again, the search resumes, to `trials` in all.
 
     modality, data, labels, config, overrides and stop: as for train. minutes: start no trial after this long.
-    seed: of the search; that of a run is fit.seed. space: YAML such as `schedule.thaw: [2, 4]`; by default
-    what suits the schedule. keep: how many of the best trials keep their checkpoints. evaluate: evaluate the
-    best trial on the test part. Raises StoppedError; ConfigError config-unknown, config-value; TrainingError
+    seed: of the search; that of a run is fit.seed. space: YAML such as `schedule.unfreeze: [2, 4]`; by
+    default what suits the schedule. keep: how many of the best trials keep their checkpoints. evaluate:
+    evaluate the best trial on the test part. Raises StoppedError; ConfigError config-unknown, config-value; TrainingError
     study-changed, study-empty; CheckpointError study-damaged; and what train raises.
 
     >>> import medtl
@@ -184,11 +185,11 @@ class Trainer:
 
 @dataclass(frozen=True, eq=False)
 class Claim:
-    """A trial that this process works on, while `lock` is open."""
+    """A trial that this process works on, while it holds `lock`."""
 
     trial: Trial
     values: dict[str, Any]
-    lock: IO[str]
+    lock: Lock
 
 
 @dataclass(eq=False)
@@ -259,7 +260,7 @@ class Search:
                 raise changed_study(self.folder, f"new trial {fresh.number} is already locked")
             return self._with_values(fresh, lock)
 
-    def _with_values(self, trial: Trial, lock: IO[str]) -> Claim:
+    def _with_values(self, trial: Trial, lock: Lock) -> Claim:
         return Claim(trial, {dimension.key: dimension.suggest(trial) for dimension in self.space}, lock)
 
     def _run_trial(self, claim: Claim) -> None:

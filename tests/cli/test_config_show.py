@@ -8,7 +8,7 @@ import yaml
 from medtl.config import load_config
 from medtl.models.backbones import BACKBONES
 from medtl.models.classifier import Classifier
-from medtl.training.schedule import resolve_schedule, thaw
+from medtl.training.schedule import resolve_schedule, unfreeze
 from medtl.workflows.plan import build_untrained, plan_stages
 from tests.cli import jobs
 
@@ -38,13 +38,13 @@ def test_the_tables_of_every_recipe_fit_a_terminal(recipe: str, samples: tuple[s
 def test_so_do_those_of_other_backbones(backbone: str) -> None:
     more = ["--set", f"backbone.name={backbone}", "--set", "preprocessing.size=[224,224]"]
     shown = show(
-        "--modality", "xray", "--stages", "--samples", "1000000", *more, "--set", "schedule.thaw=null"
+        "--modality", "xray", "--stages", "--samples", "1000000", *more, "--set", "schedule.unfreeze=null"
     )
     assert all(len(line) <= 80 for line in shown.splitlines()), shown
 
 
 def test_a_stage_is_shown_with_its_groups_rates_end_and_cache() -> None:
-    steps = ["--set", "schedule.thawed_steps=40", "--set", "schedule.decay=0.5"]
+    steps = ["--set", "schedule.unfrozen_steps=40", "--set", "schedule.layer_decay=0.5"]
     shown = show("--modality", "xray", "--stages", *steps)
     assert "blocks2 to final, head" in shown
     assert "0.0005, 0.0005, 1.6e-05" in shown, "six groups: 5e-4 halved five times"
@@ -60,7 +60,7 @@ def test_parameters_are_those_that_thawing_trains() -> None:
     stages = resolve_schedule(config.schedule, len(backbone.groups))
     assert [plan.stage for plan in plans] == list(stages)
     for plan, stage in zip(plans, stages, strict=True):
-        thaw(classifier, stage)
+        unfreeze(classifier, stage)
         trained = sum(p.numel() for p in classifier.parameters() if p.requires_grad)
         assert plan.trained_parameters == trained
         assert len(plan.groups) == stage.groups
@@ -70,7 +70,7 @@ def test_parameters_are_those_that_thawing_trains() -> None:
 def test_multiply_adds_are_those_of_the_layers() -> None:
     """On 32 x 32: 3 x 3 convolutions of stride 2 of 1 to 4, 4 to 8 and 8 to 8 channels; a head of 2."""
     settings = ["backbone.name=tiny", "backbone.weights=null", "preprocessing.size=[32,32]"]
-    head, top = plan_stages(load_config("xray", None, [*settings, "schedule.thaw=1", "schedule.steps=1"]))
+    head, top = plan_stages(load_config("xray", None, [*settings, "schedule.unfreeze=1", "schedule.steps=1"]))
     stem, middle, last, linear = 9 * 4 * 16**2, 9 * 4 * 8 * 8**2, 9 * 8 * 8 * 4**2, 8 * 2
     assert head.prefix_multiply_adds == stem + middle + last
     assert head.trained_multiply_adds == 3 * linear, "forward once, backward twice"

@@ -65,14 +65,15 @@ def test_the_front_door_loads_nothing_heavy() -> None:
 
 
 def test_the_commands_stand_in_the_order_of_use() -> None:
-    assert tuple(main.commands) == COMMANDS
+    assert tuple(main.list_commands(click.Context(main))) == COMMANDS
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_command_has_help(name: str) -> None:
     result = jobs.medtl(name, "--help")
     assert result.exit_code == 0 and result.stdout.startswith("Usage: ")
-    command = main.commands[name]
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
     assert command.help
     for option in command.params:
         if isinstance(option, click.Option):
@@ -120,7 +121,7 @@ def test_a_recipe_that_is_shown_is_the_same_recipe_again(modality: str, tmp_path
 
 
 def test_overrides_are_shown() -> None:
-    shown = jobs.medtl("config", "show", "--modality", "xray", "--set", "schedule.rate=1e-4").stdout
+    shown = jobs.medtl("config", "show", "--modality", "xray", "--set", "schedule.learning_rate=1e-4").stdout
     assert yaml.safe_load(shown)["schedule"]["rate"] == 1e-4
 
 

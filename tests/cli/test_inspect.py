@@ -87,7 +87,7 @@ def test_json_is_one_document_of_what_is_printed(mixed: Path) -> None:
         ("raster-damaged", "png/cut.png"),
         ("file-empty", "empty.dcm"),
     }
-    assert [(one["code"], one["source"]) for one in found["odd"]] == [("image-constant", "png/flat.png")]
+    assert [(one["code"], one["source"]) for one in found["warnings"]] == [("image-constant", "png/flat.png")]
     assert found["skipped"] == {"files of other formats (.txt)": 1}
     assert found["pixels_read"] is True and found["page"] is None
     (radiographs,) = [group for group in found["groups"] if group["modality"] == "CR"]
@@ -125,7 +125,7 @@ def test_headers_only_reads_no_pixels(mixed: Path, monkeypatch: pytest.MonkeyPat
     assert result.exit_code == 3 and "No pixels were read" in result.stdout
     assert "CHEST (1)" in result.stdout and "8 x 16 x 16 (1)" in result.stdout
     found = inspect_json(mixed, "--headers-only")
-    assert found["pixels_read"] is False and found["odd"] == []
+    assert found["pixels_read"] is False and found["warnings"] == []
     assert all(group["extremes"] is None for group in found["groups"])
 
 

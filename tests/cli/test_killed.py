@@ -21,7 +21,7 @@ from tests.cli import jobs
 # Something to lose in each step: moments that outlive stages, averages, several parts of a step.
 RECIPE = (
     "schedule.head_epochs=3",
-    "schedule.thawed_epochs=3",
+    "schedule.unfrozen_epochs=3",
     "schedule.views=2",
     "schedule.average=ema",
     "schedule.optimizer_state=keep",

@@ -9,7 +9,7 @@ import pytest
 from highdicom.sr import srread
 from pydicom import dcmread
 
-from medtl.pacs.objects.concepts import PREDICTED, PROBABILITY, SCREENING, THRESHOLD, VERDICTS
+from medtl.pacs.objects.concepts import OOD, PREDICTED, PROBABILITY, THRESHOLD, VERDICTS
 from tests.cli import jobs
 from tests.cli.conftest import Trained
 
@@ -57,8 +57,8 @@ def test_the_report_holds_what_medtl_score_says(trained: Trained, radiographs: P
         for group in report.content.get_image_measurement_groups():
             value = group.get_measurements()[0].value
             assert value == pytest.approx(float(score[f"p_{group.tracking_identifier}"]), abs=1e-6)
-            (screened,) = group.get_qualitative_evaluations(SCREENING)
-            assert screened.value.meaning == VERDICTS[score["screening"]].meaning
+            (screened,) = group.get_qualitative_evaluations(OOD)
+            assert screened.value.meaning == VERDICTS[score["ood"]].meaning
         bundle = json.loads((tmp_path / "out" / row["fhir"]).read_text())
         assert score["predicted"] in bundle["entry"][0]["resource"]["conclusion"]
 

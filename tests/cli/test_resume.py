@@ -18,7 +18,7 @@ from medtl.training.run_folder import RunFolder
 from tests.cli import jobs
 from tests.cli.conftest import Trained
 
-LONG = ("schedule.head_epochs=8", "schedule.thawed_epochs=8", "schedule.patience=null")
+LONG = ("schedule.head_epochs=8", "schedule.unfrozen_epochs=8", "schedule.patience=null")
 
 
 def epochs_logged(run: Path) -> int:
@@ -104,7 +104,7 @@ def test_a_run_that_is_stopped_at_any_question_goes_on_to_the_same_model(
         assert load_checkpoint(run, "last").sha256 == load_checkpoint(tmp_path / "unbroken", "last").sha256
         assert load_checkpoint(run).sha256 == load_checkpoint(tmp_path / "unbroken").sha256
     assert result.exit_code == 0, "there are not so many questions in three epochs"
-    for word in ("frozen prefix", "steps of epoch", "validated", "stage all", "the best epoch was judged"):
+    for word in ("frozen prefix", "steps of epoch", "validated", "stage all", "the best epoch was evaluated"):
         assert any(word in line for line in told), (word, told)
 
 
@@ -144,9 +144,9 @@ def test_a_run_is_not_overwritten_without_resume(trained: Trained, own_run: Path
 
 def test_another_recipe_is_refused(trained: Trained, own_run: Path) -> None:
     before = contents(own_run)
-    result = jobs.train(trained.data, own_run, "--resume", overrides=["schedule.rate=0.1"])
+    result = jobs.train(trained.data, own_run, "--resume", overrides=["schedule.learning_rate=0.1"])
     assert jobs.fault(result) == "run-changed"
-    assert "schedule.rate was" in result.stderr and "is 0.1" in result.stderr
+    assert "schedule.learning_rate was" in result.stderr and "is 0.1" in result.stderr
     assert contents(own_run) == before
 
 
@@ -162,7 +162,7 @@ def test_the_recipe_that_is_kept_is_the_one_that_was_used(
     with monkeypatch.context() as patch:
         patch.setattr("medtl.workflows.train.Fit.run", stop)
         assert jobs.fault(jobs.train(studies, run), exit_code=130) == "interrupted"
-    result = jobs.train(studies, run, "--resume", overrides=["schedule.rate=0.0123"])
+    result = jobs.train(studies, run, "--resume", overrides=["schedule.learning_rate=0.0123"])
     if result.exit_code:
         assert jobs.fault(result) == "run-changed"
     else:
@@ -209,7 +209,7 @@ def test_a_second_process_on_the_run_is_refused(trained: Trained, own_run: Path)
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_epoch(studies: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    result = jobs.train(studies, run, overrides=["schedule.rate=1e30", "schedule.thawed_epochs=9"])
+    result = jobs.train(studies, run, overrides=["schedule.learning_rate=1e30", "schedule.unfrozen_epochs=9"])
     assert jobs.fault(result) == "loss-not-finite"
     assert "at step" in result.stderr
     kept = load_checkpoint(run, "last")
@@ -222,7 +222,7 @@ def test_a_validation_loss_that_is_not_finite_is_told_and_spares_the_run(
 ) -> None:
     """The last step of an epoch may be the first bad one: only validation sees it then."""
     run = tmp_path / "run"
-    wild = ["schedule.head_rate=1e30"]
+    wild = ["schedule.head_learning_rate=1e30"]
     assert jobs.fault(jobs.train(studies, run, overrides=wild)) == "loss-not-finite"
     for header in run.rglob("checkpoint.json"):
         load_checkpoint(header.parent)

@@ -25,7 +25,7 @@ from tests.cli.conftest import Trained
 from tests.imaging.conftest import build_dataset, pattern, save
 
 P_COLUMNS = ("p_normal", "p_lesion")
-COLUMNS = ["sample_id", "source", "status", "code", "reason", "predicted", *P_COLUMNS, "set", "screening"]
+COLUMNS = ["sample_id", "source", "status", "code", "reason", "predicted", *P_COLUMNS, "set", "ood"]
 
 
 def score(run: Path, folder: Path, out: Path, exit_code: int = 0) -> dict[str, dict[str, str]]:
@@ -280,7 +280,7 @@ def test_a_folder_of_a_hundred_of_which_twenty_are_bad(trained: Trained, tmp_pat
     for row, name in enumerate(bad):
         path = tmp_path / "folder" / name
         path.write_bytes(spoil[row % 4](path.read_bytes()))
-    for out in (tmp_path / "clean", tmp_path / "anew"):  # over the clean run's journal, and without
+    for out in (tmp_path / "clean", tmp_path / "overwritten"):  # over the clean run's journal, and without
         rows = score(trained.run, tmp_path / "folder", out, exit_code=3)
         assert len(rows) == 100
         refused = {name: row for name, row in rows.items() if row["status"] == "refused"}
@@ -306,8 +306,8 @@ def test_a_damaged_journal_is_named(trained: Trained, tmp_path: Path) -> None:
 def test_anew_forgets_what_the_journal_has(trained: Trained, tmp_path: Path) -> None:
     arguments = ("score", trained.run, trained.data, "--out", tmp_path / "out")
     jobs.medtl(*arguments)
-    assert "(24 rows were there)" in jobs.medtl(*arguments).stdout
-    assert "rows were there" not in jobs.medtl(*arguments, "--anew").stdout
+    assert "(24 rows were already there)" in jobs.medtl(*arguments).stdout
+    assert "rows were already there" not in jobs.medtl(*arguments, "--overwrite").stdout
 
 
 def test_several_tables_say_the_same(trained: Trained, tmp_path: Path) -> None:
@@ -393,7 +393,7 @@ def test_a_precision_that_was_chosen_is_kept_and_told(trained: Trained, tmp_path
     assert jobs.medtl(*arguments).exit_code == 0
     told = json.loads((tmp_path / "out/scores.json").read_text())
     assert told["precision"] == told["precision_trial"]["chosen"] and told["precision_trial"]["reason"]
-    assert "(24 rows were there)" in jobs.medtl(*arguments).stdout
+    assert "(24 rows were already there)" in jobs.medtl(*arguments).stdout
     assert json.loads((tmp_path / "out/scores.json").read_text()) == told
 
 
@@ -409,13 +409,13 @@ def test_what_is_not_like_the_training_images_is_told(trained: Trained, tmp_path
     shutil.copy(trained.data / "images/000.png", folder / "like.png")
     jobs.write_png(folder / "unlike.png", 255 * (np.indices((24, 20)).sum(axis=0) % 2).astype(np.uint8))
     rows = score(trained.run, folder, tmp_path / "out")
-    assert rows["like.png"]["screening"] == "ok"
-    assert rows["unlike.png"]["screening"] == "far from the training images"
+    assert rows["like.png"]["ood"] == "ok"
+    assert rows["unlike.png"]["ood"] == "far from the training images"
     assert rows["unlike.png"]["p_lesion"], "it is scored all the same"
     result = jobs.medtl("score", trained.run, folder, "--out", tmp_path / "again", "--json")
-    assert {row["screening"] for row in json.loads(result.stdout)} == {"ok", "far from the training images"}
+    assert {row["ood"] for row in json.loads(result.stdout)} == {"ok", "far from the training images"}
     assert (
-        "1 not like the training images"
+        "1 out of distribution"
         in jobs.medtl("score", trained.run, folder, "--out", tmp_path / "third").stdout
     )
 
@@ -423,7 +423,7 @@ def test_what_is_not_like_the_training_images_is_told(trained: Trained, tmp_path
 def test_training_images_are_like_themselves(trained: Trained, trained_3d: Trained, tmp_path: Path) -> None:
     for place, run in (("flat", trained), ("deep", trained_3d)):
         rows = score(run.run, run.data, tmp_path / place)
-        verdicts = [row["screening"] for row in rows.values()]
+        verdicts = [row["ood"] for row in rows.values()]
         assert verdicts.count("ok") >= 0.9 * len(verdicts) and "" not in verdicts
 
 
@@ -432,24 +432,22 @@ def test_another_modality_that_is_let_in_is_told(trained_3d: Trained, tmp_path: 
     result = jobs.medtl("score", trained_3d.run, tmp_path / "in", "--out", tmp_path / "out", "--any-modality")
     assert result.exit_code == 0, result.output
     (row,) = jobs.read_rows(tmp_path / "out" / "scores.csv")
-    assert row["screening"] == "modality" and row["status"] == "scored"
+    assert row["ood"] == "modality" and row["status"] == "scored"
 
 
-def test_a_run_from_before_screening_scores_with_an_empty_column(
+def test_a_run_without_ood_limits_scores_with_an_empty_column(
     own_run: Path, trained: Trained, tmp_path: Path
 ) -> None:
     header = own_run / "checkpoints" / "best" / "checkpoint.json"
     content = json.loads(header.read_text())
-    del content["screening"], content["tensors"]["screening"]
+    del content["ood"], content["tensors"]["ood"]
     header.write_text(json.dumps(content))
     rows = score(own_run, trained.data, tmp_path / "out")
-    assert {row["screening"] for row in rows.values()} == {""}
+    assert {row["ood"] for row in rows.values()} == {""}
 
 
-def test_screening_tensors_that_were_altered_are_refused(
-    own_run: Path, trained: Trained, tmp_path: Path
-) -> None:
-    (kept,) = (own_run / "checkpoints" / "best").glob("screening-*.safetensors")
+def test_ood_tensors_that_were_altered_are_refused(own_run: Path, trained: Trained, tmp_path: Path) -> None:
+    (kept,) = (own_run / "checkpoints" / "best").glob("ood-*.safetensors")
     content = bytearray(kept.read_bytes())
     content[-1] ^= 1
     kept.write_bytes(content)
@@ -472,12 +470,12 @@ def test_onnx_runtime_scores_as_pytorch_does_and_the_journal_keeps_them_apart(
     out = tmp_path / "out"
     by_torch = score(trained.run, trained.data, out)
     for workers in (2, 1):
-        options = ("--engine", "onnx", "--workers", workers, "--anew")
+        options = ("--engine", "onnx", "--workers", workers, "--overwrite")
         result = jobs.medtl("score", trained.run, trained.data, "--out", out, *options)
-        assert result.exit_code == 0 and "(24 rows were there)" not in result.stdout
+        assert result.exit_code == 0 and "(24 rows were already there)" not in result.stdout
         written = (out / "scores.csv").read_bytes()
         rows = jobs.read_rows(out / "scores.csv")
-        assert {row["screening"] for row in rows} == {row["screening"] for row in by_torch.values()}
+        assert {row["ood"] for row in rows} == {row["ood"] for row in by_torch.values()}
         for row in rows:
             assert float(row["p_lesion"]) == pytest.approx(
                 float(by_torch[row["source"]]["p_lesion"]), abs=1e-4
@@ -492,7 +490,7 @@ def test_onnx_runtime_scores_as_pytorch_does_and_the_journal_keeps_them_apart(
             written.splitlines(keepends=True)[:2]
         )
     again = jobs.medtl("score", trained.run, trained.data, "--out", out)
-    assert "(24 rows were there)" in again.stdout
+    assert "(24 rows were already there)" in again.stdout
     assert {row["source"]: row for row in jobs.read_rows(out / "scores.csv")} == by_torch
 
 
@@ -512,7 +510,7 @@ def test_auto_takes_the_faster_engine_and_asks_once(
     facts = json.loads((tmp_path / "out/scores.json").read_text())
     assert facts["engine"] == facts["engine_trial"]["chosen"] == taken
     monkeypatch.setattr(engine, "_seconds", lambda _, graph, __: faster if graph is None else slower)
-    assert "(24 rows were there)" in jobs.medtl(*command).stdout
+    assert "(24 rows were already there)" in jobs.medtl(*command).stdout
     assert json.loads((tmp_path / "out/scores.json").read_text()) == facts
 
 

@@ -20,7 +20,7 @@ from tests.cli import jobs
 
 # On activations of the frozen prefix, then from the images.
 RECIPE = ("schedule.head_epochs=2", "fit.dropout=0", "fit.imbalance=class-weighted")
-LONG = (*RECIPE, "schedule.thawed_epochs=60", "schedule.patience=null")
+LONG = (*RECIPE, "schedule.unfrozen_epochs=60", "schedule.patience=null")
 
 
 @contextmanager

@@ -10,19 +10,13 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from medtl.cli import main
-from medtl.cli.tune import tune
 from medtl.core.stopping import StopSignal
 from tests.cli import jobs
 
 HEAD = ("schedule=linear-probe", "schedule.head_epochs=2")
-SPACE = "schedule.head_rate: {low: 1e-3, high: 1e-1, log: true}\nfit.imbalance: [none, class-weighted]\n"
-
-
-@pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the front door know the command, whatever else it knows."""
-    monkeypatch.setitem(main.commands, "tune", tune)
+SPACE = (
+    "schedule.head_learning_rate: {low: 1e-3, high: 1e-1, log: true}\nfit.imbalance: [none, class-weighted]\n"
+)
 
 
 @pytest.fixture
@@ -48,7 +42,7 @@ def test_a_search_prints_a_line_a_trial_the_best_and_a_warning(
     lines = [line.strip() for line in result.stderr.splitlines()]
     assert [line.split()[1] for line in lines if line.startswith("trial ")] == ["0", "1", "2"]
     assert all("auroc" in line and " s; " in line for line in lines if line.startswith("trial "))
-    assert "head_rate 0.003" in result.stderr and "the recipe itself" in result.stderr
+    assert "head_learning_rate 0.003" in result.stderr and "the recipe itself" in result.stderr
     assert "epoch" not in result.stderr
     assert "3 trials (3 complete)" in result.stdout and "optimistic" in result.stdout
     assert "trials a minute" in result.stdout and str(out / "best.yaml") in result.stdout
@@ -73,7 +67,7 @@ def test_json_is_one_document_and_the_same_command_goes_on(
     assert found["states"] == {"complete": 3} and found["metric"] == "auroc"
     values = [row["value"] for row in found["best"]]
     assert values == sorted(values, reverse=True) and len(values) == 3
-    assert found["best"][0]["values"].keys() == {"schedule.head_rate", "fit.imbalance"}
+    assert found["best"][0]["values"].keys() == {"schedule.head_learning_rate", "fit.imbalance"}
     assert (Path(found["best"][0]["run"]) / "checkpoints/best").is_dir()
     assert len(list(tmp_path.glob("study/trials/*/checkpoints"))) == 1
     assert found["median_seconds"]["trial"] > 0 and found["trials_a_minute"] > 0
@@ -100,7 +94,7 @@ def test_a_refused_input_gives_exit_code_3(space: Path, tmp_path: Path) -> None:
 def test_the_kept_space_can_be_given_again(studies: Path, tmp_path: Path) -> None:
     assert search(studies, tmp_path / "study", "--trials", "1").exit_code == 0
     space = tmp_path / "study/space.yaml"
-    assert "schedule.head_rate" in space.read_text()
+    assert "schedule.head_learning_rate" in space.read_text()
     again = search(studies, tmp_path / "study", "--trials", "2", "--space", space)
     assert again.exit_code == 0 and "2 trials" in again.stdout
 
@@ -124,7 +118,7 @@ def test_an_unknown_key_of_a_space_names_the_nearest(studies: Path, tmp_path: Pa
     space.write_text("schedule.head_rte: [1e-3, 1e-2]\n")
     result = search(studies, tmp_path / "study", "--space", space)
     assert jobs.fault(result) == "config-unknown"
-    assert "did you mean schedule.head_rate?" in result.stderr
+    assert "did you mean schedule.head_learning_rate?" in result.stderr
 
 
 def test_another_recipe_in_the_same_study_is_refused(studies: Path, space: Path, tmp_path: Path) -> None:
@@ -175,7 +169,7 @@ def test_a_search_that_is_stopped_goes_on_to_the_same_trials(
         1: "in trial 0, in stage head after",
         5: "after trial 0",
         7: "in trial 1, in stage head while",
-        11: "while the best trial was judged",
+        11: "while the best trial was evaluated",
     }
     for poll, place in places.items():
         study = tmp_path / f"stopped-{poll}"

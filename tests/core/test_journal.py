@@ -39,7 +39,7 @@ def test_a_unit_has_one_row(tmp_path: Path) -> None:
         assert journal.connection.execute("select count(*) from rows").fetchone() == (1,)
 
 
-def test_another_judge_sees_rows_of_its_own(tmp_path: Path) -> None:
+def test_another_model_sees_rows_of_its_own(tmp_path: Path) -> None:
     with open_journal(tmp_path) as journal:
         journal.open_for(FACTS)
         journal.record("a.png", entry())

@@ -17,7 +17,6 @@ import pytest
 from medtl.data.naming import source_name
 from medtl.errors import ReadError
 from medtl.imaging import nifti
-from medtl.imaging import nifti as nifti_stream
 from medtl.imaging.image import Image
 from medtl.imaging.reader import read_images, read_series, scan
 from tests.imaging.conftest import pattern, refusal
@@ -268,10 +267,11 @@ def test_one_volume_takes_the_memory_of_one_volume(
 def inflations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are inflated from here on."""
     seen: list[str] = []
+    whole = nifti.inflate
 
     def inflate(raw: Any, header: Any, path: Path) -> Any:
         seen.append(path.name)
-        return nifti_stream.inflate(raw, header, path)
+        return whole(raw, header, path)
 
     monkeypatch.setattr(nifti, "inflate", inflate)
     monkeypatch.setattr(nifti, "_last", None)

@@ -50,8 +50,3 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     heavy = "{'numpy', 'pydicom', 'nibabel', 'torch', 'PIL'} & set(sys.modules)"
     code = f"import sys, medtl.imaging; sys.exit(repr({heavy}) if {heavy} else 0)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-
-
-def test_the_package_has_no_other_lazy_names() -> None:
-    with pytest.raises(AttributeError):
-        _ = medtl.imaging.read_image  # type: ignore[attr-defined]

@@ -52,7 +52,7 @@ def judging_workers() -> list[int]:
             title = (place / "cmdline").read_bytes()
         except OSError:
             continue
-        if title.startswith(b"ray::_judge_there") and os.getpid() in ancestors(int(place.name)):
+        if title.startswith(b"ray::_predict_there") and os.getpid() in ancestors(int(place.name)):
             found.append(int(place.name))
     return found
 

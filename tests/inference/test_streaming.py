@@ -229,7 +229,7 @@ def test_the_mean_of_several_runs_is_that_of_their_probabilities(
     rows, _ = score(together, folder, tmp_path / "together")
     assert together.lead.header.thresholds == pytest.approx((0.4,))
     for first, second, row in zip(*apart, rows, strict=True):
-        assert row.status == first.status and row.held == ""
+        assert row.status == first.status and row.prediction_set == ""
         if row.status == "scored":
             mean = np.mean([first.probabilities, second.probabilities], axis=0)
             assert row.probabilities == pytest.approx(tuple(mean))
@@ -312,7 +312,7 @@ def test_bf16_is_taken_where_logits_agree_and_it_is_faster(
 ) -> None:
     timed = precision._timed
     monkeypatch.setattr(precision, "_has_bf16", lambda: True)
-    monkeypatch.setattr(precision, "TOLERANCE", tolerance)
+    monkeypatch.setattr(precision, "PRECISION_TOLERANCE", tolerance)
     monkeypatch.setattr(precision, "_timed", lambda m, x, kind: (timed(m, x, kind)[0], seconds[kind]))
     trial = precision.try_precision(make_ensemble([make_checkpoint()]), scan(folder).series[:4])
     assert trial.chosen == chosen and reason in trial.reason

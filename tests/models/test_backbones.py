@@ -170,7 +170,7 @@ def test_one_epoch_of_everything_trains_and_is_finite(make_fit, tmp_path, monkey
     entry = ENTRIES[name]
     monkeypatch.setitem(BACKBONES, name, entry)
     side = max(entry.sizes.smallest, 32)
-    schedule = ScheduleConfig(name="full", thawed_epochs=1, rate=1e-4)
+    schedule = ScheduleConfig(name="full", unfrozen_epochs=1, rate=1e-4)
     fit = make_fit(tmp_path / "run", schedule=schedule, backbone=name, size=(side, side))
     before = copy.deepcopy(fit.classifier.state_dict())
     fit.run(resume=False)

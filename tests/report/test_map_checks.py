@@ -1,6 +1,6 @@
 import pytest
 
-from medtl.explain.audit import WORDS
+from medtl.explain.audit import FAILED
 from medtl.report.formatting import MEASURES, words_of_audit
 
 
@@ -50,4 +50,4 @@ def test_undefined_numbers_and_empty_maps_are_said():
 
 
 def test_every_check_of_an_audit_has_words():
-    assert list(MEASURES) == list(WORDS)
+    assert list(MEASURES) == list(FAILED)

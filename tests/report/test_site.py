@@ -137,9 +137,9 @@ def test_worst_comes_first_and_pages_follow_that_order(tmp_path, finding, card):
     studies = [
         scored("sure", 0.97),
         scored("close", 0.55),
-        scored("undecided", 0.6, held=("normal", "opacity")),
+        scored("undecided", 0.6, prediction_set=("normal", "opacity")),
         scored("odd", 0.9, warning="it is nearly constant"),
-        scored("screened", 0.9, screening="far from the training images", held=("normal", "opacity")),
+        scored("screened", 0.9, ood="far from the training images", prediction_set=("normal", "opacity")),
         scored("wrong", 0.6, label="normal"),
         scored("wrong-and-sure", 0.99, label="normal"),
     ]
@@ -152,7 +152,7 @@ def test_worst_comes_first_and_pages_follow_that_order(tmp_path, finding, card):
         assert {f"../studies/{order[place + step]}.html" for step in (-1, 1)} <= set(links)
     assert "Study 2 of 7" in pages["studies/wrong.html"].words
     reasons = pages["index.html"].values("tr", "data-reasons")
-    assert reasons[:3] == ["differs", "differs", "screening undecided"] and reasons[-1] == "none"
+    assert reasons[:3] == ["differs", "differs", "ood undecided"] and reasons[-1] == "none"
 
 
 def test_given_order_wins_over_probability(tmp_path, finding, card):
@@ -257,8 +257,10 @@ def test_nothing_but_pages_and_their_pictures_is_left_behind(tmp_path, finding, 
 
 
 def test_prediction_set_is_told_in_words(tmp_path, finding, card):
-    both = finding("both", held=("normal", "opacity"))
-    write_report(tmp_path, [both, finding("one", held=("opacity",)), finding("none")], [], card(promised=0.9))
+    both = finding("both", prediction_set=("normal", "opacity"))
+    write_report(
+        tmp_path, [both, finding("one", prediction_set=("opacity",)), finding("none")], [], card(promised=0.9)
+    )
     pages = read_pages(tmp_path)
     assert "Cannot be excluded: normal or opacity." in pages["studies/both.html"].words
     assert "90% of new patients" in pages["studies/both.html"].words
@@ -273,12 +275,12 @@ def test_threshold_that_decides_is_said(tmp_path, finding, card):
         assert "opacity is answered from a probability of 0.65 up" in pages[name].words
 
 
-def test_screening_is_shown_where_there_is_a_verdict(tmp_path, finding, card):
+def test_the_ood_check_is_shown_where_there_is_a_verdict(tmp_path, finding, card):
     write_report(tmp_path, [finding("a")], [], card())
-    assert "Screening" not in read_pages(tmp_path)["index.html"].words
-    write_report(tmp_path, [finding("a", screening="ok"), finding("b", screening="modality")], [], card())
+    assert "Out of distribution" not in read_pages(tmp_path)["index.html"].words
+    write_report(tmp_path, [finding("a", ood="ok"), finding("b", ood="modality")], [], card())
     pages = read_pages(tmp_path)
-    assert "Screening" in pages["index.html"].words
+    assert "Out of distribution" in pages["index.html"].words
     assert "should not be relied on" in pages["studies/b.html"].words
     assert "should not be relied on" not in pages["studies/a.html"].words
 

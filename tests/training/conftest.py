@@ -19,7 +19,9 @@ from medtl.training.run_folder import RunFolder
 from medtl.training.schedule import ScheduleConfig, resolve_schedule
 from medtl.training.trainer import Fit, FitConfig, FitData
 
-SMALL = ScheduleConfig(name="gradual", head_epochs=2, thawed_epochs=4, steps=2, head_rate=0.05, rate=0.01)
+SMALL = ScheduleConfig(
+    name="gradual", head_epochs=2, unfrozen_epochs=4, steps=2, head_learning_rate=0.05, learning_rate=0.01
+)
 
 
 class SilentWatcher:

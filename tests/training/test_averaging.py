@@ -7,13 +7,13 @@ import torch
 
 from medtl.training.averaging import Average, estimate_batch_norm
 from medtl.training.distributed import World
-from medtl.training.schedule import Pace, Stage, thaw
+from medtl.training.schedule import Pace, Stage, unfreeze
 
 
 def prepare(classifier, epochs=4, per_epoch=2, groups=3, **knobs):
     """Thaw a classifier for a stage; return its average."""
-    stage = Stage(name="all", groups=groups, epochs=epochs, head_rate=1e-3, **knobs)
-    thaw(classifier, stage)
+    stage = Stage(name="all", groups=groups, epochs=epochs, head_learning_rate=1e-3, **knobs)
+    unfreeze(classifier, stage)
     return Average(classifier, Pace(stage, per_epoch))
 
 

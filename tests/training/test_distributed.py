@@ -17,7 +17,7 @@ from medtl.training.config import FitConfig, make_fabric
 from medtl.training.distributed import World, joined_world
 from medtl.training.imbalance import make_strategy
 from medtl.training.run_folder import RunFolder
-from medtl.training.schedule import Pace, ScheduleConfig, Stage, thaw
+from medtl.training.schedule import Pace, ScheduleConfig, Stage, unfreeze
 from medtl.training.step import Stepper, make_optimizer
 
 from .conftest import SMALL
@@ -42,8 +42,8 @@ def gradients(classifier, world, imbalance, accumulate):
         targets = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (7, 3)).astype(float))
         targets[:3, 0] = float("nan")
     config = FitConfig(device="cpu", gradient_clip=None, imbalance=imbalance, batch_size=7)
-    stage = Stage(name="stage", groups=2, epochs=1, head_rate=0.1)
-    thaw(classifier, stage)
+    stage = Stage(name="stage", groups=2, epochs=1, head_learning_rate=0.1)
+    unfreeze(classifier, stage)
     classifier.train()
     fabric = make_fabric(config, world)
     world.connect(fabric.device)
@@ -158,7 +158,9 @@ def test_two_processes_train_what_one_does(train, tmp_path, config):
 
 def test_batches_of_one_are_shared_and_none_is_empty(make_fit, tmp_path):
     """Three processes share 8 validation samples, and 16 of training, in batches of one."""
-    schedule = ScheduleConfig(name="full", thawed_epochs=2, batch_norm="follow", average="swa", rate=0.001)
+    schedule = ScheduleConfig(
+        name="full", unfrozen_epochs=2, batch_norm="follow", average="swa", learning_rate=0.001
+    )
 
     def member(world):
         batch = {"batch_size": 1, "accumulate": 4, "cache_gb": 0}
@@ -183,7 +185,7 @@ def test_batches_of_one_are_shared_and_none_is_empty(make_fit, tmp_path):
 @pytest.mark.parametrize("average", ["ema", "swa"])
 def test_statistics_and_averages_are_the_same_everywhere(train, average):
     """Each process sees batch statistics of its own parts; what is kept of them is their mean."""
-    schedule = ScheduleConfig(name="full", thawed_epochs=3, batch_norm="follow", average=average)
+    schedule = ScheduleConfig(name="full", unfrozen_epochs=3, batch_norm="follow", average=average)
     first, second = train("run", schedule=schedule)
     assert first[0] == second[0]
     moved = first[2]["backbone.groups.stem.1.running_mean"]
@@ -205,7 +207,7 @@ def test_a_stop_that_one_process_hears_ends_all_at_the_same_step_and_the_run_goe
 @pytest.mark.parametrize("late", [0, 1])
 def test_an_epoch_is_saved_within_by_all_or_none_whoever_finds_that_it_is_time(make_fit, tmp_path, late):
     """The clocks of two processes differ: one always finds that it is time to save, the other never."""
-    schedule = ScheduleConfig(name="full", thawed_epochs=2, batch_norm="follow", average="ema")
+    schedule = ScheduleConfig(name="full", unfrozen_epochs=2, batch_norm="follow", average="ema")
 
     def member(world):
         minutes = 1e-9 if world.rank == late else None
@@ -249,7 +251,7 @@ def test_the_fault_of_one_process_is_told_once_and_ends_all():
 
     first, second = in_world(member)
     assert second.startswith("TrainingError: [out-of-memory]")
-    assert first.startswith("AlreadyToldError")
+    assert first.startswith("AlreadyReportedError")
 
 
 def test_a_process_that_is_killed_ends_the_other_one_in_a_line():
@@ -272,7 +274,7 @@ def test_whoever_waits_for_the_leader_ends_with_it():
 
     first, second, third = in_world(member, size=3)
     assert first.startswith("TrainingError: [run-exists]")
-    assert second.startswith("AlreadyToldError") and third.startswith("AlreadyToldError")
+    assert second.startswith("AlreadyReportedError") and third.startswith("AlreadyReportedError")
 
 
 @pytest.mark.parametrize("error", [StoppedError("interrupted", "stopped"), KeyboardInterrupt()])
@@ -283,7 +285,7 @@ def test_of_a_stop_the_leader_speaks_however_long_it_takes_to_save(error):
         raise error
 
     first, second = in_world(member)
-    assert first.startswith(type(error).__name__) and second.startswith("AlreadyToldError")
+    assert first.startswith(type(error).__name__) and second.startswith("AlreadyReportedError")
 
 
 def test_parts_are_every_sample_once_and_differ_by_one_at_most():

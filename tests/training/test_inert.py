@@ -14,7 +14,7 @@ from medtl.models.classifier import Classifier
 from medtl.training.config import FitConfig, make_fabric
 from medtl.training.distributed import World
 from medtl.training.imbalance import NoCorrection
-from medtl.training.schedule import Pace, ScheduleConfig, entry_step, resolve_schedule, thaw
+from medtl.training.schedule import Pace, ScheduleConfig, entry_step, resolve_schedule, unfreeze
 from medtl.training.step import Stepper, anchors_of, make_optimizer
 from tests.models.test_backbones import ENTRIES, images
 
@@ -29,8 +29,8 @@ SMALL = {
 }
 
 # Everything that moves weights: moments, decay, pull, averages of statistics.
-KNOBS = {"batch_norm": "follow", "l2_sp": 0.1, "rate": 1e-3, "head_rate": 1e-2}
-STAGES = {"gradual": {"steps": 3, "thawed_epochs": 3}, "head-then-all": {}}
+KNOBS = {"batch_norm": "follow", "l2_sp": 0.1, "learning_rate": 1e-3, "head_learning_rate": 1e-2}
+STAGES = {"gradual": {"steps": 3, "unfrozen_epochs": 3}, "head-then-all": {}}
 
 
 CASES = [
@@ -51,7 +51,7 @@ def test_what_a_stage_freezes_keeps_its_bytes_and_its_output(name, schedule):
     stages = resolve_schedule(ScheduleConfig(name=schedule, **STAGES[schedule], **KNOBS), len(groups))
     anchors, x = anchors_of(classifier, stages), images(entry)
     for stage in stages:
-        thaw(classifier, stage)
+        unfreeze(classifier, stage)
         frozen = {name: classifier.backbone.groups[name] for name in groups[: len(groups) - stage.groups]}
         before = {name: fingerprint(group) for name, group in frozen.items()}
         moving = {name: fingerprint(group) for name, group in classifier.backbone.groups.items()} | {

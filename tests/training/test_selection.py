@@ -38,7 +38,7 @@ def test_an_undefined_auroc_is_below_every_other():
 def test_small_steps_count_once_they_add_up():
     """Each epoch is the best, and patience is reset when they have come by more than min_delta in all."""
     positions = follow([(0.5, 0.80), (0.5, 0.84), (0.5, 0.88), (0.5, 0.92)], min_delta=0.1)
-    assert [position.waited for position in positions[1:]] == [0, 1, 2, 0]
+    assert [position.epochs_without_improvement for position in positions[1:]] == [0, 1, 2, 0]
     assert [position.best[0] for position in positions[1:]] == [0.80, 0.84, 0.88, 0.92]
 
 
@@ -52,4 +52,9 @@ def test_what_belongs_to_an_epoch_ends_with_it():
 @pytest.mark.parametrize("select", ["auroc", "loss"])
 def test_patience_counts_epochs_that_are_no_better(select):
     epochs = [(0.5, 0.9), (0.6, 0.8), (0.7, 0.7), (0.4, 0.95)]
-    assert [position.waited for position in follow(epochs, select=select)[1:]] == [0, 1, 2, 0]
+    assert [position.epochs_without_improvement for position in follow(epochs, select=select)[1:]] == [
+        0,
+        1,
+        2,
+        0,
+    ]

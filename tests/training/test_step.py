@@ -12,7 +12,7 @@ from medtl.training.checkpoint import model_tensors
 from medtl.training.config import FitConfig, make_fabric
 from medtl.training.distributed import World
 from medtl.training.imbalance import make_strategy
-from medtl.training.schedule import Pace, Stage, entry_step, thaw
+from medtl.training.schedule import Pace, Stage, entry_step, unfreeze
 from medtl.training.step import LossSum, Stepper, anchors_of, make_optimizer
 
 BINARY = Task("binary", ("normal", "lesion"))
@@ -20,13 +20,15 @@ MULTILABEL = Task("multilabel", ("a", "b", "c"))
 
 
 def make_stage(groups=3, **knobs):
-    return Stage(**{"name": "stage", "groups": groups, "epochs": 2, "head_rate": 0.1, "warmup": 0, **knobs})
+    return Stage(
+        **{"name": "stage", "groups": groups, "epochs": 2, "head_learning_rate": 0.1, "warmup": 0, **knobs}
+    )
 
 
 def make_stepper(classifier, stage, *, targets=None, start=0, optimizer=None, anchors=None, **config):
     """Return a stepper on the processor for a stage of two steps an epoch."""
     config = FitConfig(device="cpu", gradient_clip=None, **config)
-    thaw(classifier, stage)
+    unfreeze(classifier, stage)
     classifier.train()
     fabric = make_fabric(config, World())
     targets = np.array([0, 1]) if targets is None else targets
@@ -117,7 +119,7 @@ def test_the_loss_of_a_mixture_is_mixed_alike(make_classifier, task):
     stepper = make_stepper(classifier, stage, targets=targets.numpy(), mixup=1.0)
     loss = stepper.step([(images(), targets)], 7, 0).loss.item()
 
-    thaw(before, stage)
+    unfreeze(before, stage)
     mixed = make_stepper(before, stage, targets=targets.numpy(), mixup=1.0)._mix(images(), (7,))
     logits = before(mixed.x, before.head_step)
     own, other = (stepper.strategy.loss(logits, t).item() for t in (targets, targets[mixed.partners]))
@@ -147,7 +149,7 @@ def still(classifier, stage, **options):
 
 def test_l2_sp_draws_thawed_groups_to_where_the_run_began_and_the_head_to_zero(make_classifier):
     classifier = make_classifier()
-    stage = make_stage(2, l2_sp=0.5, weight_decay=0.1, rate=0.01)
+    stage = make_stage(2, l2_sp=0.5, weight_decay=0.1, learning_rate=0.01)
     anchors = anchors_of(classifier, [stage])
     began = {name: p.detach().clone() for name, p in classifier.named_parameters()}
     with torch.no_grad():
@@ -165,7 +167,7 @@ def test_l2_sp_draws_thawed_groups_to_where_the_run_began_and_the_head_to_zero(m
 
 
 def test_without_l2_sp_thawed_weights_decay_to_zero_and_nothing_is_copied(make_classifier):
-    classifier, stage = make_classifier(), make_stage(3, weight_decay=0.1, rate=0.01)
+    classifier, stage = make_classifier(), make_stage(3, weight_decay=0.1, learning_rate=0.01)
     assert anchors_of(classifier, [stage]) == {}
     before, after = still(classifier, stage)
     name = "backbone.groups.top.0.weight"
@@ -193,14 +195,14 @@ def test_kept_moments_are_those_of_what_was_trained_before(make_classifier):
 
 def test_rates_follow_the_pace_and_new_groups_lag(make_classifier):
     classifier = make_classifier()
-    stage = make_stage(2, epochs=5, warmup_new=0.5, rate=0.1)
+    stage = make_stage(2, epochs=5, warmup_new_groups=0.5, learning_rate=0.1)
     optimizer = make_optimizer(classifier, stage, make_stage(1))
     stepper = make_stepper(classifier, stage, optimizer=optimizer)
     stepper.step([(images(), labels(BINARY))], 0, 1)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     top = rates[id(classifier.backbone.groups["top"][0].weight)]
     middle = rates[id(classifier.backbone.groups["middle"][0].weight)]
-    assert top == pytest.approx(0.1 * stepper.pace.rate_factor(1))
+    assert top == pytest.approx(0.1 * stepper.pace.learning_rate_factor(1))
     assert middle == pytest.approx(top * 2 / 5), "the second of five steps of warming up"
 
 

@@ -45,7 +45,7 @@ class KillingWatcher(SilentWatcher):
 
 @pytest.mark.parametrize(("backbone", "size"), [("tiny", (32, 32)), ("tiny3d", (8, 16, 16))])
 def test_a_visible_difference_is_learned_in_2d_and_3d(make_fit, tmp_path, backbone, size):
-    schedule = SMALL.model_copy(update={"thawed_epochs": 16})
+    schedule = SMALL.model_copy(update={"unfrozen_epochs": 16})
     fit = make_fit(tmp_path / "run", schedule=schedule, backbone=backbone, size=size)
     fit.run(resume=False)
     assert fit.history[-1]["train_loss"] < fit.history[0]["train_loss"]
@@ -70,12 +70,12 @@ def test_a_killed_run_ends_in_the_same_bits_when_resumed(make_fit, tmp_path, mon
 # What a run may carry from step to step beside its weights, each with a schedule that uses it.
 CARRIED = {
     "plain": {},
-    "kept moments": {"optimizer_state": "keep", "warmup_new": 0.3},
+    "kept moments": {"optimizer_state": "keep", "warmup_new_groups": 0.3},
     "ema": {"average": "ema", "ema_decay": 0.8, "batch_norm": "follow"},
     "swa": {"average": "swa", "swa_share": 0.7, "batch_norm": "follow"},
     "l2-sp": {"l2_sp": 0.5},
     "last weights go on": {"restore_best": False, "average": "ema", "optimizer_state": "keep"},
-    "step budgets": {"head_steps": 3, "thawed_steps": 7},
+    "step budgets": {"head_steps": 3, "unfrozen_steps": 7},
     "plateau": {"patience": 1, "min_delta": 0.05},
 }
 MIXED = {
@@ -135,7 +135,7 @@ def test_so_does_one_whose_steps_are_accumulated_or_mixed(make_fit, tmp_path, mi
 
 def test_so_does_one_with_everything_at_once_and_loader_workers(make_fit, tmp_path):
     everything = {"optimizer_state": "keep", "average": "swa", "batch_norm": "follow", "l2_sp": 0.1}
-    schedule = SMALL.model_copy(update={**everything, "thawed_epochs": 2, "views": 2})
+    schedule = SMALL.model_copy(update={**everything, "unfrozen_epochs": 2, "views": 2})
     config = {"workers": 2, "accumulate": 2, "mixup": 1.0, "cache_gb": 0}
     assert_same_run(make_fit, tmp_path, (6, 7), schedule, config)
 
@@ -238,7 +238,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_epoch(make_fit, tmp_
 
 def test_patience_ends_a_stage_early(make_fit, tmp_path):
     schedule = SMALL.model_copy(
-        update={"head_epochs": 30, "patience": 2, "name": "linear-probe", "head_rate": 1e-9}
+        update={"head_epochs": 30, "patience": 2, "name": "linear-probe", "head_learning_rate": 1e-9}
     )
     watcher = SilentWatcher()
     make_fit(tmp_path / "run", schedule=schedule, watcher=watcher).run(resume=False)
@@ -265,8 +265,8 @@ def test_the_next_stage_begins_from_the_best_weights_or_from_the_last(make_fit, 
     begun = {}
     for restore in (True, False):
         stages = (
-            Stage(name="wild", groups=0, epochs=3, head_rate=5.0, restore_best=restore),
-            Stage(name="still", groups=0, epochs=1, head_rate=1e-12, warmup=0),
+            Stage(name="wild", groups=0, epochs=3, head_learning_rate=5.0, restore_best=restore),
+            Stage(name="still", groups=0, epochs=1, head_learning_rate=1e-12, warmup=0),
         )
         root = tmp_path / str(restore)
         fit = make_fit(root, schedule=ScheduleConfig(stages=stages), gradient_clip=None, select="loss")
@@ -290,7 +290,7 @@ def test_the_next_stage_begins_from_the_best_weights_or_from_the_last(make_fit, 
 
 def test_what_is_validated_and_kept_is_the_average(make_fit, tmp_path):
     """best holds the average, last the weights that are trained, and both score as history says."""
-    update = {"name": "full", "thawed_epochs": 3, "average": "ema", "ema_decay": 0.9}
+    update = {"name": "full", "unfrozen_epochs": 3, "average": "ema", "ema_decay": 0.9}
     fit = make_fit(tmp_path / "run", schedule=SMALL.model_copy(update=update))
     fit.run(resume=False)
     run = RunFolder(tmp_path / "run")
@@ -309,7 +309,13 @@ def test_what_is_validated_and_kept_is_the_average(make_fit, tmp_path):
 
 def test_swa_scores_with_statistics_of_the_averaged_network(make_fit, tmp_path):
     """They equal those of torch's own update_bn over the training images."""
-    update = {"name": "full", "thawed_epochs": 4, "average": "swa", "swa_share": 1.0, "batch_norm": "follow"}
+    update = {
+        "name": "full",
+        "unfrozen_epochs": 4,
+        "average": "swa",
+        "swa_share": 1.0,
+        "batch_norm": "follow",
+    }
     fit = make_fit(tmp_path / "run", schedule=SMALL.model_copy(update=update), dropout=0.0)
     for module in fit.classifier.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -353,7 +359,7 @@ def test_every_imbalance_strategy_trains(make_fit, tmp_path, imbalance):
 
 @pytest.mark.parametrize("name", ["linear-probe", "head-then-all", "gradual", "full", "scratch"])
 def test_every_schedule_trains(make_fit, tmp_path, name):
-    schedule = ScheduleConfig(name=name, head_epochs=1, thawed_epochs=2)
+    schedule = ScheduleConfig(name=name, head_epochs=1, unfrozen_epochs=2)
     fit = make_fit(tmp_path / "run", schedule=schedule)
     fit.run(resume=False)
     assert load_checkpoint(tmp_path / "run").header.schedule == fit.stages
@@ -402,7 +408,7 @@ def make_gpu_fit(make_fit):
 
 @pytest.mark.cuda
 def test_a_gpu_trains_to_what_a_processor_does(make_fit, make_gpu_fit, tmp_path):
-    schedule = SMALL.model_copy(update={"head_epochs": 1, "thawed_epochs": 2})
+    schedule = SMALL.model_copy(update={"head_epochs": 1, "unfrozen_epochs": 2})
     here, there = make_fit(tmp_path / "cpu", schedule), make_gpu_fit(tmp_path / "cuda", schedule)
     for fit in (here, there):
         fit.run(resume=False)

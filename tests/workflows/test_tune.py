@@ -33,9 +33,12 @@ from medtl.workflows.tune import Trainer, TuneOutcome, tune
 from tests.cli import jobs
 
 HEAD = ("schedule=linear-probe", "schedule.head_epochs=2")
-RATES = "schedule.head_rate: {low: 1e-3, high: 1e-1, log: true}\nschedule.weight_decay: [0.0, 0.01, 0.1]\n"
+RATES = (
+    "schedule.head_learning_rate: {low: 1e-3, high: 1e-1, log: true}\n"
+    "schedule.weight_decay: [0.0, 0.01, 0.1]\n"
+)
 # Nothing is learned at the second rate.
-GOOD_OR_IDLE = "schedule.rate: [1e-2, 1e-12]\nschedule.weight_decay: {low: 0.0, high: 0.1}\n"
+GOOD_OR_IDLE = "schedule.learning_rate: [1e-2, 1e-12]\nschedule.weight_decay: {low: 0.0, high: 0.1}\n"
 
 
 class Quiet:
@@ -131,7 +134,7 @@ def quick_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a trial's run take no time: its metrics are a function of its rate, 1e-2 being the best."""
 
     def train(trainer: Trainer, out: Path, config: RunConfig, watcher: Any, screens: Any) -> Any:
-        value = 0.9 - 0.1 * abs(math.log10(config.schedule.rate / 1e-2))
+        value = 0.9 - 0.1 * abs(math.log10(config.schedule.learning_rate / 1e-2))
         scores = {"auroc": Interval(value, value - 0.1, value + 0.1), "brier": Interval(1 - value, 0.0, 1.0)}
         return SimpleNamespace(evaluation=SimpleNamespace(metrics=scores), refusals=())
 
@@ -148,35 +151,35 @@ def facts(outcome: TuneOutcome) -> list[tuple[object, ...]]:
 
 def test_a_space_is_read_as_ranges_and_choices(space_file: Callable[[str], Path]) -> None:
     text = (
-        "schedule.rate: {low: 1e-5, high: 1e-2, log: true}\n"
-        "schedule.thaw: [1, 2, null]\n"
+        "schedule.learning_rate: {low: 1e-5, high: 1e-2, log: true}\n"
+        "schedule.unfreeze: [1, 2, null]\n"
         "schedule.head_epochs: {low: 2, high: 6, step: 2}\n"
     )
-    rate, thaw, epochs = load_space(space_file(text), recipe("schedule.thawed_epochs=2"))
-    assert (rate.key, rate.values) == ("schedule.rate", Range(low=1e-5, high=1e-2, log=True))
+    rate, thaw, epochs = load_space(space_file(text), recipe("schedule.unfrozen_epochs=2"))
+    assert (rate.key, rate.values) == ("schedule.learning_rate", Range(low=1e-5, high=1e-2, log=True))
     assert thaw.values == (1, 2, None)
     assert epochs.whole and epochs.extremes == (2, 6) and not rate.whole
 
 
 def test_suggested_values_lie_in_their_dimension(space_file: Callable[[str], Path]) -> None:
     text = (
-        "schedule.rate: {low: 1e-5, high: 1e-2, log: true}\nschedule.thaw: [1, 2, null]\n"
+        "schedule.learning_rate: {low: 1e-5, high: 1e-2, log: true}\nschedule.thaw: [1, 2, null]\n"
         "schedule.head_epochs: {low: 2, high: 6, step: 2}\n"
         "augmentation.gamma: {low: 0, high: 0.4, step: 0.2}\n"
     )
     space = load_space(space_file(text), recipe())
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     drawn = [{d.key: d.suggest(trial) for d in space} for trial in (study.ask() for _ in range(40))]
-    assert {values["schedule.thaw"] for values in drawn} == {1, 2, None}
+    assert {values["schedule.unfreeze"] for values in drawn} == {1, 2, None}
     assert {values["schedule.head_epochs"] for values in drawn} == {2, 4, 6}
     assert {values["augmentation.gamma"] for values in drawn} == {0.0, 0.2, 0.4}
-    rates = [values["schedule.rate"] for values in drawn]
+    rates = [values["schedule.learning_rate"] for values in drawn]
     assert all(1e-5 <= rate <= 1e-2 for rate in rates)
     assert sum(rate < 1e-3 for rate in rates) > 20  # evenly in the logarithm: two thirds
 
 
 def test_choices_may_be_lists(space_file: Callable[[str], Path]) -> None:
-    one, other = (f"[{{name: {name}, groups: 0, epochs: 1, head_rate: 1e-3}}]" for name in "ab")
+    one, other = (f"[{{name: {name}, groups: 0, epochs: 1, head_learning_rate: 1e-3}}]" for name in "ab")
     (stages_of,) = load_space(space_file(f"schedule.stages: [{one}, {other}]\n"), recipe())
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     names = {stages_of.suggest(study.ask())[0]["name"] for _ in range(20)}
@@ -186,33 +189,37 @@ def test_choices_may_be_lists(space_file: Callable[[str], Path]) -> None:
 @pytest.mark.parametrize(
     ("text", "code", "said"),
     [
-        ("schedule.rat: [1e-3, 1e-2]", "config-unknown", "did you mean schedule.rate?"),
+        ("schedule.learning_rat: [1e-3, 1e-2]", "config-unknown", "did you mean schedule.learning_rate?"),
         ("shedule.rate: [1e-3, 1e-2]", "config-unknown", "did you mean schedule?"),
-        ("schedule.rate.low: 1", "config-value", "schedule.rate"),
+        ("schedule.learning_rate.low: 1", "config-value", "schedule.learning_rate"),
         ("schedule: {rate: [1e-3, 1e-2]}", "config-value", "schedule is a section"),
-        ("schedule.rate: {low: 1e-2, high: 1e-3}", "config-value", "low 0.01 is not below high 0.001"),
-        ("schedule.rate: {low: 1e-3, high: 1e-3}", "config-value", "not below"),
-        ("schedule.rate: {low: 0, high: 1e-3, log: true}", "config-value", "log needs low above 0"),
-        ("schedule.rate: {low: 1e-3, high: 1e-2, log: true, step: 1e-3}", "config-value", "no step"),
-        ("schedule.rate: {low: 1e-3, hihg: 1e-2}", "config-value", "schedule.rate"),
-        ("schedule.rate: {low: 1e-3, high: .inf}", "config-value", "schedule.rate.high"),
-        ("schedule.rate: {low: .nan, high: 1}", "config-value", "schedule.rate.low"),
-        ("schedule.rate: {low: -1, high: 1e-2}", "config-value", "schedule.rate"),
-        ("schedule.rate: 1e-3", "config-value", "write [value, value]"),
-        ("schedule.rate: []", "config-value", "no two values"),
-        ("schedule.rate: [1e-3]", "config-value", "no two values"),
-        ("schedule.rate: [1e-3, 1e-3]", "config-value", "twice"),
-        ("schedule.rate: [1e-3, fast]", "config-value", "schedule.rate"),
-        ("schedule.rate: [1e-3, '${oc.env:HOME}']", "config-value", "schedule.rate"),
-        ("schedule.thaw: {low: 1, high: 2.5}", "config-value", "whole numbers"),
+        (
+            "schedule.learning_rate: {low: 1e-2, high: 1e-3}",
+            "config-value",
+            "low 0.01 is not below high 0.001",
+        ),
+        ("schedule.learning_rate: {low: 1e-3, high: 1e-3}", "config-value", "not below"),
+        ("schedule.learning_rate: {low: 0, high: 1e-3, log: true}", "config-value", "log needs low above 0"),
+        ("schedule.learning_rate: {low: 1e-3, high: 1e-2, log: true, step: 1e-3}", "config-value", "no step"),
+        ("schedule.learning_rate: {low: 1e-3, hihg: 1e-2}", "config-value", "schedule.learning_rate"),
+        ("schedule.learning_rate: {low: 1e-3, high: .inf}", "config-value", "schedule.learning_rate.high"),
+        ("schedule.learning_rate: {low: .nan, high: 1}", "config-value", "schedule.learning_rate.low"),
+        ("schedule.learning_rate: {low: -1, high: 1e-2}", "config-value", "schedule.learning_rate"),
+        ("schedule.learning_rate: 1e-3", "config-value", "write [value, value]"),
+        ("schedule.learning_rate: []", "config-value", "no two values"),
+        ("schedule.learning_rate: [1e-3]", "config-value", "no two values"),
+        ("schedule.learning_rate: [1e-3, 1e-3]", "config-value", "twice"),
+        ("schedule.learning_rate: [1e-3, fast]", "config-value", "schedule.learning_rate"),
+        ("schedule.learning_rate: [1e-3, '${oc.env:HOME}']", "config-value", "schedule.learning_rate"),
+        ("schedule.unfreeze: {low: 1, high: 2.5}", "config-value", "whole numbers"),
         ("fit.imbalance: [none, nothing]", "config-value", "fit.imbalance"),
         ("backbone.name: [tiny, tinny]", "config-value", "did you mean tiny?"),
         ("split.val: [0.2, 0.3]", "config-value", "the same in all trials"),
         ("fit.seed: [0, 1]", "config-value", "the same in all trials"),
         ("modality: [xray, mri]", "config-value", "the same in all trials"),
         ("preprocessing.size: [[32, 32], [64, 64]]", "config-value", "the same in all trials"),
-        ("schedule.rate: [1e-3, 1e-2", "config-value", "is not YAML"),
-        ("- schedule.rate", "config-value", "mapping of keys"),
+        ("schedule.learning_rate: [1e-3, 1e-2", "config-value", "is not YAML"),
+        ("- schedule.learning_rate", "config-value", "mapping of keys"),
         ("", "config-value", "mapping of keys"),
         ("1: [2, 3]", "config-unknown", "no key 1"),
     ],
@@ -234,12 +241,12 @@ def test_a_space_that_is_not_there_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("schedule", "text"),
     [
-        ("linear-probe", "schedule.rate: [1e-3, 1e-2]"),
-        ("linear-probe", "schedule.decay: [0.5, 0.9]"),
+        ("linear-probe", "schedule.learning_rate: [1e-3, 1e-2]"),
+        ("linear-probe", "schedule.layer_decay: [0.5, 0.9]"),
         ("linear-probe", "augmentation.gamma: [0.0, 0.2]"),
-        ("head-then-all", "schedule.thaw: [1, 2]"),
-        ("full", "schedule.head_rate: [1e-3, 1e-2]"),
-        ("gradual", "schedule.thaw: [3, 4, 5]"),
+        ("head-then-all", "schedule.unfreeze: [1, 2]"),
+        ("full", "schedule.head_learning_rate: [1e-3, 1e-2]"),
+        ("gradual", "schedule.unfreeze: [3, 4, 5]"),
     ],
 )
 def test_a_key_that_changes_nothing_is_refused(
@@ -252,7 +259,7 @@ def test_a_key_that_changes_nothing_is_refused(
 @pytest.mark.parametrize(
     "text",
     [
-        "schedule.rate: [1e-3, 1e-2]\nschedule.name: [linear-probe, full]",
+        "schedule.learning_rate: [1e-3, 1e-2]\nschedule.name: [linear-probe, full]",
         "augmentation.gamma: [0.0, 0.2]\nschedule.views: [1, 2]",
     ],
 )
@@ -275,8 +282,8 @@ def test_the_default_space_is_one_that_can_be_given_and_holds_the_recipe(
         assert dimension.holds(plain[section][key]), dimension.key
     keys = {dimension.key for dimension in space}
     assert {"schedule.weight_decay", "fit.imbalance"} <= keys
-    assert ("schedule.thaw" in keys) == (schedule == "gradual")
-    assert ("schedule.rate" in keys) == (schedule != "linear-probe")
+    assert ("schedule.unfreeze" in keys) == (schedule == "gradual")
+    assert ("schedule.learning_rate" in keys) == (schedule != "linear-probe")
     assert ("augmentation.gamma" in keys) == (schedule != "linear-probe")
 
 
@@ -297,10 +304,13 @@ def test_a_search_leaves_runs_a_table_and_the_best_recipe(
     assert [row["trial"] for row in rows] == ["0", "1", "2", "3"]
     for row in outcome.rows:
         assert row.score is not None and float(rows[row.number]["auroc"]) == row.score.value
-        assert float(rows[row.number]["schedule.head_rate"]) == row.values["schedule.head_rate"]
+        assert (
+            float(rows[row.number]["schedule.head_learning_rate"])
+            == row.values["schedule.head_learning_rate"]
+        )
         run = RunFolder(tmp_path / f"study/trials/{row.number:04d}")
         kept = yaml.safe_load(run.config.read_text())
-        assert kept["schedule"]["head_rate"] == row.values["schedule.head_rate"]
+        assert kept["schedule"]["head_learning_rate"] == row.values["schedule.head_learning_rate"]
         assert json.loads(run.metrics.read_text())["split"]["val"]["auroc"]["value"] == row.score.value
     scores = [row.score.value for row in outcome.best if row.score]
     assert scores == sorted(scores, reverse=True) and len(scores) == 4
@@ -330,7 +340,7 @@ class Recorder(Quiet):
 def test_the_first_trial_is_the_recipe_itself(search: Callable[..., TuneOutcome]) -> None:
     outcome = search(trials=2)
     assert [row.recipe for row in outcome.rows] == [True, False]
-    assert outcome.rows[0].values == {"schedule.head_rate": 3e-3, "schedule.weight_decay": 0.01}
+    assert outcome.rows[0].values == {"schedule.head_learning_rate": 3e-3, "schedule.weight_decay": 0.01}
 
 
 def test_only_the_best_keep_their_checkpoints(search: Callable[..., TuneOutcome], tmp_path: Path) -> None:
@@ -348,13 +358,13 @@ def test_only_trials_that_may_be_kept_learn_to_screen(
 ) -> None:
     """The pass over the training images is of use to who scores with a trial, which needs its checkpoint."""
     fitted: list[str] = []
-    real = judging._fit_screening
+    real = judging._fit_ood
 
     def fit(checkpoint: Any, fit: Any, *more: Any) -> Any:
         fitted.append(fit.run_folder.root.name)
         return real(checkpoint, fit, *more)
 
-    monkeypatch.setattr(judging, "_fit_screening", fit)
+    monkeypatch.setattr(judging, "_fit_ood", fit)
     outcome = search(keep=1, trials=5)
     best = -math.inf
     expected = []
@@ -365,7 +375,7 @@ def test_only_trials_that_may_be_kept_learn_to_screen(
         best = max(best, row.score.value)
     assert fitted == expected and len(fitted) < 5, "otherwise the test says nothing"
     winner = load_checkpoint(tmp_path / f"study/trials/{outcome.best[0].number:04d}")
-    assert winner.header.screening is not None and winner.screening
+    assert winner.header.ood is not None and winner.ood
 
 
 def test_more_trials_go_on_and_repeat_none(
@@ -406,14 +416,16 @@ def test_a_search_that_models_earlier_trials_goes_on_as_if_unbroken(
     search: Callable[..., TuneOutcome], quick_training: None
 ) -> None:
     """From the eleventh trial on the sampler models what came before, which lies in the database alone."""
-    space = "schedule.rate: {low: 1e-6, high: 1e-1, log: true}\nschedule.decay: {low: 0.5, high: 1.0}\n"
+    space = (
+        "schedule.learning_rate: {low: 1e-6, high: 1e-1, log: true}\nschedule.decay: {low: 0.5, high: 1.0}\n"
+    )
     whole = search("whole", "schedule=full", space=space, trials=24)
     for trials in (4, 15, 24):
         parts = search("study", "schedule=full", space=space, trials=trials)
     assert facts(parts) == facts(whole)
-    rates = [abs(math.log10(row.values["schedule.rate"] / 1e-2)) for row in whole.rows]
+    rates = [abs(math.log10(row.values["schedule.learning_rate"] / 1e-2)) for row in whole.rows]
     assert sum(rates[14:]) < sum(rates[:10])  # what was learned helps
-    assert whole.importances["schedule.rate"] > whole.importances["schedule.decay"]
+    assert whole.importances["schedule.learning_rate"] > whole.importances["schedule.layer_decay"]
 
 
 def run_search(data: Path, out: Path, config: RunConfig, space: Path, trials: int) -> None:
@@ -482,11 +494,11 @@ def test_a_trial_of_a_living_process_is_left_alone(
 def test_a_hopeless_trial_is_pruned_and_its_run_ends_clean(
     search: Callable[..., TuneOutcome], tmp_path: Path
 ) -> None:
-    overrides = ("schedule=full", "schedule.thawed_epochs=4", "schedule.batch_norm=follow")
+    overrides = ("schedule=full", "schedule.unfrozen_epochs=4", "schedule.batch_norm=follow")
     outcome = search("study", *overrides, space=GOOD_OR_IDLE, trials=9)
     pruned = [row for row in outcome.rows if row.state == "pruned"]
-    assert pruned and all(row.values["schedule.rate"] == 1e-12 for row in pruned)
-    assert outcome.best[0].values["schedule.rate"] == 1e-2
+    assert pruned and all(row.values["schedule.learning_rate"] == 1e-12 for row in pruned)
+    assert outcome.best[0].values["schedule.learning_rate"] == 1e-2
     for row in pruned:
         assert row.score is None and 1 < row.epochs < 4
         run = RunFolder(tmp_path / f"study/trials/{row.number:04d}")
@@ -503,14 +515,14 @@ def test_a_metric_that_is_to_be_low_is_brought_down(
     outcome = search("study", "schedule=full", space=GOOD_OR_IDLE, trials=6, metric="brier")
     scores = [row.score.value for row in outcome.best if row.score]
     assert scores == sorted(scores) and scores[0] < scores[-1]
-    assert outcome.best[0].values["schedule.rate"] == 1e-2
+    assert outcome.best[0].values["schedule.learning_rate"] == 1e-2
 
 
 def test_a_trial_that_diverges_is_a_lesson_and_the_search_goes_on(
     search: Callable[..., TuneOutcome],
 ) -> None:
-    outcome = search(space="schedule.head_rate: [1e-2, 1e30]", trials=6)
-    states = {row.values["schedule.head_rate"]: row.state for row in outcome.rows}
+    outcome = search(space="schedule.head_learning_rate: [1e-2, 1e30]", trials=6)
+    states = {row.values["schedule.head_learning_rate"]: row.state for row in outcome.rows}
     assert states == {1e-2: "complete", 1e30: "failed"}
     faults = {row.fault for row in outcome.rows if row.state == "failed"}
     assert all("loss-not-finite" in fault for fault in faults)
@@ -519,18 +531,18 @@ def test_a_trial_that_diverges_is_a_lesson_and_the_search_goes_on(
 def test_values_that_exclude_each_other_are_a_lesson(
     search: Callable[..., TuneOutcome], quick_training: None
 ) -> None:
-    space = "schedule.steps: {low: 1, high: 3}\nschedule.thawed_epochs: {low: 1, high: 3}\n"
-    gradual = ("schedule=gradual", "schedule.head_epochs=1", "schedule.steps=1", "schedule.thawed_epochs=3")
+    space = "schedule.steps: {low: 1, high: 3}\nschedule.unfrozen_epochs: {low: 1, high: 3}\n"
+    gradual = ("schedule=gradual", "schedule.head_epochs=1", "schedule.steps=1", "schedule.unfrozen_epochs=3")
     outcome = search("study", *gradual, space=space, trials=12)
     for row in outcome.rows:
-        fits = row.values["schedule.steps"] <= row.values["schedule.thawed_epochs"]
+        fits = row.values["schedule.steps"] <= row.values["schedule.unfrozen_epochs"]
         assert (row.state != "failed") == fits
     assert any("fewer than steps" in row.fault for row in outcome.rows)
 
 
 def test_a_search_of_which_nothing_came_is_told(search: Callable[..., TuneOutcome]) -> None:
     with pytest.raises(TrainingError) as caught:
-        search(space="schedule.head_rate: [1e29, 1e30]", trials=2)
+        search(space="schedule.head_learning_rate: [1e29, 1e30]", trials=2)
     assert caught.value.code == "study-empty" and "loss-not-finite" in str(caught.value)
 
 
@@ -552,7 +564,7 @@ def test_a_study_of_something_else_is_refused(
 ) -> None:
     before = facts(search(trials=2))
     changed: dict[str, Any] = {
-        "space": {"space": "schedule.head_rate: [1e-3, 1e-2]"},
+        "space": {"space": "schedule.head_learning_rate: [1e-3, 1e-2]"},
         "metric": {"metric": "accuracy"},
         "seed": {"seed": 1},
     }.get(what, {})

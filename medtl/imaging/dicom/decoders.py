@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from medtl.core.parallel import usable_processors
+
 T = TypeVar("T")
 
 # Seconds for a frame: some, and more for a large one. A mammogram of 12 million pixels takes about four.
@@ -105,7 +107,7 @@ def _child_environment() -> dict[str, str]:
     Threads with memory of their own would use up the address space that a child is limited to.
     """
     asked = re.match(r"[1-9]\d*", os.environ.get("OMP_NUM_THREADS", ""))  # OpenMP takes "4,2", too
-    allowed = int(asked[0]) if asked else len(os.sched_getaffinity(0))
+    allowed = int(asked[0]) if asked else usable_processors()
     threads = 1 if parent_process() else min(MOST_THREADS, allowed)
     return {**os.environ, "OPJ_NUM_THREADS": str(threads), "MALLOC_ARENA_MAX": "1"}
 

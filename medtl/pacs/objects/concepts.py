@@ -19,8 +19,8 @@ NO_UNITS = Code("1", "UCUM", "no units")
 PREDICTED = Code("predicted", SCHEME, "Predicted by the model")
 IN_PREDICTION_SET = Code("in-set", SCHEME, "In the prediction set")
 THRESHOLD = Code("threshold", SCHEME, "Predicted from this probability on")
-SCREENING = Code("screening", SCHEME, "Is this an image for this model?")
-# By the verdict of screening. A code has 16 characters at most.
+OOD = Code("screening", SCHEME, "Is this an image for this model?")
+# By the verdict of the out-of-distribution check. A code has 16 characters at most.
 VERDICTS = {
     "ok": Code("screen-ok", SCHEME, "Yes, like the training images"),
     "modality": Code("screen-modality", SCHEME, "No, of another modality than the training images"),
@@ -65,8 +65,8 @@ def class_concept(name: str) -> CodedConcept:
 
 
 def verdict_words(verdict: str) -> str:
-    """Say what screening found; "" where there was none."""
-    return f"{SCREENING.meaning} {VERDICTS[verdict].meaning}." if verdict else ""
+    """Say what the out-of-distribution check found; "" where there was none."""
+    return f"{OOD.meaning} {VERDICTS[verdict].meaning}." if verdict else ""
 
 
 def meaning_of(text: str) -> str:

@@ -96,7 +96,7 @@ def _observation(result: StudyResult, name: str) -> Resource:
 
 def _remarks(result: StudyResult) -> list[str]:
     """Return what must be read along with an answer: whether the model may judge the image, and its use."""
-    screened = verdict_words(result.screening)
+    screened = verdict_words(result.ood)
     return [screened, RESEARCH_ONLY] if screened else [RESEARCH_ONLY]
 
 

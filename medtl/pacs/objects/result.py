@@ -52,9 +52,9 @@ class StudyResult:
     """What a model said of one series or projection, and where it looked.
 
     probabilities follow task.classes; predicted names those of them that were predicted (in multilabel any
-    number), held those of the prediction set, None where the model has none. screening: the verdict whether
-    the model may judge the image, "" where there is none. heatmap: (*spatial) of the image, in [0, 1], of
-    what raised target_class by `method`.
+    number), prediction_set those that cannot be excluded, None where the model has no sets. ood: the
+    verdict of the out-of-distribution check, "" where there is none. heatmap: (*spatial) of the image, in
+    [0, 1], of what raised target_class by `method`.
     """
 
     sources: tuple[SourceFile, ...]
@@ -62,8 +62,8 @@ class StudyResult:
     task: Task
     probabilities: tuple[float, ...]
     predicted: tuple[str, ...]
-    held: tuple[str, ...] | None
-    screening: str
+    prediction_set: tuple[str, ...] | None
+    ood: str
     target_class: str
     method: str
     heatmap: NDArray[np.float32]

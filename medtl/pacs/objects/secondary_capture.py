@@ -49,7 +49,7 @@ def _words(result: StudyResult, overlay: Overlay) -> list[str]:
     place = f", slice {overlay.slice} of {overlay.slices} from the feet" if overlay.slices > 1 else ""
     pairs = zip(result.task.classes, result.probabilities, strict=True)
     chances = [f"{name} {probability_text(chance)}" for name, chance in pairs]
-    screened = verdict_words(result.screening)
+    screened = verdict_words(result.ood)
     return [
         f"medtl {result.model.medtl}, {result.model.backbone}, model {result.model.sha256[:12]}",
         f"Predicted: {', '.join(result.predicted) or 'none of the findings'}",

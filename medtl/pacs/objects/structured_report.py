@@ -117,12 +117,12 @@ def _measurement(name: Code, value: float) -> Measurement:
 
 def _evaluations(result: StudyResult, name: str) -> list[QualitativeEvaluation]:
     answers = {concepts.PREDICTED: name in result.predicted}
-    if result.held is not None:
-        answers[concepts.IN_PREDICTION_SET] = name in result.held
+    if result.prediction_set is not None:
+        answers[concepts.IN_PREDICTION_SET] = name in result.prediction_set
     found = [
         QualitativeEvaluation(question, concepts.YES if answer else concepts.NO)
         for question, answer in answers.items()
     ]
-    if result.screening:
-        found.append(QualitativeEvaluation(concepts.SCREENING, concepts.VERDICTS[result.screening]))
+    if result.ood:
+        found.append(QualitativeEvaluation(concepts.OOD, concepts.VERDICTS[result.ood]))
     return found

@@ -14,7 +14,9 @@ from tests.training.test_trainer import Killed, digest
 
 # Slow arithmetic makes every prefix worth keeping, quick arithmetic none.
 SLOW, QUICK = Speed(1e6, 1e6), Speed(1e15, 1e15)
-SCHEDULE = ScheduleConfig(name="gradual", head_epochs=3, thawed_epochs=6, steps=2, head_rate=0.05, rate=0.01)
+SCHEDULE = ScheduleConfig(
+    name="gradual", head_epochs=3, unfrozen_epochs=6, steps=2, head_learning_rate=0.05, learning_rate=0.01
+)
 
 
 @pytest.fixture(autouse=True)

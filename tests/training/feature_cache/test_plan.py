@@ -22,7 +22,14 @@ def classifier():
 
 
 def stage(groups, epochs=5, views=1):
-    return Stage(name=str(groups), groups=groups, epochs=epochs, head_rate=1e-3, rate=1e-3, views=views)
+    return Stage(
+        name=str(groups),
+        groups=groups,
+        epochs=epochs,
+        head_learning_rate=1e-3,
+        learning_rate=1e-3,
+        views=views,
+    )
 
 
 def plan(classifier, stages, samples=100, budget=1e12, **options):
