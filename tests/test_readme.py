@@ -10,7 +10,7 @@ import pytest
 
 import medtl
 from medtl.cli import COMMANDS, main
-from tests.cli.jobs import SETTINGS, write_images
+from tests.cli.jobs import SETTINGS, tiny_backbones_registered, write_images
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -97,5 +97,6 @@ def test_the_python_example_runs(page: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(medtl, "train", partial(medtl.train, overrides=SETTINGS))
     names: dict[str, Any] = {}
-    exec(example[1], names)
+    with tiny_backbones_registered():
+        exec(example[1], names)
     assert [row.status for row in names["predictions"]] == ["scored"] * 24

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from medtl import __version__
-from medtl.errors import MedtlError
+from medtl.errors import AlreadyReportedError, MedtlError
 
 # The commands, in the order in which one uses them, and the module of each; loaded when it is called.
 COMMANDS = {
@@ -52,14 +52,16 @@ class FrontDoor(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; print an error as one line, also a stop that the command itself does not handle."""
+        """Run a command; print an error, or a stop, as one line, and exit with its code."""
         try:
             return super().invoke(ctx)
         except MedtlError as error:
-            _print_error(error)
-            ctx.exit(2 if error.code in USAGE else 1)
+            if not isinstance(error, AlreadyReportedError):  # by another process of torchrun
+                _print_error(error)
+            ctx.exit(2 if error.code in USAGE else getattr(error, "exit_code", 1))
         except KeyboardInterrupt as stop:
-            line = "medtl: [interrupted] stopped before it was finished: run the same command again"
+            again = " with --resume" if ctx.invoked_subcommand == "train" else ""
+            line = f"medtl: [interrupted] stopped before it was finished: run the same command again{again}"
             click.echo(line, err=True)
             ctx.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
 

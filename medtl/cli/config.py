@@ -76,7 +76,7 @@ def _as_json(plans: Sequence["StagePlan"], samples: int | None) -> str:
 def _as_tables(plans: Sequence["StagePlan"], samples: int | None) -> str:
     """Lay the stages out as three tables that fit a terminal of 80 columns."""
     names = [plan.stage.name for plan in plans]
-    trains = [("trains", "parameters", "learning rates: head, top, lowest"), *map(_trains, plans)]
+    trains = [("trains", "parameters", "LR: head, top, lowest"), *map(_trains, plans)]
     lasts = [("ends after", "frozen"), *map(_ends, plans)]
     images = f"{samples} images, all epochs" if samples else "an image, all epochs"
     costs: list[tuple[str, ...]] = [("an image, an epoch", "cached", images, "cached")]

@@ -9,6 +9,7 @@ import click
 
 from medtl.cli import options
 from medtl.cli.options import PATH
+from medtl.core.stopping import StopSignal
 
 if TYPE_CHECKING:
     from medtl.cli.terminal import TerminalWatcher
@@ -75,14 +76,13 @@ def score(
     Each series or image gets one row: probabilities, or the reason why it was refused. If it is stopped or
     killed, the same command resumes and writes the same table.
     """
-    from medtl.cli.terminal import TerminalWatcher, stoppable
+    from medtl.cli.terminal import TerminalWatcher
 
     if settings["watch"] and as_json:
         raise click.UsageError("--json prints one document at the end, and --watch has no end")
     if settings["engine"] != "torch" and settings["precision"] == "bf16":
         raise click.UsageError("--precision bf16 needs --engine torch")
-    fix = "rows so far are saved: run the same command again to resume"
-    with stoppable(fix, out) as stop, TerminalWatcher(f"medtl score · {folder}") as watcher:
+    with StopSignal() as stop, TerminalWatcher(f"medtl score · {folder}") as watcher:
         from medtl.workflows.score import score_folder
 
         printer = _RowPrinter(watcher, as_json)

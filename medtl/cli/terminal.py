@@ -2,17 +2,14 @@
 
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from medtl.core.progress import StoppedError
-from medtl.core.stopping import StopSignal
-from medtl.errors import AlreadyReportedError, ReadError, printable
+from medtl.errors import ReadError, printable
 
 if TYPE_CHECKING:
     from medtl.core.progress import PlanFacts, StageFacts
@@ -152,27 +149,6 @@ def print_evaluation(content: Mapping[str, Any], title: str) -> None:
         click.echo(f"  {name.replace('_', ' '):<21} {metric_text(*bounds)}")
     if "ece" in metrics and metrics["ece"][1] is not None:
         say("  A small sample raises the ece; its interval corrects for that, and lies mostly below it.")
-
-
-@contextmanager
-def stoppable(fix: str, where: Path | None = None) -> Iterator[StopSignal]:
-    """Let Ctrl-C and SIGTERM stop the block; then print one line and exit with the signal's code.
-
-    Yields what the job asks after each step. fix, where: for the line of a stop before the first step.
-    """
-    stop, context = StopSignal(), click.get_current_context()
-    try:
-        with stop:
-            yield stop
-    except AlreadyReportedError:  # another process of torchrun has printed the line
-        context.exit(stop.exit_code if stop.received else 1)
-    except StoppedError as error:
-        say(f"medtl: {error}", err=True)
-        context.exit(stop.exit_code)
-    except KeyboardInterrupt:
-        place = f"{where}: " if where else ""
-        say(f"medtl: [interrupted] {place}stopped by the user; {fix}", err=True)
-        context.exit(stop.exit_code)
 
 
 def print_refusals(refusals: Sequence[ReadError]) -> None:

@@ -8,6 +8,7 @@ import click
 
 from medtl.cli import options
 from medtl.cli.options import PATH
+from medtl.core.stopping import StopSignal
 
 
 @click.command()
@@ -41,18 +42,17 @@ def train(
     medtl train --modality xray --data FOLDER --labels labels.csv --out RUN
     torchrun --nproc-per-node 2 -m medtl train --modality xray --data FOLDER --out RUN
     """
-    from medtl.cli.terminal import TerminalWatcher, print_evaluation, print_refusals, say, stoppable
+    from medtl.cli.terminal import TerminalWatcher, print_evaluation, print_refusals, say
 
     options.check_recipe(modality, config)
     several = os.environ.get("WORLD_SIZE", "1") != "1"  # processes of torchrun, of which the first reports
     leads = not several or os.environ.get("RANK", "0") == "0"
     title = f"medtl train · {modality or config}"
-    with stoppable("run the same command with --resume to continue", out) as stop:
+    with StopSignal() as stop, TerminalWatcher(title, silent=not leads) as watcher:
         stop.of_many = several
-        with TerminalWatcher(title, silent=not leads) as watcher:
-            from medtl.workflows import train as workflow
+        from medtl.workflows import train as workflow
 
-            run = workflow.train(modality, config=config, out=out, watcher=watcher, stop=stop, **settings)
+        run = workflow.train(modality, config=config, out=out, watcher=watcher, stop=stop, **settings)
     if not leads:
         return
     if as_json:

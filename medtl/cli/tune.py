@@ -7,6 +7,7 @@ import click
 
 from medtl.cli import options
 from medtl.cli.options import PATH
+from medtl.core.stopping import StopSignal
 
 if TYPE_CHECKING:
     from medtl.workflows.study import TrialRow
@@ -48,14 +49,10 @@ def tune(
     """
     import json
 
-    from medtl.cli.terminal import TerminalWatcher, print_refusals, stoppable
+    from medtl.cli.terminal import TerminalWatcher, print_refusals
 
     options.check_recipe(modality, config)
-    title = f"medtl tune · {modality or config}"
-    with (
-        stoppable("run the same command again to resume", out) as stop,
-        TerminalWatcher(title) as watcher,
-    ):
+    with StopSignal() as stop, TerminalWatcher(f"medtl tune · {modality or config}") as watcher:
         from medtl.workflows import tune as workflow
 
         outcome = workflow.tune(modality, config=config, out=out, watcher=watcher, stop=stop, **settings)

@@ -73,6 +73,8 @@ def tell(watcher: Watcher, *notes: Sequence[str]) -> None:
 class StoppedError(TrainingError):
     """Training was asked to stop; it goes on from there when it is resumed."""
 
+    exit_code = 130  # StopSignal sets that of its signal
+
 
 def never() -> bool:
     """Ask for no stop."""

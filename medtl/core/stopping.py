@@ -5,6 +5,9 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from medtl.core.progress import StoppedError
+from medtl.errors import AlreadyReportedError
+
 HANDLED = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -34,6 +37,8 @@ class StopSignal:
         for number, handler in self._before.items():
             deaf = self.of_many and number == signal.SIGTERM
             signal.signal(number, signal.SIG_IGN if deaf else handler)
+        if isinstance(error, StoppedError | AlreadyReportedError):
+            error.exit_code = self.exit_code if self.received else error.exit_code
 
     def __call__(self) -> bool:
         """Return whether a signal has come."""
@@ -53,7 +58,7 @@ class StopSignal:
         waits = self._answered if first else self.of_many
         self.received = number
         if not waits:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
 
     def _receive_in_child(self, number: int) -> None:
         """A terminal sends Ctrl-C to the loaders too, whose batches the last step may still need."""

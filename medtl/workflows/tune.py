@@ -114,8 +114,8 @@ def tune(
     modality, data, labels, config, overrides and stop: as for train. minutes: start no trial after this long.
     seed: of the search; that of a run is fit.seed. space: YAML such as `schedule.unfreeze: [2, 4]`; by
     default what suits the schedule. keep: how many of the best trials keep their checkpoints. evaluate:
-    evaluate the best trial on the test part. Raises StoppedError; ConfigError config-unknown, config-value; TrainingError
-    study-changed, study-empty; CheckpointError study-damaged; and what train raises.
+    evaluate the best trial on the test part. Raises StoppedError; ConfigError config-unknown, config-value;
+    TrainingError study-changed, study-empty; CheckpointError study-damaged; and what train raises.
 
     >>> import medtl
     >>> outcome = medtl.tune("xray", out="search", trials=2)
