@@ -22,11 +22,10 @@ import torch
 from medtl.data.task import Task
 from medtl.imaging.augmentation import AugmentationConfig
 from medtl.imaging.preprocessing import PreprocessingConfig
-from medtl.inference.ensemble import Ensemble, make_ensemble
+from medtl.inference.ensemble import make_ensemble
 from medtl.inference.export import example_images
 from medtl.inference.onnx_graph import keep_graph
 from medtl.inference.predictor import predict_features
-from medtl.inference.streaming import batch_size
 from medtl.models.backbones import BACKBONES
 from medtl.models.classifier import Classifier
 from medtl.training.checkpoint import Checkpoint, CheckpointHeader, TensorFile, describe_classifier
@@ -78,7 +77,7 @@ def measure(checkpoint: Checkpoint, seconds: float, home: Path) -> str:
     before = resident_mib()
     again = replace(graph, name=graph.name.replace(".onnx", "-again.onnx"))
     graph.path.rename(again.path)
-    batch = batch_size(Ensemble(ensemble.members, ensemble.forwards))
+    batch = ensemble.batch_size
     images = example_images(folded, batch)
     _, opening = timed(lambda: again.run(images))
     held = resident_mib() - before

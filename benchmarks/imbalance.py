@@ -98,15 +98,17 @@ class Evaluation:
     def judge(self, checkpoint: Checkpoint, ratio: int) -> dict[str, float]:
         """Return the metrics at a prevalence of one to `ratio`, and at the run's own threshold."""
         scores, truth, chosen = self.probabilities(checkpoint), self.truth, checkpoint.header.thresholds
+        questions = metrics.one_vs_rest(scores, truth, "binary")
+        rates = metrics.rates(questions, chosen)
         positive = truth == 1
         weights = np.where(positive, (~positive).sum() / positive.sum() / ratio, 1.0)
         found = (
-            metrics.auprc(scores, truth, weights, kind="binary"),
-            metrics.balanced_accuracy(scores, truth, chosen, kind="binary"),
-            metrics.balanced_accuracy(scores, truth, [0.5], kind="binary"),
-            metrics.sensitivity_by_class(scores, truth, chosen, kind="binary")[0],
-            metrics.specificity_by_class(scores, truth, chosen, kind="binary")[0],
-            metrics.calibration_error(scores, truth, weights, kind="binary"),
+            metrics.auprc(questions, weights)[0],
+            metrics.balanced_accuracy(questions, chosen),
+            metrics.balanced_accuracy(questions, [0.5]),
+            metrics.share(*rates["sensitivity"])[0],
+            metrics.share(*rates["specificity"])[0],
+            metrics.calibration_error(questions, weights)[0],
         )
         return dict(zip(SHOWN, map(float, found), strict=True))
 

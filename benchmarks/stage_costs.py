@@ -23,7 +23,7 @@ from medtl.imaging.preprocessing import prepare_image
 from medtl.imaging.reader import read_series, scan
 from medtl.inference.ensemble import make_ensemble
 from medtl.inference.predictor import Prediction, predict_features
-from medtl.inference.streaming import batch_size, list_units
+from medtl.inference.streaming import list_units
 from medtl.training.checkpoint import load_checkpoint
 
 CASES = ("xray uncompressed", "xray jpeg2000", "mr 22 slices")
@@ -49,7 +49,7 @@ def measure(folder: Path, case: str, rounds: int) -> dict[str, float]:
     found = scan(studies).series
     images = [read_series(series) for series in found]
     prepared = [prepare_image(image, checkpoint.preprocessing) for image in images]
-    size = batch_size(ensemble)
+    size = ensemble.batch_size
     batch = torch.stack([torch.from_numpy(one.pixels) for one in prepared[:size]])
     journal_ms, journal_mb = journal_costs(folder / f"out {case}", studies, rounds)
 

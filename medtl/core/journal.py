@@ -53,9 +53,15 @@ class Journal:
         self.model_key = ""
         self._committed = time.monotonic()
 
-    def open_for(self, facts: Mapping[str, Any]) -> None:
-        """Show the rows of one model. facts: all that a row depends on but its image, as plain data."""
+    def open_for(self, facts: Mapping[str, Any], former: Mapping[str, Any] | None = None) -> None:
+        """Show the rows of one model. facts: all that a row depends on but its image, as plain data.
+
+        former: facts under which an earlier medtl wrote rows that are still valid; they are taken over.
+        """
         self.model_key = key_of(facts)
+        if former is not None:
+            query = "update or ignore rows set model_key = ? where model_key = ?"
+            self._execute(query, (self.model_key, key_of(former)))
         self.remember(self.model_key, facts)
 
     def find(self, source: str) -> Entry | None:

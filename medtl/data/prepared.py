@@ -30,7 +30,7 @@ from medtl.core.staging import StagingFolder
 from medtl.data.dataset_file import DATASET_FILE, check_preprocessing, dataset_of, read_record
 from medtl.data.task import Manifest, Sample
 from medtl.errors import LabelError, OutputError, ReadError
-from medtl.imaging.inspection import Oddity, find_oddity
+from medtl.imaging.image import ImageWarning, find_warning
 from medtl.imaging.preprocessing import PreprocessingConfig, prepare_image
 from medtl.imaging.reader import read_series
 from medtl.imaging.series import Series
@@ -64,7 +64,7 @@ class PreparedDataset:
     sample_ids: tuple[str, ...]
     content_hashes: tuple[str, ...]
     refusals: Refusals
-    oddities: tuple[tuple[str, Oddity], ...] = ()
+    oddities: tuple[tuple[str, ImageWarning], ...] = ()
 
     def rows_of(self, samples: Iterable[Sample]) -> NDArray[np.int64]:
         """Return the row of each sample."""
@@ -79,7 +79,7 @@ class PreparedDataset:
 
 def oddity_notes(dataset: PreparedDataset) -> tuple[str, ...]:
     """Return a line for each kind of oddity: how many images have it."""
-    counts: dict[Oddity, int] = defaultdict(int)
+    counts: dict[ImageWarning, int] = defaultdict(int)
     for _, oddity in dataset.oddities:
         counts[oddity] += 1
     return tuple(
@@ -265,8 +265,8 @@ def _open(folder: Path, refusals: Refusals) -> PreparedDataset:
     )
 
 
-def _oddities(header: dict[str, Any]) -> tuple[tuple[str, Oddity], ...]:
-    return tuple((sample_id, Oddity(*oddity)) for sample_id, oddity in header["oddities"])
+def _oddities(header: dict[str, Any]) -> tuple[tuple[str, ImageWarning], ...]:
+    return tuple((sample_id, ImageWarning(*oddity)) for sample_id, oddity in header["oddities"])
 
 
 def _fill(
@@ -321,7 +321,7 @@ class Entry(NamedTuple):
 
     sample_id: str
     content_hash: str | None
-    oddity: Oddity | None = None
+    oddity: ImageWarning | None = None
 
 
 def _resume(
@@ -347,7 +347,7 @@ def _resume(
                 refusals.append((sample_id, outcome))
             elif content_hash != _hash(pixels.read(bytes_each)):
                 break
-            entries.append(Entry(sample_id, content_hash, Oddity(*oddity) if oddity else None))
+            entries.append(Entry(sample_id, content_hash, ImageWarning(*oddity) if oddity else None))
         pixels.truncate(bytes_each * (len(entries) - len(refusals)))
     staging.begin(entries, keep=PIXELS)
     return entries, refusals
@@ -361,7 +361,7 @@ class Pixels(NamedTuple):
     """Prepared pixels of one image, uint16 (C, *size), and what is odd about the image."""
 
     values: NDArray[np.uint16]
-    oddity: Oddity | None
+    oddity: ImageWarning | None
 
 
 def prepare_one(series: Series, config: PreprocessingConfig) -> Pixels | ReadError:
@@ -371,7 +371,7 @@ def prepare_one(series: Series, config: PreprocessingConfig) -> Pixels | ReadErr
         pixels = prepare_image(image, config).pixels
     except ReadError as error:
         return error
-    return Pixels(np.round(pixels * STEPS).astype(np.uint16), find_oddity(image))
+    return Pixels(np.round(pixels * STEPS).astype(np.uint16), find_warning(image))
 
 
 def all_refusals(manifest: Manifest, prepared: PreparedDataset) -> tuple[ReadError, ...]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from medtl import __version__
@@ -25,7 +25,6 @@ from medtl.imaging.augmentation import AugmentationConfig
 from medtl.imaging.preprocessing import PreprocessingConfig
 from medtl.models.backbones import BACKBONES
 from medtl.models.classifier import Classifier
-from medtl.models.weights import sha256_of
 from medtl.training.feature_cache.plan import CachePlan
 from medtl.training.schedule import Stage
 
@@ -208,14 +207,18 @@ def _renamed(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path, header: CheckpointHeader, name: str) -> dict[str, Tensor]:
-    """Read one tensor file, its SHA-256 checked. Raises CheckpointError checkpoint-damaged."""
+    """Read one tensor file, its SHA-256 checked. Raises CheckpointError checkpoint-damaged.
+
+    It is not memory-mapped: the next checkpoint removes the file, which Windows refuses for a mapped one.
+    """
     entry = header.tensors.get(name)
     path = folder / (Path(entry.file).name if entry else "absent")
-    if entry is None or not path.is_file() or sha256_of(path) != entry.sha256:
+    content = path.read_bytes() if path.is_file() else b""
+    if entry is None or hashlib.sha256(content).hexdigest() != entry.sha256:
         reason = f"the {name} tensors are absent or altered"
         raise CheckpointError("checkpoint-damaged", reason, where=folder, fix="use the other checkpoint")
     try:
-        return load_file(path)
+        return load(content)
     except SafetensorError as error:
         raise CheckpointError("checkpoint-damaged", "is not safetensors", where=path) from error
 

@@ -23,7 +23,7 @@ from medtl.imaging.inspection import (
     inspect_image,
     size_text,
 )
-from medtl.imaging.reader import read_series, scan
+from medtl.imaging.reader import FORMATS, read_series, scan
 from medtl.imaging.series import Series
 from medtl.report.contact_sheet import (
     MOST_TILES,
@@ -35,7 +35,6 @@ from medtl.report.contact_sheet import (
 )
 from medtl.report.findings import Refusal
 
-FORMAT_NAMES = {"dicom": "DICOM", "nifti": "NIfTI", "raster": "PNG, JPEG", "medmnist": "MedMNIST"}
 # Badges of tiles on the sheet, by the code of a warning or by a note.
 BADGES = {"image-constant": "constant pixels", BURNED_IN: "burned-in text"}
 # Names that a line lists before it counts the others.
@@ -147,7 +146,7 @@ def inspect_folder(
 def group_name(group: Group | Inspection) -> str:
     """Name a group: "MR volumes (DICOM)", "Volumes (NIfTI)"."""
     what = f"{group.modality} {group.kind}s" if group.modality else f"{group.kind}s".capitalize()
-    return f"{what} ({FORMAT_NAMES[group.format]})"
+    return f"{what} ({FORMATS[group.format].TITLE})"
 
 
 def describe_group(group: Group) -> dict[str, str]:
@@ -207,7 +206,9 @@ def _outcome(
         refused=tuple(InputIssue(error.code, source, error.reason, error.fix) for source, error in refused),
         refused_codes=dict(Counter(error.code for _, error in refused).most_common()),
         warnings=tuple(
-            InputIssue(one.oddity.code, source, one.oddity.reason) for source, one in inspected if one.oddity
+            InputIssue(one.warning.code, source, one.warning.reason)
+            for source, one in inspected
+            if one.warning
         ),
         notes=dict(Counter(note for one in inspections for note in one.notes).most_common()),
         skipped=skipped,
@@ -215,7 +216,7 @@ def _outcome(
 
 
 def _badges(inspection: Inspection) -> tuple[str, ...]:
-    odd = () if inspection.oddity is None else (BADGES[inspection.oddity.code],)
+    odd = () if inspection.warning is None else (BADGES[inspection.warning.code],)
     return (*odd, *(BADGES[note] for note in inspection.notes if note in BADGES))
 
 

@@ -14,18 +14,17 @@ from medtl.core.progress import SILENT, Watcher, never
 from medtl.errors import ReadError
 from medtl.imaging.reader import scan
 from medtl.imaging.series import Scan
-from medtl.inference.engines import EngineChoice, PrecisionChoice
 from medtl.inference.ensemble import Ensemble, make_ensemble
-from medtl.inference.predictor import Prediction
+from medtl.inference.predictor import Precision, Prediction
 from medtl.inference.streaming import (
+    Engine,
     ScoreOptions,
     ScoreOutcome,
     choose_engine,
     list_units,
-    open_judge,
     score_into,
+    show_rows,
     stopped,
-    tell_nobody,
     write_outcome,
 )
 from medtl.inference.tables import check_formats
@@ -42,8 +41,8 @@ def score_folder(
     *,
     others: Sequence[PathLike] = (),
     tta: bool = False,
-    precision: PrecisionChoice = "fp32",
-    engine: EngineChoice = "torch",
+    precision: Precision = "fp32",
+    engine: Engine = "torch",
     formats: Sequence[str] = ("csv",),
     overwrite: bool = False,
     workers: int | None = None,
@@ -53,7 +52,7 @@ def score_folder(
     settle: float = 5.0,
     watcher: Watcher = SILENT,
     stop: Callable[[], bool] = never,
-    on_row: Callable[[Prediction], object] = tell_nobody,
+    on_row: Callable[[Prediction], object] | None = None,
 ) -> ScoreOutcome:
     """Score every series and image of a folder into tables in `out`: one row each, refusals included.
 
@@ -77,24 +76,23 @@ def score_folder(
         precision=precision,
         engine=engine,
         formats=tuple(formats),
-        anew=overwrite,
+        overwrite=overwrite,
         workers=workers,
         cluster=cluster,
     )
     folder, out = Path(folder).absolute() if cluster else Path(folder), Path(out)
     check_formats(options.formats)
-    ensemble = load_ensemble(Path(run), options)
+    ensemble = choose_engine(load_ensemble(Path(run), options), options, watcher)
     if watch and not folder.is_dir():
         raise ReadError("file-missing", "is no folder to watch", where=folder, fix="check the path")
     found = None if watch else scan(folder)
     with open_journal(out) as journal:  # held until on_row has seen all: no other process changes it before
         _note_other_rows(out, ensemble, folder, watcher)
-        ensemble = choose_engine(ensemble, journal, options, watcher)
+        show_rows(journal, ensemble, overwrite=overwrite)
         if found is None:
             _watch(_Watch(ensemble, folder, journal, options, watcher, stop, settle))
-        predictor = open_judge(ensemble, journal, found, options)
-        kept = score_into(journal, predictor, found, folder, options, watcher, stop)
-        return write_outcome(journal, predictor, found, folder, options, kept, on_row)
+        kept = score_into(journal, ensemble, found, folder, options, watcher, stop)
+        return write_outcome(journal, ensemble, found, folder, options, kept, on_row)
 
 
 def _note_other_rows(out: Path, ensemble: Ensemble, folder: Path, watcher: Watcher) -> None:
@@ -151,15 +149,12 @@ def _watch(watch: _Watch) -> NoReturn:
 
 def _score_news(watch: _Watch, found: Scan, written: str) -> str:
     """Score, and write the tables unless they are those of the signature `written`; return their own."""
-    signature, first = _signature(found, watch.folder), not written
+    signature = _signature(found, watch.folder)
     if signature == written or not (found.series or found.refusals):
         return written
-    journal, options = watch.journal, watch.options
-    predictor = open_judge(watch.ensemble, journal, found, options, first=first)
-    kept = score_into(
-        journal, predictor, found, watch.folder, options, watch.watcher, watch.stop, first=first
-    )
-    outcome = write_outcome(journal, predictor, found, watch.folder, options, kept)
+    about = watch.journal, watch.ensemble, found, watch.folder, watch.options
+    kept = score_into(*about, watch.watcher, watch.stop, first=not written)
+    outcome = write_outcome(*about, kept)
     counts = f"{outcome.scored} scored, {outcome.refused} refused"
     watch.watcher.note("rows", f"{counts}, {len(found.series) - kept} of them new: {outcome.table}")
     return signature

@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 from medtl.cli import main
 from medtl.data.naming import sample_key
-from medtl.imaging.inspection import Inspection, Oddity
+from medtl.imaging.image import ImageWarning
+from medtl.imaging.inspection import Inspection
 from medtl.report.contact_sheet import PAGE_NAME, Tile
 from medtl.workflows import inspect as inspect_run
 from medtl.workflows.inspect import TilePicker
@@ -184,9 +185,9 @@ def test_many_problems_of_a_kind_do_not_hide_others(mixed: Path, tmp_path: Path)
 def pick(flags: str, most: int) -> str:
     """Return the numbers of the images that a picker keeps of a folder; "!" has a problem."""
     picker = TilePicker(len(flags), most)
-    odd = Oddity("image-constant", "every pixel has the same value")
+    odd = ImageWarning("image-constant", "every pixel has the same value")
     for number, flag in enumerate(flags):
-        inspection = Inspection("raster", "image", oddity=odd if flag == "!" else None)
+        inspection = Inspection("raster", "image", warning=odd if flag == "!" else None)
         problems = ("constant pixels",) if flag == "!" else ()
         if picker.wants(number, inspection):
             picker.add(number, Tile(str(number), "", "", "", None, problems=problems))

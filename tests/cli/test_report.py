@@ -59,7 +59,7 @@ def test_a_report_has_an_index_and_a_page_for_each_study(
     studies = [page for page in found if page.startswith("studies/")]
     assert len(studies) == len(jobs.read_rows(data / "labels.csv"))
     assert all(f'href="{page}"' in found["index.html"] for page in studies)
-    assert "threshold for lesion" in found["model.html"] and "90% promised" in found["model.html"]
+    assert "threshold for lesion" in found["model.html"] and "90% coverage" in found["model.html"]
     for page in studies:
         assert "data:image/" in found[page] and "Grad-CAM" in found[page]
 
@@ -230,10 +230,10 @@ def test_patients_are_named_only_where_it_is_asked_for(
     assert result.exit_code == 3
     found = pages(tmp_path)
     studies = [text for name, text in found.items() if name.startswith("studies/")]
-    assert all("Canary^Kim" in text and "names the patient" in text for text in studies)
+    assert all("Canary^Kim" in text and "identifies the patient" in text for text in studies)
     assert any("&lt;script&gt;alert(1)&lt;.dcm" in text for text in studies)
     assert not any("<script>alert" in text for text in found.values())
-    assert "CANARY-1.dcm" in found["index.html"] and "These pages name patients" in found["index.html"]
+    assert "CANARY-1.dcm" in found["index.html"] and "These pages identify patients" in found["index.html"]
 
 
 def test_a_report_on_a_run_shows_where_it_was_wrong(own_run: Path, trained: Trained, tmp_path: Path) -> None:

@@ -4,10 +4,9 @@ import json
 import os
 import pty
 import shutil
-import sqlite3
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ from pydicom.uid import ComputedRadiographyImageStorage
 from medtl.cli import main
 from medtl.cli.terminal import TerminalWatcher
 from medtl.core.journal import Journal, open_journal
-from medtl.inference import engines as engine
 from medtl.inference import onnx_graph as graphs
 from medtl.training.checkpoint import load_checkpoint
 from tests.cli import jobs
@@ -369,34 +367,6 @@ def test_mirror_images_that_training_never_saw_are_refused(trained: Trained, tmp
     assert jobs.fault(result) == "config-value" and "--tta" in result.stderr
 
 
-def test_a_precision_is_tried_again_where_there_was_no_image_to_try_it_on(
-    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    monkeypatch.setattr("medtl.inference.engines._has_bf16", lambda: True)
-    arguments = ("score", trained.run, folder, "--out", tmp_path / "out", "--precision", "auto")
-    (folder / "bad.png").write_bytes(
-        jobs.write_png(tmp_path / "whole.png", jobs.draw(0, 0)).read_bytes()[:-40]
-    )
-    for images in (0, 1):
-        if images:
-            (folder / "bad.png").unlink()
-            jobs.write_png(folder / "good.png", jobs.draw(1, 1))
-        jobs.medtl(*arguments)
-        trial = json.loads((tmp_path / "out/scores.json").read_text())["precision_trial"]
-        assert trial["images"] == images
-
-
-def test_a_precision_that_was_chosen_is_kept_and_told(trained: Trained, tmp_path: Path) -> None:
-    arguments = ("score", trained.run, trained.data, "--out", tmp_path / "out", "--precision", "auto")
-    assert jobs.medtl(*arguments).exit_code == 0
-    told = json.loads((tmp_path / "out/scores.json").read_text())
-    assert told["precision"] == told["precision_trial"]["chosen"] and told["precision_trial"]["reason"]
-    assert "(24 rows were already there)" in jobs.medtl(*arguments).stdout
-    assert json.loads((tmp_path / "out/scores.json").read_text()) == told
-
-
 def _table(run: Path, tmp_path: Path, exit_code: int) -> Path:
     result = jobs.medtl("score", run, tmp_path / "folder", "--out", tmp_path / "out")
     assert result.exit_code == exit_code, result.output
@@ -481,8 +451,7 @@ def test_onnx_runtime_scores_as_pytorch_does_and_the_journal_keeps_them_apart(
                 float(by_torch[row["source"]]["p_lesion"]), abs=1e-4
             )
         facts = json.loads((out / "scores.json").read_text())
-        assert facts["engine"] == "onnx" and facts["engine_trial"]["largest_difference"] <= 1e-4
-        assert facts["engine_trial"]["seconds_torch"] == 0  # nobody asked which is faster
+        assert facts["engine"] == "onnx" and facts["precision"] == "fp32"
         lone = tmp_path / f"lone {workers}"
         shutil.copytree(trained.data / "images", lone / "images", ignore=lambda _, names: sorted(names)[1:])
         jobs.medtl("score", trained.run, lone, "--out", tmp_path / f"out {workers}", *options)
@@ -492,39 +461,6 @@ def test_onnx_runtime_scores_as_pytorch_does_and_the_journal_keeps_them_apart(
     again = jobs.medtl("score", trained.run, trained.data, "--out", out)
     assert "(24 rows were already there)" in again.stdout
     assert {row["source"]: row for row in jobs.read_rows(out / "scores.csv")} == by_torch
-
-
-@pytest.mark.parametrize(("seconds", "taken"), [((2.0, 1.0), "onnx"), ((1.0, 2.0), "torch")])
-def test_auto_takes_the_faster_engine_and_asks_once(
-    seconds: tuple[float, float],
-    taken: str,
-    trained: Trained,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
-    slower, faster = seconds
-    monkeypatch.setattr(engine, "_seconds", lambda _, graph, __: slower if graph is None else faster)
-    command = ("score", trained.run, trained.data, "--out", tmp_path / "out", "--engine", "auto")
-    assert jobs.medtl(*command).exit_code == 0
-    facts = json.loads((tmp_path / "out/scores.json").read_text())
-    assert facts["engine"] == facts["engine_trial"]["chosen"] == taken
-    monkeypatch.setattr(engine, "_seconds", lambda _, graph, __: faster if graph is None else slower)
-    assert "(24 rows were already there)" in jobs.medtl(*command).stdout
-    assert json.loads((tmp_path / "out/scores.json").read_text()) == facts
-
-
-@pytest.mark.parametrize(("value", "code"), [("{", "scores-damaged"), ("[1]", ""), ('{"chosen": 3}', "")])
-def test_a_damaged_trial_in_the_journal_is_a_line_or_tried_anew(
-    value: str, code: str, trained: Trained, tmp_path: Path
-) -> None:
-    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
-    command = ("score", trained.run, trained.data, "--out", tmp_path / "out", "--engine", "auto")
-    assert jobs.medtl(*command).exit_code == 0
-    with closing(sqlite3.connect(tmp_path / "out/journal.sqlite")) as journal, journal:
-        journal.execute("update facts set value = ? where key like 'engine%'", (value,))
-    result = jobs.medtl(*command)
-    assert jobs.fault(result) == code if code else result.exit_code == 0, result.output
 
 
 def test_pytorch_scores_where_the_graph_differs_and_says_so(
@@ -537,14 +473,22 @@ def test_pytorch_scores_where_the_graph_differs_and_says_so(
     assert json.loads((tmp_path / "out/scores.json").read_text())["engine"] == "torch"
 
 
-def test_onnx_without_its_extra_is_a_line_and_auto_does_without(
+def test_onnx_without_its_extra_is_a_line(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    command = ("score", trained.run, trained.data, "--out", tmp_path / "out", "--engine")
-    assert jobs.fault(jobs.medtl(*command, "onnx")) == "extra-missing"
-    result = jobs.medtl(*command, "auto")
-    assert result.exit_code == 0 and "pip install 'medtl[export]'" in result.stderr
+    result = jobs.medtl("score", trained.run, trained.data, "--out", tmp_path / "out", "--engine", "onnx")
+    assert jobs.fault(result) == "extra-missing" and "pip install 'medtl[export]'" in result.stderr
+
+
+def test_bfloat16_is_recorded_and_has_rows_of_its_own(trained: Trained, tmp_path: Path) -> None:
+    command = ("score", trained.run, trained.data, "--out", tmp_path / "out")
+    for precision in ("fp32", "bf16"):
+        result = jobs.medtl(*command, "--precision", precision)
+        assert result.exit_code == 0 and "rows were there" not in result.stdout
+        facts = json.loads((tmp_path / "out/scores.json").read_text())
+        assert (facts["engine"], facts["precision"]) == ("torch", precision)
+    assert "(24 rows were there)" in jobs.medtl(*command).stdout
 
 
 def test_bfloat16_is_pytorchs(trained: Trained, tmp_path: Path) -> None:

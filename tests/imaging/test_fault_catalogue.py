@@ -32,8 +32,7 @@ from medtl.data.manifest import load_manifest
 from medtl.data.task import TaskConfig
 from medtl.errors import LINE_LIMIT, MedtlError
 from medtl.imaging.dicom import decoders as decoding
-from medtl.imaging.image import Image, VoiTable
-from medtl.imaging.inspection import find_oddity
+from medtl.imaging.image import Image, VoiTable, find_warning
 from medtl.imaging.preprocessing import PreprocessingConfig, prepare_image
 from medtl.imaging.reader import read_series, scan
 from tests.imaging.conftest import (
@@ -601,7 +600,7 @@ PIXELS: list[Case] = [
         lambda kit: kit.radiograph(np.full((12, 10), 7, "uint16")),
         Reads(
             [np.full((1, 12, 10), 7.0)],
-            also=lambda image: find_oddity(image) and find_oddity(image).code == "image-constant",  # type: ignore[union-attr]
+            also=lambda image: find_warning(image) and find_warning(image).code == "image-constant",  # type: ignore[union-attr]
         ),
     ),
     (

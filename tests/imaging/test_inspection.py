@@ -15,8 +15,6 @@ from medtl.imaging.inspection import (
     BURNED_IN,
     SAMPLED_VALUES,
     Inspection,
-    Oddity,
-    find_oddity,
     group_inspections,
     inspect_header,
     inspect_image,
@@ -41,13 +39,6 @@ def inspect_one(path: Path) -> Inspection:
     """Inspect the one series of a source with its pixels."""
     (inspection,) = inspect_all(path)
     return inspection
-
-
-def test_a_constant_image_is_odd() -> None:
-    assert find_oddity(make_image(np.full((3, 4), 7))) == Oddity(
-        "image-constant", "every pixel has the same value"
-    )
-    assert find_oddity(make_image(pattern(3, 4))) is None
 
 
 def test_a_radiograph_is_described(make_radiograph: Callable[..., Path]) -> None:

@@ -253,7 +253,7 @@ def test_each_volume_is_scaled(make_nifti: Callable) -> None:
 def test_one_volume_takes_the_memory_of_one_volume(
     make_nifti: Callable, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nifti, "MOST_KEPT_BYTES", 0)
+    monkeypatch.setattr(nifti, "MOST_CACHED_BYTES", 0)
     series = scan(make_nifti(pattern(32, 32, 32, 40, dtype="int16"), name=name)).series
     tracemalloc.start()
     image = read_series(series[20])
@@ -289,7 +289,7 @@ def test_a_large_4d_file_is_not_kept(
     make_nifti: Callable, inflations: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = pattern(4, 5, 6, 3, dtype="int16")
-    monkeypatch.setattr(nifti, "MOST_KEPT_BYTES", values.nbytes - 1)
+    monkeypatch.setattr(nifti, "MOST_CACHED_BYTES", values.nbytes - 1)
     assert len(read_images(make_nifti(values))) == 3 and len(inflations) == 3 and nifti._last is None
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from medtl.core.ids import hash_identifier
 from medtl.errors import ReadError
+from medtl.imaging.dicom import NAME
 from medtl.imaging.dicom.fast_header import walk_header
 from medtl.imaging.dicom.frames import planes_of
 from medtl.imaging.dicom.header import read_dataset, read_header
@@ -19,24 +20,9 @@ from medtl.imaging.dicom.volumes import PlaneSet, arrange, deal_planes
 from medtl.imaging.image import Image, ImageFacts, VoiTable
 from medtl.imaging.series import SLICED_MODALITIES, Scan, Series, read_headers
 
-NAME = "dicom"
-
-PREAMBLE_BYTES = 128
-# Value representations that the first elements of a file may have.
-FIRST_VRS = frozenset({b"UL", b"OB", b"UI", b"SH", b"AE", b"CS", b"DA", b"TM"})
 BURNED_IN = "has burned-in annotation"
 COPIES = "exact copies of other files"
 SHARED_UID = "another file has the same SOPInstanceUID"
-
-
-def recognises(path: Path, head: bytes) -> bool:
-    """Look for DICM after the preamble, or for a first element where there is none (PS3.10 7.1)."""
-    if head[PREAMBLE_BYTES : PREAMBLE_BYTES + 4] == b"DICM":
-        return True
-    group, length = head[:2], int.from_bytes(head[4:8], "little")
-    if group not in (b"\x02\x00", b"\x08\x00") or len(head) < PREAMBLE_BYTES:
-        return False
-    return head[4:6] in FIRST_VRS or (head[3] == 0 and 0 < length <= 64)
 
 
 def scan(files: Sequence[Path], workers: int | None = None) -> Scan:

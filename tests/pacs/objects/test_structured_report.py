@@ -12,12 +12,12 @@ from pydicom.sr.codedict import codes
 
 from medtl.inference.ood import OodVerdict
 from medtl.pacs.objects.concepts import (
-    OOD,
+    OOD_CHECK,
+    OOD_VERDICTS,
     PREDICTED,
     PROBABILITY,
     SCHEME,
     THRESHOLD,
-    VERDICTS,
     class_concept,
 )
 from medtl.pacs.objects.result import StudyResult
@@ -54,8 +54,8 @@ def test_each_group_says_whether_the_model_may_judge_the_image(
 ) -> None:
     result = replace(make_result(), ood=verdict)
     for group in groups_of(read_again(result, tmp_path / "sr.dcm")):
-        said = [item.value for item in group.get_qualitative_evaluations(OOD)]
-        assert [code.meaning for code in said] == ([VERDICTS[verdict].meaning] if verdict else [])
+        said = [item.value for item in group.get_qualitative_evaluations(OOD_CHECK)]
+        assert [code.meaning for code in said] == ([OOD_VERDICTS[verdict].meaning] if verdict else [])
         assert all(len(code.value) <= 16 and len(code.meaning) <= 64 for code in said)
     said = run_tool("dciodvfy", tmp_path / "sr.dcm")
     assert "Error" not in said, said
