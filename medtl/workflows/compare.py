@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medtl.core.files import write_json, write_table
-from medtl.core.progress import Watcher, tell
+from medtl.core.files import write_csv, write_json
+from medtl.core.progress import Watcher, note_all
 from medtl.data.task import Task
 from medtl.errors import CheckpointError, ConfigError
 from medtl.evaluation.comparison import COMPARED, Candidate, Compared, align, compare, to_json
@@ -64,15 +64,15 @@ def compare_runs(
     task = _common_task(judged)
     candidates = align([one.candidate for one in judged], common=common)
     notes = _notes(judged, candidates)
-    tell(watcher, notes)
+    note_all(watcher, notes)
     watcher.progress("comparing", 0, len(candidates))
     found = compare(candidates, task, base)
     curves = learning_curves(found)
     repeats = _repeat_notes(found) if curves else []
-    tell(watcher, repeats)
+    note_all(watcher, repeats)
     content = _content(found, curves, task, base, [*notes, *repeats])
     write_json(out / "comparison.json", content)
-    write_table(out / "comparison.csv", [COLUMNS + DIFFERENCE_COLUMNS, *_rows(content["runs"])])
+    write_csv(out / "comparison.csv", [COLUMNS + DIFFERENCE_COLUMNS, *_rows(content["runs"])])
     return CompareOutcome(content, write_comparison_page(out, content))
 
 

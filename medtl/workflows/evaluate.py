@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from medtl.config import load_config
 from medtl.core.files import write_json
-from medtl.core.progress import Watcher, tell
+from medtl.core.progress import Watcher, note_all
 from medtl.data.attributes import attribute_names, identifying_attributes
 from medtl.data.labels import compared_name
 from medtl.data.manifest import load_manifest, targets
@@ -90,7 +90,7 @@ def evaluate_run(
     judged = probabilities, targets(task, opened.samples), task, opened.patients
     evaluation = evaluate(*judged, thresholds, prevalence=prevalence)
     groupings, notes = evaluate_subgroups(*judged, thresholds, attributes)
-    tell(watcher, withheld, notes)
+    note_all(watcher, withheld, notes)
     answers = {"predicted": [_answer(task, row, thresholds) for row in probabilities]}
     content = {
         **_about(checkpoint, run, options),
@@ -133,7 +133,7 @@ def _open(
         progress=lambda done, total: watcher.progress("reading", done, total),
     )
     kept, notes = _select_part(manifest.samples, prepared, run, part)
-    tell(watcher, manifest.notes, notes, oddity_notes(prepared))
+    note_all(watcher, manifest.notes, notes, oddity_notes(prepared))
     return _Opened(kept, prepared, notes[1:], all_refusals(manifest, prepared))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medtl.config import RunConfig
-from medtl.core.progress import Watcher, tell
+from medtl.core.progress import Watcher, note_all
 from medtl.data.dataset_file import is_dataset, write_record
 from medtl.data.manifest import LABELS_FILE, load_manifest
 from medtl.data.prepared import all_refusals, content_key, oddity_notes, prepare_samples
@@ -42,7 +42,7 @@ def prepare_run(
         raise ConfigError("dataset-recipe", reason, where=data, fix="name the folder that it was made from")
     labels = labels or _own_labels(data)
     manifest = load_manifest(data, labels, config.task)
-    tell(watcher, manifest.notes)
+    note_all(watcher, manifest.notes)
     decoded = 0
 
     def progress(done: int, total: int) -> None:
@@ -61,7 +61,7 @@ def prepare_run(
         preprocessing=config.preprocessing.model_dump(mode="json"),
         key=content_key(manifest.samples, config.preprocessing),
     )
-    tell(watcher, oddity_notes(prepared))
+    note_all(watcher, oddity_notes(prepared))
     kept = [sample for sample in manifest.samples if sample.sample_id in set(prepared.sample_ids)]
     return PrepareOutcome(
         folder=out,

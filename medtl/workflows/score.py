@@ -4,12 +4,11 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from medtl.core.files import read_json
-from medtl.core.journal import Journal, open_journal
+from medtl.core.journal import open_journal
 from medtl.core.progress import Watcher, never
 from medtl.errors import ReadError
 from medtl.imaging.reader import scan
@@ -19,12 +18,10 @@ from medtl.inference.predictor import Prediction
 from medtl.inference.streaming import (
     ScoreOptions,
     ScoreOutcome,
+    Scoring,
     choose_engine,
     list_units,
-    score_into,
-    show_rows,
     stopped,
-    write_outcome,
 )
 from medtl.inference.tables import check_formats
 from medtl.training.checkpoint import load_finished
@@ -55,9 +52,9 @@ def score_run(
     found = scan(folder)
     with open_journal(out) as journal:
         _note_other_rows(out, ensemble, folder, watcher)
-        show_rows(journal, ensemble, overwrite=options.overwrite)
-        kept = score_into(journal, ensemble, found, folder, options, watcher, stop)
-        return write_outcome(journal, ensemble, found, folder, options, kept, on_row)
+        scoring = Scoring(ensemble, folder, journal, options, watcher, stop)
+        scoring.show_rows()
+        return scoring.write(found, scoring.score(found), on_row)
 
 
 def _note_other_rows(out: Path, ensemble: Ensemble, folder: Path, watcher: Watcher) -> None:
@@ -83,19 +80,6 @@ def load_ensemble(run: Path, options: ScoreOptions) -> Ensemble:
     return make_ensemble(checkpoints, flips=options.flips)
 
 
-@dataclass(frozen=True, eq=False)
-class Watch:
-    """A folder to watch. settle: seconds for which a file has to be unchanged before it is scored."""
-
-    ensemble: Ensemble
-    folder: Path
-    journal: Journal
-    options: ScoreOptions
-    watcher: Watcher
-    stop: Callable[[], bool]
-    settle: float
-
-
 def watch_run(
     run: Path,
     folder: Path,
@@ -116,28 +100,31 @@ def watch_run(
     if not folder.is_dir():
         raise ReadError("file-missing", "is no folder to watch", where=folder, fix="check the path")
     with open_journal(out) as journal:
-        show_rows(journal, ensemble, overwrite=options.overwrite)
-        watch = Watch(ensemble, folder, journal, options, watcher, stop, settle)
+        scoring = Scoring(ensemble, folder, journal, options, watcher, stop)
+        scoring.show_rows()
         seen = written = ""
         while True:
             listing = _listing(folder)
             if listing != seen:
                 found, rests = _at_rest(_scan(folder), settle)
                 seen = listing if rests else ""
-                written = _score_arrivals(watch, found, written)
-            _wait(watch)
+                written = _score_arrivals(scoring, found, written)
+            until = time.monotonic() + settle
+            while not (stopping := stop()) and (left := until - time.monotonic()) > 0:
+                time.sleep(min(STOP_SECONDS, left))
+            if stopping:
+                raise stopped(journal)
 
 
-def _score_arrivals(watch: Watch, found: Scan, written: str) -> str:
+def _score_arrivals(scoring: Scoring, found: Scan, written: str) -> str:
     """Score, and write the tables if their signature differs from that of the last ones; return it."""
-    signature = _signature(found, watch.folder)
+    signature = _signature(found, scoring.folder)
     if signature == written or not (found.series or found.refusals):
         return written
-    about = watch.journal, watch.ensemble, found, watch.folder, watch.options
-    kept = score_into(*about, watch.watcher, watch.stop, first=not written)
-    outcome = write_outcome(*about, kept)
+    kept = scoring.score(found, first=not written)
+    outcome = scoring.write(found, kept)
     counts = f"{outcome.scored} scored, {outcome.refused} refused"
-    watch.watcher.note("rows", f"{counts}, {len(found.series) - kept} of them now: {outcome.table}")
+    scoring.watcher.note("rows", f"{counts}, {len(found.series) - kept} of them now: {outcome.table}")
     return signature
 
 
@@ -190,15 +177,3 @@ def _signature(found: Scan, folder: Path) -> str:
     for error in found.refusals:
         digest.update(f"{error}\0".encode(errors="backslashreplace"))
     return digest.hexdigest()
-
-
-def _wait(watch: Watch) -> None:
-    """Wait for the settling time. Raises StoppedError."""
-    until = time.monotonic() + watch.settle
-    while True:
-        if watch.stop():
-            raise stopped(watch.journal)
-        left = until - time.monotonic()
-        if left <= 0:
-            return
-        time.sleep(min(STOP_SECONDS, left))
