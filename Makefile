@@ -1,9 +1,9 @@
-# Two commands are all there is to set up: `make demo` and `make test`.
+# `make demo` and `make test` install everything they need.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fuzz long check lint format bench clean
+.PHONY: demo test fuzz long check lint docs format bench clean
 
 demo: $(VENV)/.offline  ## install with the offline weights and run the whole tour
 	$(BIN)/medtl demo
@@ -11,13 +11,13 @@ demo: $(VENV)/.offline  ## install with the offline weights and run the whole to
 test: $(VENV)/.dev  ## install what the tests need and run them
 	$(BIN)/python -m pytest -n 2
 
-fuzz: $(VENV)/.dev  ## 10,000 mutated DICOM files, read or refused: some minutes
+fuzz: $(VENV)/.dev  ## 10,000 mutated DICOM files, read or refused: several minutes
 	$(BIN)/python -m pytest -n 2 -m long tests/fuzz
 
-long: $(VENV)/.dev  ## the contract of every backbone, the large ones too: some ten minutes
+long: $(VENV)/.dev  ## the contract tests of every backbone, the large ones too: about ten minutes
 	$(BIN)/python -m pytest -n 2 -m long tests/models tests/training
 
-check: lint test  ## what CI runs
+check: lint docs test  ## what CI runs
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -25,11 +25,14 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)/.dev  ## the documentation site, in site/; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.dev  ## the numbers of the README, by hand: some 40 minutes on two cores
+bench: $(VENV)/.dev  ## the numbers in README, run by hand: about 40 minutes on two cores
 	$(BIN)/python -m benchmarks.main_job
 
 $(VENV)/bin/python:
@@ -44,4 +47,4 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	touch $(VENV)/.offline $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

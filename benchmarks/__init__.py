@@ -1,1 +1,1 @@
-"""Side-by-side measurements against what users would pick instead."""
+"""Benchmarks that compare medtl with the alternatives side by side."""

@@ -1,13 +1,13 @@
-"""How many images a second each backbone takes on one processor core: writes what the catalogue shows.
+"""Measure images per second of each backbone on one CPU core: the speeds that the catalogue shows.
 
 python -m benchmarks.backbones [NAME ...] [--batch N] [--rounds N] [--write]
 
-Each backbone is untrained, in fp32 and channels last, on one thread: planar ones at their own input size,
-volumes at 32 x 112 x 112, one at a time. Slice encoders are left out: they cost their planar network once a
-slice. Forward: evaluation mode, no gradient. Train: forward, backward and an optimizer step through
-everything, with a head of two classes. The first round is not counted; the numbers are medians of processor
-seconds, which hold beside other work. --write keeps them in medtl/models/backbones/speeds.json, after each
-backbone; one that is there already is not measured again. All of them take an hour: name some.
+Each backbone is untrained, in fp32 and channels last, on one thread: 2D ones at their own input size, volumes
+at 32 x 112 x 112, one at a time. Slice encoders are left out: they cost their 2D network once per slice.
+Forward: evaluation mode, no gradient. Train: forward, backward and an optimizer step through everything, with
+a head of two classes. The first round is not counted; the numbers are medians of CPU seconds, which are valid
+on a machine with other work. --write saves them in medtl/models/backbones/speeds.json after each backbone;
+one that is already there is not measured again. All of them take an hour: name some.
 """
 
 import argparse
@@ -33,7 +33,7 @@ VOLUME = (32, 112, 112)
 
 
 def images_per_second(step: Callable[[], object], batch: int, rounds: int) -> float:
-    """Return images a processor second: the batch over the median of a step."""
+    """Return images per CPU second: the batch size over the median time of a step."""
     step()
     seconds = []
     for _ in range(rounds):
@@ -44,7 +44,7 @@ def images_per_second(step: Callable[[], object], batch: int, rounds: int) -> fl
 
 
 def measure(entry: BackboneEntry, batch: int, rounds: int) -> dict:
-    """Return the row of a backbone: images a second forward alone, and in training."""
+    """Return the row of a backbone: images per second in the forward pass alone, and in training."""
     torch.manual_seed(0)
     size = entry.input_size if entry.spatial_dims == 2 else VOLUME
     batch = batch if entry.spatial_dims == 2 else 1
@@ -72,7 +72,7 @@ def measure(entry: BackboneEntry, batch: int, rounds: int) -> dict:
 
 
 def machine() -> str:
-    """Say what the numbers hold for."""
+    """Describe the machine that the numbers are from."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"one core of {names[0] if names else platform.processor()}, torch {torch.__version__}"

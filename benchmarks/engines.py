@@ -1,11 +1,11 @@
-"""How fast the engines of scoring are: images a processor second of PyTorch, folded or not, and ONNX Runtime.
+"""Compare the scoring engines: images per CPU second of PyTorch, folded or not, and of ONNX Runtime.
 
 python -m benchmarks.engines [--seconds S] [BACKBONE:SIZE ...]
 
-They take turns, with one thread and the batch of a scoring process; weights are random, which costs the same.
-Prints the medians of rounds of half a processor second, which other work does not count into; what a process
-pays to fold, to write the graph (once a checkpoint) and to open it; the memory that it holds; and how far
-logits are apart.
+They take turns, with one thread and the batch size of a scoring process; weights are random, which costs the
+same. Prints medians over rounds of half a CPU second, which other work does not distort; the one-time cost of
+folding, of writing the graph (once per checkpoint) and of opening it; its memory; and the largest difference
+between logits.
 """
 
 import argparse
@@ -22,11 +22,10 @@ import torch
 from medtl.data.task import Task
 from medtl.imaging.augmentation import AugmentationConfig
 from medtl.imaging.preprocessing import PreprocessingConfig
-from medtl.inference.ensemble import Ensemble, make_ensemble
+from medtl.inference.ensemble import make_ensemble
 from medtl.inference.export import example_images
 from medtl.inference.onnx_graph import keep_graph
 from medtl.inference.predictor import predict_features
-from medtl.inference.streaming import batch_size
 from medtl.models.backbones import BACKBONES
 from medtl.models.classifier import Classifier
 from medtl.training.checkpoint import Checkpoint, CheckpointHeader, TensorFile, describe_classifier
@@ -40,7 +39,7 @@ CASES = (
 
 
 def main() -> None:
-    """Print one line a case."""
+    """Print one line per case."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", default=CASES)
     parser.add_argument("--seconds", type=float, default=10.0)
@@ -70,7 +69,7 @@ def make_checkpoint(name: str, size: tuple[int, ...]) -> Checkpoint:
 
 
 def measure(checkpoint: Checkpoint, seconds: float, home: Path) -> str:
-    """Return what was found, as text."""
+    """Return the measurements as text."""
     os.environ["MEDTL_HOME"] = str(home)
     ensemble, folding = timed(lambda: make_ensemble([checkpoint]))
     folded = ensemble.members[0]
@@ -78,7 +77,7 @@ def measure(checkpoint: Checkpoint, seconds: float, home: Path) -> str:
     before = resident_mib()
     again = replace(graph, name=graph.name.replace(".onnx", "-again.onnx"))
     graph.path.rename(again.path)
-    batch = batch_size(Ensemble(ensemble.members, ensemble.forwards))
+    batch = ensemble.batch_size
     images = example_images(folded, batch)
     _, opening = timed(lambda: again.run(images))
     held = resident_mib() - before
@@ -94,19 +93,19 @@ def measure(checkpoint: Checkpoint, seconds: float, home: Path) -> str:
 
 
 def timed(run: Callable) -> tuple:
-    """Return a result, and the processor seconds that it took."""
+    """Return a result and the CPU seconds it took."""
     started = time.process_time()
     return run(), time.process_time() - started
 
 
 def resident_mib() -> float:
-    """Return the memory that this process holds."""
+    """Return the memory of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096 / 2**20
 
 
 def in_turns(runs: dict[str, Callable[[], object]], batch: int, seconds: float) -> dict[str, float]:
-    """Return the median images a second of each, measured in rounds that take turns."""
+    """Return the median images per second of each, measured in alternating rounds."""
     found: dict[str, list[float]] = {name: [] for name in runs}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or not all(found.values()):

@@ -1,10 +1,10 @@
-"""What saliency maps are worth, by method and backbone, on planted lesions: prints the faithfulness tables.
+"""Check the saliency methods on planted lesions, by method and backbone: prints the faithfulness tables.
 
 python -m benchmarks.explanations [--backbones NAME ...] [--out DIR] [--images N]
 
-Trains each backbone on the X-ray phantoms of sample_data (a quarter of the patients kept for the test), then
-audits every method that suits it on the test images in which the model found the lesion. A run that is there
-already is used again.
+Trains each backbone on the X-ray phantoms of sample_data (a quarter of the patients reserved for the test),
+then audits every method that suits it on the test images in which the model found the lesion. An existing run
+is reused.
 """
 
 import argparse
@@ -32,7 +32,7 @@ OVERRIDES = ("split.val=0.2", "split.test=0.25")
 
 
 def train(backbone: str, run: Path) -> Checkpoint:
-    """Train a backbone on the phantoms, unless the run is there."""
+    """Train a backbone on the phantoms, unless the run exists."""
     data = sample_data("xray")
     config = load_config("xray", None, (*OVERRIDES, f"backbone.name={backbone}"))
     with TerminalWatcher(f"training {backbone}") as watcher:
@@ -58,7 +58,7 @@ def found_cases(checkpoint: Checkpoint, run: Path, count: int) -> list[Case]:
 
 
 def report(backbone: str, out: Path, count: int) -> None:
-    """Print one backbone's table, the words, and what the audit took."""
+    """Print one backbone's table, its summary, and the time of the audit."""
     run = out / backbone
     checkpoint = train(backbone, run)
     cases = found_cases(checkpoint, run, count)

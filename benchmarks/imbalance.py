@@ -1,19 +1,20 @@
-"""What each strategy against class imbalance is worth where a finding is rare: prints a row for each.
+"""Compare the strategies against class imbalance for a rare finding: prints a row for each.
 
-python -m benchmarks.imbalance [--data DIR] [--out DIR] [--ratios N ..] [--seeds N] [--only NAME ..] [--thaw]
+python -m benchmarks.imbalance [--data DIR] [--out DIR] [--ratios N ..] [--seeds N] [--only NAME ..]
+[--unfreeze]
 
 DIR holds chest-xray-pneumonia/ (PneumoniaMNIST of MedMNIST v2). Pneumonia, most of the archive, is made rare:
-one to so many normal ones, in training and in validation alike, since a threshold is chosen on data that are
-as hard to come by as those for training. Each seed deals the 1,214 normal images of the archive's training
-part (three quarters train) with its own few pneumonias, and draws the head. All runs are judged on the
-archive's own validation part, which no run has seen: all of its images, the pneumonias weighing together one
-to so many as well, so that AUPRC and calibration error are those of the prevalence trained for (sensitivity,
-specificity and balanced accuracy do not depend on it).
+1:N in both training and validation data, since a threshold is chosen on data that are as scarce as those for
+training. Each seed assigns the 1,214 normal images of the archive's training part (three quarters train) with
+its own few pneumonias, and initialises the head. All runs are evaluated on the archive's own validation part,
+which no run has seen: on all of its images, with the pneumonias weighted down to 1:N as well, so that AUPRC
+and calibration error are those of the prevalence trained for (sensitivity, specificity and balanced accuracy
+do not depend on it).
 
-EfficientNet-Lite0 from ImageNet at 64 px, frozen: the head alone is trained, on cached features. With --thaw
-the top two layer groups are trained after it, for 4 epochs. Intervals are Student's t over the seeds, 95%: of
-dealing and drawing again, not of other evaluation images. Differences to `none` are paired by seed. Rows that
---out holds already are not run again.
+EfficientNet-Lite0 from ImageNet at 64 px, frozen: only the head is trained, on cached features. With
+--unfreeze the top two layer groups are trained after it, for 4 epochs. Intervals are Student's t over the
+seeds, 95%: they cover other splits and heads, not other evaluation images. Differences from `none` are paired
+by seed. Rows that --out already holds are not run again.
 """
 
 import argparse
@@ -58,7 +59,7 @@ Archive = Mapping[str, NDArray]
 
 
 class Silence:
-    """A watcher that shows nothing."""
+    """A watcher that prints nothing."""
 
     def note(self, label: str, text: str) -> None:
         pass
@@ -74,7 +75,7 @@ class Silence:
 
 
 class Evaluation:
-    """The evaluation images, and what the frozen prefix makes of them: the same for all runs."""
+    """The evaluation images and their output of the frozen prefix: the same for all runs."""
 
     def __init__(self, source: Archive, folder: Path, config: RunConfig) -> None:
         path = folder / "evaluation.npz"
@@ -97,15 +98,17 @@ class Evaluation:
     def judge(self, checkpoint: Checkpoint, ratio: int) -> dict[str, float]:
         """Return the metrics at a prevalence of one to `ratio`, and at the run's own threshold."""
         scores, truth, chosen = self.probabilities(checkpoint), self.truth, checkpoint.header.thresholds
+        questions = metrics.one_vs_rest(scores, truth, "binary")
+        rates = metrics.rates(questions, chosen)
         positive = truth == 1
         weights = np.where(positive, (~positive).sum() / positive.sum() / ratio, 1.0)
         found = (
-            metrics.auprc(scores, truth, weights, kind="binary"),
-            metrics.balanced_accuracy(scores, truth, chosen, kind="binary"),
-            metrics.balanced_accuracy(scores, truth, [0.5], kind="binary"),
-            metrics.sensitivity_by_class(scores, truth, chosen, kind="binary")[0],
-            metrics.specificity_by_class(scores, truth, chosen, kind="binary")[0],
-            metrics.calibration_error(scores, truth, weights, kind="binary"),
+            metrics.auprc(questions, weights)[0],
+            metrics.balanced_accuracy(questions, chosen),
+            metrics.balanced_accuracy(questions, [0.5]),
+            metrics.share(*rates["sensitivity"])[0],
+            metrics.share(*rates["specificity"])[0],
+            metrics.calibration_error(questions, weights)[0],
         )
         return dict(zip(SHOWN, map(float, found), strict=True))
 
@@ -136,7 +139,7 @@ def thin(source: Archive, ratio: int, seed: int, folder: Path) -> Path:
 def run_row(
     source: Archive, evaluation: Evaluation, out: Path, choice: tuple[int, str, int], overrides: Sequence[str]
 ) -> dict[str, float]:
-    """Return the metrics of one training (ratio, strategy, seed), run unless `out` has them."""
+    """Return the metrics of one training (ratio, strategy, seed); run it unless `out` has them."""
     ratio, strategy, seed = choice
     kept = out / f"{ratio}-{strategy}-{seed}.json"
     if not kept.is_file():
@@ -174,7 +177,7 @@ def main() -> None:
     parser.add_argument("--ratios", type=int, nargs="+", default=[20, 100])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=list(IMBALANCE), default=list(IMBALANCE))
-    parser.add_argument("--thaw", action="store_true")
+    parser.add_argument("--unfreeze", action="store_true")
     chosen = parser.parse_args()
     path = chosen.data / "chest-xray-pneumonia" / "pneumoniamnist.npz"
     if not path.is_file():
@@ -182,7 +185,7 @@ def main() -> None:
     if chosen.seeds < 2 or min(chosen.ratios) < 1:
         parser.error("--seeds must be 2 or more, for an interval, and --ratios 1 or more")
     out = chosen.out or Path(tempfile.mkdtemp(prefix="medtl-imbalance-"))
-    out, overrides = (out / "thawed", FROZEN + THAWED) if chosen.thaw else (out / "frozen", FROZEN)
+    out, overrides = (out / "thawed", FROZEN + THAWED) if chosen.unfreeze else (out / "frozen", FROZEN)
     out.mkdir(parents=True, exist_ok=True)
     os.environ["MEDTL_HOME"] = str(out / "home")  # one for all runs: strategies share the cached features
     with np.load(path) as archive:

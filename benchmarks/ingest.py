@@ -1,14 +1,14 @@
-"""Reading speed against what one would write instead: prints a table.
+"""Compare reading speed with the alternatives: prints a table.
 
 python -m benchmarks.ingest [--data DIR] [--repeats N]
 
-Radiographs of 2048 x 2048 pixels and 12 bits, uncompressed and in JPEG 2000, are made here; MR series have
-the header of a real one where DIR/brain-mri-dicom is there, otherwise short ones. Each reading is a process
-of its own that has imported everything before its clock starts; files are in the page cache; medians of N
-rounds. Contenders: the plainest pydicom loop (read, rescale, stack by position; nothing is checked),
-MONAI's LoadImage, and medtl (scan and read, with all its checks and a SHA-256 of every file). Two workers are
-two processes for each of them, started before the clock; arrays stay where they are read. medtl's scan starts
-children of its own where it proves long.
+Radiographs of 2048 x 2048 pixels and 12 bits, uncompressed and in JPEG 2000, are made here. MR series have
+the header of a real one if DIR/brain-mri-dicom exists, otherwise short ones. Each measurement is a process of
+its own that has imported everything before its clock starts; files are in the page cache; medians of N
+rounds. Contenders: a plain pydicom loop (read, rescale, stack by position; nothing is checked), MONAI's
+LoadImage, and medtl (scan and read, with all its checks and a SHA-256 of every file). With two workers, each
+contender gets two processes, started before the clock; arrays stay in the process that read them. medtl's
+scan may start worker processes of its own for large folders.
 """
 
 import argparse
@@ -41,7 +41,7 @@ ROUNDS = 50
 
 
 def plain_planes(unit: Path) -> np.ndarray:
-    """Return float32 (D, H, W) of a file, or of the slices of a folder, as one reads it by hand."""
+    """Return float32 (D, H, W) of a file, or of the slices of a folder, read by hand."""
     import pydicom
 
     slices = [pydicom.dcmread(path) for path in (sorted(unit.iterdir()) if unit.is_dir() else [unit])]
@@ -56,7 +56,7 @@ def plain_planes(unit: Path) -> np.ndarray:
 
 
 def read_plainly(unit: Path) -> np.dtype:
-    """Read a unit by the plain loop; arrays stay where they are read."""
+    """Read a unit by the plain loop; arrays stay in the process that read them."""
     return plain_planes(unit).dtype
 
 
@@ -76,7 +76,7 @@ def read_with_medtl(series: "Series") -> np.dtype:
 
 
 def read_all(contender: str, units: list[Path], pool: Executor | None) -> None:
-    """Read every unit, in the pool where there is one, and let it go, as a batch job would."""
+    """Read every unit, in the pool if there is one, and discard it, as a batch job would."""
     together = pool.map if pool else map
     if contender == "medtl":
         from medtl.imaging.reader import scan
@@ -159,7 +159,7 @@ def make_data(folder: Path, data: Path) -> None:
 
 
 def real_header(data: Path):
-    """Return the header of a real MR slice without its pixels, None where there is none."""
+    """Return the header of a real MR slice without its pixels, or None."""
     import pydicom
 
     found = sorted((data / "brain-mri-dicom").rglob("*.dcm"))
@@ -174,7 +174,7 @@ def radiograph(pixels: np.ndarray, number: int):
 
 
 def mr_slice(pixels: np.ndarray, number: int, place: int, header):
-    """Return an MR instance, 5 mm above the one before it, over a real header where there is one."""
+    """Return an MR instance, 5 mm above the previous one, with a real header if there is one."""
     from pydicom.uid import MRImageStorage
 
     own = described(pixels, MRImageStorage, "MR", number, place)

@@ -1,10 +1,10 @@
-"""The ladder: what transfer is worth in labels, from scratch to everything thawed.
+"""Measure what transfer is worth in labels, from training from scratch to full fine-tuning.
 
 python -m benchmarks.ladder [--data DIR] [--task brain|chest] [--budgets 50 all] [--seeds 0 1 2] [--out DIR]
 
-Trains each schedule at each budget of labels with each seed, on one split, and compares all runs. A run that
-is there already is not trained again. DIR as for benchmarks.main_job. All runs share one medtl home, so that
-images are prepared once and frozen prefixes are computed once. In full it takes hours on two cores.
+Trains each schedule at each label budget with each seed, on one split, and compares all runs. Existing runs
+are not trained again. DIR as for benchmarks.main_job. All runs share one medtl home, so that images are
+prepared once and frozen prefixes are computed once. The full benchmark takes hours on two cores.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.main_job import CHEST, DEFAULT_DATA
 
-# As many epochs for each rung, of one view: the rungs differ in what they thaw, not in how long they look.
+# Each rung trains equally long, on one view: the rungs differ only in what they unfreeze.
 SHARED = ("schedule.views=1", "schedule.head_epochs=6", "schedule.unfrozen_epochs=6")
 SCHEDULES = {
     "scratch": ("schedule=scratch", "schedule.head_learning_rate=3e-3"),
@@ -34,7 +34,7 @@ TASKS = {
 def train_rung(
     data: Path, run: Path, recipe: Sequence[str], overrides: Sequence[str], budget: str, seed: int
 ) -> Path:
-    """Train one run with `medtl train`, unless it is there, and return it."""
+    """Train one run with `medtl train`, unless it exists, and return it."""
     if (run / "metrics.json").is_file():
         return run
     settings = [part for override in overrides for part in ("--set", override)]

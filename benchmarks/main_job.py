@@ -1,4 +1,4 @@
-"""The main job on real images, against a plain recipe and against no transfer: prints the README's table.
+"""Run the main job on real images, beside a plain recipe and training from scratch: prints README's table.
 
 python -m benchmarks.main_job [--data DIR] [--only PART] [--out DIR]
 
@@ -90,7 +90,7 @@ def brain(data: Path, out: Path) -> None:
 
 
 def uncached(data: Path, out: Path) -> None:
-    """The same transfer with the frozen prefix computed anew in every epoch: what the cache is worth."""
+    """The same transfer with the frozen prefix recomputed in every epoch: what the cache saves."""
     folder = data / "brain-mri-tumour"
     recipe = ["--modality", "mri", "--config", "configs/mri-slices.yaml", "--data", str(folder)]
     train("brain-transfer-uncached", out, recipe, (*RANDOM_SPLIT, "fit.cache_gb=0"))

@@ -1,12 +1,13 @@
-"""Every metric beside a reference on the same arrays: prints the table of docs/metrics.md.
+"""Compare every metric with a reference on the same arrays: prints the table of docs/metrics.md.
 
 python -m benchmarks.metric_references
 
-References are scikit-learn, SciPy, or the published formula written out here; torchmetrics is asked, too,
-where it is installed. 400 samples from a seed, with ties; of multilabel a fifth of the labels is missing.
+References are scikit-learn, SciPy, or the published formula written out here, and torchmetrics if it is
+installed. 400 samples from a seed, with ties; a fifth of the multilabel labels is missing.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -20,13 +21,13 @@ from medtl.evaluation import metrics
 from medtl.evaluation.calibration_metrics import estimate_intercept, estimate_slope
 from medtl.evaluation.decision_curve import net_benefit
 from medtl.evaluation.intervals import auroc_interval, exact_interval, place, wilson_interval
-from medtl.evaluation.thresholds import youden_threshold
+from medtl.evaluation.thresholds import choose_threshold
 
 SAMPLES, CUT, PREVALENCE = 400, 0.4, 0.1
 
 
 class Row(NamedTuple):
-    """A metric, the task, medtl's value, the reference's, and who that is."""
+    """A metric, the task, medtl's value, the reference's, and the name of the reference."""
 
     metric: str
     task: str
@@ -59,6 +60,11 @@ def make_arrays() -> Arrays:
     return Arrays(scores, truth, raised / raised.sum(axis=1, keepdims=True), classes, cells, flags)
 
 
+def rate(name: str, questions: metrics.Questions, cuts: list[float]) -> NDArray:
+    """Return sensitivity, specificity, ppv or npv by class."""
+    return metrics.share(*metrics.rates(questions, cuts)[name])
+
+
 def rows() -> Iterator[Row]:
     """Yield all rows."""
     a = make_arrays()
@@ -86,26 +92,28 @@ def binary_rows(a: Arrays) -> Iterator[Row]:
             sk.balanced_accuracy_score(a.truth, said),
             "scikit-learn",
         ),
-        "F1": (metrics.f1_by_class, (cut,), sk.f1_score(a.truth, said), "scikit-learn"),
+        "F1": (metrics.f1, (cut,), sk.f1_score(a.truth, said), "scikit-learn"),
         "MCC": (metrics.mcc, (cut,), sk.matthews_corrcoef(a.truth, said), "scikit-learn"),
-        "sensitivity": (metrics.sensitivity_by_class, (cut,), tp / (tp + fn), "TP / (TP + FN)"),
-        "specificity": (metrics.specificity_by_class, (cut,), tn / (tn + fp), "TN / (TN + FP)"),
-        "PPV": (metrics.ppv_by_class, (cut,), tp / (tp + fp), "TP / (TP + FP)"),
-        "NPV": (metrics.npv_by_class, (cut,), tn / (tn + fn), "TN / (TN + FN)"),
+        "sensitivity": (partial(rate, "sensitivity"), (cut,), tp / (tp + fn), "TP / (TP + FN)"),
+        "specificity": (partial(rate, "specificity"), (cut,), tn / (tn + fp), "TN / (TN + FP)"),
+        "PPV": (partial(rate, "ppv"), (cut,), tp / (tp + fp), "TP / (TP + FP)"),
+        "NPV": (partial(rate, "npv"), (cut,), tn / (tn + fn), "TN / (TN + FN)"),
         "calibration error": (metrics.calibration_error, (), equal_mass_error(a), "Nixon 2019, by sorting"),
     }
     for name, (metric, more, reference, by) in found.items():
-        yield Row(name, "binary", number(metric(pair, a.truth, *more, kind="binary")), reference, by)
+        yield Row(
+            name, "binary", number(metric(metrics.one_vs_rest(pair, a.truth, "binary"), *more)), reference, by
+        )
     yield from threshold_rows(a, tp / (tp + fn), tn / (tn + fp))
 
 
 def threshold_rows(a: Arrays, sensitivity: float, specificity: float) -> Iterator[Row]:
-    """Yield what follows from a threshold, or chooses one, and the line of calibration."""
+    """Yield what follows from a threshold or chooses one, and the calibration line."""
     ours = metrics.at_prevalence(np.array(sensitivity), np.array(specificity), PREVALENCE)
     hits, alarms = sensitivity * PREVALENCE, (1 - specificity) * (1 - PREVALENCE)
     yield Row("PPV at 10% prevalence", "binary", number(ours[0]), hits / (hits + alarms), "Bayes' rule")
     fpr, tpr, _ = sk.roc_curve(a.truth, a.scores, drop_intermediate=False)
-    said = a.scores >= youden_threshold(a.scores, a.truth)
+    said = a.scores >= choose_threshold(a.scores, a.truth)
     reached = said[a.truth == 1].mean() - said[a.truth == 0].mean()
     yield Row("Youden's J at its threshold", "binary", reached, (tpr - fpr).max(), "scikit-learn's ROC")
     odds = CUT / (1 - CUT)
@@ -136,10 +144,10 @@ def multiclass_rows(a: Arrays) -> Iterator[Row]:
         "MCC": (metrics.mcc, (None,), sk.matthews_corrcoef(a.classes, said)),
     }
     for name, (metric, more, reference) in found.items():
-        ours = number(metric(a.many, a.classes, *more, kind="multiclass"))
+        ours = number(metric(metrics.one_vs_rest(a.many, a.classes, "multiclass"), *more))
         yield Row(name, "multiclass", ours, reference, "scikit-learn")
     brier = ((a.many - onehot) ** 2).sum(axis=1).mean()
-    ours = number(metrics.brier(a.many, a.classes, kind="multiclass"))
+    ours = number(metrics.brier(metrics.one_vs_rest(a.many, a.classes, "multiclass")))
     yield Row("Brier score", "multiclass", ours, brier, "Brier 1950")
 
 
@@ -151,7 +159,7 @@ def multilabel_rows(a: Arrays) -> Iterator[Row]:
     ):
         known = np.isfinite(a.flags)
         each = [reference(a.flags[at, k], a.cells[at, k]) for k, at in enumerate(known.T)]
-        ours = number(metric(a.cells, a.flags, kind="multilabel"))
+        ours = number(metric(metrics.one_vs_rest(a.cells, a.flags, "multilabel")))
         yield Row(name, "multilabel", ours, float(np.mean(each)), "scikit-learn")
 
 
@@ -167,7 +175,7 @@ def interval_rows(a: Arrays) -> Iterator[Row]:
 
 
 def torchmetrics_rows(a: Arrays) -> Iterator[Row]:
-    """Yield what torchmetrics says of two classes; it counts a score at the threshold as below it."""
+    """Yield torchmetrics' values for two classes; it counts a score at the threshold as below it."""
     import torch
     from torchmetrics.functional import classification as tm
 
@@ -176,16 +184,16 @@ def torchmetrics_rows(a: Arrays) -> Iterator[Row]:
     for name, metric, more, reference in (
         ("AUROC", metrics.auroc, (), tm.binary_auroc(scores, truth)),
         ("AUPRC", metrics.auprc, (), tm.binary_average_precision(scores, truth)),
-        ("F1", metrics.f1_by_class, ([CUT],), tm.binary_f1_score(scores, truth, threshold=just_below)),
+        ("F1", metrics.f1, ([CUT],), tm.binary_f1_score(scores, truth, threshold=just_below)),
         ("MCC", metrics.mcc, ([CUT],), tm.binary_matthews_corrcoef(scores, truth, threshold=just_below)),
     ):
-        ours = number(metric(pair, a.truth, *more, kind="binary"))
+        ours = number(metric(metrics.one_vs_rest(pair, a.truth, "binary"), *more))
         yield Row(name, "binary", ours, float(reference), "torchmetrics")
 
 
 def number(value: NDArray) -> float:
-    """Return the only number of an array."""
-    return float(np.asarray(value).reshape(-1)[0])
+    """Return the mean over the classes."""
+    return float(np.mean(value))
 
 
 def equal_mass_error(a: Arrays, bins: int = 10) -> float:

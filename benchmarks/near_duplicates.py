@@ -1,11 +1,11 @@
-"""How much near-duplicates across the split flatter: the same training with them ignored and kept together.
+"""Measure how much near-duplicates across the split inflate metrics: ignored, and grouped in one part.
 
 python -m benchmarks.near_duplicates [--data DIR] [--seeds N] [--out DIR] [--set key=value ...]
 
-DIR holds brain-mri-tumour/ (Bhuvaji et al., 2,870 JPEG slices of 4 classes, no patient ids). Each seed deals
-the split and draws the head anew, for both policies alike; every run is a process of its own with an empty
-medtl home. Prints a row a run, then the drop of each metric with its 95% interval over the seeds (Student's
-t of the differences; none for one seed). Two runs of 142 s a seed on two idle processor cores.
+DIR holds brain-mri-tumour/ (Bhuvaji et al., 2,870 JPEG slices of 4 classes, no patient ids). Each seed makes
+a new split and a new head, the same for both policies; every run is a process of its own with an empty medtl
+home. Prints a row per run, then the drop of each metric with its 95% interval over the seeds (Student's t of
+the differences; none for one seed). Two runs of 142 s per seed on two idle CPU cores.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def train_both(folder: Path, out: Path, seed: int, overrides: Sequence[str]) -> 
 
 
 def print_drop(name: str, pairs: Sequence[list[dict[str, float]]]) -> None:
-    """Print the means of a metric under both policies, and what grouping takes from it."""
+    """Print the means of a metric under both policies, and the drop when near-duplicates are grouped."""
     ignored, grouped = np.array([[metrics[name] for metrics in pair] for pair in pairs]).T
     drops = ignored - grouped
     line = f"{name}: {ignored.mean():.4f} ignored, {grouped.mean():.4f} grouped, drop {drops.mean():.4f}"

@@ -1,4 +1,4 @@
-"""What many would write by hand: timm, PyTorch, two phases, no cache. The yardstick for medtl's wall time.
+"""The recipe many would write by hand, to compare wall time with: timm, PyTorch, two phases, no cache.
 
 python -m benchmarks.plain_recipe DATA RUN: the same network, weights, images and split as the medtl run RUN;
 3 epochs of the head, 4 of everything, AdamW, one-cycle, 160 px, batches of 32. Prints one JSON line.

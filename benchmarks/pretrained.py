@@ -1,13 +1,12 @@
-"""What pretrained weights are worth by backbone and schedule: prints a row for each training.
+"""Measure what pretrained weights are worth by backbone and schedule: prints a row for each training.
 
 python -m benchmarks.pretrained [--data DIR] [--out DIR] [--only PART] [--threads N] [--device D]
 
 DIR holds brain-mri-tumour/ (Bhuvaji et al.), chest-xray-pneumonia/ (PneumoniaMNIST of MedMNIST v2) and
-hippocampus-mri/ (Medical Segmentation Decathlon Task04). The planar parts train EfficientNet-Lite0, 1 and 2
-from ImageNet by linear probe, gradually and in full; the volume part compares the slice encoder, inflated
-kernels and MedicalNet's ResNet-10 from random numbers. Processor seconds are those of all the run's
-processes: with one thread they hold on a machine that does other work beside it. Rows that --out holds
-already are printed again, not run again.
+hippocampus-mri/ (Medical Segmentation Decathlon Task04). The 2D parts train EfficientNet-Lite0, 1 and 2 from
+ImageNet by linear probe, gradual and full; the volume part compares the slice encoder, inflated kernels and
+MedicalNet's ResNet-10 from random weights. CPU seconds are those of all the run's processes: with one thread
+they are valid on a machine with other work. Rows that --out already holds are printed, not run again.
 """
 
 import argparse

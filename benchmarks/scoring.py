@@ -1,23 +1,23 @@
-"""Scoring speed against what one would write instead, and against its own limits: prints tables.
+"""Compare scoring speed with the alternatives and with its own limits: prints tables.
 
 python -m benchmarks.scoring [--rounds N] [--memory] [--cases CASE ...] [--precision fp32|bf16]
 
 Radiographs of 2048 x 2048 pixels and 12 bits, uncompressed and in JPEG 2000, go through EfficientNet-Lite0 at
 160 pixels, MR series of 22 and 176 slices through the slice encoder of configs/mri-volume.yaml; weights are
 random, which costs the same. Everything is imported before the clock starts; loading the network is in a
-column of its own; files are in the page cache. Of N rounds, in turn, the fastest counts, since other work
-only ever slows one down. All may use all cores.
+column of its own; files are in the page cache. All take turns for N rounds, and the fastest round counts:
+other work only ever slows one down. All may use all cores.
 
-medtl         `medtl score`, whole: scan with all checks, SHA-256 of every file, journal and scores.csv
-medtl onnx    the same with `--engine onnx`; its graph was written before, which is done once a model
+medtl         `medtl score`, the whole command: scan with all checks, SHA-256, journal and scores.csv
+medtl onnx    the same with `--engine onnx`; its graph was written before, which is done once per model
 plain         pydicom, rescale, stack by position, MONAI's transforms, network, one by one
-monai         MONAI's LoadImage and the same transforms in a DataLoader with a worker a core, batches of 16
-reading       a limit: medtl's reading and transforms alone, a process a core
+monai         MONAI's LoadImage and the same transforms in a DataLoader with a worker per core, batches of 16
+reading       a limit: medtl's reading and transforms alone, a process per core
 forward       a limit: the bare forward pass alone on batches in memory, the fastest of several batch sizes
 
-The limits are PyTorch's. Reading and forward share the cores, so what is within reach is
+The limits are PyTorch's. Reading and forward share the cores, so the speed within reach is
 1 / (1/reading + 1/forward), shown as `both`.
-CPU is that of all processes, decoders too: on a machine with other work it tells more than the clock.
+CPU is that of all processes, including decoders: on a busy machine, trust it more than the clock.
 --memory scores 100 and 10,000 small radiographs and prints the peak of the process and of its largest child.
 """
 
@@ -30,7 +30,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -119,21 +118,12 @@ def make_run(folder: Path, kind: str) -> Path:
     return run
 
 
-class Silent:
-    """Watches and says nothing."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_: None
-
-
 def time_medtl(run: Path, folder: Path, out: Path, precision: str, engine: str) -> float:
     """Score a folder as the command does."""
-    from medtl.inference.streaming import ScoreOptions
-    from medtl.workflows.score import score_run
+    import medtl
 
-    options = ScoreOptions(precision=precision, engine=engine)  # type: ignore[arg-type]
     started = time.perf_counter()
-    outcome = score_run(run, folder, out, Silent(), options)  # type: ignore[arg-type]
+    outcome = medtl.score_folder(run, folder, out, precision=precision, engine=engine)  # type: ignore[arg-type]
     seconds = time.perf_counter() - started
     assert outcome.refused == 0 and outcome.scored > 0
     return seconds
@@ -226,14 +216,13 @@ def time_forward(run: Path, folder: Path, precision: str) -> float:
     """Judge as many images in memory, in the batch size that is fastest."""
     import torch
 
-    from medtl.inference.predictor import arithmetic
     from medtl.models.classifier import Placement
     from medtl.training.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(run)
     place, count = Placement(checkpoint.classifier), len(list(folder.iterdir()))
     found = []
-    with torch.inference_mode(), arithmetic(precision):  # type: ignore[arg-type]
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         for size in FORWARD_BATCHES:
             images = torch.rand(size, 1, *checkpoint.preprocessing.size)
             rounds = max(2, 32 // size)
@@ -356,7 +345,7 @@ def main() -> None:
 
 
 def measure_all(cases: list[str], rounds: int, precision: str, *, memory: bool) -> None:
-    """Make data in a child, since a process's peak memory counts that of the one which started it."""
+    """Make data in a child process: a process's peak memory includes that of its parent."""
     with tempfile.TemporaryDirectory(prefix="medtl-scoring-") as name:
         what = ["--memory"] if memory else ["--cases", *cases]
         subprocess.run([sys.executable, "-m", "benchmarks.scoring", "--make", name, *what], check=True)

@@ -1,10 +1,10 @@
-"""What each stage of scoring costs a study, in processor seconds: prints a table for docs/scaling.md.
+"""Measure what each stage of scoring costs per study, in CPU seconds: prints a table for docs/scaling.md.
 
 python -m benchmarks.stage_costs [--rounds N]
 
-The studies and networks are those of benchmarks.scoring, files in the page cache. Stages are run one by one,
-on one thread; the least of N rounds counts, since other work only ever slows one down. decode is what reading
-an image costs beyond reading its bytes and hashing them, the processes of decoders included.
+The studies and networks are those of benchmarks.scoring, with files in the page cache. Stages run one by one,
+on one thread; the fastest of N rounds counts, since other work only ever slows one down. decode is what
+reading an image costs beyond reading its bytes and hashing them, including the decoder processes.
 """
 
 import argparse
@@ -18,19 +18,19 @@ from pathlib import Path
 import torch
 
 from benchmarks.scoring import make_data, make_run
-from medtl.core.journal import Entry, open_journal
+from medtl.core.journal import JournalEntry, open_journal
 from medtl.imaging.preprocessing import prepare_image
 from medtl.imaging.reader import read_series, scan
 from medtl.inference.ensemble import make_ensemble
 from medtl.inference.predictor import Prediction, predict_features
-from medtl.inference.streaming import batch_size, list_units
+from medtl.inference.streaming import list_units
 from medtl.training.checkpoint import load_checkpoint
 
 CASES = ("xray uncompressed", "xray jpeg2000", "mr 22 slices")
 
 
 def main() -> None:
-    """Print a row a case: milliseconds of each stage a study, and megabytes."""
+    """Print a row per case: milliseconds of each stage per study, and megabytes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
@@ -43,13 +43,13 @@ def main() -> None:
 
 
 def measure(folder: Path, case: str, rounds: int) -> dict[str, float]:
-    """Return what a study costs: ms of each stage, and MB on disk and in the journal."""
+    """Return the cost of a study: ms of each stage, and MB on disk and in the journal."""
     ensemble = make_ensemble([load_checkpoint(make_run(folder, case.split()[0]))])
     checkpoint, studies = ensemble.members[0], folder / case
     found = scan(studies).series
     images = [read_series(series) for series in found]
     prepared = [prepare_image(image, checkpoint.preprocessing) for image in images]
-    size = batch_size(ensemble)
+    size = ensemble.batch_size
     batch = torch.stack([torch.from_numpy(one.pixels) for one in prepared[:size]])
     journal_ms, journal_mb = journal_costs(folder / f"out {case}", studies, rounds)
 
@@ -82,7 +82,7 @@ def journal_costs(out: Path, studies: Path, rounds: int, rows: int = 2000) -> tu
 
         def write() -> None:
             for number in range(rows):
-                journal.record(f"{unit.source} {number}", Entry(unit.stamp, "0" * 64, row))
+                journal.record(f"{unit.source} {number}", JournalEntry(unit.stamp, "0" * 64, row))
             journal.commit()
 
         seconds = min(spent(write) for _ in range(rounds))
@@ -91,14 +91,14 @@ def journal_costs(out: Path, studies: Path, rounds: int, rows: int = 2000) -> tu
 
 
 def spent(run: Callable[[], object]) -> float:
-    """Return the processor seconds of a run, of its decoders as well."""
+    """Return the CPU seconds of a run, including its decoders."""
     before = cpu_seconds()
     run()
     return cpu_seconds() - before
 
 
 def cpu_seconds() -> float:
-    """Return the processor seconds of this process and its children, ended or not."""
+    """Return the CPU seconds of this process and its children, ended or not."""
     ticks = 0
     for children in Path("/proc/self/task").glob("*/children"):
         for child in children.read_text().split():

@@ -1,16 +1,17 @@
-"""medtl's transfer against what users would pick instead: prints tables, and which aims are met.
+"""Compare medtl's transfer with the alternatives: prints tables, and which aims are met.
 
 python -m benchmarks.transfer [--data DIR] [--samples N] [--seeds N] [--augment] [--only PART ...]
 [--device cpu|cuda] [--out DIR]
 
 DIR holds brain-mri-tumour/ (Bhuvaji et al., 2,870 MR slices of 4 classes). medtl, the plain PyTorch recipe,
 Lightning with BackboneFinetuning, Lightning with finetuning-scheduler, and MONAI's SupervisedTrainer with
-CacheDataset train the same EfficientNet-Lite0 from ImageNet on the same images, batches, epochs and rates.
+CacheDataset train the same EfficientNet-Lite0 from ImageNet on the same images, batches, epochs and learning
+rates.
 
 head: the head for 10 epochs. gradual: that, then the top 4 layer groups for 4. full: everything for 2.
-overhead: a step of medtl's full fine-tuning against the barest loop. growth: medtl's gradual schedule on
-1x, 4x and 16x the images. Each training is a process of its own with an empty medtl home. Results of the
-same job that --out holds already are not measured again. docs/benchmarks.md says what is fair. Run it on an
+overhead: a step of medtl's full fine-tuning and of the barest loop. growth: medtl's gradual schedule on 1x,
+4x and 16x the images. Each training is a process of its own with an empty medtl home. Results of the same job
+that --out already holds are not measured again. docs/benchmarks.md explains what makes it fair. Run it on an
 idle machine.
 """
 
@@ -53,7 +54,7 @@ SAME_AUROC = 0.01
 
 @dataclass(frozen=True)
 class Row:
-    """What one peer came to in one scenario, a value a seed. apart: seconds beside the phases, by name."""
+    """The results of one peer in one scenario, one value per seed; apart: seconds outside the phases."""
 
     peer: str
     seconds: dict[str, list[float]]
@@ -87,7 +88,7 @@ def _by_name(results: Sequence[dict[str, Any]], key: str) -> dict[str, list[floa
 
 
 class Bench:
-    """Where results are kept, and the images that all jobs share."""
+    """Where results are stored, and the images that all jobs share."""
 
     def __init__(self, data: Path, out: Path, samples: int, augment: bool, device: str = "cpu") -> None:
         self.data, self.out, self.augment, self.device = data, out, augment, device
@@ -95,7 +96,7 @@ class Bench:
         self.counts = choose(data, self.labels, samples, samples // 4, Job.batch)
 
     def prepare(self) -> float:
-        """Prepare the images for those who do not read files; return the seconds."""
+        """Prepare the images for peers that do not read files; return the seconds."""
         started = time.perf_counter()
         if not self.images.is_file():
             command = [sys.executable, "-m", "benchmarks.peers.images", str(self.data), str(self.labels)]
@@ -110,10 +111,10 @@ class Bench:
         return Job(*shared, phases, seed, self.augment, device=self.device)
 
     def run(self, name: str, module: str, job: Job) -> dict[str, Any]:
-        """Run a job in a process of its own, unless its result is there already; return its result.
+        """Run a job in a process of its own, unless its result exists; return its result.
 
-        For a peer that does not say what came beside its phases it is all the rest of the process, but for
-        the scoring that is the bench's own.
+        For a peer that does not report its time outside the phases, that is the rest of the process except
+        the benchmark's own scoring.
         """
         folder = self.out / name.replace(" ", "-")
         if folder.is_dir() and is_of(folder, job):
@@ -143,7 +144,7 @@ def command_of(module: str, folder: Path) -> list[str]:
 
 
 def run_process(folder: Path, command: Sequence[str]) -> None:
-    """Run a peer with what it prints in a file; on failure show the end of it."""
+    """Run a peer with its output in a file; on failure show the end of it."""
     with tempfile.TemporaryDirectory(prefix="home-", dir=folder) as home:
         environment = {**os.environ, "MEDTL_HOME": home}
         with (folder / "log.txt").open("w", encoding="utf-8") as log:
@@ -156,7 +157,7 @@ def run_process(folder: Path, command: Sequence[str]) -> None:
 def compare(bench: Bench, scenario: str, peers: Sequence[str], seeds: int) -> list[Row]:
     """Run all peers in a scenario, seed after seed, and print its table.
 
-    The order of the peers turns with the seed, so that none is always the one on a warm machine.
+    The order of the peers rotates with the seed, so that no peer always gets a warm machine.
     """
     results: dict[str, list[dict[str, Any]]] = {peer: [] for peer in peers}
     for seed in range(seeds):
@@ -190,13 +191,13 @@ def in_words(apart: dict[str, list[float]]) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Return a mean, and the lowest and highest where there are several."""
+    """Return a mean, and the lowest and highest if there are several."""
     mean = f"{statistics.mean(values):.4f}"
     return mean if len(values) == 1 else f"{mean} ({min(values):.4f} to {max(values):.4f})"
 
 
 def judge(scenario: str, rows: Sequence[Row]) -> Iterator[str]:
-    """Say whether the scenario's aim is met, computed from its rows, and what bounds medtl."""
+    """Print whether the scenario's aim is met, computed from its rows, and what limits medtl."""
     ours = next((row for row in rows if row.peer == OURS), None)
     peers = [row for row in rows if row.peer != OURS]
     if ours is None or not peers:
@@ -215,9 +216,9 @@ def judge(scenario: str, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def same_auroc(ours: Row, theirs: Row) -> tuple[bool, str]:
-    """Say whether medtl's AUROC is no lower than a peer's.
+    """Return whether medtl's AUROC is no lower than a peer's.
 
-    It is where the mean is at most SAME_AUROC lower, or the 95% interval of the seeds' differences holds 0.
+    True if the mean is at most SAME_AUROC lower, or the 95% interval of the differences includes 0.
     """
     differences = np.array(ours.auroc) - np.array(theirs.auroc)
     mean, interval = float(differences.mean()), ""
@@ -229,7 +230,7 @@ def same_auroc(ours: Row, theirs: Row) -> tuple[bool, str]:
 
 
 def bounds(ours: Row) -> Iterator[str]:
-    """Say what medtl's seconds consist of: what an epoch takes, and what comes once a stage."""
+    """Break down medtl's seconds: what an epoch takes, and what each stage costs once."""
     for name, seconds in ours.seconds.items():
         whole, epochs = statistics.median(seconds), statistics.median(ours.epochs[name])
         yield (
@@ -239,7 +240,7 @@ def bounds(ours: Row) -> Iterator[str]:
 
 
 def overhead(bench: Bench, seeds: int) -> str:
-    """Measure a step against the bare loop; print both, return whether the aim is met."""
+    """Measure a step beside the bare loop; print both, return whether the aim is met."""
     jobs = [bench.job((OVERHEAD,), seed) for seed in range(seeds)]
     found = [bench.run(f"overhead {job.seed}", "bare_loop", job) for job in jobs]
     ours, bare = (
@@ -255,7 +256,7 @@ def overhead(bench: Bench, seeds: int) -> str:
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the 95% interval of a median, by order statistics; the range where they are too few for one."""
+    """Return the 95% interval of a median by order statistics, or the range if there are too few."""
     ordered = sorted(values)
     lowest = max(0, int(stats.binom.ppf(0.025, len(ordered), 0.5)) - 1)
     return ordered[lowest], ordered[-1 - lowest]
@@ -286,7 +287,7 @@ def growth(bench: Bench, base: int, seed: int = 0) -> None:
 
 
 def here(names: Sequence[str]) -> list[str]:
-    """Return the peers whose packages are here; say which are not."""
+    """Return the peers whose packages are installed; print which are not."""
     found = []
     for name in names:
         absent = [package for package in PEERS[name].packages if find_spec(package) is None]
@@ -298,7 +299,7 @@ def here(names: Sequence[str]) -> list[str]:
 
 
 def main() -> None:
-    """Run the chosen parts and print what they come to."""
+    """Run the chosen parts and print their results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,12 +1,12 @@
-"""How many trials a minute a search of the head reaches, with the feature cache and without.
+"""Measure how many trials per minute a search of the head reaches, with and without the feature cache.
 
 OMP_NUM_THREADS=1 python -m benchmarks.tune [--data FILE.npz|FOLDER] [--samples N] [--size PX] [--trials N]
 
-Prints a table. Without --data it takes PneumoniaMNIST (MedMNIST v2) from ../shared/data, thinned to N
-samples, or where that is absent the chest phantoms. Both rows search head rate, weight decay and class
+Prints a table. Without --data it uses PneumoniaMNIST (MedMNIST v2) from ../shared/data, thinned to N samples,
+or the chest phantoms if that is missing. Both rows search the head's learning rate, weight decay and class
 balance of a linear probe: the same trials in the same order, 10 epochs each. The uncached row has five
 trials, so that none of them is pruned. The first trial of a row, which reads, prepares and (cached) computes
-the prefix, stands apart.
+the prefix, is reported separately.
 """
 
 import argparse
@@ -20,9 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from medtl.config import load_config, sample_data
-from medtl.workflows.study import TuneOptions
-from medtl.workflows.tune import TuneOutcome, tune_run
+from medtl.config import sample_data
+from medtl.workflows.tune import TuneOutcome, tune
 
 PNEUMONIA = Path(__file__).parents[1] / ".." / "shared/data/chest-xray-pneumonia/pneumoniamnist.npz"
 SPACE = """\
@@ -41,7 +40,7 @@ UNPRUNED = 5
 
 
 class Quiet:
-    """A watcher that shows a dot a trial on stderr."""
+    """A watcher that prints a dot per trial on stderr."""
 
     def note(self, label: str, text: str) -> None:
         if label.startswith("trial"):
@@ -72,9 +71,16 @@ def search(data: Path, size: int, trials: int, cache_gb: float, out: Path) -> Tu
     os.environ["MEDTL_HOME"] = str(out / "home")
     (out / "space.yaml").write_text(SPACE)
     recipe = (*RECIPE, f"preprocessing.size=[{size},{size}]", f"fit.cache_gb={cache_gb}")
-    config = load_config("xray", None, recipe)
-    options = TuneOptions(trials=trials)
-    return tune_run(data, None, out / "study", config, Quiet(), options, out / "space.yaml")
+    space = out / "space.yaml"
+    return tune(
+        "xray",
+        data=data,
+        out=out / "study",
+        overrides=recipe,
+        trials=trials,
+        space=space,
+        watcher=Quiet(),
+    )
 
 
 def print_row(name: str, outcome: TuneOutcome) -> float:

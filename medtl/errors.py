@@ -1,18 +1,18 @@
-"""Say in one line what is wrong, where, and what to do about it.
+"""Describe every error in one line: what is wrong, where, and what to do.
 
     MedtlError
     ├── ReadError        a file or series cannot be read exactly
-    ├── LabelError       a label table does not say what the samples are
-    ├── SplitError       samples cannot be split honestly
-    ├── ConfigError      a recipe or an override is not understood
-    ├── WeightsError     pretrained weights are absent, altered or of another network
-    ├── TrainingError    training cannot go on
-    │   └── AlreadyToldError  another process of the run has said why
+    ├── LabelError       the label table does not define the samples
+    ├── SplitError       the samples cannot be split without bias
+    ├── ConfigError      a recipe or an option is invalid
+    ├── WeightsError     pretrained weights are missing, modified or for another network
+    ├── TrainingError    training cannot continue
+    │   └── AlreadyReportedError  another process of the run has reported the reason
     ├── CheckpointError  a run or checkpoint cannot be loaded
-    ├── OutputError      a result cannot be written where it was asked for
-    └── PacsError        a PACS does not answer, refuses, or answers oddly
+    ├── OutputError      a result cannot be written
+    └── PacsError        a PACS does not respond, rejects medtl, or sends an invalid response
 
-Every error has a stable code from CODES, which scripts may match on.
+Every error has a stable code from CODES, which scripts may match on. docs/errors.md explains each code.
 """
 
 import copyreg
@@ -26,147 +26,149 @@ CODES: dict[str, str] = {
     "file-missing": "the path does not exist",
     "file-unreadable": "the file cannot be opened",
     "file-empty": "the file has no bytes",
-    "file-unknown": "the content is of no format that medtl reads",
+    "file-unknown": "the content is in no format that medtl reads",
     "folder-empty": "the folder holds no readable image",
     "name-repeated": "two series of a folder have the same name",
     # reading DICOM
     "dicom-header": "the DICOM header cannot be parsed, or contradicts itself",
     "dicom-no-image": "the DICOM file holds something other than an image",
-    "dicom-localizer": "the DICOM file is a localizer",
-    "dicom-transfer-syntax": "the transfer syntax is missing",
-    "dicom-undecoded": "the transfer syntax is not decoded",
-    "dicom-bits": "the bits of a pixel value contradict each other",
-    "dicom-photometric": "the photometric interpretation is not read",
-    "dicom-multiframe": "the DICOM file holds frames without positions, as a cine",
-    "dicom-mosaic": "a Siemens mosaic does not say how its tiles lie",
+    "dicom-localizer": "the DICOM file is a localizer (scout) image",
+    "dicom-transfer-syntax": "the DICOM file does not state its transfer syntax",
+    "dicom-undecoded": "medtl does not decode this transfer syntax",
+    "dicom-bits": "BitsAllocated, BitsStored and HighBit contradict each other",
+    "dicom-photometric": "medtl does not read this photometric interpretation",
+    "dicom-multiframe": "the DICOM file holds frames without positions, such as a cine loop",
+    "dicom-mosaic": "a Siemens mosaic does not state how its tiles are arranged",
     "dicom-too-large": "the image is larger than the limit",
-    "dicom-truncated": "the DICOM file ends before its pixel data do",
+    "dicom-truncated": "the DICOM file ends before its pixel data does",
     "dicom-pixels": "the pixel data cannot be decoded",
-    "dicom-decoder": "the decoder crashed, or ran over its limits of time or memory",
+    "dicom-decoder": "the decoder crashed, or exceeded its limit of time or memory",
     "dicom-rescale": "the Modality LUT or rescale cannot be applied",
-    "dicom-not-finite": "the pixel values are not all finite",
+    "dicom-not-finite": "some pixel values are NaN or infinite",
     # DICOM instances that should form one volume
-    "series-geometry": "position or orientation of a slice is missing or invalid",
+    "series-geometry": "the position or orientation of a slice is missing or invalid",
     "series-spacing": "the pixel spacing is missing, not positive, or differs between slices",
-    "series-mixed": "slices of one series differ in size or kind",
+    "series-mixed": "slices of one series differ in size or type",
     "series-duplicate": "different slices have the same SOPInstanceUID",
     "series-positions": "several slices lie at the same position",
     "series-gap": "slices are missing",
     "series-irregular": "slices are not evenly spaced",
-    "series-tilted": "slices are sheared against each other, as by a gantry tilt",
+    "series-tilted": "slices are sheared against each other, as with a gantry tilt",
     # reading NIfTI
     "nifti-header": "the NIfTI header contradicts itself",
-    "nifti-pair": "a NIfTI header without its pixels is not read",
+    "nifti-pair": "the NIfTI header and its pixels are in separate files, which medtl does not read",
     "nifti-damaged": "the gzip stream is corrupt or incomplete",
-    "nifti-truncated": "the NIfTI file ends before its pixel data do",
+    "nifti-truncated": "the NIfTI file ends before its pixel data does",
     "nifti-too-large": "the image is larger than the limit",
-    "nifti-dimensions": "a voxel has several values",
-    "nifti-type": "the data type is not read",
-    "nifti-affine": "sform and qform are missing, singular or in conflict",
-    "nifti-not-finite": "the pixel values are not all finite",
+    "nifti-dimensions": "each voxel holds several values",
+    "nifti-type": "medtl does not read this data type",
+    "nifti-affine": "sform and qform are missing, singular or contradictory",
+    "nifti-not-finite": "some voxel values are NaN or infinite",
     # reading PNG and JPEG
     "raster-damaged": "the image is corrupt or incomplete",
     "raster-too-large": "the image is larger than the limit",
-    "raster-frames": "several frames in one file are not read",
-    "raster-colour": "the colour model or bit depth is not read",
+    "raster-frames": "the file holds several frames, which medtl does not read",
+    "raster-colour": "medtl does not read this colour model or bit depth",
     # reading archives of arrays
     "archive-damaged": "the archive is corrupt or incomplete",
-    "archive-layout": "the archive does not have MedMNIST's arrays",
+    "archive-layout": "the archive does not contain MedMNIST's arrays",
     "archive-item": "the archive has no such item",
     "archive-too-large": "an array is larger than the limit",
-    "image-modality": "the file names a modality or body part that the model is not for",
-    "image-constant": "every pixel has the same value: a warning, the image is scored",
-    "image-dimensions": "the model takes images with another number of axes",
-    "image-too-large": "resampled to the model's spacing the image would not fit in memory",
-    "image-spacing": "the model resamples to a spacing that the file does not say",
+    "image-modality": "the file states a modality or body part that the model was not trained on",
+    "image-constant": "every pixel has the same value (a warning: the image is scored)",
+    "image-dimensions": "the model takes images with a different number of axes",
+    "image-too-large": "resampled to the model's spacing, the image would not fit in memory",
+    "image-spacing": "the model resamples to a spacing in mm, and the file does not state its own",
     # label tables
     "label-table": "the label table cannot be understood",
-    "label-rows": "rows of the label table are wrong; all are listed",
-    "class-too-small": "a class has too few patients to be split",
+    "label-rows": "rows of the label table are wrong; all of them are listed",
+    "class-too-small": "a class has too few patients to split",
     "patient-leak": "a patient is in more than one part of the split",
     "split-empty": "a part of the split has no samples",
-    "label-budget": "the training part cannot be cut down to the number of labels asked for",
-    "split-incomplete": "some samples have a part of the split and some have none",
-    "split-brought": "the label table brings a split that the recipe contradicts",
-    "split-damaged": "a splits.csv is not what medtl wrote",
+    "label-budget": "the training part cannot be reduced to the requested number of labels",
+    "split-incomplete": "some samples are assigned to a part of the split and others are not",
+    "split-brought": "the label table has a split that contradicts the recipe",
+    "split-damaged": "splits.csv is not as medtl wrote it",
     # prepared datasets
-    "dataset-damaged": "a prepared dataset is incomplete, was altered or is of another version",
-    "dataset-recipe": "a prepared dataset was made with other settings than the recipe's",
+    "dataset-damaged": "a prepared dataset is incomplete, was modified, or is from another version",
+    "dataset-recipe": "a prepared dataset was made with different settings from the recipe's",
     # configuration
     "config-missing": "the recipe does not exist",
-    "config-unknown": "a key is not known; the nearest known one is named",
+    "config-unknown": "a key is unknown; the nearest known one is named",
     "config-value": "a value is not allowed",
     # weights
-    "weights-unknown": "no weights of that name for this backbone",
+    "weights-unknown": "this backbone has no weights of that name",
     "weights-missing": "the weights file is not on this machine",
-    "weights-hash": "the weights file is not the published one",
-    "weights-mismatch": "the weights file belongs to another network",
-    "weights-unsafe": "the weights file holds code, or is not a state dict",
+    "weights-hash": "the weights file differs from the published one",
+    "weights-mismatch": "the weights file belongs to a different network",
+    "weights-unsafe": "the weights file contains code, or is not a state dict",
     "weights-download": "the weights file cannot be downloaded",
     # training and runs
-    "interrupted": "the user stopped the command; what was saved is kept",
+    "interrupted": "you stopped the command; finished work is saved",
     "loss-not-finite": "the loss became NaN or infinite",
-    "out-of-memory": "the device has no room for a training step",
-    "worker-lost": "a process that reads or loads images was killed",
-    "world-unjoined": "the processes that shall train together do not find each other, or are too many",
-    "world-lost": "another of the processes that train together has ended",
-    "predictions-missing": "the run kept no validation predictions, from which thresholds could be chosen",
-    "runs-differ": "runs that are to be compared were judged on other samples, labels or classes",
-    "run-unfinished": "the run was not finished, so it has no thresholds",
-    "run-exists": "the run folder already holds a run",
-    "run-locked": "another process is working in the folder",
+    "out-of-memory": "a training step does not fit into GPU memory",
+    "worker-lost": "a worker process that reads or loads images was killed",
+    "world-unjoined": "the training processes cannot find each other, or there are too many of them",
+    "world-lost": "another of the training processes has ended",
+    "predictions-missing": "the run has no saved validation predictions to choose thresholds from",
+    "runs-differ": "the runs to compare were evaluated on different samples, labels or classes",
+    "run-unfinished": "training was not finished, so the run has no thresholds",
+    "run-exists": "the run folder already contains a run",
+    "run-locked": "another process is using the folder",
     "run-missing": "the folder is not a run",
-    "run-changed": "a run cannot be resumed with another configuration or other data",
-    "checkpoint-damaged": "a checkpoint is incomplete or was altered",
-    "scores-invalid": "a checkpoint's probabilities or thresholds are no usable numbers",
-    "ensemble-mixed": "runs of different classes cannot judge together",
-    "device-missing": "the device that was asked for is not here",
+    "run-changed": "a run cannot be resumed with a different configuration or different data",
+    "checkpoint-damaged": "a checkpoint is incomplete or was modified",
+    "scores-invalid": "a checkpoint's probabilities or thresholds are NaN or out of range",
+    "ensemble-mixed": "runs with different classes cannot be ensembled",
+    "device-missing": "the requested device is not available",
     "scores-damaged": "the record of a scored folder cannot be read",
     "output-unwritable": "the output cannot be written",
-    "salt-damaged": "the salt of ids is not what medtl made",
-    "cache-full": "there is no room for cached activations: training goes on without them",
+    "salt-damaged": "the salt that ids are made with was modified",
+    "cache-full": "there is no room for cached activations; training continues without them",
     # searching
     "extra-missing": "an optional package that the command needs is not installed",
-    "study-changed": "a search cannot be gone on with over another space, recipe, metric, seed or data",
+    "study-changed": (
+        "this search was started with a different space, recipe, metric, seed or data and cannot be resumed"
+    ),
     "study-damaged": "the database of a search cannot be read",
-    "study-empty": "no trial of a search came to an end",
+    "study-empty": "no trial of the search finished",
     # scoring on several machines
-    "cluster-missing": "no cluster answers at the address",
-    "cluster-differs": "a machine of a cluster has other versions, or does not see the files",
+    "cluster-missing": "no cluster responds at this address",
+    "cluster-differs": "a machine of the cluster has other versions installed, or cannot see the files",
     # explanations
-    "saliency-method": "the saliency method is not known, or does not suit the network",
-    "audit-empty": "no image can serve to check saliency maps",
-    "mask-grid": "a mask is not on the grid of its image",
+    "saliency-method": "the saliency method is unknown, or does not suit the network",
+    "audit-empty": "no image is suitable for checking saliency maps",
+    "mask-grid": "a mask is not on the same grid as its image",
     # exporting
-    "export-unsupported": "the backbone cannot be written in that format",
-    "export-differs": "an exported model does not give what the checkpoint gives",
+    "export-unsupported": "the model cannot be written in that format",
+    "export-differs": "the exported model does not reproduce the checkpoint's output",
     # results for a PACS
-    "result-no-study": "the input names no study that a result could go back to",
-    "result-ambiguous": "another file has the same SOPInstanceUID and another content",
-    "result-header": "the header of the images does not allow an object about them",
-    "result-no-frame": "the slices name no frame of reference in which a map could lie",
+    "result-no-study": "the input has no study to return a result to",
+    "result-ambiguous": "another file has the same SOPInstanceUID and different content",
+    "result-header": "the image headers do not allow a valid result object",
+    "result-no-frame": "the slices have no frame of reference for a map",
     # speaking with a PACS
-    "pacs-address": "an address, AE title or network is not understood",
-    "pacs-tls": "certificate, key or authority cannot be used for TLS",
-    "pacs-unreachable": "the PACS does not answer, or stopped answering",
-    "pacs-refused": "the PACS does not let medtl in",
-    "pacs-answer": "the PACS answers what cannot be understood",
+    "pacs-address": "an address, AE title or network is invalid",
+    "pacs-tls": "the certificate, key or authority cannot be used for TLS",
+    "pacs-unreachable": "the PACS does not respond, or stopped responding",
+    "pacs-refused": "the PACS rejected the connection or the login",
+    "pacs-answer": "the PACS sent a response that medtl does not understand",
     "pacs-not-kept": "the PACS did not acknowledge an instance",
-    "pacs-mismatch": "an instance is not the one that was asked for or announced",
-    "pacs-duplicate": "an instance came again under its UID, with other bytes",
-    "pacs-port": "the port cannot be listened on",
-    "pacs-given-up": "a study whose scoring ended the process again and again is left alone",
+    "pacs-mismatch": "an instance is not the one that was requested or announced",
+    "pacs-duplicate": "an instance arrived again with the same UID and different bytes",
+    "pacs-port": "the port cannot be opened for listening",
+    "pacs-given-up": "scoring this study killed the process repeatedly, so it is skipped",
     # reports
-    "finding-invalid": "a finding cannot be shown as it is",
-    "finding-repeated": "two findings of a report have the same sample id",
+    "finding-invalid": "a result cannot be displayed as it is",
+    "finding-repeated": "two results of a report have the same sample id",
 }
 
 
 class MedtlError(Exception):
-    """A fault that the user can mend, printed as one line.
+    """An error that the user can fix, printed as one line.
 
-    `code` is a key of CODES; `where` the file, row or key; `fix` the remedy. The printed line is at most
-    LINE_LIMIT characters long: a long `where` is shortened from its left.
+    `code` is a key of CODES, `where` the file, row or key, `fix` the remedy. The printed line has at most
+    LINE_LIMIT characters: a long `where` is shortened from its left.
     """
 
     def __init__(self, code: str, reason: str, *, where: str | Path = "", fix: str = "") -> None:
@@ -177,7 +179,7 @@ class MedtlError(Exception):
         self.fix = _one_line(fix)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Cross processes whole: pickle would call __init__ without the keywords that it takes."""
+        """Pickle all fields: by default pickle would call __init__ without its keyword arguments."""
         return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]
 
     def __str__(self) -> str:
@@ -191,31 +193,33 @@ class MedtlError(Exception):
 
 
 class ReadError(MedtlError):
-    """A file or series cannot be read exactly, and so is not read at all."""
+    """A file or series cannot be read exactly, so it is not read at all."""
 
 
 class LabelError(MedtlError):
-    """A label table does not say what the samples are."""
+    """The label table does not define the samples."""
 
 
 class SplitError(MedtlError):
-    """Samples cannot be split honestly."""
+    """The samples cannot be split without bias."""
 
 
 class ConfigError(MedtlError):
-    """A recipe or an override is not understood."""
+    """A recipe or an option is invalid."""
 
 
 class WeightsError(MedtlError):
-    """Pretrained weights are absent, altered or of another network."""
+    """Pretrained weights are missing, modified or for another network."""
 
 
 class TrainingError(MedtlError):
-    """Training cannot go on; what was saved before is intact."""
+    """Training cannot continue; everything saved before is intact."""
 
 
-class AlreadyToldError(TrainingError):
-    """Another process of the same run has told of the fault: this one ends without a word."""
+class AlreadyReportedError(TrainingError):
+    """Another process of the same run has reported the error: this one exits silently."""
+
+    exit_code = 1  # StopSignal sets that of its signal
 
 
 class CheckpointError(MedtlError):
@@ -223,15 +227,15 @@ class CheckpointError(MedtlError):
 
 
 class OutputError(MedtlError):
-    """A result cannot be written where it was asked for."""
+    """A result cannot be written."""
 
 
 class PacsError(MedtlError):
-    """A PACS does not answer, refuses, or answers oddly; what was acknowledged is remembered."""
+    """A PACS does not respond, rejects medtl, or sends an invalid response; what it acknowledged is saved."""
 
 
 def printable(text: str) -> str:
-    """Return text on which no terminal acts: a file name may hold escapes, a header any bytes."""
+    """Return text without control characters: a file name may contain escapes, a header any bytes."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 

@@ -361,12 +361,12 @@ def test_each_rung_of_the_ladder_is_a_recipe_that_differs_in_its_schedule(
 
 
 def test_photographs_are_there_without_a_network() -> None:
-    from benchmarks import screening
+    from benchmarks import ood
 
-    crops = screening.photographs(None)
-    assert len(crops) >= 3 * screening.CROPS and len(crops) % screening.CROPS == 0
+    crops = ood.photographs(None)
+    assert len(crops) >= 3 * ood.CROPS and len(crops) % ood.CROPS == 0
     assert all(crop.ndim == 2 and crop.shape[0] == crop.shape[1] for crop in crops)
-    assert screening.reduced(crops[0]).shape == (28, 28)
+    assert ood.reduced(crops[0]).shape == (28, 28)
 
 
 def test_every_metric_equals_its_reference_and_is_in_the_table() -> None:

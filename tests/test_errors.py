@@ -2,6 +2,7 @@
 
 import ast
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,13 @@ def test_every_raised_code_is_documented():
     codes = raised_codes()
     assert len(codes) > 20
     assert not {(file, code) for file, code in codes if code not in CODES}
+
+
+def test_the_guide_explains_every_code_and_says_what_to_do():
+    guide = (Path(__file__).parents[1] / "docs" / "errors.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z-]+)` \| (.+) \| (.+) \|$", guide, flags=re.MULTILINE)
+    assert [(code, meaning) for code, meaning, _ in rows] == list(CODES.items())
+    assert all(remedy.strip().endswith(".") for _, _, remedy in rows)
 
 
 def test_the_line_names_code_place_reason_and_fix():

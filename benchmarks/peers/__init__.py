@@ -1,7 +1,7 @@
-"""Ways to train the very same network on the very same images: one file a peer, each a process of its own.
+"""Ways to train the same network on the same images: one file per peer, each a process of its own.
 
-job.py says what a peer is given and gives back; common.py holds what all of them share, so that they differ
-in their loop alone. docs/benchmarks.md says what is fair about it.
+job.py describes what a peer receives and returns; common.py holds what all of them share, so that they differ
+only in their loop. docs/benchmarks.md explains what makes it fair.
 """
 
 from typing import NamedTuple

@@ -1,10 +1,10 @@
-"""What a step of medtl's full fine-tuning costs over the barest loop, in one process, in blocks by turns.
+"""Measure a step of medtl's full fine-tuning beside the barest loop, in one process, in alternating blocks.
 
 python -m benchmarks.peers.bare_loop JOB. medtl trains by train_run, the function behind `medtl train`, and
-clips gradients, as it does by default. Whenever it has taken `block` steps and says so through its Watcher,
-the bare loop takes as many: forward, cross-entropy, backward, AdamW, on such a network of its own and on
-the same images, cut into batches beforehand. So both meet the same machine, minute by minute. The first
-pair is for warming up; what lies between epochs (validation, checkpoints) is in neither.
+clips gradients, as it does by default. Each time it has taken `block` steps and reports so to its Watcher,
+the bare loop takes as many: forward, cross-entropy, backward, AdamW, on a network of its own and on the same
+images, cut into batches beforehand. So both run under the same load, minute by minute. The first pair is a
+warm-up; the time between epochs (validation, checkpoints) counts for neither.
 """
 
 import statistics
@@ -48,7 +48,7 @@ class BareLoop:
 
 
 def settle() -> None:
-    """Wait for what the GPU was given, if there is one."""
+    """Wait for the GPU, if there is one."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
@@ -60,7 +60,7 @@ def batches_of(images: Images, batch: int, device: str) -> list[tuple[Tensor, Te
 
 
 class TakingTurns:
-    """A Watcher that times `block` steps of medtl, then lets the bare loop take as many.
+    """A Watcher that times `block` steps of medtl, then lets the bare loop take the same number.
 
     pairs: seconds of a block of medtl and of the bare loop. `begun` is where medtl's block began.
     """
@@ -71,13 +71,13 @@ class TakingTurns:
         self.begun = 0.0
 
     def note(self, label: str, text: str) -> None:
-        """Nothing is shown."""
+        """Show nothing."""
 
     def stage(self, number: int, of: int, stage: Any, plan: Any) -> None:
-        """Nothing is shown."""
+        """Show nothing."""
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        """Nothing is shown."""
+        """Show nothing."""
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Time from the first step of an epoch on, block after block."""

@@ -1,4 +1,4 @@
-"""What all peers share: images in memory, the network, the loss, the rates, the clock and the score."""
+"""What all peers share: images in memory, network, loss, learning rates, clock and score."""
 
 import math
 import resource
@@ -103,7 +103,7 @@ def load_images(path: Path) -> Images:
 
 
 def make_classifier(job: Job, images: Images) -> Classifier:
-    """Return medtl's own network, on the device and channels last, with the head drawn as medtl does."""
+    """Return medtl's own network, on the device and channels last, its head initialised as in medtl."""
     torch.manual_seed(derive_seed(job.seed, "backbone"))
     backbone = BACKBONES[job.backbone](weights=job.weights, in_channels=1)
     torch.manual_seed(derive_seed(job.seed, "head"))
@@ -119,7 +119,7 @@ def top_groups(classifier: Classifier, phase: Phase) -> list[nn.Module]:
 
 
 def rate_factor(step: int, total: int, warmup: float) -> float:
-    """Return the share of the peak rate at a step of a phase, as medtl's: linear warm-up, half a cosine."""
+    """Return the share of the peak learning rate at a step, as in medtl: linear warm-up, half a cosine."""
     rising = max(1, round(total * warmup)) if warmup else 0
     if step < rising:
         return (step + 1) / rising
@@ -127,7 +127,7 @@ def rate_factor(step: int, total: int, warmup: float) -> float:
 
 
 def augmentations(size: int) -> list:
-    """Return MONAI's random transforms that medtl's own augmentation is made of."""
+    """Return the MONAI random transforms that medtl's own augmentation consists of."""
     return [
         RandAffine(
             prob=1.0,
@@ -144,7 +144,7 @@ def augmentations(size: int) -> list:
 
 
 class RandomViews(Dataset[tuple[Tensor, Tensor]]):
-    """Images in memory, of which a new random view is made whenever one is asked for."""
+    """Images in memory that return a new random view on each access."""
 
     def __init__(self, pixels: Tensor, targets: Tensor, job: Job) -> None:
         self.pixels, self.targets = pixels, targets

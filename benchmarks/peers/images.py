@@ -1,4 +1,4 @@
-"""Choose a stratified subset of a label table, with its split; prepare its images as medtl does.
+"""Choose a stratified subset of a label table, with its split, and prepare its images as medtl does.
 
 python -m benchmarks.peers.images DATA LABELS OUT.npz SIZE
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def choose(data: Path, labels: Path, train: int, val: int, batch: int) -> tuple[int, int]:
-    """Write a table of about so many training and validation images of a folder; return how many.
+    """Write a table of about that many training and validation images of a folder; return how many.
 
     The classes keep their proportions. The training count is a multiple of the batch, so that all peers take
     as many steps whatever they do about a smaller last batch. A smaller choice is part of a larger one.

@@ -1,4 +1,4 @@
-"""What a peer is given, a job file, and what it gives back, result.json beside it. Imports nothing heavy."""
+"""What a peer receives (a job file) and returns (result.json beside it). Imports nothing heavy."""
 
 import json
 import sys
@@ -21,10 +21,10 @@ class Phase:
 class Job:
     """One training: images, phases, and what all peers do alike.
 
-    data and labels: the folder of images and the table with its `split`, for who reads files; images: a .npz
-    of the same images, prepared, for who does not. augment: a new random view of each image in each epoch;
-    without it all train on the images themselves. backbone, weights: of medtl's BACKBONES. device: cpu or
-    cuda, in 32 bits on either.
+    data and labels: the folder of images and the table with its `split`, for peers that read files; images: a
+    .npz of the same images, prepared, for those that do not. augment: a new random view of each image in each
+    epoch; without it all train on the images themselves. backbone, weights: of medtl's BACKBONES. device: cpu
+    or cuda, in 32 bits on either.
     """
 
     data: str

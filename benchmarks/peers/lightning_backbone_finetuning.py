@@ -1,10 +1,9 @@
 """Lightning's Trainer with its BackboneFinetuning callback.
 
-python -m benchmarks.peers.lightning_backbone_finetuning JOB. The callback knows one transition: the head,
-then all of the backbone. So a phase that would thaw some groups thaws all of them here. Batch norm keeps
-its gradient while the rest of the backbone is frozen, which is the callback's own doing and no option of
-it: the head's phase goes back through the whole network, though its optimizer has the head alone, as
-documented.
+python -m benchmarks.peers.lightning_backbone_finetuning JOB. The callback has one transition: from the head
+to the whole backbone. So a phase that would unfreeze some groups unfreezes all of them here. Batch norm keeps
+its gradient while the rest of the backbone is frozen, with no option to change that: the head's phase
+backpropagates through the whole network, although its optimizer has only the head, as documented.
 """
 
 from pathlib import Path
@@ -17,7 +16,7 @@ from benchmarks.peers.lightning_module import Transfer, fit
 
 
 def train(job: Job, images: Images, folder: Path, clock: Clock) -> Trained:
-    """Train the head and, from the second phase on, everything; or everything where nothing is frozen."""
+    """Train the head and, from the second phase on, everything; or everything if nothing is frozen."""
     classifier = make_classifier(job, images)
     head_first = job.phases[0].groups == 0
     first = classifier.head.parameters() if head_first else classifier.parameters()
@@ -27,7 +26,7 @@ def train(job: Job, images: Images, folder: Path, clock: Clock) -> Trained:
 
 
 def thawing(job: Job) -> Callback:
-    """Return the callback: it thaws after the head's phase, or never where there is none after it."""
+    """Return the callback: it unfreezes after the head's phase, or never if that is the last one."""
     rate = job.phases[-1].rate
     return BackboneFinetuning(
         unfreeze_backbone_at_epoch=job.phases[0].epochs,

@@ -1,8 +1,7 @@
-"""Lightning's Trainer with the callback of finetuning-scheduler, under an explicit schedule equal to medtl's.
+"""Lightning's Trainer with the callback of finetuning-scheduler, with an explicit schedule equal to medtl's.
 
-python -m benchmarks.peers.lightning_finetuning_scheduler JOB. It goes back to the best epoch at a
-transition, as medtl does. Its frozen batch norm uses the statistics of the batch and moves its own, by
-default.
+python -m benchmarks.peers.lightning_finetuning_scheduler JOB. It returns to the best epoch at a transition,
+as medtl does. By default its frozen batch norm uses the statistics of the batch and updates its own.
 """
 
 import logging
@@ -20,7 +19,7 @@ from medtl.models.classifier import Classifier
 
 
 def train(job: Job, images: Images, folder: Path, clock: Clock) -> Trained:
-    """Train through the schedule; with everything from the start where nothing is frozen."""
+    """Train through the schedule; everything from the start if nothing is frozen."""
     classifier = make_classifier(job, images)
     module = Transfer(classifier, job, classifier.parameters())
     scheduler = FinetuningScheduler(
@@ -36,7 +35,7 @@ def train(job: Job, images: Images, folder: Path, clock: Clock) -> Trained:
 def schedule_of(
     classifier: Classifier, module: Transfer, phases: Sequence[Phase]
 ) -> dict[int, dict[str, Any]]:
-    """Return the phases by parameter names; each names what it thaws beside those before it."""
+    """Return the phases by parameter names; each names what it unfreezes in addition to earlier ones."""
     schedule: dict[int, dict[str, Any]] = {}
     thawed: set[str] = set()
     for number, phase in enumerate(phases):

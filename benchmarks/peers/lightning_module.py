@@ -1,4 +1,4 @@
-"""What both Lightning peers share: the module, the rates, the clock, and a Trainer without its ornaments."""
+"""What both Lightning peers share: module, learning rates, clock, and a Trainer without its extras."""
 
 import logging
 import warnings
@@ -44,9 +44,9 @@ class Transfer(lightning.LightningModule):
 
 
 class Rates(Callback):
-    """Set the rate of every step as all peers do, and lap the clock where a phase begins.
+    """Set the learning rate of every step as all peers do, and lap the clock when a phase begins.
 
-    One rule for all, since neither peer's own rates begin anew at a transition inside a fit unless its
+    One rule for all: neither peer's own learning rates restart at a transition inside a fit unless its
     optimizer or scheduler is replaced.
     """
 

@@ -1,7 +1,7 @@
-"""medtl by its front door: `medtl train` on the files themselves, a process with an empty medtl home.
+"""medtl as its users run it: `medtl train` on the files themselves, a process with an empty medtl home.
 
 python -m benchmarks.peers.medtl_front_door JOB. This process stays small until medtl has ended: the peak
-memory of a child counts what the process that started it had.
+memory of a child includes that of the process that started it.
 """
 
 import csv
@@ -56,7 +56,7 @@ def train(job: Job, run: Path, home: Path) -> float:
 
 
 def overrides(job: Job) -> list[str]:
-    """Return what makes medtl's recipe the one that all peers have."""
+    """Return the overrides that make medtl's recipe the one all peers have."""
     values = [
         f"schedule.stages={json.dumps([stage_of(job, number) for number in range(len(job.phases))])}",
         f"backbone.name={job.backbone}",
@@ -98,7 +98,7 @@ def read_history(run: Path) -> list[dict[str, str]]:
 
 
 def apart(seconds: dict[str, float], wall: float, stages: dict[str, float]) -> dict[str, float]:
-    """Return the seconds beside the stages: reading, near-duplicates, and the rest of the whole process."""
+    """Return the seconds outside the stages: reading, near-duplicates, and the rest of the process."""
     named = {"reading": seconds["reading"], "comparing": seconds["comparing"]}
     rest = wall - sum(named.values()) - sum(stages.values())
     return {**named, "start-up, checks, evaluation": rest}

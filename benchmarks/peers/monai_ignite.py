@@ -1,9 +1,9 @@
 """MONAI's SupervisedTrainer, over Ignite, with CacheDataset and its handlers.
 
-python -m benchmarks.peers.monai_ignite JOB. A trainer for each phase, frozen by requires_grad;
-SupervisedTrainer puts the whole network into training mode at every step, frozen batch norm included.
-CacheDataset keeps what precedes the first random transform; plain tensors, without metadata, as MONAI's
-guide to fast training has it.
+python -m benchmarks.peers.monai_ignite JOB. One trainer per phase, frozen by requires_grad; SupervisedTrainer
+puts the whole network into training mode at every step, including frozen batch norm. CacheDataset stores what
+precedes the first random transform: plain tensors without metadata, as MONAI's guide to fast training
+recommends.
 """
 
 import logging
@@ -75,7 +75,7 @@ def cached(pixels: Tensor, targets: Tensor, random: list) -> CacheDataset:
 
 
 def random_views(job: Job) -> list:
-    """Return the transforms of common.augmentations over dictionaries, none where nothing is augmented."""
+    """Return the transforms of common.augmentations over dictionaries, none without augmentation."""
     if not job.augment:
         return []
     affine = RandAffined(
@@ -95,7 +95,7 @@ def random_views(job: Job) -> list:
 def make_trainer(
     classifier: Classifier, loader: DataLoader, evaluator: SupervisedEvaluator, phase: Phase, job: Job
 ) -> SupervisedTrainer:
-    """Thaw the phase's groups; return a trainer that validates after every epoch."""
+    """Unfreeze the phase's groups; return a trainer that validates after every epoch."""
     classifier.requires_grad_(False)
     for module in (*top_groups(classifier, phase), classifier.head):
         module.requires_grad_(True)
@@ -125,7 +125,7 @@ def make_trainer(
 def make_evaluator(
     classifier: Classifier, loader: DataLoader, classes: int, saver: CheckpointSaver
 ) -> SupervisedEvaluator:
-    """Return an evaluator that keeps the network of the best AUROC."""
+    """Return an evaluator that saves the network of the best AUROC."""
     return SupervisedEvaluator(
         device=next(classifier.parameters()).device,
         val_data_loader=loader,
@@ -152,7 +152,7 @@ def channels_last(
 
 
 def newest(folder: Path, phase: Phase) -> Path:
-    """Return the checkpoint that a phase kept."""
+    """Return the checkpoint that a phase saved."""
     return max(folder.glob(f"{phase.name}_*.pt"), key=lambda path: path.stat().st_mtime_ns)
 
 

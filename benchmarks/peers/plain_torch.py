@@ -1,7 +1,7 @@
-"""The plain PyTorch recipe: freeze by requires_grad, an optimizer and a one-line rate for each phase.
+"""The plain PyTorch recipe: freeze by requires_grad, one optimizer and a one-line learning rate per phase.
 
 python -m benchmarks.peers.plain_torch JOB. Frozen groups are put into evaluation mode, as a careful author
-does and PyTorch's tutorial on transfer does not: it is faster, and their statistics stay.
+would and PyTorch's tutorial on transfer does not: it is faster, and their statistics stay.
 """
 
 from pathlib import Path
@@ -48,7 +48,7 @@ def train(job: Job, images: Images, folder: Path, clock: Clock) -> Trained:
 def begin_phase(
     classifier: Classifier, phase: Phase, job: Job, batches: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Thaw the phase's groups; return its optimizer and its rates by step."""
+    """Unfreeze the phase's groups; return its optimizer and its learning rates by step."""
     classifier.requires_grad_(False)
     for module in (*top_groups(classifier, phase), classifier.head):
         module.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""medtl pacs: studies from a PACS, and results to it."""
+"""medtl pacs and medtl results: studies from a PACS, and results back to it."""
 
 from collections.abc import Callable
 from functools import reduce
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medtl.core.stopping import StopSignal
+from medtl.pacs.objects import KINDS
 
 if TYPE_CHECKING:
+    from medtl.errors import MedtlError
     from medtl.pacs.gate import Gate
     from medtl.pacs.listen import Scoring
     from medtl.pacs.peer import Tls
@@ -17,65 +19,59 @@ if TYPE_CHECKING:
 
 PATH = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-KINDS = ("sr", "sc", "map", "fhir")
-Command = Callable[..., Any]
+ANY_MODALITY = click.option("--any-modality", is_flag=True, help="Accept images of any modality.")
 TLS_OPTIONS = (
-    click.option("--tls", "secured", is_flag=True, help="Speak TLS with an AE; https:// does so by itself."),
-    click.option("--tls-cert", type=FILE, help="Our certificate, PEM."),
-    click.option("--tls-key", type=FILE, help="Its key, PEM, without a password."),
-    click.option("--tls-ca", type=FILE, help="The authority that signed the other side's certificate, PEM."),
+    click.option("--tls", is_flag=True, help="Use TLS with AE@HOST:PORT; https:// always does."),
+    click.option("--tls-cert", type=FILE, help="Our certificate (PEM)."),
+    click.option("--tls-key", type=FILE, help="Its private key (PEM), without a password."),
+    click.option("--tls-ca", type=FILE, help="CA that signed the certificate of the other side (PEM)."),
 )
 
 
-def tls_options(command: Command) -> Command:
-    """Add the options of TLS to a command."""
-    return reduce(lambda decorated, option: option(decorated), reversed(TLS_OPTIONS), command)
+def peer_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add our AE title and the options of TLS to a command."""
+    title = click.option("--ae", default="MEDTL", show_default=True, help="Our AE title for DIMSE.")
+    return reduce(lambda decorated, option: option(decorated), (*reversed(TLS_OPTIONS), title), command)
 
 
 @click.group()
 def pacs() -> None:
-    """Fetch studies from a PACS, send results to it, or listen for studies and score what comes.
+    """Fetch studies from a PACS, send results to it, or receive studies and score them.
 
-    DICOMweb where an address is http(s)://..., DIMSE where it is AE@host:port. `pip install 'medtl[pacs]'`.
+    Addresses are http(s)://... for DICOMweb and AE@host:port for DIMSE. Needs `pip install 'medtl[pacs]'`.
     """
 
 
 @pacs.command()
 @click.argument("source", metavar="FOLDER", type=PATH)
 @click.option("--to", required=True, metavar="URL|AE@HOST:PORT", help="The PACS.")
-@click.option("--ae", default="MEDTL", show_default=True, help="Our AE title, to an AE.")
-@tls_options
-@click.option("--anew", is_flag=True, help="Send what was acknowledged before, too.")
+@peer_options
+@click.option("--resend", is_flag=True, help="Also send files that the PACS has already acknowledged.")
 @click.pass_context
-def push(ctx: click.Context, source: Path, to: str, ae: str, anew: bool, **tls: Any) -> None:
-    """Send the DICOM files of FOLDER, as medtl results writes them into OUT/dicom, to a PACS.
+def push(ctx: click.Context, source: Path, to: str, ae: str, resend: bool, **tls: Any) -> None:
+    """Send the DICOM files of FOLDER to a PACS, for example OUT/dicom of medtl results.
 
-    What it has acknowledged is remembered in FOLDER: the same command sends the rest.
+    FOLDER remembers what was acknowledged: run the same command again to send the rest.
     """
     from medtl.cli.terminal import TerminalWatcher
-    from medtl.pacs.peer import check_ae, parse_peer
-    from medtl.pacs.push import Destination, push_run
+    from medtl.pacs.peer import Endpoint, check_ae, parse_peer
+    from medtl.pacs.push import push_run
 
-    destination = Destination(parse_peer(to), _tls(**tls), check_ae(ae))
-    title = f"medtl pacs push · {source} to {destination.peer}"
-    with _Stoppable(ctx) as stop, TerminalWatcher(title) as watcher:
-        outcome = push_run(source, destination, watcher, anew=anew, stop=stop)
-    for failure in outcome.failures:
-        click.echo(f"refused: {failure}", err=True)
-    kept = f", {outcome.kept} were there" if outcome.kept else ""
-    click.echo(f"{outcome.sent} objects sent{kept}, {len(outcome.failures)} refused: {destination.peer}")
-    ctx.exit(3 if outcome.failures else 0)
+    pacs = Endpoint(parse_peer(to), _tls(**tls), check_ae(ae))
+    with StopSignal() as stop, TerminalWatcher(f"medtl pacs push · {source} to {pacs.peer}") as watcher:
+        outcome = push_run(source, pacs, watcher, resend=resend, stop=stop)
+    skipped = f", {outcome.skipped} already there" if outcome.skipped else ""
+    _finish(ctx, outcome.failures, f"{outcome.sent} objects sent{skipped}", str(pacs.peer))
 
 
 @pacs.command()
 @click.option("--from", "source", required=True, metavar="URL|AE@HOST:PORT", help="The PACS.")
-@click.option("--ae", default="MEDTL", show_default=True, help="Our AE title, to an AE.")
-@click.option("--modality", help="Series of this modality, as MR.")
-@click.option("--date", metavar="DATES", help="Studies of 20260131, or 20260101-, or 20260101-20260131.")
-@click.option("--study", metavar="UID", help="The study of this StudyInstanceUID.")
-@click.option("--limit", type=click.IntRange(1), help="At most so many studies.")
+@peer_options
+@click.option("--modality", help="Only series of this modality, for example MR.")
+@click.option("--date", metavar="DATES", help="Study date: 20260131, 20260101- or 20260101-20260131.")
+@click.option("--study", metavar="UID", help="Only the study with this StudyInstanceUID.")
+@click.option("--limit", type=click.IntRange(1), help="Fetch at most this many studies.")
 @click.option("--out", type=PATH, required=True, help="Folder for the studies.")
-@tls_options
 @click.pass_context
 def pull(
     ctx: click.Context,
@@ -88,72 +84,70 @@ def pull(
     out: Path,
     **tls: Any,
 ) -> None:
-    """Fetch studies from a PACS, over DICOMweb or by C-FIND and C-GET.
+    """Fetch studies from a PACS by DICOMweb, or by C-FIND and C-GET.
 
-    Stopped or killed, the same command goes on. Files have names that tell nothing; what they hold is as the
-    PACS has it, patient data included.
+    After an interruption, run the same command again to fetch the rest. File names identify nobody, but the
+    files are as the PACS has them, patient data included.
     """
     from medtl.cli.terminal import TerminalWatcher, counted, say
-    from medtl.pacs.peer import check_ae, parse_peer
+    from medtl.pacs.peer import Endpoint, check_ae, parse_peer
     from medtl.pacs.pull import Query, pull_run
-    from medtl.pacs.push import Destination
 
-    peer = Destination(parse_peer(source), _tls(**tls), check_ae(ae))
+    pacs = Endpoint(parse_peer(source), _tls(**tls), check_ae(ae))
     query = Query(modality, date, study, limit)
-    with _Stoppable(ctx) as stop, TerminalWatcher(f"medtl pacs pull · {peer.peer}") as watcher:
-        outcome = pull_run(peer, query, out, watcher, stop)
-    for failure in outcome.failures:
-        click.echo(f"refused: {failure}", err=True)
-    counts = f"{outcome.fetched} instances fetched, {outcome.kept} were there"
+    with StopSignal() as stop, TerminalWatcher(f"medtl pacs pull · {pacs.peer}") as watcher:
+        outcome = pull_run(pacs, query, out, watcher, stop)
     if not outcome.studies and not outcome.failures:
-        say(f"nothing on {peer.peer} matches this query")
+        say(f"no study on {pacs.peer} matches this query")
         return
     studies = counted(outcome.studies, "study", "studies")
-    say(f"{studies}, {counts}, {len(outcome.failures)} refused: {out}")
-    ctx.exit(3 if outcome.failures else 0)
+    counts = f"{studies}, {outcome.fetched} instances fetched, {outcome.skipped} already there"
+    _finish(ctx, outcome.failures, counts, str(out))
 
 
 @pacs.command()
 @click.option("--ae", required=True, help="Our AE title.")
-@click.option("--port", type=click.IntRange(0, 65535), required=True, help="0: any free one.")
-@click.option("--bind", default="127.0.0.1", show_default=True, help="Address of this machine to listen on.")
-@click.option("--out", type=PATH, required=True, help="Folder for what is received, results and the journal.")
+@click.option("--port", type=click.IntRange(0, 65535), required=True, help="0 picks a free port.")
+@click.option("--bind", default="127.0.0.1", show_default=True, help="Local address to listen on.")
+@click.option("--out", type=PATH, required=True, help="Folder for received studies, results and the journal.")
 @click.option("--allow-ae", multiple=True, required=True, help="AE title that may send; repeatable.")
 @click.option(
     "--allow-address",
     multiple=True,
     metavar="CIDR",
-    help="Addresses that may send, as 10.1.2.0/24; repeatable. Default: this machine.",
+    help="Addresses that may send, such as 10.1.2.0/24; repeatable. Default: this machine.",
 )
-@click.option("--score", "run", type=PATH, metavar="RUN", help="Score each study and write results about it.")
-@click.option("--kind", "kinds", type=click.Choice(KINDS), multiple=True, help="Results. Default: all.")
-@click.option("--any-modality", is_flag=True, help="Take images whose files name another modality, too.")
-@click.option("--send-to", metavar="URL|AE@HOST:PORT", help="The PACS to which results go.")
+@click.option("--score", "run", type=PATH, metavar="RUN", help="Score each study and write its results.")
+@click.option(
+    "--kind", "kinds", type=click.Choice(KINDS), multiple=True, help="Results to write. Default: all."
+)
+@ANY_MODALITY
+@click.option("--send-to", metavar="URL|AE@HOST:PORT", help="The PACS that receives the results.")
 @click.option(
     "--settle",
     type=click.FloatRange(min=0.1),
     default=30.0,
     show_default=True,
-    help="Seconds without a new instance after which a study is whole.",
+    help="A study is complete after this many seconds without a new instance.",
 )
-@click.option("--largest", type=click.IntRange(1), default=1024, show_default=True, help="MB of an instance.")
 @click.option(
-    "--associations", type=click.IntRange(1), default=8, show_default=True, help="At most, at once."
+    "--largest", type=click.IntRange(1), default=1024, show_default=True, help="Largest instance in MB."
 )
-@click.option("--tls-cert", type=FILE, help="Our certificate, PEM: whoever sends must speak TLS.")
-@click.option("--tls-key", type=FILE, help="Its key, PEM, without a password.")
-@click.option("--tls-ca", type=FILE, help="Who sends must show a certificate of this authority, PEM.")
 @click.option(
-    "--send-tls-ca",
-    type=FILE,
-    help="The authority of --send-to, PEM: speak TLS, with --tls-cert.",
+    "--associations", type=click.IntRange(1), default=8, show_default=True, help="Most associations at once."
+)
+@click.option("--tls-cert", type=FILE, help="Our certificate (PEM): senders must then use TLS.")
+@click.option("--tls-key", type=FILE, help="Its private key (PEM), without a password.")
+@click.option("--tls-ca", type=FILE, help="CA (PEM): senders need a certificate signed by it.")
+@click.option(
+    "--send-tls-ca", type=FILE, help="CA of --send-to (PEM): use TLS there, with our --tls-cert if given."
 )
 @click.pass_context
 def listen(ctx: click.Context, out: Path, settle: float, **options: Any) -> None:
-    """Receive studies by C-STORE; score them with --score, send results on with --send-to.
+    """Receive studies by C-STORE; score them with --score, forward results with --send-to.
 
-    An instance is on disk before it is acknowledged. Stopped or killed, the same command goes on: no study is
-    lost, and what the PACS has acknowledged is not sent again.
+    An instance is on disk before it is acknowledged. After an interruption, run the same command again: no
+    study is lost, and results that the PACS has acknowledged are not sent again.
     """
     from medtl.cli.terminal import TerminalWatcher
     from medtl.pacs.listen import listen_run
@@ -164,80 +158,8 @@ def listen(ctx: click.Context, out: Path, settle: float, **options: Any) -> None
     if tls and not tls.certificate:
         raise click.UsageError("--tls-ca needs --tls-cert")
     address = (check_host(options["bind"]), options["port"])
-    with _Stoppable(ctx) as stop, TerminalWatcher(f"medtl pacs listen · {gate.ae}") as watcher:
+    with StopSignal() as stop, TerminalWatcher(f"medtl pacs listen · {gate.ae}") as watcher:
         listen_run(out, address, gate, watcher, stop, tls=tls, scoring=scoring, settle=settle)
-
-
-def _gate(options: dict[str, Any]) -> "Gate":
-    """Return whom --allow-ae, --allow-address and the limits let in."""
-    from medtl.pacs.gate import LOOPBACK, MEGABYTE, Gate, parse_networks
-    from medtl.pacs.peer import check_ae
-
-    addresses = options["allow_address"]
-    if not addresses and options["bind"] not in ("127.0.0.1", "::1", "localhost"):
-        raise click.UsageError("--bind to a network needs --allow-address: who may send?")
-    return Gate(
-        ae=check_ae(options["ae"]),
-        callers=tuple(map(check_ae, options["allow_ae"])),
-        networks=parse_networks(addresses or LOOPBACK),
-        largest=options["largest"] * MEGABYTE,
-        associations=options["associations"],
-    )
-
-
-def _scoring(options: dict[str, Any]) -> "Scoring | None":
-    """Return what --score, --kind and --send-to ask for; None where nothing is scored."""
-    from medtl.pacs.listen import Scoring
-    from medtl.pacs.peer import Tls, parse_peer
-    from medtl.pacs.push import Destination
-
-    run, send_to, authority = options["run"], options["send_to"], options["send_tls_ca"]
-    kinds = options["kinds"] or KINDS
-    if run is None:
-        if send_to or options["kinds"]:
-            raise click.UsageError("--send-to and --kind need --score: what was received is not sent on")
-        return None
-    if send_to and kinds == ("fhir",):
-        raise click.UsageError("--send-to sends DICOM objects: name another --kind, too")
-    tls = Tls(options["tls_cert"], options["tls_key"], authority) if authority else None
-    destination = Destination(parse_peer(send_to), tls, options["ae"].strip(" ")) if send_to else None
-    return Scoring(run, kinds, options["any_modality"], destination)
-
-
-def _tls(
-    secured: bool = False,
-    tls_cert: Path | None = None,
-    tls_key: Path | None = None,
-    tls_ca: Path | None = None,
-) -> "Tls | None":
-    """Return how TLS is spoken, None where nothing asks for it."""
-    from medtl.pacs.peer import Tls
-
-    if tls_key and not tls_cert:
-        raise click.UsageError("--tls-key needs --tls-cert: a key alone names nobody")
-    return Tls(tls_cert, tls_key, tls_ca) if secured or tls_cert or tls_key or tls_ca else None
-
-
-class _Stoppable:
-    """Ends a command that was stopped with its line, and the exit code of the signal."""
-
-    def __init__(self, ctx: click.Context) -> None:
-        self.ctx = ctx
-        self.stop = StopSignal()
-
-    def __enter__(self) -> StopSignal:
-        return self.stop.__enter__()
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        from medtl.core.progress import StoppedError
-
-        self.stop.__exit__(kind, error, trace)
-        if isinstance(error, StoppedError):
-            click.echo(f"medtl: {error}", err=True)
-            self.ctx.exit(self.stop.exit_code)
-        if isinstance(error, KeyboardInterrupt):
-            click.echo("medtl: [interrupted] stopped by the user: the same command goes on", err=True)
-            self.ctx.exit(self.stop.exit_code)
 
 
 @click.command()
@@ -249,13 +171,13 @@ class _Stoppable:
     "kinds",
     type=click.Choice(KINDS),
     multiple=True,
-    help="Write this kind alone; may be repeated. [default: all]",
+    help="Write only this kind; repeatable. Default: all.",
 )
 @click.option(
     "--method",
     help="Saliency method of overlay and map. Default: grad-cam, or integrated-gradients for transformers.",
 )
-@click.option("--any-modality", is_flag=True, help="Take images whose files name another modality, too.")
+@ANY_MODALITY
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON on stdout.")
 @click.pass_context
 def results(
@@ -268,11 +190,11 @@ def results(
     any_modality: bool,
     as_json: bool,
 ) -> None:
-    """Score the DICOM studies of FOLDER with RUN, and write what goes back to the PACS about each.
+    """Score the DICOM studies of FOLDER with RUN, and write the objects that go back to the PACS.
 
     sr: the classification as a Structured Report; sc: the heatmap over the image as a Secondary Capture;
-    map: the heatmap of a volume as a Parametric Map; fhir: a DiagnosticReport. They hold the patient data of
-    their study; research use only.
+    map: the heatmap of a volume as a Parametric Map; fhir: a DiagnosticReport. They contain the patient data
+    of their study. Research use only.
     """
     import json
     from dataclasses import asdict
@@ -292,7 +214,61 @@ def results(
     else:
         files = sum(len(row.files) for row in outcome.rows)
         series = sum(bool(row.files) for row in outcome.rows)
-        unlike = sum(row.prediction.screening not in ("", "ok") for row in outcome.rows)
-        told = f" ({unlike} not like the training images: the objects say so)" if unlike else ""
-        say(f"{files} objects about {series} series{told}, {len(refused)} refused: {outcome.table}")
+        unlike = sum(row.prediction.ood not in ("", "ok") for row in outcome.rows)
+        warning = f" ({unlike} unlike the training images, as the objects state)" if unlike else ""
+        say(f"{files} objects about {series} series{warning}, {len(refused)} refused: {outcome.table}")
     ctx.exit(3 if refused else 0)
+
+
+def _finish(ctx: click.Context, failures: "tuple[MedtlError, ...]", counts: str, where: str) -> None:
+    """Print a line for each failure, and one for the whole."""
+    from medtl.cli.terminal import say
+
+    for failure in failures:
+        click.echo(f"refused: {failure}", err=True)
+    say(f"{counts}, {len(failures)} refused: {where}")
+    ctx.exit(3 if failures else 0)
+
+
+def _gate(options: dict[str, Any]) -> "Gate":
+    """Return the limits set by --allow-ae, --allow-address, --largest and --associations."""
+    from medtl.pacs.gate import LOOPBACK, MEGABYTE, Gate, parse_networks
+    from medtl.pacs.peer import check_ae
+
+    addresses = options["allow_address"]
+    if not addresses and options["bind"] not in ("127.0.0.1", "::1", "localhost"):
+        raise click.UsageError("--bind to a network needs --allow-address: who may send?")
+    return Gate(
+        ae=check_ae(options["ae"]),
+        callers=tuple(map(check_ae, options["allow_ae"])),
+        networks=parse_networks(addresses or LOOPBACK),
+        largest=options["largest"] * MEGABYTE,
+        associations=options["associations"],
+    )
+
+
+def _scoring(options: dict[str, Any]) -> "Scoring | None":
+    """Return what --score, --kind and --send-to ask for; None if nothing is scored."""
+    from medtl.pacs.listen import Scoring
+    from medtl.pacs.peer import Endpoint, Tls, parse_peer
+
+    run, send_to, authority = options["run"], options["send_to"], options["send_tls_ca"]
+    if run is None:
+        if send_to or options["kinds"]:
+            raise click.UsageError("--send-to and --kind need --score: received studies are not forwarded")
+        return None
+    kinds = options["kinds"] or KINDS
+    if send_to and kinds == ("fhir",):
+        raise click.UsageError("--send-to sends DICOM objects: add another --kind")
+    tls = Tls(options["tls_cert"], options["tls_key"], authority) if authority else None
+    pacs = Endpoint(parse_peer(send_to), tls, options["ae"].strip(" ")) if send_to else None
+    return Scoring(run, kinds, options["any_modality"], pacs)
+
+
+def _tls(tls: bool, tls_cert: Path | None, tls_key: Path | None, tls_ca: Path | None) -> "Tls | None":
+    """Return the files for TLS, None if no option asks for it."""
+    from medtl.pacs.peer import Tls
+
+    if tls_key and not tls_cert:
+        raise click.UsageError("--tls-key needs --tls-cert: a key is useless without its certificate")
+    return Tls(tls_cert, tls_key, tls_ca) if tls or tls_cert or tls_key or tls_ca else None

@@ -3,12 +3,11 @@
 import hashlib
 import os
 import secrets
-import tempfile
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from medtl.core.files import medtl_home, unwritable
+from medtl.core.files import medtl_home, replacing, writing
+from medtl.core.staging import remove_lock, wait_for_lock
 from medtl.errors import OutputError
 
 SALT_BYTES = 32
@@ -27,17 +26,15 @@ def hash_identifier(value: str, *, length: int = 12) -> str:
 
 def _salt() -> bytes:
     given = os.environ.get("MEDTL_SALT", "")
-    return hashlib.sha256(given.encode()).digest() if given else _kept_salt(medtl_home() / "salt")
+    return hashlib.sha256(given.encode()).digest() if given else _stored_salt(medtl_home() / "salt")
 
 
 @cache
-def _kept_salt(path: Path) -> bytes:
-    try:
+def _stored_salt(path: Path) -> bytes:
+    with writing(path):
         if not path.exists():
             _make_salt(path)
         salt = path.read_bytes()
-    except OSError as error:
-        raise unwritable(path, error) from error
     # With an empty or shortened one anybody could find out which id a hash is of.
     if len(salt) != SALT_BYTES:
         fix = "restore it, or remove it: then all ids change"
@@ -47,9 +44,11 @@ def _kept_salt(path: Path) -> bytes:
 
 def _make_salt(path: Path) -> None:
     """Make a salt that its user alone can read: whole or absent, and never a second one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent) as whole, suppress(FileExistsError):
-        whole.write(secrets.token_bytes(SALT_BYTES))
-        whole.flush()
-        os.fsync(whole.fileno())
-        path.hardlink_to(whole.name)
+    lock_path = path.with_name(".salt.lock")
+    with wait_for_lock(lock_path):
+        try:
+            if not path.exists():
+                with replacing(path, mode=0o600) as temporary:
+                    temporary.write_bytes(secrets.token_bytes(SALT_BYTES))
+        finally:
+            remove_lock(lock_path)

@@ -1,10 +1,14 @@
 """Results of many tasks in order: in this process, or in child processes where the tasks take long.
 
 Threads would not help: parsing headers and the transforms' bookkeeping are Python, which runs one at a time.
+
+On Linux children are forked. Elsewhere they are spawned, which takes seconds, needs a task that is pickled,
+and runs the caller's script once more: only under the command line, whose script guards against that.
 """
 
 import ctypes
 import gc
+import multiprocessing
 import os
 import signal
 import sys
@@ -15,21 +19,32 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from multiprocessing import current_process, get_context
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
+
+import psutil
 
 from medtl.errors import TrainingError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# A bound on memory: each holds what it works on, and two tasks are under way for each.
+# A bound on memory: each child holds what it works on, and two tasks are under way for each.
 MOST_CHILDREN = 16
-PARENT_CHECK_SECONDS = 0.5
+# A spawned child imports all that the task needs.
+SPAWN_SECONDS = 10.0
 
 # Options of mallopt(3), and the largest values that they take, in bytes, newer and older.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST = (2**31 - 1, 2**25)
+
+may_spawn = False
+
+
+def allow_spawning() -> None:
+    """Allow children where they have to be spawned: the main script does nothing when it is imported."""
+    global may_spawn
+    may_spawn = True
 
 
 def work_in_order(
@@ -39,10 +54,15 @@ def work_in_order(
 
     workers: 1 stays in this process, more are so many children; None takes a child for each processor once
     `patience` seconds have passed and more is left than was done. Items and results can be pickled; the task
-    is not: children have it from this process, with all that it holds, as a network. Raises TrainingError
-    worker-lost where a child was ended.
+    need not be, and then children are forked or none. Raises TrainingError worker-lost where a child was
+    killed.
     """
-    count = _usable_processors() if workers is None else workers
+    method = _start_method(task)
+    if method is None:
+        workers = 1
+    elif method == "spawn":
+        patience += SPAWN_SECONDS
+    count = _usable_children() if workers is None else workers
     patience = patience if workers is None else 0.0
     started, done = time.monotonic(), 0
     while done < len(items) and (
@@ -51,23 +71,42 @@ def work_in_order(
         yield task(items[done])
         done += 1
     if done < len(items):
-        yield from _work_in_children(task, items[done:], min(count, len(items) - done))
+        yield from _work_in_children(task, items[done:], min(count, len(items) - done), method)
 
 
-def _usable_processors() -> int:
-    """Return how many children pay: none where forking is not safe, as with macOS's libraries, or allowed."""
-    if sys.platform != "linux" or current_process().daemon:
-        return 1
-    return min(MOST_CHILDREN, len(os.sched_getaffinity(0)))
+def usable_processors() -> int:
+    """Return how many processors this process may use."""
+    process = psutil.Process()
+    return len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count() or 1
 
 
-def _work_in_children(task: Callable[[Item], Result], items: Sequence[Item], count: int) -> Iterator[Result]:
-    pool = ProcessPoolExecutor(count, get_context("fork"), _begin_child, (os.getpid(), task))
+def _start_method(task: Callable) -> str | None:
+    """Return how children are started for a task, None where they cannot be."""
+    if multiprocessing.current_process().daemon:  # it may have none
+        return None
+    chosen = multiprocessing.get_start_method(allow_none=True)
+    if sys.platform == "linux" and hasattr(os, "fork") and chosen != "spawn":
+        return "fork"
+    if may_spawn:
+        with suppress(Exception):  # a network of another library may raise anything
+            ForkingPickler.dumps(task)
+            return "spawn"
+    return None
+
+
+def _usable_children() -> int:
+    return min(MOST_CHILDREN, usable_processors())
+
+
+def _work_in_children(
+    task: Callable[[Item], Result], items: Sequence[Item], count: int, method: str | None
+) -> Iterator[Result]:
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context(method), _begin_child, (task,))
     try:
         yield from in_order(lambda item: pool.submit(_do, item), items, 2 * count)
     except BrokenProcessPool as error:
-        reason = "a process that reads images was ended; memory may have run out"
-        fix = "free memory and start again: it goes on where it was"
+        reason = "a process that reads images was killed; memory may have run out"
+        fix = "free memory and start again: it resumes where it was"
         raise TrainingError("worker-lost", reason, fix=fix) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -81,7 +120,7 @@ def _do(item: Any) -> Any:
     return _task(item)
 
 
-def _begin_child(parent: int, task: Callable[[Any], Any]) -> None:
+def _begin_child(task: Callable[[Any], Any]) -> None:
     """Leave the terminal, the threads and the signals of the parent to the parent."""
     global _task
     _task = task
@@ -92,14 +131,14 @@ def _begin_child(parent: int, task: Callable[[Any], Any]) -> None:
     keep_freed_memory()
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
-    """End this process once its parent has gone, however it went."""
-    while os.getppid() == parent:
-        time.sleep(PARENT_CHECK_SECONDS)
-    os._exit(1)
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
 
 
 def in_order(
@@ -120,7 +159,7 @@ def keep_freed_memory() -> None:
 
     By default it gives them back, and the kernel clears each page again for the next batch: a million page
     faults in 12 steps of EfficientNet-Lite0, a third of their time; a 3D network took a third less time, too.
-    Whoever calls this holds what the largest task has needed.
+    A process that calls this holds what its largest task has needed.
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")

@@ -1,13 +1,13 @@
-"""Find prepared images that are nearly one image, so that a split can keep them together.
+"""Find near-duplicates among prepared images, so that a split can keep them together.
 
-pixels -> thumbnails -> a code of 64 bits and the fine detail of each -> pairs of close codes -> pairs of
-alike detail -> links -> groups that count as one patient. A copy that was compressed, brightened or resampled
-is found, and many neighbouring slices of one patient; a mirrored or shifted one is not (docs/decisions/0010).
+pixels -> thumbnails -> a 64-bit code and the fine detail of each -> pairs of close codes -> pairs of similar
+detail -> links -> groups that count as one patient. This finds copies that were compressed, brightened or
+resampled, and many neighbouring slices of one patient; no mirrored or shifted copies (docs/decisions/0010).
 """
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,15 +22,15 @@ from medtl.data.prepared import PreparedDataset, Progress
 from medtl.data.splits import NearDuplicates
 from medtl.data.task import Sample, has_patient_id, place_of
 
-# By spatial dimensions: the longest side of a thumbnail, and the cosine waves along each axis in its code.
+# By spatial dimensions: the longest side of a thumbnail, and the cosine frequencies per axis in its code.
 SIDES = {2: 64, 3: 32}
 WAVES = {2: 8, 3: 4}
 
-# Detail is what a Gaussian of this many thumbnail pixels takes away. This and the next two were chosen on
-# real images: slices of one patient are found, chests of different patients are not (docs/decisions/0010).
+# Detail is what a Gaussian of this many thumbnail pixels removes. This and the next two were chosen on real
+# images: slices of one patient are found, chests of different patients are not (docs/decisions/0010).
 BLUR = 1.5
 DISTANCE = 8
-LIKENESS = 0.8
+CORRELATION = 0.8
 
 VALUES_AT_ONCE = 2**22
 PAIRS_AT_ONCE = 2**20
@@ -43,36 +43,27 @@ def find_near_duplicates(prepared: PreparedDataset, *, progress: Progress | None
     """Return links (n, 2) between rows, the lower one first, that join near-duplicates into groups.
 
     Two images are near-duplicates where their codes differ in at most DISTANCE bits and their detail
-    correlates by LIKENESS or more; two that links join already are not linked again. An image of one value
-    is linked to none. Memory: 8 KB an image, 32 KB a volume.
+    correlates by CORRELATION or more; two that earlier links join are not linked again. A constant image is
+    linked to none. Memory: 8 KB an image, 32 KB a volume.
     """
     first = first_of_kind(prepared.content_hashes)
     kinds = np.unique(first)
     codes, details = _describe_images(prepared, kinds, progress)
-    telling = np.flatnonzero(details.any(axis=1))
-    close = (telling[pairs] for pairs in find_close(codes[telling], DISTANCE))
-    alike = kinds[_link_alike(close, details)]
+    detailed = np.flatnonzero(details.any(axis=1))
+    close = (detailed[pairs] for pairs in find_close(codes[detailed], DISTANCE))
+    similar = kinds[_link_similar(close, details)]
     copies = _link_copies(first)
-    copies = copies[np.isin(copies[:, 0], kinds[telling])]
-    return np.unique(np.sort(np.concatenate([copies, alike]), axis=1), axis=0)
+    copies = copies[np.isin(copies[:, 0], kinds[detailed])]
+    return np.unique(np.concatenate([copies, similar]), axis=0)
 
 
 def find_close(codes: NDArray[np.uint64], distance: int) -> Iterator[Links]:
-    """Yield each pair of rows whose codes (N,) differ in at most `distance` bits, once, in blocks (n, 2).
-
-    Multi-index hashing (Norouzi, Punjani and Fleet, CVPR 2012): the bits are dealt into so many bands that
-    two close codes differ by no more than one bit in one of them, and a sorted list finds those.
-    """
-    bands = _make_bands(distance)
-    for number, band in enumerate(bands):
-        order = np.argsort(codes & band, kind="stable")
-        for low, high in _pair_neighbours((codes & band)[order], band):
-            pairs = np.column_stack([order[low], order[high]])
-            apart = codes[pairs[:, 0]] ^ codes[pairs[:, 1]]
-            new = np.bitwise_count(apart) <= distance
-            for earlier in bands[:number]:  # has yielded the pair before
-                new &= np.bitwise_count(apart & earlier) > 1
-            yield pairs[new]
+    """Yield the pairs of rows, the lower one first, whose codes (N,) differ in at most `distance` bits."""
+    at_once = max(1, PAIRS_AT_ONCE // max(1, len(codes)))
+    for start in range(0, len(codes), at_once):
+        apart = np.bitwise_count(codes[start : start + at_once, None] ^ codes[start:])
+        low, high = np.nonzero(np.triu(apart <= distance, 1))
+        yield np.column_stack([low, high]) + start
 
 
 def group_links(count: int, links: Links) -> NDArray[np.int64]:
@@ -90,7 +81,7 @@ def first_of_kind(contents: Sequence[str]) -> NDArray[np.int64]:
 def join_patients(
     samples: Sequence[Sample], links: Links, policy: NearDuplicates | None
 ) -> tuple[Sample, ...]:
-    """Give the samples of a group one patient_id: that of its first, in order of paths.
+    """Give the samples of a group one patient_id: that of the first by path.
 
     links: between indices of samples. policy: as in SplitConfig. Samples that the label table puts into
     different parts of the split are not joined.
@@ -107,18 +98,28 @@ def join_patients(
 def describe_near_duplicates(
     samples: Sequence[Sample], split: Sequence[Sample], links: Links, contents: Sequence[str]
 ) -> list[tuple[str, str]]:
-    """Say in a line each, as (label, text), what was kept together and what lies on both sides of the split.
+    """Describe in (label, text) lines which groups were kept together, and which cross the split.
 
-    samples: as the label table has them. split: the same, joined and split. contents: (N,), a hash of each
-    sample's pixels.
+    samples: as in the label table. split: the same, joined and split. contents: (N,), a hash of each sample's
+    pixels.
     """
     notes = _joined_notes(samples, split)
     copies = _link_copies(first_of_kind(contents))
-    leaks = _count_leaks(split, np.concatenate([links, copies]))
+    leaks, exact = _count_leaks(split, np.concatenate([links, copies])), _count_leaks(split, copies)
     if leaks:
-        return [*notes, ("leak", _leak_text(leaks, _count_leaks(split, copies), samples))]
-    if apart := _count_apart(split, links):
-        text = f"{apart} images nearly equal one of another patient: has a patient two ids?"
+        what = "are exact duplicates of training images"
+        if exact < leaks:
+            what = "have a near-duplicate in training" + (f", {exact} of them an exact one" if exact else "")
+        given = any(sample.split for sample in samples)
+        fix = "the given split is kept" if given else "split.near_duplicates=group keeps them together"
+        text = f"{leaks} validation or test images {what}: metrics will be too optimistic ({fix})"
+        return [*notes, ("leak", text)]
+    patients: dict[int, set[str]] = defaultdict(set)
+    groups = group_links(len(split), links).tolist()
+    for group, sample in zip(groups, split, strict=True):
+        patients[group].add(sample.patient_id)
+    if mixed := sum(len(patients[group]) > 1 for group in groups):
+        text = f"{mixed} images are near-duplicates of another patient's: does a patient have two ids?"
         notes.append(("note", f"{text} (split.near_duplicates=group joins them)"))
     return notes
 
@@ -143,18 +144,18 @@ def _describe_images(
 
 
 def _make_codes(thumbnails: NDArray[np.float32]) -> NDArray[np.uint64]:
-    """Return the perceptual hash (n,): which of the lowest cosine waves are above their median."""
+    """Return the perceptual hash (n,): which of the lowest cosine frequencies are above their median."""
     dims = thumbnails.ndim - 1
     waves = dctn(thumbnails, axes=range(1, dims + 1), norm="ortho")
     low = waves[(slice(None), *[slice(WAVES[dims])] * dims)].reshape(len(waves), -1)
     rounding = 1e-6 * np.abs(low).max(axis=1, keepdims=True)
     bits = low > np.median(low[:, 1:], axis=1, keepdims=True) + rounding
-    bits = np.pad(bits, [(0, 0), (0, 64 - bits.shape[1])])  # a volume of fewer slices than waves
+    bits = np.pad(bits, [(0, 0), (0, 64 - bits.shape[1])])  # a volume of fewer slices than frequencies
     return np.packbits(bits, axis=1).view(np.uint64)[:, 0]
 
 
 def _take_details(thumbnails: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Return what is finer than BLUR, (n, pixels), each row of length one, or zero where there is nothing."""
+    """Return the detail finer than BLUR (n, pixels), each row of length one, or zero where there is none."""
     blurred = gaussian_filter(thumbnails, (0, *[BLUR] * (thumbnails.ndim - 1)))
     details = (thumbnails - blurred).reshape(len(thumbnails), -1)
     details -= details.mean(axis=1, keepdims=True)
@@ -162,10 +163,10 @@ def _take_details(thumbnails: NDArray[np.float32]) -> NDArray[np.float16]:
     return np.divide(details, lengths, out=np.zeros_like(details), where=lengths > 1e-4).astype(np.float16)
 
 
-def _link_alike(blocks: Iterator[Links], details: NDArray[np.float16]) -> Links:
-    """Return the pairs whose details correlate by LIKENESS or more; what is joined already is passed over.
+def _link_similar(blocks: Iterable[Links], details: NDArray[np.float16]) -> Links:
+    """Return the pairs whose details correlate by CORRELATION or more, without those already in one group.
 
-    So a thousand frames that are all alike cost about a thousand comparisons, not half a million.
+    So a thousand similar frames cost about a thousand comparisons, not half a million.
     """
     at_once = max(1, VALUES_AT_ONCE // details.shape[1])
     links, groups = NO_LINKS, np.arange(len(details))
@@ -173,55 +174,21 @@ def _link_alike(blocks: Iterator[Links], details: NDArray[np.float16]) -> Links:
         while len(block := block[groups[block[:, 0]] != groups[block[:, 1]]]):
             pairs, block = block[:at_once], block[at_once:]
             one, other = (details[rows].astype(np.float32) for rows in pairs.T)
-            alike = pairs[np.einsum("ij,ij->i", one, other) >= LIKENESS]
-            if len(alike):
-                links = np.concatenate([links, alike])
+            similar = pairs[np.einsum("ij,ij->i", one, other) >= CORRELATION]
+            if len(similar):
+                links = np.concatenate([links, similar])
                 groups = group_links(len(details), links)
     return links
 
 
-def _make_bands(distance: int) -> list[np.uint64]:
-    """Deal 64 bits into bands, as masks: of 2 * bands - 1 differing bits one band has no more than one."""
-    count = distance // 2 + 1
-    return [np.uint64(sum(1 << bit for bit in range(band, 64, count))) for band in range(count)]
-
-
-def _pair_neighbours(
-    values: NDArray[np.uint64], band: np.uint64
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield places in sorted values whose bits in the band are the same, or the same but for one."""
-    places = np.arange(len(values))
-    yield from _expand(places, places + 1, np.searchsorted(values, values, "right"))
-    for bit in range(64):
-        flip = np.uint64(1 << bit) & band
-        asking = np.flatnonzero(values & flip == 0)  # each pair is asked for from one side
-        if flip and len(asking):
-            wanted = values[asking] | flip
-            yield from _expand(
-                asking, np.searchsorted(values, wanted), np.searchsorted(values, wanted, "right")
-            )
-
-
-def _expand(
-    places: NDArray[np.int64], first: NDArray[np.int64], end: NDArray[np.int64]
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield each place with every one from first to end, about PAIRS_AT_ONCE at once."""
-    lengths = end - first
-    blocks = np.cumsum(lengths) // PAIRS_AT_ONCE
-    for part in np.split(np.arange(len(places)), np.flatnonzero(np.diff(blocks)) + 1):
-        starts = np.cumsum(lengths[part]) - lengths[part]
-        high = np.arange(lengths[part].sum()) + np.repeat(first[part] - starts, lengths[part])
-        yield np.repeat(places[part], lengths[part]), high
-
-
 def _link_copies(first: NDArray[np.int64]) -> Links:
-    """Link each row to the first of its kind."""
+    """Link each row to the first with the same content."""
     copies = np.flatnonzero(first != np.arange(len(first)))
     return np.column_stack([first[copies], copies])
 
 
 def _link_joined(samples: Sequence[Sample], links: Links, policy: NearDuplicates | None) -> Links:
-    """Link the samples of each group that the policy makes one patient, within each part of the split."""
+    """Link the samples of each group that the policy joins, within each part of the split."""
     groups = group_links(len(samples), links)
     unknown = np.array([not has_patient_id(sample) for sample in samples], dtype=bool)
     joins = np.isin(groups, groups[unknown]) if policy is None else np.full(len(samples), policy == "group")
@@ -241,27 +208,8 @@ def _joined_notes(samples: Sequence[Sample], split: Sequence[Sample]) -> list[tu
     return [("note", f"{text}; each group counts as one patient")]
 
 
-def _count_apart(split: Sequence[Sample], links: Links) -> int:
-    """Count the samples whose group has samples of several patients."""
-    patients: dict[int, set[str]] = defaultdict(set)
-    groups = group_links(len(split), links).tolist()
-    for group, sample in zip(groups, split, strict=True):
-        patients[group].add(sample.patient_id)
-    return sum(len(patients[group]) > 1 for group in groups)
-
-
 def _count_leaks(split: Sequence[Sample], links: Links) -> int:
-    """Count the samples outside train whose group has one in it."""
+    """Count the samples outside train whose group has a sample in train."""
     train = np.array([sample.split == "train" for sample in split])
     groups = group_links(len(split), links)
     return int((~train & np.isin(groups, groups[train])).sum())
-
-
-def _leak_text(leaks: int, copies: int, samples: Sequence[Sample]) -> str:
-    what = "have the very pixels of a training image"
-    if copies < leaks:
-        exactly = f", {copies} of them its very pixels" if copies else ""
-        what = f"have a near-duplicate in training{exactly}"
-    brought = any(sample.split for sample in samples)
-    fix = "the given split is kept" if brought else "split.near_duplicates=group keeps them together"
-    return f"{leaks} validation or test images {what}: the numbers flatter ({fix})"

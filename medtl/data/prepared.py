@@ -1,25 +1,22 @@
 """The prepared dataset: samples decoded and resampled once, then memory-mapped by whoever trains.
 
-It lies in a folder named by its content: the preprocessing and the identity of each source file. Pixels are
-uint16 steps of [0, 1]: half the size of float32, and an error below 1e-5. It is built in a folder beside its
-place, sample after sample, with a line in a journal for each, and renamed when it is whole; whoever is
-interrupted goes on there.
+samples -> pixels.u16, with a line in a journal for each -> prepared.json -> the folder is published
+
+The folder is named by its content: the preprocessing and the identity of each source file. Pixels are uint16
+steps of [0, 1]: half the size of float32, and an error below 1e-5.
 """
 
-import fcntl
 import hashlib
 import json
-import logging
 import math
 import os
-import shutil
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,30 +24,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medtl import __version__
-from medtl.core.files import make_folder, medtl_home, read_json, unwritable, write_json
+from medtl.core.files import medtl_home, read_json, unwritable, write_json, writing
 from medtl.core.parallel import work_in_order
+from medtl.core.staging import StagingFolder
 from medtl.data.dataset_file import DATASET_FILE, check_preprocessing, dataset_of, read_record
 from medtl.data.task import Manifest, Sample
 from medtl.errors import LabelError, OutputError, ReadError
-from medtl.imaging.inspection import Oddity, find_oddity
+from medtl.imaging.image import ImageWarning, find_warning
 from medtl.imaging.preprocessing import PreprocessingConfig, prepare_image
 from medtl.imaging.reader import read_series
 from medtl.imaging.series import Series
 
-log = logging.getLogger(__name__)
 FORMAT_VERSION = 4
-HEADER = "prepared.json"
-PIXELS, JOURNAL, LOCK = "pixels.u16", "journal.jsonl", ".lock"
+HEADER, PIXELS = "prepared.json", "pixels.u16"
 
-# What the folder of a dataset may hold. A folder that holds anything else is no place for one.
-OWN_FILES = frozenset({HEADER, PIXELS, JOURNAL, LOCK, DATASET_FILE})
+# What the folder of a dataset may hold; .lock and the journal are from medtl 0.1.0. A folder that holds
+# anything else is no place for one.
+OWN_FILES = frozenset({HEADER, PIXELS, DATASET_FILE, "journal.jsonl", ".lock"})
 Progress = Callable[[int, int], None]
 Refusals = tuple[tuple[str, ReadError], ...]
 
-# Prepared pixels are kept as so many steps of [0, 1].
+# Prepared pixels are stored as so many steps of [0, 1].
 STEPS = 65535
 
-# A job that is done sooner starts no children.
+# A job that takes less time starts no child processes.
 ALONE_SECONDS = 2.0
 
 
@@ -67,7 +64,7 @@ class PreparedDataset:
     sample_ids: tuple[str, ...]
     content_hashes: tuple[str, ...]
     refusals: Refusals
-    oddities: tuple[tuple[str, Oddity], ...] = ()
+    oddities: tuple[tuple[str, ImageWarning], ...] = ()
 
     def rows_of(self, samples: Iterable[Sample]) -> NDArray[np.int64]:
         """Return the row of each sample."""
@@ -82,7 +79,7 @@ class PreparedDataset:
 
 def oddity_notes(dataset: PreparedDataset) -> tuple[str, ...]:
     """Return a line for each kind of oddity: how many images have it."""
-    counts: dict[Oddity, int] = defaultdict(int)
+    counts: dict[ImageWarning, int] = defaultdict(int)
     for _, oddity in dataset.oddities:
         counts[oddity] += 1
     return tuple(
@@ -101,41 +98,43 @@ def prepare_samples(
 ) -> PreparedDataset:
     """Decode and prepare samples, or open what an earlier call with the same files and settings left.
 
-    folder: where the dataset goes, for the user to keep; what it was prepared from before is replaced. By
-    default it goes to medtl's home. Samples of such a dataset (load_manifest) are opened where they lie.
+    folder: where the dataset goes, for the user to keep; an earlier dataset there is replaced. By default it
+    goes to medtl's home. Samples of such a dataset (load_manifest) are opened where they lie.
 
-    A call that was interrupted, by whatever, is continued; a call that runs elsewhere is waited for. A sample
-    that cannot be read is refused and the rest go on. workers: 1 stays in this process, more are so many
-    child processes; by default children come in once the job has proved long. None of this changes a bit of
-    the result. Raises OutputError output-unwritable, as on a full disk, or where `folder` holds anything
+    A call that was interrupted, however, is resumed; a call that runs elsewhere is waited for. A sample that
+    cannot be read is refused and the others are prepared. workers: 1 stays in this process, more are so many
+    child processes; by default child processes help once the job has proved long. None of this changes a bit
+    of the result. Raises OutputError output-unwritable, as on a full disk, or where `folder` holds anything
     else; LabelError split-empty, where nothing could be read for it; TrainingError worker-lost; ReadError
     dataset-damaged; ConfigError dataset-recipe.
     """
-    kept = dataset_of(samples)
-    if kept is not None:
-        return open_dataset(kept, samples, config)
+    source = dataset_of(samples)
+    if source is not None:
+        return open_dataset(source, samples, config)
     key = content_key(samples, config)
     at_users_place = folder is not None
     if folder is not None:
         _check_place(folder)
     folder = (folder or medtl_home() / "prepared" / key).absolute()
-    staging = folder.with_name(f".preparing-{folder.name}")
-    while True:
-        seen = _inode(folder / HEADER)
+    refusals = _confirm_refusals(folder, samples, config, key)
+    if refusals is not None:
+        return _open(folder, refusals)
+    staging = StagingFolder(folder, key)
+    with writing(folder.parent), staging.claim():
         refusals = _confirm_refusals(folder, samples, config, key)
-        if refusals is not None:
+        if refusals is not None:  # another process was faster
+            staging.discard()
             return _open(folder, refusals)
-        with _held(staging) as held:
-            if held and _inode(folder / HEADER) == seen:  # otherwise another process was faster
-                # Perhaps it is whole already, and was broken off before it was renamed.
-                refusals = _confirm_refusals(staging, samples, config, key)
-                if refusals is None:
-                    refusals = _fill(staging, samples, config, key, progress, workers)
-                if at_users_place and len(refusals) == len(samples):
-                    shutil.rmtree(staging)
-                    raise _nothing_readable(refusals)
-                _publish(staging, folder)
-                return _open(folder, refusals)
+        # Perhaps it is whole already, and a process was killed before it could publish it.
+        refusals = _confirm_refusals(staging.path, samples, config, key)
+        if refusals is None:
+            refusals = _fill(staging, samples, config, progress, workers)
+        if at_users_place and len(refusals) == len(samples):
+            staging.discard()  # an empty dataset might replace a good one
+            reason = f"none of {len(refusals)} samples can be read"
+            raise LabelError("split-empty", reason, fix=str(refusals[0][1]))
+        staging.publish()
+        return _open(folder, refusals)
 
 
 def open_dataset(folder: Path, samples: Sequence[Sample], config: PreprocessingConfig) -> PreparedDataset:
@@ -165,12 +164,6 @@ def _select(dataset: PreparedDataset, sample_ids: set[str]) -> PreparedDataset:
         content_hashes=tuple(dataset.content_hashes[row] for row in rows),
         oddities=tuple(pair for pair in dataset.oddities if pair[0] in sample_ids),
     )
-
-
-def _nothing_readable(refusals: Refusals) -> LabelError:
-    """Return the error in place of an empty dataset, which might replace a good one."""
-    reason = f"none of {len(refusals)} samples can be read"
-    return LabelError("split-empty", reason, fix=str(refusals[0][1]))
 
 
 def _check_place(folder: Path) -> None:
@@ -217,13 +210,6 @@ def _file_facts(sample: Sample) -> list[tuple[str, int, int]]:
     return facts
 
 
-def _inode(path: Path) -> int | None:
-    try:
-        return path.stat().st_ino
-    except OSError:
-        return None
-
-
 def _confirm_refusals(
     folder: Path, samples: Sequence[Sample], config: PreprocessingConfig, key: str
 ) -> Refusals | None:
@@ -261,7 +247,7 @@ def _has_its_pixels(path: Path, header: dict[str, Any]) -> bool:
     if path.stat().st_size != bytes_each * count or len(header["content_hashes"]) != count:
         return False
     with path.open("rb") as pixels:
-        return all(hash_pixels(pixels.read(bytes_each)) == known for known in header["content_hashes"])
+        return all(_hash(pixels.read(bytes_each)) == known for known in header["content_hashes"])
 
 
 def _open(folder: Path, refusals: Refusals) -> PreparedDataset:
@@ -279,92 +265,46 @@ def _open(folder: Path, refusals: Refusals) -> PreparedDataset:
     )
 
 
-def _oddities(header: dict[str, Any]) -> tuple[tuple[str, Oddity], ...]:
-    return tuple((sample_id, Oddity(*oddity)) for sample_id, oddity in header["oddities"])
-
-
-@contextmanager
-def _held(staging: Path) -> Iterator[bool]:
-    """Hold a staging folder, made where it is absent, for this process; wait while another one holds it.
-
-    Yields False where the folder went to its place meanwhile. The lock is a file inside: it goes along, and
-    none is left lying about. Raises OutputError output-unwritable for any fault of the disk inside.
-    """
-    descriptor = None
-    try:
-        make_folder(staging.parent)
-        staging.mkdir(mode=0o700, exist_ok=True)  # pixels of patients
-        descriptor = _open_lock(staging)
-        yield descriptor is not None and _is_lock_of(descriptor, staging)
-    except OSError as error:
-        raise unwritable(staging.parent, error) from error
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def _open_lock(staging: Path) -> int | None:
-    """Return a descriptor of the lock, None where the folder has gone since it was made."""
-    try:
-        return os.open(staging / LOCK, os.O_CREAT | os.O_RDWR, 0o600)
-    except FileNotFoundError:
-        return None
-
-
-def _is_lock_of(descriptor: int, staging: Path) -> bool:
-    """Take the lock, and say whether it still is the one of the folder."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        log.info("another process prepares the same samples: waiting for it")
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    return os.fstat(descriptor).st_ino == _inode(staging / LOCK)
+def _oddities(header: dict[str, Any]) -> tuple[tuple[str, ImageWarning], ...]:
+    return tuple((sample_id, ImageWarning(*oddity)) for sample_id, oddity in header["oddities"])
 
 
 def _fill(
-    staging: Path,
+    staging: StagingFolder,
     samples: Sequence[Sample],
     config: PreprocessingConfig,
-    key: str,
     progress: Progress | None,
     workers: int | None,
 ) -> Refusals:
-    """Prepare what the journal of a staging folder lacks, and write the header."""
-    entries, refusals = resume(staging, samples, config, key)
+    """Prepare the samples that the journal lacks, and write the header."""
+    entries, refusals = _resume(staging, samples, config)
     left = samples[len(entries) :]
+    work = work_in_order(
+        partial(prepare_one, config=config), [sample.series for sample in left], workers, ALONE_SECONDS
+    )
     with (
-        (staging / PIXELS).open("ab") as pixels,
-        (staging / JOURNAL).open("ab") as journal,
-        closing(prepare_in_order([sample.series for sample in left], config, workers)) as outcomes,
+        (staging.path / PIXELS).open("ab") as pixels,
+        staging.journal() as journal,
+        closing(work) as outcomes,
     ):
         for sample, outcome in zip(left, outcomes, strict=True):
+            entry = SampleEntry(sample.sample_id, None)
             if isinstance(outcome, ReadError):
                 refusals.append((sample.sample_id, outcome))
-            entries.append(append(sample.sample_id, outcome, pixels, journal))
+            else:
+                content = outcome.values.tobytes()
+                pixels.write(content)
+                pixels.flush()
+                entry = SampleEntry(sample.sample_id, _hash(content), outcome.oddity)
+            journal.add(entry)  # after its pixels, so that these are there wherever the line is
+            entries.append(entry)
             if progress:
                 progress(len(entries), len(samples))
         os.fsync(pixels.fileno())
-    write_json(staging / HEADER, _header(config, key, entries))
-    return tuple(refusals)
-
-
-class Entry(NamedTuple):
-    """A line of the journal: a sample, and the hash and oddity of its pixels, or neither: it was refused."""
-
-    sample_id: str
-    content_hash: str | None
-    oddity: Oddity | None = None
-
-    def line(self) -> bytes:
-        """Return the entry as it is written."""
-        return json.dumps([self.sample_id, self.content_hash, self.oddity]).encode() + b"\n"
-
-
-def _header(config: PreprocessingConfig, key: str, entries: Sequence[Entry]) -> dict[str, Any]:
     kept = [entry for entry in entries if entry.content_hash is not None]
-    return {
+    header = {
         "version": FORMAT_VERSION,
-        "key": key,
+        "key": staging.key,
         "preprocessing": config.model_dump(mode="json"),
         "shape": [config.channels, *config.size],
         "sample_ids": [entry.sample_id for entry in kept],
@@ -372,124 +312,66 @@ def _header(config: PreprocessingConfig, key: str, entries: Sequence[Entry]) -> 
         "oddities": [[entry.sample_id, entry.oddity] for entry in kept if entry.oddity],
         "refused": [entry.sample_id for entry in entries if entry.content_hash is None],
     }
+    write_json(staging.path / HEADER, header)
+    return tuple(refusals)
 
 
-def _publish(staging: Path, folder: Path) -> None:
-    """Rename a whole dataset to its place."""
-    (staging / JOURNAL).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)  # what is there is not whole, or no longer true
-    staging.replace(folder)
+class SampleEntry(NamedTuple):
+    """An entry of the journal: a sample and the hash and oddity of its pixels; no hash: it was refused."""
+
+    sample_id: str
+    content_hash: str | None
+    oddity: ImageWarning | None = None
+
+
+def _resume(
+    staging: StagingFolder, samples: Sequence[Sample], config: PreprocessingConfig
+) -> tuple[list[SampleEntry], list[tuple[str, ReadError]]]:
+    """Cut pixels and journal to the entries that hold, and return those and their refusals.
+
+    An entry holds where its pixels have its hash, or where its sample is refused again.
+    """
+    entries: list[SampleEntry] = []
+    refusals: list[tuple[str, ReadError]] = []
+    bytes_each = 2 * config.channels * math.prod(config.size)
+    with (staging.path / PIXELS).open("ab+") as pixels:
+        pixels.seek(0)
+        for stored, sample in zip(staging.entries(), samples, strict=False):
+            if len(stored) != 3 or stored[0] != sample.sample_id:
+                break
+            sample_id, content_hash, oddity = stored
+            if content_hash is None:
+                outcome = prepare_one(sample.series, config)
+                if not isinstance(outcome, ReadError):
+                    break
+                refusals.append((sample_id, outcome))
+            elif content_hash != _hash(pixels.read(bytes_each)):
+                break
+            entries.append(SampleEntry(sample_id, content_hash, ImageWarning(*oddity) if oddity else None))
+        pixels.truncate(bytes_each * (len(entries) - len(refusals)))
+    staging.begin(entries, keep=PIXELS)
+    return entries, refusals
+
+
+def _hash(pixels: bytes) -> str:
+    return hashlib.sha256(pixels).hexdigest()[:24]
 
 
 class Pixels(NamedTuple):
     """Prepared pixels of one image, uint16 (C, *size), and what is odd about the image."""
 
     values: NDArray[np.uint16]
-    oddity: Oddity | None
+    oddity: ImageWarning | None
 
 
-Outcome = Pixels | ReadError
-
-
-def append(sample_id: str, outcome: Outcome, pixels: BinaryIO, journal: BinaryIO) -> Entry:
-    """Write pixels, then their line: what the journal tells of is there."""
-    entry = Entry(sample_id, None)
-    if isinstance(outcome, Pixels):
-        content = outcome.values.tobytes()
-        pixels.write(content)
-        pixels.flush()
-        entry = Entry(sample_id, hash_pixels(content), outcome.oddity)
-    journal.write(entry.line())
-    journal.flush()
-    return entry
-
-
-def resume(
-    staging: Path, samples: Sequence[Sample], config: PreprocessingConfig, key: str
-) -> tuple[list[Entry], list[tuple[str, ReadError]]]:
-    """Cut pixels and journal to what holds of them, and return that.
-
-    An entry holds where its pixels have its hash, or where its sample is refused again. A machine that lost
-    power may have kept a line and not its pixels, so the journal is not taken at its word.
-    """
-    entries: list[Entry] = []
-    refusals: list[tuple[str, ReadError]] = []
-    bytes_each = 2 * config.channels * math.prod(config.size)
-    _tidy(staging)
-    with (staging / PIXELS).open("ab+") as pixels:
-        pixels.seek(0)
-        for entry, sample in zip(_read_journal(staging / JOURNAL, key), samples, strict=False):
-            if entry.sample_id != sample.sample_id:
-                break
-            if entry.content_hash is None:
-                outcome = prepare_one(sample.series, config)
-                if not isinstance(outcome, ReadError):
-                    break
-                refusals.append((sample.sample_id, outcome))
-            elif entry.content_hash != hash_pixels(pixels.read(bytes_each)):
-                break
-            entries.append(entry)
-        pixels.truncate(bytes_each * (len(entries) - len(refusals)))
-    _cut_journal(staging / JOURNAL, key, entries)
-    return entries, refusals
-
-
-def _tidy(staging: Path) -> None:
-    """Remove a header that no longer holds, and half-written ones."""
-    for path in staging.iterdir():
-        if path.name not in (PIXELS, JOURNAL, LOCK):
-            path.unlink()
-
-
-def _read_journal(path: Path, key: str) -> Iterator[Entry]:
-    """Yield the entries up to the first line that is torn."""
-    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-    if lines[:1] != [_first_line(key)]:
-        return
-    for line in lines[1:]:
-        try:
-            sample_id, content_hash, oddity = json.loads(line)
-            entry = Entry(sample_id, content_hash, Oddity(*oddity) if oddity else None)
-        except (ValueError, TypeError):
-            return
-        if entry.line() != line:
-            return
-        yield entry
-
-
-def _cut_journal(path: Path, key: str, entries: Sequence[Entry]) -> None:
-    """Cut a journal to entries that it holds, or begin it."""
-    if not entries:
-        path.write_bytes(_first_line(key))
-        return
-    with path.open("ab") as journal:
-        journal.truncate(len(_first_line(key)) + sum(len(entry.line()) for entry in entries))
-
-
-def _first_line(key: str) -> bytes:
-    return json.dumps({"key": key}).encode() + b"\n"
-
-
-def hash_pixels(content: bytes) -> str:
-    """Return what pixels are known by."""
-    return hashlib.sha256(content).hexdigest()[:24]
-
-
-def prepare_in_order(
-    series: Sequence[Series], config: PreprocessingConfig, workers: int | None
-) -> Generator[Outcome, None, None]:
-    """Yield what becomes of each series, in order. Raises TrainingError worker-lost."""
-    return work_in_order(partial(prepare_one, config=config), series, workers, ALONE_SECONDS)
-
-
-def prepare_one(series: Series, config: PreprocessingConfig) -> Outcome:
+def prepare_one(series: Series, config: PreprocessingConfig) -> Pixels | ReadError:
     """Read one series and bring it to the grid."""
     try:
         image = read_series(series)
         pixels = prepare_image(image, config).pixels
     except ReadError as error:
         return error
-    return Pixels(np.round(pixels * STEPS).astype(np.uint16), find_oddity(image))
+    return Pixels(np.round(pixels * STEPS).astype(np.uint16), find_warning(image))
 
 
 def all_refusals(manifest: Manifest, prepared: PreparedDataset) -> tuple[ReadError, ...]:

@@ -1,8 +1,8 @@
-"""Turn validation logits into a calibration, if it makes the probabilities there more honest.
+"""Fit a calibration on validation logits, and turn logits into probabilities with it.
 
 Temperature scaling (Guo 2017) divides the logits by one number, in multilabel by one for each class: it
-changes how sure the model is and never whom it ranks first. Isotonic regression (Zadrozny and Elkan 2002)
-bends probabilities freely, for which it needs many samples, and may rank some of them alike.
+changes the confidence and never the ranking. Isotonic regression (Zadrozny and Elkan 2002) fits any rising
+function, for which it needs many samples, and may introduce ties.
 """
 
 import math
@@ -13,21 +13,18 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, softmax
-from sklearn.isotonic import IsotonicRegression
 
 from medtl.data.task import Task, TaskKind
-from medtl.evaluation import metrics
-from medtl.evaluation.metrics import Floats
+from medtl.evaluation.metrics import Floats, one_vs_rest
 
-# A temperature beyond these makes a coin or an oracle of any model.
+# Beyond these temperatures every probability is close to a half, or to 0 and 1.
 LOWEST, HIGHEST = 0.05, 20.0
 SMALLEST_GAIN = 1e-6
 
 
 class Steps(BaseModel):
-    """A rising function as points that straight lines join, level beyond them."""
+    """A rising function: linear between its points, constant beyond them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -39,7 +36,8 @@ class Calibration(BaseModel):
     """How logits become probabilities.
 
     temperatures: divide the logits; one, or in multilabel one for each class. steps: for each class against
-    the rest (in binary of the last one alone) what a probability after the temperature is turned into.
+    the rest (in binary the last one alone) the function from the probability at that temperature to the
+    calibrated one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,13 +49,12 @@ class Calibration(BaseModel):
 
 @dataclass(frozen=True)
 class FittedCalibration:
-    """A calibration, None where the probabilities stay as they are, and the line that says so."""
+    """A calibration, None if the probabilities stay as they are, and the line that reports it."""
 
     calibration: Calibration | None
     note: str
 
 
-# auto: temperature, where it lowers the negative log-likelihood of the validation data.
 CalibrationMethod = Literal["auto", "none", "temperature", "isotonic"]
 
 
@@ -66,39 +63,42 @@ def fit_calibration(
 ) -> FittedCalibration:
     """Fit a calibration on validation logits (N, K).
 
-    auto: temperature, where it lowers the negative log-likelihood of the validation data.
+    auto: temperature if it lowers the negative log-likelihood of the validation data.
     """
     if method == "none":
         return FittedCalibration(None, "probabilities are not calibrated, as the recipe says")
     before = negative_log_likelihood(logits, targets, task.kind)
     if method == "isotonic":
-        found = Calibration(method="isotonic", steps=_fit_steps(logits, targets, task.kind))
-        return FittedCalibration(found, "probabilities are calibrated by isotonic regression")
-    found = Calibration(method="temperature", temperatures=_fit_temperatures(logits, targets, task.kind))
-    after = negative_log_likelihood(logits, targets, task.kind, found)
-    shown = ", ".join(f"{temperature:.2f}" for temperature in found.temperatures)
+        questions = one_vs_rest(to_probabilities(logits, task.kind), targets, task.kind)
+        steps = tuple(_fit_isotonic(*column) for column in questions.columns)
+        calibration = Calibration(method="isotonic", steps=steps)
+        return FittedCalibration(calibration, "probabilities are calibrated by isotonic regression")
+    temperatures = _fit_temperatures(np.asarray(logits, np.float64), np.asarray(targets), task.kind)
+    calibration = Calibration(method="temperature", temperatures=temperatures)
+    after = negative_log_likelihood(logits, targets, task.kind, calibration)
+    shown = ", ".join(f"{temperature:.2f}" for temperature in temperatures)
     change = f"negative log-likelihood on validation data {before:.3f} -> {after:.3f}"
-    if max(found.temperatures) > 0.99 * HIGHEST:
-        change += "; it is at its bound: these probabilities say nothing"
+    if max(temperatures) > 0.99 * HIGHEST:
+        change += "; the temperature is at its bound: the probabilities carry no information"
     if method == "auto" and not after < before - SMALLEST_GAIN:
         return FittedCalibration(None, f"probabilities stay as they are: temperature {shown} gives {change}")
-    return FittedCalibration(found, f"probabilities are calibrated by temperature {shown}: {change}")
+    return FittedCalibration(calibration, f"probabilities are calibrated by temperature {shown}: {change}")
 
 
 def negative_log_likelihood(
     logits: NDArray, targets: NDArray, kind: TaskKind, calibration: Calibration | None = None
 ) -> float:
-    """Return the mean over samples, in multilabel over labels, of minus the log of what came true."""
+    """Return the mean over samples, in multilabel over labels, of minus the log of the true class."""
     scaled = np.asarray(logits, np.float64)
     if calibration is not None and calibration.steps:
         probabilities = to_probabilities(scaled, kind, calibration)
-        questions = metrics.one_vs_rest(probabilities, targets, kind)
+        questions = one_vs_rest(probabilities, targets, kind)
         if kind == "multiclass":
-            came_true = probabilities[np.arange(len(probabilities)), np.asarray(targets)]
+            of_truth = probabilities[np.arange(len(probabilities)), np.asarray(targets)]
         else:
             known = np.isfinite(questions.truth)
-            came_true = np.where(questions.truth == 1, questions.scores, 1 - questions.scores)[known]
-        return float(-np.log(np.maximum(came_true, np.finfo(float).tiny)).mean())
+            of_truth = np.where(questions.truth == 1, questions.scores, 1 - questions.scores)[known]
+        return float(-np.log(np.maximum(of_truth, np.finfo(float).tiny)).mean())
     if calibration is not None:
         scaled = scaled / np.asarray(calibration.temperatures)
     if kind == "multilabel":
@@ -107,53 +107,48 @@ def negative_log_likelihood(
     return float(-log_softmax(scaled, axis=1)[np.arange(len(scaled)), np.asarray(targets)].mean())
 
 
-def _fit_temperatures(logits: NDArray, targets: NDArray, kind: TaskKind) -> tuple[float, ...]:
-    scaled = np.asarray(logits, np.float64)
+def _fit_temperatures(logits: Floats, targets: NDArray, kind: TaskKind) -> tuple[float, ...]:
     if kind != "multilabel":
-        wanted = _smoothed(np.asarray(targets)[:, None] == np.arange(scaled.shape[1]))
-        return (_lowest(lambda t: -(wanted * log_softmax(scaled / t, axis=1)).sum()),)
-    return tuple(_fit_one(column, flags) for column, flags in zip(scaled.T, targets.T, strict=True))
+        flags = targets[:, None] == np.arange(logits.shape[1])
+        return (_fit_temperature(logits, flags, lambda scaled: log_softmax(scaled, axis=1)),)
+    temperatures = []
+    for column, values in zip(logits.T, targets.T, strict=True):
+        known = np.isfinite(values)
+        truth, scores = values[known] == 1, column[known]
+        pair, flags = np.stack([-scores, scores], axis=1), np.stack([~truth, truth], axis=1)
+        temperatures.append(_fit_temperature(pair, flags, log_expit) if flags.any(axis=0).all() else 1.0)
+    return tuple(temperatures)
 
 
-def _fit_one(logits: Floats, flags: Floats) -> float:
-    """Return the temperature of one class of multilabel; 1 where its labels are all alike."""
-    known = np.isfinite(flags)
-    truth, values = flags[known] == 1, logits[known]
-    if len(np.unique(truth)) < 2:
-        return 1.0
-    wanted = _smoothed(np.stack([~truth, truth], axis=1))
-    pair = np.stack([-values, values], axis=1)
-    return _lowest(lambda t: -(wanted * log_expit(pair / t)).sum())
+def _fit_temperature(
+    logits: Floats, flags: NDArray[np.bool_], log_probability: Callable[[Floats], Floats]
+) -> float:
+    """Return the temperature that makes the flagged classes (N, K) most likely.
 
-
-def _smoothed(flags: NDArray[np.bool_]) -> Floats:
-    """Return what is wanted of each class (N, K), short of certainty by what n samples cannot tell.
-
-    So a temperature exists where the classes are told apart without an error (Platt 1999, section 2.2).
+    Targets are smoothed (Platt 1999, section 2.2), so that it exists if the classes are separated without an
+    error.
     """
-    classes = flags.shape[1]
+    from scipy.optimize import minimize_scalar
+
     counts = flags.sum(axis=0)
-    return (flags * counts + 1) / (flags @ counts + classes)[:, None]
+    smoothed = (flags * counts + 1) / (flags @ counts + flags.shape[1])[:, None]
 
+    def loss(log_temperature: float) -> float:
+        return float(-(smoothed * log_probability(logits / math.exp(log_temperature))).sum())
 
-def _lowest(loss: Callable[[float], float]) -> float:
-    found = minimize_scalar(
-        lambda log_t: float(loss(math.exp(log_t))),
+    minimum = minimize_scalar(
+        loss,
         bounds=(math.log(LOWEST), math.log(HIGHEST)),
         method="bounded",
         options={"xatol": 1e-6},
     )
-    return math.exp(float(found.x))
-
-
-def _fit_steps(logits: NDArray, targets: NDArray, kind: TaskKind) -> tuple[Steps, ...]:
-    questions = metrics.one_vs_rest(to_probabilities(logits, kind), targets, kind)
-    columns = zip(questions.scores.T, questions.truth.T, strict=True)
-    return tuple(_fit_isotonic(scores, truth) for scores, truth in columns)
+    return math.exp(float(minimum.x))
 
 
 def _fit_isotonic(scores: Floats, truth: Floats) -> Steps:
-    """Fit a rising function; the identity where the labels are all alike."""
+    """Fit a rising function; the identity if all labels are equal."""
+    from sklearn.isotonic import IsotonicRegression
+
     known = np.isfinite(truth)
     if len(np.unique(truth[known])) < 2:
         return Steps(x=(0.0, 1.0), y=(0.0, 1.0))
@@ -162,11 +157,11 @@ def _fit_isotonic(scores: Floats, truth: Floats) -> Steps:
 
 
 class ConformalFloors(BaseModel):
-    """From which probability on a class is in the prediction set.
+    """The probability from which a class is in the prediction set.
 
-    promised: the share of new patients whose true answer is in the set. floors: by class, 0 where it can
-    never be excluded. absent_floors: in multilabel the same for the absence of each class. patients: how many
-    of each class, and of each absence, the floors come from.
+    promised: the share of new patients whose true answer is in the set. floors: by class, 0 if it can never
+    be excluded. absent_floors: in multilabel the same for the absence of each class. patients,
+    absent_patients: how many patients the floors come from.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -183,13 +178,12 @@ def to_probabilities(logits: NDArray, kind: TaskKind, calibration: Calibration |
     scaled = np.asarray(logits, np.float64)
     if calibration is not None:
         scaled = scaled / np.asarray(calibration.temperatures)
-    raw = expit(scaled) if kind == "multilabel" else softmax(scaled, axis=1)
-    return _step(raw, calibration.steps, kind) if calibration is not None and calibration.steps else raw
-
-
-def _step(raw: Floats, steps: tuple[Steps, ...], kind: TaskKind) -> Floats:
+    raw: Floats = expit(scaled) if kind == "multilabel" else softmax(scaled, axis=1)
+    if calibration is None or not calibration.steps:
+        return raw
     columns = raw[:, -1:] if kind == "binary" else raw
-    stepped = np.stack([np.interp(p, s.x, s.y) for p, s in zip(columns.T, steps, strict=True)], axis=1)
+    pairs = zip(columns.T, calibration.steps, strict=True)
+    stepped = np.stack([np.interp(column, steps.x, steps.y) for column, steps in pairs], axis=1)
     if kind == "binary":
         return np.concatenate([1 - stepped, stepped], axis=1)
     if kind == "multilabel":

@@ -1,9 +1,9 @@
 """Predictions of several runs for the same samples -> the metrics of each, and differences from one of them.
 
-Runs that were judged on the same patients rise and fall together, so that their difference is known better
-than either of them. That of two areas has DeLong's error (1988), from the differences of the placements,
-summed by patient (Obuchowski 1997); all others are taken within each of the same resamples of patients. The
-p-values of the runs are adjusted after Holm (1979), for each metric on its own.
+Metrics of runs on the same patients are correlated, so that their difference is known better than either of
+them. The difference of two areas has DeLong's error (1988), from the differences of the placements, summed by
+patient (Obuchowski 1997); all others are taken within each of the same resamples of patients. The p-values of
+the runs are adjusted after Holm (1979), for each metric separately.
 """
 
 import math
@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from medtl.data.task import Task
 from medtl.errors import CheckpointError
@@ -22,6 +21,7 @@ from medtl.evaluation.intervals import (
     Interval,
     Placements,
     clustered_error,
+    index_patients,
     interval_json,
     normal_interval,
     percentile_interval,
@@ -32,7 +32,7 @@ from medtl.evaluation.intervals import (
 from medtl.evaluation.metrics import Floats, one_vs_rest
 from medtl.evaluation.predictions import Predictions
 
-# What is compared, in the order in which a reader meets it.
+# In the order of tables and pages.
 COMPARED = (
     "auroc",
     "auprc",
@@ -58,7 +58,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Difference:
-    """A metric of a run less that of the reference. p: two-sided; p_holm: adjusted for all runs."""
+    """A metric of a run minus that of the reference. p: two-sided; p_holm: adjusted for all runs."""
 
     interval: Interval
     p: float
@@ -85,36 +85,37 @@ def align(candidates: Sequence[Candidate], *, common: bool = False) -> list[Cand
     union = set.union(*(set(one.predictions.sample_ids) for one in candidates))
     if shared != union and not common:
         reason = f"{len(union - shared)} of {len(union)} samples are not in all runs"
-        raise _differ(reason, "judge them on the same data with medtl evaluate, or add --common")
+        fix = "evaluate them on the same data with medtl evaluate, or add --common"
+        raise CheckpointError("runs-differ", reason, fix=fix)
     if not shared:
-        raise _differ("the runs have no sample in common", "judge them on the same data, with one MEDTL_SALT")
+        fix = "evaluate them on the same data, with one MEDTL_SALT"
+        raise CheckpointError("runs-differ", "the runs have no sample in common", fix=fix)
     order = [name for name in candidates[0].predictions.sample_ids if name in shared]
     aligned = [replace(one, predictions=_in_order(one.predictions, order)) for one in candidates]
-    first = aligned[0]
+    ours = aligned[0].predictions
     for other in aligned[1:]:
-        _check_truth(first, other)
+        theirs = other.predictions
+        same = np.array_equal(ours.targets, theirs.targets, equal_nan=ours.targets.dtype.kind == "f")
+        for what, right in (("labels", same), ("patients", ours.patients == theirs.patients)):
+            if not right:
+                reason = f"the samples of {aligned[0].name} and {other.name} have different {what}"
+                fix = "evaluate both with medtl evaluate on one label table"
+                raise CheckpointError("runs-differ", reason, fix=fix)
     return aligned
 
 
 def compare(
     candidates: Sequence[Candidate], task: Task, reference: str, *, resamples: int = 1000
 ) -> list[Compared]:
-    """Judge aligned candidates, and each but the reference against it, in the order given."""
-    judged = [_judge(one, task, resamples) for one in candidates]
-    base = next(one for one in judged if one.name == reference)
-    others = [one for one in judged if one is not base]
-    found = [_differences(one, base) for one in others]
-    adjusted = {
-        name: holm([differences[name].p for differences in found]) for name in (found[0] if found else {})
-    }
-    by_name = {
-        one.name: {
-            name: replace(difference, p_holm=float(adjusted[name][row]))
-            for name, difference in differences.items()
-        }
-        for row, (one, differences) in enumerate(zip(others, found, strict=True))
-    }
-    return [replace(one, differences=by_name.get(one.name, {})) for one in judged]
+    """Evaluate aligned candidates, and compare each with the reference, in the order given."""
+    evaluated = [_evaluate(one, task, resamples) for one in candidates]
+    base = next(one for one in evaluated if one.name == reference)
+    differences = {one.name: _differences(one, base) for one in evaluated if one is not base}
+    for metric in COMPARED:
+        adjusted = holm([by_metric[metric].p for by_metric in differences.values()])
+        for by_metric, p in zip(differences.values(), adjusted.tolist(), strict=True):
+            by_metric[metric] = replace(by_metric[metric], p_holm=p)
+    return [replace(one, differences=differences.get(one.name, {})) for one in evaluated]
 
 
 def auroc_difference(
@@ -122,22 +123,28 @@ def auroc_difference(
 ) -> Difference:
     """Return the difference of two areas, means over classes, of the same samples in the same order.
 
-    Without bounds where no spread can be seen; p is 1 where neither a difference nor a spread can.
+    No bounds if there is no spread; p is 1 if there is neither a difference nor a spread.
     """
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if not math.isnan(a.area - b.area)]
     if not pairs:
         return Difference(unbounded(math.nan), math.nan)
     value = float(np.mean([a.area - b.area for a, b in pairs]))
-    error = _paired_error(pairs)
+    if len(pairs) == 1:
+        ((a, b),) = pairs
+        error = standard_error(replace(a, influence=a.influence - b.influence))
+    else:
+        influence: Floats = np.mean([a.influence - b.influence for a, b in pairs], axis=0)
+        labelled = np.any([a.positive | a.negative for a, _ in pairs], axis=0)
+        error = clustered_error(influence[labelled], pairs[0][0].patients[labelled])
     if not error > 0:
         return Difference(unbounded(value), 1.0 if value == 0 and error == 0 else math.nan)
     bounds = normal_interval(value, error, confidence)
     within = Interval(value, max(bounds.low, -1.0), min(bounds.high, 1.0))
-    return Difference(within, float(2 * norm.sf(abs(value) / error)))
+    return Difference(within, float(2 * ndtr(-abs(value) / error)))
 
 
 def holm(p_values: Sequence[float]) -> Floats:
-    """Return p-values adjusted for their number, in the order given (Holm 1979); NaN does not count."""
+    """Return p-values adjusted for their number, in the order given (Holm 1979); NaN is left out."""
     values = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(values)[: int(np.isfinite(values).sum())]
     stepped = values[order] * np.arange(len(order), 0, -1)
@@ -153,43 +160,39 @@ def to_json(runs: Sequence[Compared]) -> list[dict[str, Any]]:
             "name": one.name,
             "recipe": dict(one.recipe),
             "metrics": {name: interval_json(one.evaluation.metrics[name]) for name in COMPARED},
-            "differences": {name: _difference_json(found) for name, found in one.differences.items()},
+            "differences": {
+                name: interval_json(difference.interval)
+                | {"p": _or_none(difference.p), "p_holm": _or_none(difference.p_holm)}
+                for name, difference in one.differences.items()
+            },
         }
         for one in runs
     ]
 
 
-def _differ(reason: str, fix: str) -> CheckpointError:
-    return CheckpointError("runs-differ", reason, fix=fix)
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
-def _in_order(found: Predictions, order: Sequence[str]) -> Predictions:
-    place = {name: row for row, name in enumerate(found.sample_ids)}
+def _in_order(predictions: Predictions, order: Sequence[str]) -> Predictions:
+    place = {name: row for row, name in enumerate(predictions.sample_ids)}
     rows = np.array([place[name] for name in order], dtype=np.int64)
     return Predictions(
         tuple(order),
-        tuple(found.patients[row] for row in rows),
-        tuple(found.split[row] for row in rows),
-        found.targets[rows],
-        found.probabilities[rows],
+        tuple(predictions.patients[row] for row in rows),
+        tuple(predictions.split[row] for row in rows),
+        predictions.targets[rows],
+        predictions.probabilities[rows],
     )
 
 
-def _check_truth(first: Candidate, other: Candidate) -> None:
-    ours, theirs = first.predictions, other.predictions
-    same = np.array_equal(ours.targets, theirs.targets, equal_nan=ours.targets.dtype.kind == "f")
-    for what, right in (("labels", same), ("patients", ours.patients == theirs.patients)):
-        if not right:
-            reason = f"the samples of {first.name} and {other.name} have different {what}"
-            raise _differ(reason, "judge both with medtl evaluate on one label table")
-
-
-def _judge(one: Candidate, task: Task, resamples: int) -> Compared:
-    found = one.predictions
-    truth, patients = found.targets, found.patients
-    evaluation = evaluate(found.probabilities, truth, task, patients, one.thresholds, resamples=resamples)
-    _, patient_of = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
-    placed = place_all(one_vs_rest(found.probabilities, truth, task.kind), patient_of)
+def _evaluate(one: Candidate, task: Task, resamples: int) -> Compared:
+    predictions = one.predictions
+    truth, patients = predictions.targets, predictions.patients
+    evaluation = evaluate(
+        predictions.probabilities, truth, task, patients, one.thresholds, resamples=resamples
+    )
+    placed = place_all(one_vs_rest(predictions.probabilities, truth, task.kind), index_patients(patients))
     return Compared(one.name, one.recipe, evaluation, tuple(placed), {})
 
 
@@ -211,19 +214,3 @@ def _resampled_difference(one: Compared, base: Compared, name: str) -> Differenc
         return Difference(interval, math.nan)
     beyond = 1 + min(int((defined <= 0).sum()), int((defined >= 0).sum()))
     return Difference(interval, min(1.0, 2 * beyond / (len(defined) + 1)))
-
-
-def _paired_error(pairs: Sequence[tuple[Placements, Placements]]) -> float:
-    """Return the standard error of a mean difference of areas; NaN for patients too few to say."""
-    if len(pairs) == 1:
-        ((ours, theirs),) = pairs
-        return standard_error(replace(ours, influence=ours.influence - theirs.influence))
-    influence: Floats = np.mean([a.influence - b.influence for a, b in pairs], axis=0)
-    labelled: NDArray[np.bool_] = np.any([a.positive | a.negative for a, _ in pairs], axis=0)
-    return clustered_error(influence[labelled], pairs[0][0].patients[labelled])
-
-
-def _difference_json(found: Difference) -> dict[str, Any]:
-    chances = {"p": found.p, "p_holm": found.p_holm}
-    known = {name: None if math.isnan(value) else value for name, value in chances.items()}
-    return {**interval_json(found.interval), **known}

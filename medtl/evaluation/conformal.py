@@ -1,14 +1,14 @@
-"""Turn validation probabilities into floors, and floors into prediction sets that hold the truth as promised.
+"""Turn validation probabilities into floors, and floors into prediction sets with the promised coverage.
 
-Split conformal prediction, class by class (LAC, Sadinle 2019): a class is in the set where its probability is
-at least its floor, the probability below which it fell for a share 1 - promised of the validation samples
-that were of it. So of the patients of each class, and not only of all, the promised share is covered, if new
-patients come as the validation ones did (are exchangeable with them). Where a patient has several samples,
-they share one weight (Lee, Barber and Willett 2023), and the promise is for a sample of a new patient.
-A class with too few patients to promise anything is in every set.
+Split conformal prediction, class by class (LAC, Sadinle 2019): a class is in the set if its probability is at
+least its floor, the 1 - promised quantile of its probability among the validation samples of that class. So
+the promised share is covered of the patients of each class, and not only of all, if new patients are
+exchangeable with the validation patients. Several samples of one patient share one weight (Lee, Barber and
+Willett 2023), and the promise is for one sample of a new patient. A class with too few patients for any
+promise is in every set.
 
-The validation data also chose the checkpoint and its calibration, which the theory does not allow for: the
-coverage on data that the run never saw is what counts, and `measure_coverage` gives it.
+The validation data also chose the checkpoint and its calibration, which the theory does not allow for: what
+counts is the coverage on data that the run never saw, which `measure_coverage` gives.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from medtl.data.task import Task
 from medtl.evaluation.calibration import ConformalFloors
-from medtl.evaluation.intervals import Interval, interval_json, share_interval
+from medtl.evaluation.intervals import Interval, index_patients, interval_json, intervals_json, share_interval
 from medtl.evaluation.metrics import Floats
 
 UNDECIDED = "?"
@@ -28,7 +28,7 @@ UNDECIDED = "?"
 
 @dataclass(frozen=True)
 class Coverage:
-    """How well prediction sets keep their promise on labelled data.
+    """The coverage of prediction sets on labelled data.
 
     coverage: how often the truth is in the set; in multilabel over all labelled findings. by_class: of the
     samples of each class. sizes: how many samples have a set of each size; in multilabel how many findings
@@ -50,7 +50,7 @@ def fit_floors(
 ) -> ConformalFloors:
     """Find the floors on validation data: probabilities (N, K), as calibrated."""
     scores, truth = np.asarray(probabilities, np.float64), np.asarray(targets)
-    _, patient_of = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
+    patient_of = index_patients(patients)
     classes = range(len(task.classes))
     if task.kind == "multilabel":
         present = [_find_floor(scores[:, k], truth[:, k] == 1, patient_of, promised) for k in classes]
@@ -70,32 +70,34 @@ def fit_floors(
 
 
 def in_sets(probabilities: Floats, floors: ConformalFloors) -> NDArray[np.bool_]:
-    """Return which answers the sets hold: (N, K), or (N, K, 2) in multilabel: absent, present.
+    """Return the members of each set: (N, K), or (N, K, 2) in multilabel: absent, present.
 
-    A set that would be empty holds the most probable answer, which can only cover more.
+    A set that would be empty gets the most probable answer, which can only increase the coverage.
     """
-    if not floors.absent_floors:
-        return _never_empty(probabilities, probabilities >= np.asarray(floors.floors))
-    both = np.stack([1 - probabilities, probabilities], axis=-1)
-    held = both >= np.stack([floors.absent_floors, floors.floors], axis=-1)
-    return _never_empty(both, held)
+    limits = np.asarray(floors.floors)
+    if floors.absent_floors:
+        probabilities = np.stack([1 - probabilities, probabilities], axis=-1)
+        limits = np.stack([floors.absent_floors, floors.floors], axis=-1)
+    members = probabilities >= limits
+    best = probabilities == probabilities.max(axis=-1, keepdims=True)
+    return np.where(members.any(axis=-1, keepdims=True), members, best)
 
 
 def set_texts(probabilities: Floats, floors: ConformalFloors, task: Task) -> list[str]:
-    """Write each set in one cell, by "|": the classes that it holds.
+    """Return each set as one text, its classes joined by "|".
 
     In multilabel the findings that are present, and with a "?" those that may be; absent ones are left out.
     """
-    held = in_sets(probabilities, floors)
+    members = in_sets(probabilities, floors)
     if task.kind != "multilabel":
-        return ["|".join(name for name, member in zip(task.classes, row) if member) for row in held]
+        return ["|".join(name for name, member in zip(task.classes, row) if member) for row in members]
     return [
         "|".join(
             name + (UNDECIDED if absent else "")
             for name, (absent, present) in zip(task.classes, row, strict=True)
             if present
         )
-        for row in held
+        for row in members
     ]
 
 
@@ -107,19 +109,17 @@ def measure_coverage(
     floors: ConformalFloors,
     confidence: float = 0.95,
 ) -> Coverage:
-    """Return how often the sets hold the truth on labelled data, with intervals by patient."""
+    """Return how often the truth is in the set on labelled data, with intervals by patient."""
     scores, truth = np.asarray(probabilities, np.float64), np.asarray(targets)
-    _, patient_of = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
-    held = in_sets(scores, floors)
+    patient_of = index_patients(patients)
+    members = in_sets(scores, floors)
     if task.kind == "multilabel":
-        known = np.isfinite(truth)
-        covered = np.where(truth == 1, held[..., 1], held[..., 0]) & known
-        among = truth == 1
-        sizes = held.sum(axis=-1)[known]
+        known, among = np.isfinite(truth), truth == 1
+        covered = np.where(among, members[..., 1], members[..., 0]) & known
+        sizes = members.sum(axis=-1)[known]
     else:
-        among = truth[:, None] == np.arange(len(task.classes))
-        covered, sizes = held & among, held.sum(axis=1)
-        known = among
+        known = among = truth[:, None] == np.arange(len(task.classes))
+        covered, sizes = members & among, members.sum(axis=1)
     places = np.broadcast_to(patient_of[:, None], known.shape)
     columns = zip(task.classes, covered.T, among.T, strict=True)
     return Coverage(
@@ -135,7 +135,7 @@ def coverage_json(coverage: Coverage) -> dict[str, Any]:
     return {
         "promised": coverage.promised,
         "coverage": interval_json(coverage.coverage),
-        "by_class": {name: interval_json(found) for name, found in coverage.by_class.items()},
+        "by_class": intervals_json(coverage.by_class),
         "sizes": {str(size): count for size, count in coverage.sizes.items()},
     }
 
@@ -146,7 +146,7 @@ def _find_floor(
     """Return the floor of one answer and how many patients it comes from.
 
     The highest probability such that at most a share 1 - promised of the patients' weights lies below it,
-    where a patient yet to come counts as one that may lie below any.
+    counting one further patient, the new one, as below.
     """
     values = scores[among]
     _, place, samples = np.unique(patient_of[among], return_inverse=True, return_counts=True)
@@ -156,8 +156,3 @@ def _find_floor(
     below = 1 + np.concatenate([[0.0], np.cumsum(weights[order])[:-1]])
     fitting = np.flatnonzero(below <= allowed)
     return (float(values[order][fitting[-1]]) if len(fitting) else 0.0), len(samples)
-
-
-def _never_empty(probabilities: Floats, held: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    best = probabilities == probabilities.max(axis=-1, keepdims=True)
-    return np.where(held.any(axis=-1, keepdims=True), held, best)

@@ -1,10 +1,10 @@
 """Turn probabilities and targets into metrics, each with an interval in which patients are the units.
 
-The samples of a patient come and go together, because they are no independent evidence. Areas have DeLong's
-interval, shares Wilson's, the calibration line the sandwich's, all clustered by patient; what else there is
-has the percentile bootstrap over patients (Efron 1979; Field and Welsh 2007 for clusters). Thresholds are
-taken as given. Resamples cannot see beyond their samples: where all of them agree, their interval would be a
-point, and is undefined instead.
+The samples of one patient are not independent, so they are resampled together. Areas have DeLong's interval,
+shares Wilson's, the calibration line the sandwich's, all clustered by patient; every other metric has the
+percentile bootstrap over patients (Efron 1979; Field and Welsh 2007 for clusters). Thresholds are taken as
+given. Resamples cannot see beyond their samples: if all of them agree, the interval would be a point, and is
+undefined instead.
 """
 
 import math
@@ -24,18 +24,20 @@ from medtl.evaluation.decision_curve import DecisionCurve, decision_curves
 from medtl.evaluation.intervals import (
     Interval,
     auroc_interval,
+    index_patients,
     interval_json,
+    intervals_json,
     mean_auroc_interval,
     mean_of_bounds,
     percentile_interval,
     place_all,
     share_interval,
 )
-from medtl.evaluation.metrics import Floats, ReliabilityBin
+from medtl.evaluation.metrics import Flags, Floats, Questions, ReliabilityBin, mean_defined, share
 
 BLOCK = 4_000_000  # numbers in one block of weights, 32 MB
 TOLERANCE = 1e-6
-# In the order in which a reader meets them.
+# In the order of tables and pages.
 ORDER = (
     *("auroc", "auprc", "sensitivity", "specificity", "ppv", "npv", "ppv_at_prevalence", "npv_at_prevalence"),
     *("balanced_accuracy", "accuracy", "f1", "mcc", "brier", "ece"),
@@ -47,7 +49,7 @@ Columns = dict[str, list[Interval]]
 
 @dataclass(frozen=True)
 class RocCurve:
-    """Corners of a ROC curve; empty where it is undefined."""
+    """Corners of a ROC curve; empty if it is undefined."""
 
     fpr: tuple[float, ...]
     tpr: tuple[float, ...]
@@ -55,16 +57,16 @@ class RocCurve:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a set of predictions is worth.
+    """The metrics of a set of predictions.
 
     metrics: by name; for several classes the mean over them, each against the rest. auroc_bootstrap: the area
     with the interval of resampled patients, beside DeLong's. per_class: class -> name -> interval, empty in
     binary, where it would repeat metrics. thresholds: as choose_thresholds returns them. confusion: counts,
     rows are the truth; empty in multilabel. roc: by class, in binary of the positive one. decision: net
-    benefit by class. prevalence: by class, what ppv_at_prevalence and npv_at_prevalence are for.
-    class_counts: samples that have each class. undefined: for each metric how many of the resamples had no
-    value for it. drawn: for each metric what it is in each resample, (B,): paired with those of other
-    predictions of the same samples, as the same patients are drawn.
+    benefit by class. prevalence: by class, as assumed by ppv_at_prevalence and npv_at_prevalence.
+    class_counts: samples of each class. undefined: by metric, in how many of the resamples it is undefined.
+    drawn: by metric, its value in each resample, (B,); the same patients are drawn for other predictions of
+    the same samples, so that these are pairs.
     """
 
     task: Task
@@ -87,20 +89,15 @@ class Evaluation:
 
 
 @dataclass(frozen=True, eq=False)
-class _Judged:
-    """What is judged: probabilities (N, K), targets, thresholds, whose samples they are (N,), and how."""
+class _Inputs:
+    """What is evaluated. patient_of: (N,), whose each sample is. prevalence: (R,)."""
 
-    scores: Floats
-    truth: NDArray
+    questions: Questions
     task: Task
     thresholds: tuple[float, ...]
     patient_of: NDArray[np.int64]
     prevalence: Floats | None
     confidence: float
-
-    @property
-    def questions(self) -> metrics.Questions:
-        return metrics.one_vs_rest(self.scores, self.truth, self.task.kind)
 
 
 def evaluate(
@@ -115,21 +112,23 @@ def evaluate(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Evaluation:
-    """Judge probabilities (N, K) by targets (N,), or (N, K) with NaN in multilabel.
+    """Evaluate probabilities (N, K) against targets (N,), or (N, K) with NaN in multilabel.
 
-    patients: (N,), who each sample is of. thresholds: (K,), in binary (1,). prevalence: how common a class is
-    where the model is to be used. Raises LabelError split-empty without samples, and CheckpointError
-    scores-invalid for probabilities that are none.
+    patients: (N,), whose each sample is. thresholds: (K,), in binary (1,). prevalence: how common a class is
+    where the model will be used. Raises LabelError split-empty without samples, and CheckpointError
+    scores-invalid for probabilities outside [0, 1].
     """
     scores, truth = np.asarray(probabilities, dtype=np.float64), np.asarray(targets)
     asked = task.asked_classes
     _check_scores(scores, truth, task)
     _check_thresholds(thresholds, asked)
-    _, patient_of = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
-    stated = np.array([(prevalence or {}).get(name, np.nan) for name in asked]) if prevalence else None
-    judged = _Judged(scores, truth, task, tuple(map(float, thresholds)), patient_of, stated, confidence)
-    point, drawn, gaps = _measure(judged, np.ones((1, len(scores)))), *_resample(judged, resamples, seed)
-    columns = _intervals(judged, point, drawn) | _calibration(judged, gaps)
+    patient_of = index_patients(patients)
+    common = np.array([prevalence.get(name, np.nan) for name in asked]) if prevalence else None
+    cuts, questions = tuple(map(float, thresholds)), Questions(scores, truth, task.kind)
+    inputs = _Inputs(questions, task, cuts, patient_of, common, confidence)
+    point = _measure(inputs, np.ones((1, len(scores))))
+    drawn, gaps = _resample(inputs, resamples, seed)
+    columns = _intervals(inputs, point, drawn) | _calibration(inputs, gaps)
     bounds = {name: columns[name] for name in ORDER if name in columns}
     areas = drawn["auroc"][:, 0] if patient_of.max() else drawn["auroc"][:0, 0]
     return Evaluation(
@@ -137,11 +136,14 @@ def evaluate(
         metrics={name: column[0] for name, column in bounds.items()},
         auroc_bootstrap=percentile_interval(float(point["auroc"][0, 0]), areas, confidence),
         per_class=_by_class(bounds, asked),
-        thresholds=judged.thresholds,
-        confusion=_confusion(judged),
-        roc=_roc_curves(judged),
-        reliability=tuple(metrics.reliability_bins(scores, truth, kind=task.kind)),
-        decision=decision_curves(scores, truth, task, patient_of, confidence),
+        thresholds=cuts,
+        confusion=tuple(map(tuple, metrics.confusion_matrix(questions, cuts).tolist())),
+        roc={
+            name: RocCurve(*(tuple(rates.tolist()) for rates in metrics.roc_points(*column)))
+            for name, column in zip(asked, questions.columns, strict=True)
+        },
+        reliability=tuple(metrics.reliability_bins(questions)),
+        decision=decision_curves(questions, task, patient_of, confidence),
         prevalence=dict(prevalence or {}),
         samples=len(truth),
         patients=int(patient_of.max()) + 1,
@@ -159,12 +161,9 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
     What is undefined is None, and then the metric says "undefined": true.
     """
     return {
-        **{name: interval_json(interval) for name, interval in evaluation.metrics.items()},
+        **intervals_json(evaluation.metrics),
         "auroc_bootstrap": interval_json(evaluation.auroc_bootstrap),
-        "per_class": {
-            name: {metric: interval_json(interval) for metric, interval in rows.items()}
-            for name, rows in evaluation.per_class.items()
-        },
+        "per_class": {name: intervals_json(intervals) for name, intervals in evaluation.per_class.items()},
         "classes": list(evaluation.task.classes),
         "thresholds": list(evaluation.thresholds),
         "confusion": [list(row) for row in evaluation.confusion],
@@ -198,44 +197,38 @@ def _check_thresholds(thresholds: Sequence[float], asked: Sequence[str]) -> None
         raise CheckpointError("scores-invalid", reason, fix="choose them again on validation data")
 
 
-def _measure(judged: _Judged, weights: Floats) -> dict[str, Floats]:
+def _measure(inputs: _Inputs, weights: Floats) -> dict[str, Floats]:
     """Return each metric for B weightings: (B, 1), or (B, 1 + R) with its R classes after the mean."""
-    scores, truth, cuts, kind = judged.scores, judged.truth, judged.thresholds, judged.task.kind
+    questions, cuts = inputs.questions, inputs.thresholds
     by_class = {
-        "auroc": metrics.auroc_by_class(scores, truth, weights, kind=kind),
-        "auprc": metrics.auprc_by_class(scores, truth, weights, kind=kind),
-        "sensitivity": metrics.sensitivity_by_class(scores, truth, cuts, weights, kind=kind),
-        "specificity": metrics.specificity_by_class(scores, truth, cuts, weights, kind=kind),
-        "ppv": metrics.ppv_by_class(scores, truth, cuts, weights, kind=kind),
-        "npv": metrics.npv_by_class(scores, truth, cuts, weights, kind=kind),
-        "f1": metrics.f1_by_class(scores, truth, cuts, weights, kind=kind),
+        "auroc": metrics.auroc(questions, weights),
+        "auprc": metrics.auprc(questions, weights),
+        **{name: share(*pair, weights) for name, pair in metrics.rates(questions, cuts).items()},
+        "f1": metrics.f1(questions, cuts, weights),
     }
-    if judged.prevalence is not None:
+    if inputs.prevalence is not None:
         rates = by_class["sensitivity"], by_class["specificity"]
-        found = metrics.at_prevalence(*rates, np.broadcast_to(judged.prevalence, rates[0].shape))
-        by_class |= dict(zip(("ppv_at_prevalence", "npv_at_prevalence"), found, strict=True))
+        values = metrics.at_prevalence(*rates, np.broadcast_to(inputs.prevalence, rates[0].shape))
+        by_class |= dict(zip(("ppv_at_prevalence", "npv_at_prevalence"), values, strict=True))
     overall = {
-        "balanced_accuracy": metrics.balanced_accuracy(scores, truth, cuts, weights, kind=kind),
-        "accuracy": metrics.accuracy(scores, truth, cuts, weights, kind=kind),
-        "mcc": metrics.mcc(scores, truth, cuts, weights, kind=kind),
-        "brier": metrics.brier(scores, truth, weights, kind=kind),
+        "balanced_accuracy": metrics.balanced_accuracy(questions, cuts, weights),
+        "accuracy": metrics.accuracy(questions, cuts, weights),
+        "mcc": metrics.mcc(questions, cuts, weights),
+        "brier": metrics.brier(questions, weights),
     }
-    table = {
-        name: np.column_stack([metrics.mean_defined(values), values]) for name, values in by_class.items()
-    }
+    table = {name: np.column_stack([mean_defined(values), values]) for name, values in by_class.items()}
     return table | {name: values[:, None] for name, values in overall.items()}
 
 
-def _resample(judged: _Judged, resamples: int, seed: int) -> tuple[dict[str, Floats], Floats]:
+def _resample(inputs: _Inputs, resamples: int, seed: int) -> tuple[dict[str, Floats], Floats]:
     """Return each metric of each resample, (B, 1 + R), and the gaps of calibration, (B, R, bins)."""
-    placed = bin_gaps(judged.questions)
+    placed = bin_gaps(inputs.questions)
     blocks, gaps = [], []
-    for weights in _draw_weights(judged.patient_of, resamples, make_generator(seed, "bootstrap")):
-        blocks.append(_measure(judged, weights))
+    for weights in _draw_weights(inputs.patient_of, resamples, make_generator(seed, "bootstrap")):
+        blocks.append(_measure(inputs, weights))
         gaps.append(draw_gaps(*placed, weights))
-    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}, np.concatenate(
-        gaps
-    )
+    drawn = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    return drawn, np.concatenate(gaps)
 
 
 def _draw_weights(
@@ -251,86 +244,58 @@ def _draw_weights(
         yield times[:, patient_of].astype(np.float64)
 
 
-def _intervals(judged: _Judged, point: Mapping[str, Floats], drawn: Mapping[str, Floats]) -> Columns:
+def _intervals(inputs: _Inputs, point: Mapping[str, Floats], drawn: Mapping[str, Floats]) -> Columns:
     """Return for each metric the interval of its mean and of each class."""
-    several = judged.patient_of.max() > 0
+    questions, several = inputs.questions, inputs.patient_of.max() > 0
     columns = {
         name: [
-            percentile_interval(float(value), column if several else column[:0], judged.confidence)
+            percentile_interval(float(value), column if several else column[:0], inputs.confidence)
             for value, column in zip(point[name][0], drawn[name].T, strict=True)
         ]
         for name in point
     }
-    placed = place_all(judged.questions, judged.patient_of)
+    placed = place_all(questions, inputs.patient_of)
     columns["auroc"] = [
-        mean_auroc_interval(placed, judged.confidence),
-        *(auroc_interval(area, judged.confidence) for area in placed),
+        mean_auroc_interval(placed, inputs.confidence),
+        *(auroc_interval(area, inputs.confidence) for area in placed),
     ]
-    for name, each in _shares(judged).items():
-        columns[name] = [_or_bounds_of(each, columns[name][0]), *each]
-    return columns | _accuracies(judged, columns)
+    for name, pair in metrics.rates(questions, inputs.thresholds).items():
+        each = _share_intervals(inputs, *pair)
+        columns[name] = [_mean_interval(each, columns[name][0]), *each]
+    right = _share_intervals(inputs, *questions.right_answers(inputs.thresholds))
+    columns["accuracy"] = [_mean_interval(right, columns["accuracy"][0])]
+    recalls = _share_intervals(inputs, *questions.right_by_class(inputs.thresholds))
+    columns["balanced_accuracy"] = [_mean_interval(recalls, columns["balanced_accuracy"][0])]
+    return columns
 
 
-def _shares(judged: _Judged) -> Columns:
-    """Return the intervals of what is a share of some samples, for each class."""
-    questions = judged.questions
-    known, positive = np.isfinite(questions.truth), questions.truth == 1
-    flagged = questions.scores >= np.asarray(judged.thresholds)
-    shares = {
-        "sensitivity": (flagged, positive),
-        "specificity": (~flagged, known & ~positive),
-        "ppv": (positive, flagged & known),
-        "npv": (~positive, ~flagged & known),
-    }
-    return {name: _share_columns(judged, *pair) for name, pair in shares.items()}
-
-
-def _accuracies(judged: _Judged, columns: Columns) -> Columns:
-    """Return accuracy, a share where there is one answer, and balanced accuracy, the mean of shares."""
-    truth, task = judged.truth, judged.task
-    answers = metrics.predict_classes(judged.scores, judged.thresholds, task.kind)
-    if task.kind == "multilabel":
-        groups = np.concatenate([truth == 0, truth == 1], axis=1)
-        right = np.concatenate([answers == truth] * 2, axis=1)
-        each = _share_columns(judged, answers == truth, np.isfinite(truth))
-    else:
-        groups = truth[:, None] == np.arange(len(task.classes))
-        right = np.broadcast_to((answers == truth)[:, None], groups.shape)
-        each = _share_columns(judged, right[:, :1], np.ones((len(truth), 1), bool))
-    return {
-        "accuracy": [_or_bounds_of(each, columns["accuracy"][0])],
-        "balanced_accuracy": [
-            _fill_bounds(_share_columns(judged, right, groups), columns["balanced_accuracy"][0])
-        ],
-    }
-
-
-def _share_columns(judged: _Judged, hits: NDArray[np.bool_], among: NDArray[np.bool_]) -> list[Interval]:
+def _share_intervals(inputs: _Inputs, hits: Flags, among: Flags) -> list[Interval]:
     return [
-        share_interval(h, a, judged.patient_of, judged.confidence)
+        share_interval(h, a, inputs.patient_of, inputs.confidence)
         for h, a in zip(hits.T, among.T, strict=True)
     ]
 
 
-def _or_bounds_of(each: list[Interval], drawn: Interval) -> Interval:
-    """Return the interval of a single class, or that which resamples give the mean of several."""
-    return each[0] if len(each) == 1 else _fill_bounds(each, drawn)
+def _mean_interval(each: list[Interval], drawn: Interval) -> Interval:
+    """Return the interval of a mean over classes as resamples give it, or that of a single class.
 
-
-def _fill_bounds(each: list[Interval], drawn: Interval) -> Interval:
-    """Return what resamples give; where they give no bounds, those that the parts of the mean have."""
+    If resamples give no bounds, they are the means of the classes' own.
+    """
+    if len(each) == 1:
+        return each[0]
     if math.isnan(drawn.value) or not math.isnan(drawn.low):
         return drawn
     return mean_of_bounds(drawn.value, each)
 
 
-def _calibration(judged: _Judged, drawn_gaps: Floats) -> Columns:
-    by_class = metrics.calibration_error_by_class(judged.scores, judged.truth, kind=judged.task.kind)
-    values = np.append(metrics.mean_defined(by_class), by_class)
-    (gaps,) = draw_gaps(*bin_gaps(judged.questions), np.ones((1, len(judged.truth))))
-    patients = int(judged.patient_of.max()) + 1
-    lines = calibration_lines(judged.questions, judged.patient_of, judged.confidence)
-    return {"ece": error_intervals(values, gaps, drawn_gaps, patients, judged.confidence), **lines}
+def _calibration(inputs: _Inputs, drawn_gaps: Floats) -> Columns:
+    questions, patient_of = inputs.questions, inputs.patient_of
+    by_class = metrics.calibration_error(questions)
+    values = np.append(mean_defined(by_class), by_class)
+    (gaps,) = draw_gaps(*bin_gaps(questions), np.ones((1, len(patient_of))))
+    several = bool(patient_of.max() > 0)
+    lines = calibration_lines(questions, patient_of, inputs.confidence)
+    return {"ece": error_intervals(values, gaps, drawn_gaps, several, inputs.confidence), **lines}
 
 
 def _by_class(bounds: Mapping[str, list[Interval]], asked: Sequence[str]) -> dict[str, dict[str, Interval]]:
@@ -341,20 +306,6 @@ def _by_class(bounds: Mapping[str, list[Interval]], asked: Sequence[str]) -> dic
         name: {metric: columns[index] for metric, columns in bounds.items() if len(columns) > 1}
         for index, name in enumerate(asked, start=1)
     }
-
-
-def _confusion(judged: _Judged) -> tuple[tuple[int, ...], ...]:
-    counts = metrics.confusion_matrix(judged.scores, judged.truth, judged.thresholds, kind=judged.task.kind)
-    return tuple(tuple(int(count) for count in row) for row in counts)
-
-
-def _roc_curves(judged: _Judged) -> dict[str, RocCurve]:
-    questions, curves = judged.questions, {}
-    columns = zip(judged.task.asked_classes, questions.scores.T, questions.truth.T, strict=True)
-    for name, scores, truth in columns:
-        fpr, tpr = metrics.roc_points(scores, truth)
-        curves[name] = RocCurve(tuple(fpr.tolist()), tuple(tpr.tolist()))
-    return curves
 
 
 def _class_counts(truth: NDArray, task: Task) -> dict[str, int]:

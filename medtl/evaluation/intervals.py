@@ -1,21 +1,21 @@
-"""Turn an estimate and what is known of its spread into an interval: within its range, and no point.
+"""Turn an estimate and its spread into an interval that stays within the estimate's range.
 
-Patients are the independent units. What their samples add to an estimate is summed within each of them, and
-the sums are what varies (Obuchowski 1997 for areas, Rao and Scott 1992 for shares).
+Patients are the independent units: the contributions of their samples to an estimate are summed by patient,
+and the error comes from those sums (Obuchowski 1997 for areas, Rao and Scott 1992 for shares).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta, rankdata
+from scipy.special import betaincinv, expit, logit
 
-from medtl.evaluation.metrics import Floats, Questions
+from medtl.evaluation.metrics import Flags, Floats, Questions
 
-FEWEST_DEFINED = 0.5  # the share of resamples below which an interval would be that of a chosen few
+FEWEST_DEFINED = 0.5  # with a smaller share of resamples an interval would describe a biased selection
 SAME = 1e-12
 
 
@@ -29,13 +29,18 @@ class Interval:
 
 
 def interval_json(interval: Interval) -> dict[str, float | bool | None]:
-    """Return {value, low, high}, None for what is undefined; where the value is, "undefined" is True, too."""
+    """Return {value, low, high}, None for what is undefined, and "undefined": True if the value is."""
     numbers = {name: None if math.isnan(number) else number for name, number in asdict(interval).items()}
     return {**numbers, "undefined": True} if numbers["value"] is None else numbers
 
 
+def intervals_json(by_name: Mapping[str, Interval]) -> dict[str, dict[str, float | bool | None]]:
+    """Return plain data by name."""
+    return {name: interval_json(interval) for name, interval in by_name.items()}
+
+
 def unbounded(value: float) -> Interval:
-    """Return a value of which no interval is known."""
+    """Return a value without an interval."""
     return Interval(value, math.nan, math.nan)
 
 
@@ -44,15 +49,14 @@ def normal_quantile(confidence: float) -> float:
     return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
-def sum_by_patient(values: Floats, patient_of: NDArray[np.int64]) -> Floats:
-    """Return the sums (G,) of values (N,) within each of the G patients that have any."""
-    _, place = np.unique(patient_of, return_inverse=True)
-    return np.bincount(place, weights=values).astype(np.float64)
+def index_patients(patients: Sequence[str] | NDArray) -> NDArray[np.int64]:
+    """Return the number (N,) of each sample's patient, counted from 0."""
+    return np.unique(np.asarray(patients), return_inverse=True)[1]
 
 
 def clustered_error(contributions: Floats, patient_of: NDArray[np.int64]) -> float:
-    """Return the standard error of a sum of centred contributions (N,); NaN for a lone patient."""
-    sums = sum_by_patient(contributions, patient_of)
+    """Return the standard error of a sum of centred contributions (N,); NaN for a single patient."""
+    sums = np.bincount(index_patients(patient_of), weights=contributions)
     count = len(sums)
     return math.sqrt(count / (count - 1) * float(sums @ sums)) if count > 1 else math.nan
 
@@ -64,8 +68,8 @@ def logit_interval(value: float, error: float, confidence: float) -> Interval:
     """
     if not 0 < value < 1 or not math.isfinite(error):
         return unbounded(value)
-    middle, reach = math.log(value / (1 - value)), normal_quantile(confidence) * error / (value * (1 - value))
-    return Interval(value, _expit(middle - reach), _expit(middle + reach))
+    reach = normal_quantile(confidence) * error / (value * (1 - value))
+    return Interval(value, *(float(expit(logit(value) + side)) for side in (-reach, reach)))
 
 
 def normal_interval(value: float, error: float, confidence: float) -> Interval:
@@ -79,13 +83,13 @@ def exact_interval(hits: int, trials: int, confidence: float) -> Interval:
     if trials < 1:
         return unbounded(math.nan)
     tail, misses = (1 - confidence) / 2, trials - hits
-    low = float(beta.ppf(tail, hits, misses + 1)) if hits else 0.0
-    high = float(beta.ppf(1 - tail, hits + 1, misses)) if misses else 1.0
+    low = float(betaincinv(hits, misses + 1, tail)) if hits else 0.0
+    high = float(betaincinv(hits + 1, misses, 1 - tail)) if misses else 1.0
     return Interval(hits / trials, low, high)
 
 
 def wilson_interval(share: float, trials: float, confidence: float) -> Interval:
-    """Return Wilson's score interval (1927) of a share; trials need be no whole number."""
+    """Return Wilson's score interval (1927) of a share; trials may be a fraction."""
     if not math.isfinite(share) or not trials > 0:
         return unbounded(share)
     z = normal_quantile(confidence)
@@ -96,28 +100,28 @@ def wilson_interval(share: float, trials: float, confidence: float) -> Interval:
     return Interval(share, min(low, share), max(high, share))  # rounding at 0 and 1
 
 
-def share_interval(
-    hits: NDArray[np.bool_], among: NDArray[np.bool_], patient_of: NDArray[np.int64], confidence: float
-) -> Interval:
-    """Return Wilson's interval of how many of the samples in `among` are hits, all (N,).
+def share_interval(hits: Flags, among: Flags, patient_of: NDArray[np.int64], confidence: float) -> Interval:
+    """Return Wilson's interval of the share of hits among the samples in `among`, all (N,).
 
-    Where patients repeat, the trials are divided by the design effect, the variance between patients over
-    that of independent samples (Rao and Scott 1992). Where all or none are hits it cannot be estimated, and
-    each patient counts once.
+    If patients repeat, the trials are divided by the design effect, the variance between patients over that
+    of independent samples (Rao and Scott 1992). It cannot be estimated if all or none are hits: then each
+    patient counts once.
     """
     if not among.any():
         return unbounded(math.nan)
     flags, patients = hits[among].astype(np.float64), patient_of[among]
+    share, count, groups = float(flags.mean()), len(flags), len(np.unique(patients))
     if len(np.unique(patient_of)) < 2:
-        return unbounded(float(flags.mean()))
-    return wilson_interval(float(flags.mean()), _effective_trials(flags, patients), confidence)
+        return unbounded(share)
+    if groups == count or not 0 < share < 1:
+        return wilson_interval(share, groups, confidence)
+    error = clustered_error((flags - share) / count, patients)
+    effect = count if math.isnan(error) else error**2 / (share * (1 - share) / count)
+    return wilson_interval(share, count / max(effect, 1.0), confidence)
 
 
 def percentile_interval(value: float, drawn: Floats, confidence: float) -> Interval:
-    """Return the percentiles of resamples (B,); without bounds where they cannot tell.
-
-    That is where most have no value, or where all have the same: then they know of no doubt, and there is.
-    """
+    """Return the percentiles of resamples (B,); no bounds if most are undefined, or if all are equal."""
     defined = drawn[~np.isnan(drawn)]
     if math.isnan(value) or not len(defined) or len(defined) < FEWEST_DEFINED * len(drawn):
         return unbounded(value)
@@ -131,8 +135,8 @@ def percentile_interval(value: float, drawn: Floats, confidence: float) -> Inter
 def mean_of_bounds(value: float, parts: list[Interval]) -> Interval:
     """Return an interval of a mean of estimates: the mean of their bounds.
 
-    Right where they rise and fall together, wider than need be otherwise. Undefined parts are left out, as
-    they are of the mean.
+    Exact if the estimates rise and fall together, otherwise too wide. Undefined parts are left out, as they
+    are of the mean.
     """
     known = [part for part in parts if not math.isnan(part.value)]
     if not known or any(math.isnan(part.low) for part in known):
@@ -149,47 +153,32 @@ def difference_interval(first: Interval, second: Interval) -> Interval:
     return Interval(value, value - below, value + above)
 
 
-def _effective_trials(flags: Floats, patients: NDArray[np.int64]) -> float:
-    share, count = float(flags.mean()), len(flags)
-    groups = len(np.unique(patients))
-    if groups == count or not 0 < share < 1:
-        return float(groups)
-    error = clustered_error((flags - share) / count, patients)
-    if math.isnan(error):
-        return 1.0
-    effect = error**2 / (share * (1 - share) / count)
-    return count / max(effect, 1.0)
-
-
-def _expit(logit: float) -> float:
-    return 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0
-
-
 @dataclass(frozen=True, eq=False)
 class Placements:
-    """An area with what each sample adds to its doubt.
+    """An area with each sample's influence on it.
 
     area: NaN for one class. influence: (N,), how far each sample pulls the area from its value, 0 for samples
-    without a label. positive, negative: (N,), who is of which class. patients: (N,). pairs: how many pairs of
-    patients, each in one of them only, were ranked.
+    without a label. positive, negative: (N,), the samples of each class. patients: (N,). pairs: how many
+    disjoint pairs of a patient with a positive and another one with a negative there are.
     """
 
     area: float
     influence: Floats
-    positive: NDArray[np.bool_]
-    negative: NDArray[np.bool_]
+    positive: Flags
+    negative: Flags
     patients: NDArray[np.int64]
     pairs: int
 
 
 def place_all(questions: Questions, patient_of: NDArray[np.int64]) -> list[Placements]:
     """Return the placements of each question."""
-    columns = zip(questions.scores.T, questions.truth.T, strict=True)
-    return [place(scores, truth, patient_of) for scores, truth in columns]
+    return [place(scores, truth, patient_of) for scores, truth in questions.columns]
 
 
 def place(scores: Floats, truth: Floats, patient_of: NDArray[np.int64]) -> Placements:
     """Return the placements of scores (N,); truth (N,) is NaN where not labelled."""
+    from scipy.stats import rankdata
+
     positive, negative = truth == 1, truth == 0
     influence = np.zeros(len(scores))
     if not (positive.any() and negative.any() and np.isfinite(scores[positive | negative]).all()):
@@ -201,16 +190,17 @@ def place(scores: Floats, truth: Floats, patient_of: NDArray[np.int64]) -> Place
     area = float(beaten.mean())
     influence[positive] = (beaten - area) / len(above)
     influence[negative] = (cleared - area) / len(below)
-    pairs = _count_pairs(patient_of[positive], patient_of[negative])
+    first, second = np.unique(patient_of[positive]), np.unique(patient_of[negative])
+    pairs = min(len(first), len(second), len(np.union1d(first, second)) // 2)
     return Placements(area, influence, positive, negative, patient_of, pairs)
 
 
 def standard_error(placed: Placements) -> float:
-    """Return the standard error of an area (Obuchowski 1997); NaN where a class has a single patient.
+    """Return the standard error of an area (Obuchowski 1997); NaN if a class has a single patient.
 
-    With a patient for each sample it is DeLong's.
+    With one sample a patient it is DeLong's.
     """
-    _, patient_of = np.unique(placed.patients, return_inverse=True)
+    patient_of = index_patients(placed.patients)
     mine = np.bincount(patient_of, weights=placed.influence * placed.positive)
     others = np.bincount(patient_of, weights=placed.influence * placed.negative)
     counts = [len(np.unique(patient_of[among])) for among in (placed.positive, placed.negative)]
@@ -223,7 +213,7 @@ def standard_error(placed: Placements) -> float:
 
 
 def auroc_interval(placed: Placements, confidence: float) -> Interval:
-    """Return an area with its interval; without bounds where there are no two patients to compare."""
+    """Return an area with its interval; no bounds if there are no two patients to compare."""
     if math.isnan(placed.area) or placed.pairs < 1:
         return unbounded(placed.area)
     if placed.area in (0.0, 1.0):
@@ -244,9 +234,3 @@ def mean_auroc_interval(each: Sequence[Placements], confidence: float) -> Interv
     labelled = np.any([placed.positive | placed.negative for placed in defined], axis=0)
     error = clustered_error(influence[labelled], defined[0].patients[labelled])
     return logit_interval(area, error, confidence)
-
-
-def _count_pairs(positive: NDArray[np.int64], negative: NDArray[np.int64]) -> int:
-    """Return how many pairs of a patient with a positive and another with a negative can be formed."""
-    first, second = np.unique(positive), np.unique(negative)
-    return min(len(first), len(second), len(np.union1d(first, second)) // 2)

@@ -1,7 +1,7 @@
-"""Compared runs that were taught by different numbers of labels -> learning curves, and what transfer saves.
+"""Compared runs with different numbers of labels -> learning curves, and the labels that transfer saves.
 
 Runs of one schedule and budget differ in their seed, which draws the labels as well. A point of a curve is
-the mean of their areas, with the range of the seeds; a run that repeats a seed tells nothing new.
+the mean of their areas, with the range over the seeds; a run that repeats a seed adds nothing.
 """
 
 import math
@@ -33,9 +33,9 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Worth:
-    """`name` with `labels` is better than scratch with `beaten`, which is more of them, or with any fewer.
+    """`name` with `labels` labels is better than scratch with up to `beaten`, which is more.
 
-    reached: how many labels of scratch give as much, more than `beaten`; None where none of the runs does.
+    reached: with how many labels scratch is as good; None if it never is.
     """
 
     name: str
@@ -49,9 +49,9 @@ class Worth:
 
 
 def learning_curves(runs: Sequence[Compared]) -> dict[str, list[CurvePoint]]:
-    """Return the points of each schedule by rising labels; nothing where no schedule has several budgets.
+    """Return the points of each schedule by rising labels; nothing if no schedule has several budgets.
 
-    Where runs differ in their backbone, each has curves of its own. Of runs of one seed the first counts.
+    If runs differ in their backbone, each backbone has its own curves. Of runs of one seed the first counts.
     """
     repeated = repeated_seeds(runs)
     known = [one for one in _with_area(runs) if one.name not in repeated]
@@ -78,13 +78,13 @@ def repeated_seeds(runs: Sequence[Compared]) -> dict[str, str]:
 
 
 def worth_in_labels(curves: Mapping[str, Sequence[CurvePoint]], confidence: float = 0.95) -> Worth | None:
-    """Return the largest saving of labels that the data show, None where they show none.
+    """Return the largest saving of labels that the data show, None if they show none.
 
-    Shown is what holds for new patients (paired DeLong between means over seeds, adjusted after Holm for all
-    pairs that were looked at) and for each of the seeds there are: the ranges do not overlap. Nothing is
-    saved where scratch with no more labels than those beaten is as good: its curve need not rise.
+    A saving must hold for new patients (paired DeLong between means over seeds, adjusted after Holm for all
+    pairs that were tested) and for every seed (the ranges do not overlap). There is none if scratch is as
+    good with fewer labels than those beaten: its curve need not rise.
     """
-    found = [
+    pairs = [
         (name, ours, theirs, auroc_difference(ours.placements, theirs.placements, confidence))
         for name, points in curves.items()
         for scratch in [_scratch_of(name, curves)]
@@ -92,19 +92,19 @@ def worth_in_labels(curves: Mapping[str, Sequence[CurvePoint]], confidence: floa
         for theirs in scratch
         if ours.labels < theirs.labels and scratch is not points
     ]
-    adjusted = holm([difference.p for *_, difference in found])
+    adjusted = holm([difference.p for *_, difference in pairs])
     shown = [
         Worth(
             name,
             ours.labels,
             theirs.labels,
-            _reached(ours, _scratch_of(name, curves)),
+            min((p.labels for p in _scratch_of(name, curves) if p.value >= ours.value), default=None),
             ours.value,
             theirs.value,
             (ours.seeds, theirs.seeds),
             replace(difference, p_holm=float(p)),
         )
-        for (name, ours, theirs, difference), p in zip(found, adjusted, strict=True)
+        for (name, ours, theirs, difference), p in zip(pairs, adjusted, strict=True)
         if difference.interval.value > 0 and p < CERTAIN and ours.low > theirs.high
     ]
     shown = [worth for worth in shown if worth.reached is None or worth.reached > worth.beaten]
@@ -112,7 +112,7 @@ def worth_in_labels(curves: Mapping[str, Sequence[CurvePoint]], confidence: floa
 
 
 def has_more_of_scratch(curves: Mapping[str, Sequence[CurvePoint]]) -> bool:
-    """Return whether some schedule could be shown to save labels: scratch had more of them."""
+    """Say whether a saving could be shown for any schedule: scratch had more labels."""
     return any(
         points[0].labels < scratch[-1].labels
         for name, points in curves.items()
@@ -131,7 +131,7 @@ def curves_json(curves: Mapping[str, Sequence[CurvePoint]]) -> list[dict[str, An
 
 
 def worth_json(worth: Worth | None) -> dict[str, Any] | None:
-    """Return plain data, None where nothing is shown."""
+    """Return plain data, None if no saving is shown."""
     if worth is None:
         return None
     difference = {**interval_json(worth.difference.interval), "p_holm": worth.difference.p_holm}
@@ -148,29 +148,22 @@ def _budget(one: Compared) -> int:
 
 
 def _scratch_of(name: str, curves: Mapping[str, Sequence[CurvePoint]]) -> Sequence[CurvePoint]:
-    """Return the curve of the same backbone from scratch, empty where there is none."""
+    """Return the curve of the same backbone from scratch, empty if there is none."""
     _, comma, backbone = name.partition(", ")
     return curves.get(SCRATCH + comma + backbone, ())
 
 
-def _reached(ours: CurvePoint, scratch: Sequence[CurvePoint]) -> float | None:
-    return min((point.labels for point in scratch if point.value >= ours.value), default=None)
-
-
 def _point(runs: Sequence[Compared]) -> CurvePoint:
     areas = np.array([one.evaluation.metrics["auroc"].value for one in runs])
-    by_class = zip(*(one.placements for one in runs), strict=True)
+    means = []
+    for each in zip(*(one.placements for one in runs), strict=True):
+        influence = np.mean([placed.influence for placed in each], axis=0)
+        means.append(replace(each[0], area=float(np.mean([p.area for p in each])), influence=influence))
     return CurvePoint(
         float(np.mean([one.recipe["labels"] for one in runs])),
         float(areas.mean()),
         float(areas.min()),
         float(areas.max()),
         len(runs),
-        tuple(map(_mean_placements, by_class)),
+        tuple(means),
     )
-
-
-def _mean_placements(each: Sequence[Placements]) -> Placements:
-    """Return the mean area of several predictions of the same samples, and what each sample adds to it."""
-    influence = np.mean([placed.influence for placed in each], axis=0)
-    return replace(each[0], area=float(np.mean([placed.area for placed in each])), influence=influence)

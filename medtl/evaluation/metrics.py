@@ -1,46 +1,96 @@
-"""Pure functions of (probabilities, targets): how well classes are told apart, weighted sample by sample.
+"""Pure functions of predictions and their truth: metrics, weighted sample by sample.
 
-Shapes, for all of them:
-    probabilities (N, K) in [0, 1]
-    targets       int (N,) for binary and multiclass; float (N, K) with NaN where not labelled for multilabel
+Each class is compared with the rest: R yes-or-no questions, 1 in binary (of the last class), otherwise K.
+    thresholds    (R,)
     weights       None, (N,), or (B, N) for B weightings at once: a bootstrap is a matrix of multiplicities
-    thresholds    (R,): R is 1 in binary (the last class is the positive one), otherwise K
-
-Each class is judged against the rest: that makes R questions. `<metric>_by_class` returns (R,), or (B, R);
-the plain name is the mean over the questions that are defined, a scalar, or (B,). What is undefined, such as
+Metrics by class return (R,), or (B, R), and mean_defined turns them into one number. accuracy,
+balanced_accuracy, mcc and brier are of all classes together: a scalar, or (B,). What is undefined, such as
 the AUROC of samples of one class, is NaN and never 0.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import confusion_matrix as count_confusions
-from sklearn.metrics import roc_curve
 
 from medtl.data.task import TaskKind
 
 Floats = NDArray[np.float64]
-ScoreMetric = Callable[[Floats, NDArray[np.bool_], Floats], Floats]
+Flags = NDArray[np.bool_]
+ScoreMetric = Callable[[Floats, Flags, Floats], Floats]
 
-# Weightings are taken in blocks of about this many numbers (16 MB), which stay near the processor.
+# Weightings are taken in blocks of about this many numbers (16 MB), which stay in the processor's caches.
 BLOCK = 2_000_000
-# As many as a reliability diagram shows; each one more adds the noise of its own rate to the error.
+# As many as a reliability diagram shows; each further one adds the noise of its own rate to the error.
 CALIBRATION_BINS = 10
 
 
 @dataclass(frozen=True, eq=False)
 class Questions:
-    """R yes-or-no questions: scores and truth (N, R), truth NaN where it is not known."""
+    """Predictions with their truth, and the yes-or-no questions that they answer.
 
-    scores: Floats
-    truth: Floats
+    probabilities: (N, K) in [0, 1]. targets: int (N,), or float (N, K) with NaN where not labelled in
+    multilabel.
+    """
+
+    probabilities: Floats
+    targets: NDArray
+    kind: TaskKind
+
+    @cached_property
+    def scores(self) -> Floats:
+        """The probability of a yes to each question, (N, R)."""
+        return self.probabilities[:, -1:] if self.kind == "binary" else self.probabilities
+
+    @cached_property
+    def truth(self) -> Floats:
+        """1 for yes, 0 for no, NaN where not labelled, (N, R)."""
+        if self.kind == "multilabel":
+            return self.targets.astype(np.float64)
+        flags = self.of_class.astype(np.float64)
+        return flags[:, -1:] if self.kind == "binary" else flags
+
+    @property
+    def of_class(self) -> Flags:
+        """Which samples are of which class, (N, K); not for multilabel."""
+        return self.targets[:, None] == np.arange(self.probabilities.shape[1])
+
+    @property
+    def columns(self) -> list[tuple[Floats, Floats]]:
+        """Scores and truth of each question, both (N,)."""
+        return list(zip(self.scores.T, self.truth.T, strict=True))
+
+    def of(self, samples: Flags) -> "Questions":
+        """Return the questions of some of the samples."""
+        return Questions(self.probabilities[samples], self.targets[samples], self.kind)
+
+    def flagged(self, thresholds: ArrayLike) -> Flags:
+        """Return which scores are at or above their threshold, (N, R)."""
+        return self.scores >= np.asarray(thresholds)
+
+    def right_answers(self, thresholds: ArrayLike) -> tuple[Flags, Flags]:
+        """Return which answers of predict_classes are right, and which are labelled: (N, 1), or (N, K)."""
+        answers, truth = predict_classes(self.probabilities, thresholds, self.kind), self.targets
+        if self.kind != "multilabel":
+            answers, truth = answers[:, None], truth[:, None]
+        return answers == truth, np.isfinite(truth)
+
+    def right_by_class(self, thresholds: ArrayLike) -> tuple[Flags, Flags]:
+        """Return which answers are right, and which samples are of each class, both (N, K).
+
+        In multilabel (N, 2 K): first the samples without each class, then those with it.
+        """
+        right, _ = self.right_answers(thresholds)
+        if self.kind == "multilabel":
+            return np.tile(right, 2), np.concatenate([self.targets == 0, self.targets == 1], axis=1)
+        return np.broadcast_to(right, self.of_class.shape), self.of_class
 
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """How often those came true whose probability was within one bin."""
+    """The mean probability in one bin, and how often the class was true there."""
 
     mean_probability: float
     observed: float
@@ -48,137 +98,57 @@ class ReliabilityBin:
 
 
 def one_vs_rest(probabilities: ArrayLike, targets: ArrayLike, kind: TaskKind) -> Questions:
-    """Turn a task into its yes-or-no questions."""
-    scores, truth = np.asarray(probabilities, np.float64), np.asarray(targets)
-    if kind == "multilabel":
-        return Questions(scores, truth.astype(np.float64))
-    flags = (truth[:, None] == np.arange(scores.shape[1])).astype(np.float64)
-    return Questions(scores[:, -1:], flags[:, -1:]) if kind == "binary" else Questions(scores, flags)
+    """Turn a task's predictions into yes-or-no questions, each class against the rest."""
+    return Questions(np.asarray(probabilities, np.float64), np.asarray(targets), kind)
 
 
-def auroc(
-    probabilities: ArrayLike, targets: ArrayLike, weights: ArrayLike | None = None, *, kind: TaskKind
-) -> Floats:
-    """Return the area under the ROC curve; ties count half (Hanley and McNeil 1982)."""
-    return mean_defined(auroc_by_class(probabilities, targets, weights, kind=kind))
+def auroc(questions: Questions, weights: ArrayLike | None = None) -> Floats:
+    """Return the area under the ROC curve by class; ties count half (Hanley and McNeil 1982)."""
+    return _by_class(_auroc, questions, weights)
 
 
-def auroc_by_class(
-    probabilities: ArrayLike, targets: ArrayLike, weights: ArrayLike | None = None, *, kind: TaskKind
-) -> Floats:
-    """Return the area under the ROC curve of each class against the rest."""
-    return _by_class(_auroc, one_vs_rest(probabilities, targets, kind), weights)
+def auprc(questions: Questions, weights: ArrayLike | None = None) -> Floats:
+    """Return the average precision by class: precision, summed over the steps of the recall."""
+    return _by_class(_average_precision, questions, weights)
 
 
-def auprc(
-    probabilities: ArrayLike, targets: ArrayLike, weights: ArrayLike | None = None, *, kind: TaskKind
-) -> Floats:
-    """Return the average precision: precision, summed over the steps of the recall."""
-    return mean_defined(auprc_by_class(probabilities, targets, weights, kind=kind))
+def calibration_error(questions: Questions, weights: ArrayLike | None = None) -> Floats:
+    """Return the expected calibration error by class (Naeini 2015, Nixon 2019).
 
-
-def auprc_by_class(
-    probabilities: ArrayLike, targets: ArrayLike, weights: ArrayLike | None = None, *, kind: TaskKind
-) -> Floats:
-    """Return the average precision of each class against the rest."""
-    return _by_class(_average_precision, one_vs_rest(probabilities, targets, kind), weights)
-
-
-def sensitivity_by_class(
-    probabilities: ArrayLike,
-    targets: ArrayLike,
-    thresholds: ArrayLike,
-    weights: ArrayLike | None = None,
-    *,
-    kind: TaskKind,
-) -> Floats:
-    """Return the share of each class that is at or above its threshold."""
-    questions = one_vs_rest(probabilities, targets, kind)
-    flagged = questions.scores >= np.asarray(thresholds)
-    return _share(flagged, questions.truth == 1, weights)
-
-
-def specificity_by_class(
-    probabilities: ArrayLike,
-    targets: ArrayLike,
-    thresholds: ArrayLike,
-    weights: ArrayLike | None = None,
-    *,
-    kind: TaskKind,
-) -> Floats:
-    """Return the share of the rest, for each class, that is below its threshold."""
-    questions = one_vs_rest(probabilities, targets, kind)
-    flagged = questions.scores >= np.asarray(thresholds)
-    return _share(~flagged, questions.truth == 0, weights)
-
-
-def ppv_by_class(
-    probabilities: ArrayLike,
-    targets: ArrayLike,
-    thresholds: ArrayLike,
-    weights: ArrayLike | None = None,
-    *,
-    kind: TaskKind,
-) -> Floats:
-    """Return the share of the samples at or above each class's threshold that are of it (the precision)."""
-    questions = one_vs_rest(probabilities, targets, kind)
-    flagged = questions.scores >= np.asarray(thresholds)
-    return _share(questions.truth == 1, flagged & np.isfinite(questions.truth), weights)
-
-
-def npv_by_class(
-    probabilities: ArrayLike,
-    targets: ArrayLike,
-    thresholds: ArrayLike,
-    weights: ArrayLike | None = None,
-    *,
-    kind: TaskKind,
-) -> Floats:
-    """Return the share of the samples below each class's threshold that are not of it."""
-    questions = one_vs_rest(probabilities, targets, kind)
-    flagged = questions.scores >= np.asarray(thresholds)
-    return _share(questions.truth == 0, ~flagged & np.isfinite(questions.truth), weights)
-
-
-def f1_by_class(
-    probabilities: ArrayLike,
-    targets: ArrayLike,
-    thresholds: ArrayLike,
-    weights: ArrayLike | None = None,
-    *,
-    kind: TaskKind,
-) -> Floats:
-    """Return the harmonic mean of sensitivity and PPV of each class; undefined where it is absent."""
-    questions = one_vs_rest(probabilities, targets, kind)
-    flagged = questions.scores >= np.asarray(thresholds)
-    rows = _weight_rows(weights, len(flagged))
-    positive, known = questions.truth == 1, np.isfinite(questions.truth)
-    hits, present, answered = (
-        rows @ mask.astype(np.float64) for mask in (flagged & positive, positive, flagged & known)
-    )
-    return _shaped(_divide(2 * hits, np.where(present > 0, present + answered, 0.0)), weights)
-
-
-def mcc(
-    probabilities: ArrayLike,
-    targets: ArrayLike,
-    thresholds: ArrayLike,
-    weights: ArrayLike | None = None,
-    *,
-    kind: TaskKind,
-) -> Floats:
-    """Return Matthews' correlation of answers with the truth (Matthews 1975; several classes: Gorodkin 2004).
-
-    In multilabel the mean over the classes. Undefined where the truth or the answers are all the same.
+    The mean over bins of |mean probability - observed rate|. Bins of equal weight and not of equal width:
+    if a class is rare, nearly all its probabilities would share one bin of those.
     """
-    answers, truth = predict_classes(probabilities, thresholds, kind), np.asarray(targets)
-    rows = _weight_rows(weights, len(truth))
-    if kind == "multilabel":
-        pairs = [(answers[:, k], truth[:, k], 2) for k in range(truth.shape[1])]
-    else:
-        pairs = [(answers, truth, np.shape(probabilities)[1])]
-    columns = [_correlate(*pair, rows) for pair in pairs]
-    return mean_defined(_shaped(np.stack(columns, axis=-1), weights))
+    return _by_class(_calibration_error, questions, weights)
+
+
+def rates(questions: Questions, thresholds: ArrayLike) -> dict[str, tuple[Flags, Flags]]:
+    """Return sensitivity, specificity, PPV and NPV by class, each as (hits, among) for share(), (N, R)."""
+    flagged = questions.flagged(thresholds)
+    positive, negative = questions.truth == 1, questions.truth == 0
+    known = positive | negative
+    return {
+        "sensitivity": (flagged, positive),
+        "specificity": (~flagged, negative),
+        "ppv": (positive, flagged & known),
+        "npv": (negative, ~flagged & known),
+    }
+
+
+def share(hits: NDArray, among: Flags, weights: ArrayLike | None = None) -> Floats:
+    """Return the weighted mean of hits (N, R) over the samples in `among` (N, R): (R,), or (B, R)."""
+    rows = _weight_rows(weights, len(among))
+    return _shaped(
+        _divide(rows @ (hits * among).astype(np.float64), rows @ among.astype(np.float64)), weights
+    )
+
+
+def f1(questions: Questions, thresholds: ArrayLike, weights: ArrayLike | None = None) -> Floats:
+    """Return the harmonic mean of sensitivity and PPV by class; undefined if a class is absent."""
+    flagged, positive = questions.flagged(thresholds), questions.truth == 1
+    rows = _weight_rows(weights, len(flagged))
+    hits, present = rows @ (flagged & positive), rows @ positive
+    answered = rows @ (flagged & np.isfinite(questions.truth))
+    return _shaped(_divide(2 * hits, np.where(present > 0, present + answered, 0.0)), weights)
 
 
 def at_prevalence(sensitivity: Floats, specificity: Floats, prevalence: ArrayLike) -> tuple[Floats, Floats]:
@@ -189,84 +159,62 @@ def at_prevalence(sensitivity: Floats, specificity: Floats, prevalence: ArrayLik
     return _divide(flagged, flagged + alarmed), _divide(cleared, cleared + missed)
 
 
-def accuracy(
-    probabilities: ArrayLike,
-    targets: ArrayLike,
-    thresholds: ArrayLike,
-    weights: ArrayLike | None = None,
-    *,
-    kind: TaskKind,
-) -> Floats:
+def accuracy(questions: Questions, thresholds: ArrayLike, weights: ArrayLike | None = None) -> Floats:
     """Return the share of right answers of `predict_classes`; in multilabel the mean over the classes."""
-    right, known = _right_answers(probabilities, targets, thresholds, kind)
-    return mean_defined(_share(right, known, weights))
+    return mean_defined(share(*questions.right_answers(thresholds), weights))
 
 
 def balanced_accuracy(
-    probabilities: ArrayLike,
-    targets: ArrayLike,
-    thresholds: ArrayLike,
-    weights: ArrayLike | None = None,
-    *,
-    kind: TaskKind,
+    questions: Questions, thresholds: ArrayLike, weights: ArrayLike | None = None
 ) -> Floats:
     """Return the mean, over the classes present, of the share of right answers in each.
 
     In multilabel: the mean over the classes of (sensitivity + specificity) / 2. Undefined for one class.
     """
-    right, _ = _right_answers(probabilities, targets, thresholds, kind)
-    if kind == "multilabel":
-        truth = np.asarray(targets)
-        halves = [_share(right, truth == value, weights) for value in (0, 1)]
-        return mean_defined((halves[0] + halves[1]) / 2)
-    classes = np.asarray(targets)[:, None] == np.arange(np.shape(probabilities)[1])
-    recalls = _share(np.broadcast_to(right, classes.shape), classes, weights)
+    recalls = share(*questions.right_by_class(thresholds), weights)
+    if questions.kind == "multilabel":
+        specificities, sensitivities = np.split(recalls, 2, axis=-1)
+        return mean_defined((specificities + sensitivities) / 2)
     several = np.isfinite(recalls).sum(axis=-1) > 1
     return np.where(several, mean_defined(recalls), np.nan)[()]
 
 
-def brier(
-    probabilities: ArrayLike, targets: ArrayLike, weights: ArrayLike | None = None, *, kind: TaskKind
-) -> Floats:
+def mcc(questions: Questions, thresholds: ArrayLike, weights: ArrayLike | None = None) -> Floats:
+    """Return Matthews' correlation of answers with the truth (Matthews 1975; several classes: Gorodkin 2004).
+
+    In multilabel the mean over the classes. Undefined where the truth or the answers are all the same.
+    """
+    truth, classes = questions.targets, questions.probabilities.shape[1]
+    answers = predict_classes(questions.probabilities, thresholds, questions.kind)
+    rows = _weight_rows(weights, len(truth))
+    if questions.kind == "multilabel":
+        columns = [_correlate(answers[:, k], truth[:, k], 2, rows) for k in range(classes)]
+    else:
+        columns = [_correlate(answers, truth, classes, rows)]
+    return mean_defined(_shaped(np.stack(columns, axis=-1), weights))
+
+
+def brier(questions: Questions, weights: ArrayLike | None = None) -> Floats:
     """Return the mean squared error of the probabilities (Brier 1950).
 
     Binary: of the positive class. Multiclass: summed over the classes. Multilabel: the mean over the classes.
     """
-    questions = one_vs_rest(probabilities, targets, kind)
     known = np.isfinite(questions.truth)
     errors = np.where(known, (questions.scores - np.nan_to_num(questions.truth)) ** 2, 0.0)
-    by_class = _share(errors, known, weights)
-    return by_class.sum(axis=-1) if kind == "multiclass" else mean_defined(by_class)
-
-
-def calibration_error(
-    probabilities: ArrayLike, targets: ArrayLike, weights: ArrayLike | None = None, *, kind: TaskKind
-) -> Floats:
-    """Return the expected calibration error in bins of equal weight (Naeini 2015, Nixon 2019)."""
-    return mean_defined(calibration_error_by_class(probabilities, targets, weights, kind=kind))
-
-
-def calibration_error_by_class(
-    probabilities: ArrayLike, targets: ArrayLike, weights: ArrayLike | None = None, *, kind: TaskKind
-) -> Floats:
-    """Return, for each class against the rest, how far its probability is from how often it came true.
-
-    The mean over bins of |mean probability - observed rate|. Bins of equal weight and not of equal width:
-    where a class is rare nearly all its probabilities would share one bin of those.
-    """
-    return _by_class(_calibration_error, one_vs_rest(probabilities, targets, kind), weights)
+    by_class = share(errors, known, weights)
+    return by_class.sum(axis=-1) if questions.kind == "multiclass" else mean_defined(by_class)
 
 
 def predict_classes(probabilities: ArrayLike, thresholds: ArrayLike, kind: TaskKind) -> NDArray[np.int64]:
     """Return the answer: class indices (N,), or 0/1 flags (N, K) in multilabel.
 
-    Binary: 1 at or above the threshold. Multiclass: the most probable class; thresholds play no part.
+    Binary: 1 at or above the threshold. Multiclass: the most probable class; thresholds are not used.
     """
     scores = np.asarray(probabilities)
     if kind == "multiclass":
         return scores.argmax(axis=1)
-    flags = (scores if kind == "multilabel" else scores[:, -1:]) >= np.asarray(thresholds)
-    return flags.astype(np.int64) if kind == "multilabel" else flags[:, 0].astype(np.int64)
+    flags = ((scores if kind == "multilabel" else scores[:, -1:]) >= np.asarray(thresholds)).astype(np.int64)
+    return flags if kind == "multilabel" else flags[:, 0]
 
 
 def roc_points(scores: ArrayLike, truth: ArrayLike) -> tuple[Floats, Floats]:
@@ -274,6 +222,8 @@ def roc_points(scores: ArrayLike, truth: ArrayLike) -> tuple[Floats, Floats]:
 
     scores, truth: (N,); truth is NaN where not labelled.
     """
+    from sklearn.metrics import roc_curve
+
     values, flags = labelled(scores, truth)
     if len(np.unique(flags)) < 2:
         return np.empty(0), np.empty(0)
@@ -281,25 +231,27 @@ def roc_points(scores: ArrayLike, truth: ArrayLike) -> tuple[Floats, Floats]:
     return fpr, tpr
 
 
-def confusion_matrix(
-    probabilities: ArrayLike, targets: ArrayLike, thresholds: ArrayLike, *, kind: TaskKind
-) -> NDArray[np.int64]:
+def confusion_matrix(questions: Questions, thresholds: ArrayLike) -> NDArray[np.int64]:
     """Return counts (K, K), rows: truth, columns: answer; empty (0, 0) for multilabel, which has none."""
-    if kind == "multilabel":
+    if questions.kind == "multilabel":
         return np.zeros((0, 0), np.int64)
-    labels = np.arange(np.shape(probabilities)[1])
-    return count_confusions(targets, predict_classes(probabilities, thresholds, kind), labels=labels)
+    answers = predict_classes(questions.probabilities, thresholds, questions.kind)
+    counts = np.zeros((questions.probabilities.shape[1],) * 2, np.int64)
+    np.add.at(counts, (questions.targets, answers), 1)
+    return counts
 
 
-def reliability_bins(
-    probabilities: ArrayLike, targets: ArrayLike, *, kind: TaskKind, bins: int = 10
-) -> list[ReliabilityBin]:
+def reliability_bins(questions: Questions, bins: int = 10) -> list[ReliabilityBin]:
     """Return the filled ones of equally wide bins of probability.
 
     Binary: of the positive class. Multiclass: of the most probable class and whether it is right. Multilabel:
     of all labelled classes together.
     """
-    scores, truth = _stated_and_true(probabilities, targets, kind)
+    if questions.kind == "multiclass":
+        probabilities = questions.probabilities
+        scores, truth = probabilities.max(axis=1), probabilities.argmax(axis=1) == questions.targets
+    else:
+        scores, truth = labelled(questions.scores, questions.truth)
     place = np.clip((scores * bins).astype(np.int64), 0, bins - 1)
     filled = [place == index for index in np.unique(place)]
     return [ReliabilityBin(float(scores[at].mean()), float(truth[at].mean()), int(at.sum())) for at in filled]
@@ -316,36 +268,33 @@ def mean_defined(values: Floats) -> Floats:
 def _correlate(answers: NDArray, truth: NDArray, classes: int, weights: Floats) -> Floats:
     """Return Matthews' correlation (B,) of class indices (N,), truth NaN where it is not known."""
     known = np.isfinite(truth)
-    said = ((answers[:, None] == np.arange(classes)) & known[:, None]).astype(np.float64)
-    meant = (truth[:, None] == np.arange(classes)).astype(np.float64)
-    total = weights @ known.astype(np.float64)
-    right = weights @ (said * meant).sum(axis=1)
-    said_sums, meant_sums = weights @ said, weights @ meant
-    spread = [total**2 - (sums**2).sum(axis=1) for sums in (said_sums, meant_sums)]
-    return _divide(right * total - (said_sums * meant_sums).sum(axis=1), np.sqrt(spread[0] * spread[1]))
+    predicted = (answers[:, None] == np.arange(classes)) & known[:, None]
+    actual = truth[:, None] == np.arange(classes)
+    total, right = weights @ known, weights @ (predicted & actual).sum(axis=1)
+    predicted_sums, actual_sums = weights @ predicted, weights @ actual
+    spread = [total**2 - (sums**2).sum(axis=1) for sums in (predicted_sums, actual_sums)]
+    covariance = right * total - (predicted_sums * actual_sums).sum(axis=1)
+    return _divide(covariance, np.sqrt(spread[0] * spread[1]))
 
 
 def _by_class(metric: ScoreMetric, questions: Questions, weights: ArrayLike | None) -> Floats:
     """Return metric(scores, positive, weights (B, n)) for each question, over its labelled samples."""
     rows = _weight_rows(weights, len(questions.scores))
-    columns = [
-        _ask(metric, scores, truth, rows) for scores, truth in zip(questions.scores.T, questions.truth.T)
-    ]
+    columns = []
+    for scores, truth in questions.columns:
+        known = np.isfinite(truth)
+        if not np.isfinite(scores[known]).all():
+            columns.append(np.full(len(rows), np.nan))
+            continue
+        order = np.flatnonzero(known)[np.argsort(scores[known], kind="stable")]
+        step = max(1, BLOCK // max(1, len(order)))
+        blocks = [rows[start : start + step][:, order] for start in range(0, len(rows), step)]
+        values = [metric(scores[order], truth[order] == 1, block) for block in blocks]
+        columns.append(np.concatenate(values))
     return _shaped(np.stack(columns, axis=-1), weights)
 
 
-def _ask(metric: ScoreMetric, scores: Floats, truth: Floats, weights: Floats) -> Floats:
-    known = np.isfinite(truth)
-    if not np.isfinite(scores[known]).all():
-        return np.full(len(weights), np.nan)
-    order = np.flatnonzero(known)[np.argsort(scores[known], kind="stable")]
-    positive = truth[order] == 1
-    step = max(1, BLOCK // max(1, len(order)))
-    blocks = [weights[start : start + step][:, order] for start in range(0, len(weights), step)]
-    return np.concatenate([metric(scores[order], positive, block) for block in blocks])
-
-
-def _auroc(scores: Floats, positive: NDArray[np.bool_], weights: Floats) -> Floats:
+def _auroc(scores: Floats, positive: Flags, weights: Floats) -> Floats:
     """scores ascend; weights: (B, n). A positive wins against negatives below it, and half of its ties."""
     positives, negatives = _sums_of_ties(scores, positive, weights)
     below = np.cumsum(negatives, axis=1) - negatives
@@ -353,7 +302,7 @@ def _auroc(scores: Floats, positive: NDArray[np.bool_], weights: Floats) -> Floa
     return _divide(wins, positives.sum(axis=1) * negatives.sum(axis=1))
 
 
-def _average_precision(scores: Floats, positive: NDArray[np.bool_], weights: Floats) -> Floats:
+def _average_precision(scores: Floats, positive: Flags, weights: Floats) -> Floats:
     """scores ascend; weights: (B, n). Undefined without a positive or without a negative."""
     positives, negatives = _sums_of_ties(scores, positive, weights)
     hits = np.cumsum(positives[:, ::-1], axis=1)
@@ -363,7 +312,7 @@ def _average_precision(scores: Floats, positive: NDArray[np.bool_], weights: Flo
     return _divide((positives[:, ::-1] * precision).sum(axis=1), total)
 
 
-def _calibration_error(scores: Floats, positive: NDArray[np.bool_], weights: Floats) -> Floats:
+def _calibration_error(scores: Floats, positive: Flags, weights: Floats) -> Floats:
     """scores ascend; weights: (B, n); ties share a bin. Undefined without a positive or a negative."""
     positives, negatives = _sums_of_ties(scores, positive, weights)
     mass = positives + negatives
@@ -375,7 +324,7 @@ def _calibration_error(scores: Floats, positive: NDArray[np.bool_], weights: Flo
     return _divide(np.sum(gaps, axis=0), total)
 
 
-def _sums_of_ties(scores: Floats, positive: NDArray[np.bool_], weights: Floats) -> tuple[Floats, Floats]:
+def _sums_of_ties(scores: Floats, positive: Flags, weights: Floats) -> tuple[Floats, Floats]:
     """Return the weight of positives and of negatives at each distinct score, (B, distinct), ascending."""
     starts = np.flatnonzero(np.diff(scores, prepend=-np.inf))
     of_positives, of_negatives = weights * positive, weights * ~positive
@@ -384,39 +333,11 @@ def _sums_of_ties(scores: Floats, positive: NDArray[np.bool_], weights: Floats) 
     return np.add.reduceat(of_positives, starts, axis=1), np.add.reduceat(of_negatives, starts, axis=1)
 
 
-def _right_answers(
-    probabilities: ArrayLike, targets: ArrayLike, thresholds: ArrayLike, kind: TaskKind
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which answers are right and which are known at all, both (N, 1), or (N, K) in multilabel."""
-    truth = np.asarray(targets)
-    answers = predict_classes(probabilities, thresholds, kind)
-    if kind != "multilabel":
-        answers, truth = answers[:, None], truth[:, None]
-    return answers == truth, np.isfinite(truth)
-
-
-def _stated_and_true(probabilities: ArrayLike, targets: ArrayLike, kind: TaskKind) -> tuple[Floats, Floats]:
-    if kind == "multiclass":
-        scores = np.asarray(probabilities, np.float64)
-        return scores.max(axis=1), (scores.argmax(axis=1) == np.asarray(targets)).astype(np.float64)
-    questions = one_vs_rest(probabilities, targets, kind)
-    known = np.isfinite(questions.truth)
-    return questions.scores[known], questions.truth[known]
-
-
 def labelled(scores: ArrayLike, truth: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
     """Return the scores that have a label, and whether each is positive; truth is NaN where there is none."""
     values, flags = np.asarray(scores, np.float64), np.asarray(truth, np.float64)
     known = np.isfinite(flags)
     return values[known], flags[known] == 1
-
-
-def _share(values: NDArray, among: NDArray[np.bool_], weights: ArrayLike | None) -> Floats:
-    """Return the weighted mean of values (N, R) over the samples in `among` (N, R): (R,), or (B, R)."""
-    rows = _weight_rows(weights, len(among))
-    return _shaped(
-        _divide(rows @ (values * among).astype(np.float64), rows @ among.astype(np.float64)), weights
-    )
 
 
 def _divide(part: Floats, whole: Floats) -> Floats:

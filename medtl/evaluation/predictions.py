@@ -1,8 +1,8 @@
-"""Predictions with their truth as a table that names no patient, so that they can be judged again later.
+"""Predictions with their truth as a table without patient identifiers, to be evaluated again later.
 
 One row a sample: sample_id and patient (salted hashes), split, the truth (`target`, or target_<class> with 1,
-0 or nothing), logit_<class> where they are kept, p_<class>, predicted, set. A run keeps those of its
-validation data as predictions.csv, and an evaluation those of its samples.
+0 or nothing), logit_<class> if they are saved, p_<class>, predicted, set. A run saves those of its validation
+data as predictions.csv, and an evaluation those of its samples.
 """
 
 import csv
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medtl.core.files import safe_cell, write_table
+from medtl.core.files import safe_cell, write_csv
 from medtl.core.ids import hash_identifier
 from medtl.data.manifest import targets
 from medtl.data.task import Sample, Task
@@ -28,7 +28,7 @@ class Predictions:
     """Predictions of labelled samples.
 
     patients: (N,) keys, equal for samples of one patient. targets: int (N,), or float (N, K) with NaN in
-    multilabel. probabilities: (N, K). logits: (N, K), or None where they were not kept.
+    multilabel. probabilities: (N, K). logits: (N, K), or None if they were not saved.
     """
 
     sample_ids: tuple[str, ...]
@@ -42,7 +42,7 @@ class Predictions:
 def predictions_of(
     samples: Sequence[Sample], task: Task, probabilities: Floats, logits: Floats | None = None
 ) -> Predictions:
-    """Put the predictions of samples beside what is true of them; patients become salted keys."""
+    """Join the predictions of samples with their truth; patients become salted keys."""
     return Predictions(
         tuple(sample.sample_id for sample in samples),
         tuple("p" + hash_identifier(sample.patient_id) for sample in samples),
@@ -54,22 +54,25 @@ def predictions_of(
 
 
 def write_predictions(
-    path: Path, task: Task, found: Predictions, more: Mapping[str, Sequence[str]] | None = None
+    path: Path, task: Task, predictions: Predictions, more: Mapping[str, Sequence[str]] | None = None
 ) -> None:
     """Write predictions atomically, in full precision; more: further columns of text (N,) by name."""
-    kinds = {"logit": found.logits, "p": found.probabilities}
     table: dict[str, Sequence[str | float]] = {
-        "sample_id": found.sample_ids,
-        "patient": found.patients,
-        "split": found.split,
-        **_target_columns(task, found.targets),
+        "sample_id": predictions.sample_ids,
+        "patient": predictions.patients,
+        "split": predictions.split,
     }
-    for prefix, values in kinds.items():
+    if task.kind == "multilabel":
+        for name, column in zip(task.classes, predictions.targets.T, strict=True):
+            table[f"target_{name}"] = ["" if np.isnan(value) else f"{value:.0f}" for value in column]
+    else:
+        table["target"] = [task.classes[int(value)] for value in predictions.targets]
+    for prefix, values in (("logit", predictions.logits), ("p", predictions.probabilities)):
         if values is not None:
             columns = values.T.tolist()
             table |= {f"{prefix}_{name}": row for name, row in zip(task.classes, columns, strict=True)}
     table |= more or {}
-    write_table(path, [table, *zip(*table.values(), strict=True)])
+    write_csv(path, [table, *zip(*table.values(), strict=True)])
 
 
 def read_predictions(path: Path, task: Task) -> Predictions:
@@ -93,15 +96,6 @@ def read_predictions(path: Path, task: Task) -> Predictions:
         raise CheckpointError(
             "checkpoint-damaged", reason, where=path, fix="train or evaluate again"
         ) from error
-
-
-def _target_columns(task: Task, truth: NDArray) -> dict[str, list[str]]:
-    if task.kind != "multilabel":
-        return {"target": [task.classes[int(value)] for value in truth]}
-    return {
-        f"target_{name}": ["" if np.isnan(value) else f"{value:.0f}" for value in column]
-        for name, column in zip(task.classes, truth.T, strict=True)
-    }
 
 
 def _read_targets(rows: Sequence[Mapping[str, str]], task: Task) -> NDArray:

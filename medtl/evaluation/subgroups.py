@@ -1,38 +1,39 @@
-"""Turn predictions and what is known of each sample into metrics by subgroup, the worst group and its gap.
+"""Turn predictions and attributes of each sample into metrics by subgroup, the worst group and its gap.
 
-A group is judged as the whole is, with the same thresholds. One of too few patients is undefined, and so is
-whatever needs a class that it lacks. The gap of the worst group is to all others together: to the best group
-it would be large by chance alone. Its interval is as wide as looking for the worst of G groups asks
+A group is evaluated as the whole is, with the same thresholds. With too few patients it is undefined, and so
+is every metric that needs a class that it lacks. The gap of the worst group is to all others together: to the
+best group it would be large by chance alone. Its interval allows for having picked the worst of G groups
 (Bonferroni: 1 - (1 - confidence) / G), and combines those of both sides (Zou and Donner 2008).
 """
 
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medtl.core.files import write_table
+from medtl.core.files import write_csv
 from medtl.data.task import Task
-from medtl.evaluation import metrics
 from medtl.evaluation.evaluate import Evaluation, evaluate
 from medtl.evaluation.intervals import (
     Interval,
     difference_interval,
+    index_patients,
     interval_json,
+    intervals_json,
     mean_auroc_interval,
     place_all,
     unbounded,
 )
-from medtl.evaluation.metrics import Floats
+from medtl.evaluation.metrics import Flags, Questions, one_vs_rest
 
 FEWEST_PATIENTS = 10
 MOST_GROUPS = 20
-FEW_NUMBERS = 6  # different numbers of a column that are groups as they stand, as a field strength
+FEW_NUMBERS = 6  # up to so many different numbers are groups themselves, such as field strengths
 BANDS = 4
 AGE_BANDS = (18.0, 40.0, 65.0, 80.0)
 NOT_STATED = "not stated"
@@ -56,8 +57,8 @@ class Subgroup:
 class Grouping:
     """The groups of one attribute.
 
-    worst: the group of the lowest AUROC, "" where fewer than two have one. gap: the AUROC of all others less
-    that of the worst, with an interval for having looked for it.
+    worst: the group of the lowest AUROC, "" if fewer than two have one. gap: the AUROC of all others minus
+    that of the worst, with an interval that allows for having picked it.
     """
 
     attribute: str
@@ -67,7 +68,7 @@ class Grouping:
 
 
 def name_groups(attribute: str, values: Sequence[str]) -> list[str]:
-    """Return the group of each sample: the value itself, or its band where the values are numbers.
+    """Return the group of each sample: the value itself, or its band if the values are numbers.
 
     Ages (also as DICOM writes them, "045Y") are banded at 18, 40, 65 and 80 years, other numbers at their
     quartiles.
@@ -80,11 +81,12 @@ def name_groups(attribute: str, values: Sequence[str]) -> list[str]:
     is_age = re.match(r"(patient[\s_-]*)?age\b|age_", attribute.casefold()) is not None
     if not is_age and len(set(known)) <= FEW_NUMBERS:
         return [value or NOT_STATED for value in stated]
-    edges = AGE_BANDS if is_age else _quartiles(known)
+    quartiles = np.unique(np.quantile(known, np.arange(1, BANDS) / BANDS)).tolist()
+    edges = AGE_BANDS if is_age else tuple(edge for edge in quartiles if edge > min(known))
     return [_band(_number(value), edges, is_age) if value else NOT_STATED for value in stated]
 
 
-def judge_subgroups(
+def evaluate_subgroups(
     probabilities: ArrayLike,
     targets: ArrayLike,
     task: Task,
@@ -95,25 +97,18 @@ def judge_subgroups(
     resamples: int = 500,
     confidence: float = 0.95,
 ) -> tuple[list[Grouping], list[str]]:
-    """Judge the groups of each attribute, and note those that make no groups.
+    """Evaluate the groups of each attribute; also return a note on each that makes no groups.
 
     probabilities (N, K), targets, patients (N,), thresholds: as in evaluate. attributes: values (N,) by name.
     """
     groupings, notes = [], []
-    whole = _Whole(
-        np.asarray(probabilities, np.float64),
-        np.asarray(targets),
-        task,
-        np.asarray(patients, dtype=str),
-        tuple(thresholds),
-        resamples,
-        confidence,
-    )
+    questions, keys = one_vs_rest(probabilities, targets, task.kind), np.asarray(patients, dtype=str)
+    whole = _Whole(questions, task, keys, tuple(thresholds), resamples, confidence)
     for attribute, values in attributes.items():
         names = np.asarray(name_groups(attribute, values), dtype=str)
         count = len(np.unique(names))
         if 1 < count <= MOST_GROUPS:
-            groupings.append(_judge_grouping(whole, attribute, names))
+            groupings.append(_evaluate_grouping(whole, attribute, names))
         elif count > MOST_GROUPS:
             notes.append(f"no subgroups by {attribute}: {count} different values")
     return groupings, notes
@@ -127,14 +122,7 @@ def to_json(groupings: Sequence[Grouping]) -> list[dict[str, Any]]:
             "worst": grouping.worst,
             "gap": interval_json(grouping.gap),
             "groups": [
-                {
-                    "name": group.name,
-                    "samples": group.samples,
-                    "patients": group.patients,
-                    "metrics": {name: interval_json(found) for name, found in group.metrics.items()},
-                    "reason": group.reason,
-                }
-                for group in grouping.groups
+                {**asdict(group), "metrics": intervals_json(group.metrics)} for group in grouping.groups
             ],
         }
         for grouping in groupings
@@ -143,8 +131,7 @@ def to_json(groupings: Sequence[Grouping]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, eq=False)
 class _Whole:
-    scores: Floats
-    truth: NDArray
+    questions: Questions
     task: Task
     patients: NDArray[np.str_]
     thresholds: tuple[float, ...]
@@ -152,54 +139,46 @@ class _Whole:
     confidence: float
 
 
-def _judge_grouping(whole: _Whole, attribute: str, names: NDArray[np.str_]) -> Grouping:
+def _evaluate_grouping(whole: _Whole, attribute: str, names: NDArray[np.str_]) -> Grouping:
     order = sorted(np.unique(names).tolist(), key=_natural)
-    groups = tuple(_judge_group(whole, name, names == name) for name in order)
+    groups = tuple(_evaluate_group(whole, name, names == name) for name in order)
     areas = {group.name: group.metrics["auroc"].value for group in groups}
     defined = {name: area for name, area in areas.items() if not math.isnan(area)}
     if len(defined) < 2:
         return Grouping(attribute, groups, "", unbounded(math.nan))
     worst = min(defined, key=lambda name: defined[name])
-    judged = np.isin(names, list(defined))
+    compared = np.isin(names, list(defined))
     confidence = 1 - (1 - whole.confidence) / len(defined)
-    others, lowest = (_area(whole, rows, confidence) for rows in (judged & (names != worst), names == worst))
+    sides = compared & (names != worst), names == worst
+    placed = [place_all(whole.questions.of(rows), index_patients(whole.patients[rows])) for rows in sides]
+    others, lowest = (mean_auroc_interval(areas, confidence) for areas in placed)
     return Grouping(attribute, groups, worst, difference_interval(others, lowest))
 
 
-def _judge_group(whole: _Whole, name: str, rows: NDArray[np.bool_]) -> Subgroup:
+def _evaluate_group(whole: _Whole, name: str, rows: Flags) -> Subgroup:
     patients = whole.patients[rows]
     count = len(np.unique(patients))
     if count < FEWEST_PATIENTS:
         missing = dict.fromkeys(SHOWN, unbounded(math.nan))
         return Subgroup(name, int(rows.sum()), count, missing, f"fewer than {FEWEST_PATIENTS} patients")
-    found = evaluate(
-        whole.scores[rows],
-        whole.truth[rows],
+    part = whole.questions.of(rows)
+    evaluation = evaluate(
+        part.probabilities,
+        part.targets,
         whole.task,
         patients.tolist(),
         whole.thresholds,
         resamples=whole.resamples,
         confidence=whole.confidence,
     )
-    shown = {key: found.metrics[key] for key in SHOWN}
+    shown = {key: evaluation.metrics[key] for key in SHOWN}
     reason = "only one class" if math.isnan(shown["auroc"].value) else ""
-    return Subgroup(name, found.samples, found.patients, shown, reason)
-
-
-def _area(whole: _Whole, rows: NDArray[np.bool_], confidence: float) -> Interval:
-    _, patient_of = np.unique(whole.patients[rows], return_inverse=True)
-    questions = metrics.one_vs_rest(whole.scores[rows], whole.truth[rows], whole.task.kind)
-    return mean_auroc_interval(place_all(questions, patient_of), confidence)
+    return Subgroup(name, evaluation.samples, evaluation.patients, shown, reason)
 
 
 def _number(text: str) -> float | None:
-    found = re.fullmatch(r"(-?\d+(?:[.,]\d+)?)\s*([YMWD]?)", text, re.IGNORECASE)
-    return float(found[1].replace(",", ".")) * AGE_UNITS[found[2].upper()] if found else None
-
-
-def _quartiles(numbers: Sequence[float]) -> tuple[float, ...]:
-    edges = np.quantile(numbers, np.arange(1, BANDS) / BANDS)
-    return tuple(edge for edge in np.unique(edges).tolist() if edge > min(numbers))
+    match = re.fullmatch(r"(-?\d+(?:[.,]\d+)?)\s*([YMWD]?)", text, re.IGNORECASE)
+    return float(match[1].replace(",", ".")) * AGE_UNITS[match[2].upper()] if match else None
 
 
 def _band(number: float | None, edges: Sequence[float], whole_numbers: bool) -> str:
@@ -216,18 +195,18 @@ def _band(number: float | None, edges: Sequence[float], whole_numbers: bool) -> 
 
 def _natural(name: str) -> tuple[bool, bool, float, str]:
     """Order names by their first number, "below" first and "not stated" last."""
-    found = re.search(r"-?\d+(?:\.\d+)?", name)
-    low = float(found[0]) if found else 0.0
+    match = re.search(r"-?\d+(?:\.\d+)?", name)
+    low = float(match[0]) if match else 0.0
     return name == NOT_STATED, not name.startswith("below "), low, name
 
 
 def write_metrics(path: Path, evaluation: Evaluation) -> None:
     """Write class, metric, value, low, high; the class is empty for all classes together."""
-    found = {**evaluation.metrics, "auroc_bootstrap": evaluation.auroc_bootstrap}
-    rows: list[list[str | float]] = [["", *row] for row in _rows(found)]
+    metrics = {**evaluation.metrics, "auroc_bootstrap": evaluation.auroc_bootstrap}
+    rows: list[list[str | float]] = [["", *row] for row in _rows(metrics)]
     for name, by_metric in evaluation.per_class.items():
         rows += [[name, *row] for row in _rows(by_metric)]
-    write_table(path, [["class", *NUMBERS], *rows])
+    write_csv(path, [["class", *NUMBERS], *rows])
 
 
 def write_subgroups(path: Path, groupings: Sequence[Grouping]) -> None:
@@ -239,8 +218,8 @@ def write_subgroups(path: Path, groupings: Sequence[Grouping]) -> None:
             rows += [[grouping.attribute, group.name, *size, *row] for row in _rows(group.metrics)]
         gap = _rows({"auroc_gap": grouping.gap})[0]
         rows.append([grouping.attribute, grouping.worst, "", "", "", *gap])
-    write_table(path, [["attribute", "group", "samples", "patients", "reason", *NUMBERS], *rows])
+    write_csv(path, [["attribute", "group", "samples", "patients", "reason", *NUMBERS], *rows])
 
 
-def _rows(found: Mapping[str, Interval]) -> list[list[str | float]]:
-    return [[name, interval.value, interval.low, interval.high] for name, interval in found.items()]
+def _rows(metrics: Mapping[str, Interval]) -> list[list[str | float]]:
+    return [[name, interval.value, interval.low, interval.high] for name, interval in metrics.items()]

@@ -2,12 +2,13 @@
 
 METHODS[name](classifier, image (1, C, *size), target) -> heatmap (*size) in [0, 1]
 
-A heatmap is what raised the log-odds of class `target`, 1 at its maximum, and zero everywhere where nothing
-did. Each method runs the chain of layer groups itself: no hook, in 2D and 3D alike, with whatever the
-classifier was (its modes, its parameters, their gradients) left as it was. The same input gives the same map.
+A heatmap shows what raised the log-odds of class `target`: 1 at its maximum, all zero where nothing did. Each
+method runs the chain of layer groups itself, without hooks, in 2D and 3D alike. It leaves the classifier as
+it was (modes, parameters, gradients), and the same input gives the same map.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,47 +21,51 @@ from medtl.explain.integrated_gradients import integrated_gradients
 from medtl.explain.occlusion import occlusion
 from medtl.models.classifier import Classifier
 
-Method = Callable[[Classifier, Tensor, int], NDArray[np.float32]]
-METHODS: dict[str, Method] = {
-    "grad-cam": grad_cam,
-    "grad-cam++": grad_cam_plus,
-    "eigen-cam": eigen_cam,
-    "integrated-gradients": integrated_gradients,
-    "occlusion": occlusion,
-    "attention-rollout": attention_rollout,
-}
 
-# How pages name the saliency methods.
-METHOD_NAMES = {
-    "grad-cam": "Grad-CAM",
-    "grad-cam++": "Grad-CAM++",
-    "eigen-cam": "Eigen-CAM",
-    "integrated-gradients": "Integrated gradients",
-    "occlusion": "Occlusion",
-    "attention-rollout": "Attention rollout",
+def suits_all(classifier: Classifier) -> bool:
+    """Say that a method suits every network."""
+    return True
+
+
+@dataclass(frozen=True)
+class Method:
+    """A saliency method: the name that pages show, the function, and which networks it suits."""
+
+    name: str
+    heatmap: Callable[[Classifier, Tensor, int], NDArray[np.float32]]
+    suits: Callable[[Classifier], bool] = suits_all
+
+    def __call__(self, classifier: Classifier, image: Tensor, target: int) -> NDArray[np.float32]:
+        """Return what raised the score of class `target` of an image (1, C, *size): (*size) in [0, 1]."""
+        return self.heatmap(classifier, image, target)
+
+
+METHODS = {
+    "grad-cam": Method("Grad-CAM", grad_cam),
+    "grad-cam++": Method("Grad-CAM++", grad_cam_plus),
+    "eigen-cam": Method("Eigen-CAM", eigen_cam),
+    "integrated-gradients": Method("Integrated gradients", integrated_gradients),
+    "occlusion": Method("Occlusion", occlusion),
+    "attention-rollout": Method("Attention rollout", attention_rollout, has_global_attention),
 }
 
 
 def methods_for(classifier: Classifier) -> tuple[str, ...]:
     """Name the methods that suit a classifier's network."""
-    return tuple(
-        name
-        for name, method in METHODS.items()
-        if method is not attention_rollout or has_global_attention(classifier)
-    )
+    return tuple(name for name, method in METHODS.items() if method.suits(classifier))
 
 
 def default_method(classifier: Classifier) -> str:
-    """Name the method to explain with where none is asked for.
+    """Name the method to use where none is given.
 
-    Grad-CAM for convolutions. Where every patch attends to every other, places are mixed in the last feature
-    map and Grad-CAM of it is at chance (docs/decisions/0015), so the gradients are followed to the pixels.
+    Grad-CAM for convolutions. Global attention mixes positions in the last feature map, where Grad-CAM is no
+    better than chance (docs/decisions/0015): integrated gradients follow the gradient to the pixels instead.
     """
     return "integrated-gradients" if has_global_attention(classifier) else "grad-cam"
 
 
 def check_method(name: str, classifier: Classifier) -> None:
-    """Raise ConfigError saliency-method where a method is not known, or does not suit the network."""
+    """Raise ConfigError saliency-method if a method is unknown or does not suit the network."""
     suited = methods_for(classifier)
     if name in suited:
         return

@@ -17,12 +17,11 @@ from medtl.models.slices import PerSlice
 def attention_rollout(classifier: Classifier, image: Tensor, target: int) -> NDArray[np.float32]:
     """Return how much of each patch reaches the pooled features, on the image's grid (*size), 1 at most.
 
-    The least is taken off, since residual connections let some of every patch through.
-
-    It follows attention, not the score: the map is the same for every class, and `target` is not used. What
-    is followed is what the head pools, the mean of the patches, not the class token. A slice encoder's slices
-    are rolled out one by one and weighed as its head weighs them. Raises ConfigError saliency-method for
-    networks without attention over all patches: windows, as in Swin, do not chain into one matrix.
+    The minimum is subtracted, since residual connections let some of every patch through. The map follows
+    attention, not the score: it is the same for every class, and `target` is not used. It starts from what
+    the head pools, the mean of the patches, not from the class token. Each slice of a slice encoder is rolled
+    out by itself and weighed as the head weighs it. Raises ConfigError saliency-method for networks
+    without attention over all patches: windows, as in Swin, do not chain into one matrix.
     """
     if not has_global_attention(classifier):
         reason = f"{classifier.backbone.name} has no attention over all of its patches"
@@ -43,7 +42,7 @@ def has_global_attention(classifier: Classifier) -> bool:
 def attention_of(block: Any, tokens: Tensor) -> Tensor:
     """Return the attention (N, heads, to, from) of a timm block on its input tokens (N, T, F).
 
-    timm's fused attention does not hand it out, so it is computed again from the block's own weights.
+    timm's fused attention does not return it, so it is computed again from the block's own weights.
     """
     attn = block.attn
     query, key, _ = attn.qkv(block.norm1(tokens)).unflatten(2, (3, attn.num_heads, -1)).unbind(2)
@@ -61,7 +60,9 @@ def _roll_out(classifier: Classifier, x: Tensor) -> tuple[Tensor, Tensor]:
     for group in classifier.backbone.groups.values():
         block = _planar(group)
         if isinstance(block, TokenBlock):
-            attention = attention_of(block.block, line_up(_slices(group, x))).mean(dim=1)
+            # A slice encoder's input is (1, F, slices, *grid): attention is within each slice.
+            slices = x.transpose(1, 2).flatten(0, 1) if isinstance(group, PerSlice) else x
+            attention = attention_of(block.block, line_up(slices)).mean(dim=1)
             mixed = (attention + torch.eye(attention.shape[1]).to(attention)) / 2
             rollout = mixed if rollout is None else mixed @ rollout
         x = group(x)
@@ -71,11 +72,6 @@ def _roll_out(classifier: Classifier, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _planar(group: nn.Module) -> nn.Module:
     return group.module if isinstance(group, PerSlice) else group
-
-
-def _slices(group: nn.Module, x: Tensor) -> Tensor:
-    """Return (slices, F, *grid) of what enters a group of a slice encoder, otherwise x as it is."""
-    return x.transpose(1, 2).flatten(0, 1) if isinstance(group, PerSlice) else x
 
 
 def _slice_weights(classifier: Classifier, features: Tensor) -> Tensor | float:

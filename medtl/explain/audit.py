@@ -1,31 +1,30 @@
-"""Audit saliency methods on a model's own images: which checks do their maps pass, and how surely?
+"""Audit saliency methods on a model's own images: which checks do their maps pass, with what certainty?
 
-Cases -> a map for each method -> deletion, randomisation, stability, and masks where there are any -> Audits
+Cases -> a map for each method -> deletion, randomisation, stability, and masks if there are any -> audits
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from medtl.core.seeds import make_generator
 from medtl.errors import ReadError
-from medtl.evaluation.intervals import Interval
+from medtl.evaluation.intervals import Interval, interval_json
 from medtl.explain import METHODS, check_method
 from medtl.explain.checks import (
     STABLE,
     SURVIVES,
-    cascade,
     delete_and_insert,
     localise,
-    shake,
-    survive_randomisation,
+    noise_correlation,
+    randomise,
+    rank_correlation,
 )
 from medtl.explain.explanation import target_of
 from medtl.imaging.image import Image
@@ -39,14 +38,14 @@ from medtl.training.checkpoint import Checkpoint
 CONFIDENCE = 0.95
 RESAMPLES = 1000
 
-# In the order of the table: what a method does that passes, and what one does that fails.
-WORDS = {
-    "deletion": ("the score hangs on what it marks", "deleting what it marks hurts no more than chance"),
-    "insertion": ("what it marks carries the score", "what it marks carries the score no more than chance"),
-    "randomisation": ("changes with the weights", "survives randomisation"),
-    "stability": ("stable under noise", "unstable under noise"),
-    "pointing": ("points at the masks", "points at the masks no more than chance"),
-    "energy": ("its energy is in the masks", "its energy is in the masks no more than chance"),
+# In the order of the table: what a method does that fails.
+FAILED = {
+    "deletion": "deleting what it marks hurts no more than chance",
+    "insertion": "what it marks carries the score no more than chance",
+    "randomisation": "survives randomisation",
+    "stability": "unstable under noise",
+    "pointing": "points at the masks no more than chance",
+    "energy": "its energy is in the masks no more than chance",
 }
 
 
@@ -54,8 +53,8 @@ WORDS = {
 class Case:
     """An image to check maps on.
 
-    mask: what should be looked at, on the Image's grid (*spatial); None where that is not known. Cases of one
-    patient are resampled together.
+    mask: what the model should look at, on the Image's grid (*spatial); None if unknown. Cases of one patient
+    are resampled together.
     """
 
     image: Image
@@ -69,7 +68,7 @@ class Case:
 class AuditSettings:
     """How much an audit computes.
 
-    map_cases: so many of the images serve randomisation and stability, which need five more maps of each.
+    map_cases: the number of images for randomisation and stability, each of which needs further maps.
     """
 
     map_cases: int = 6
@@ -96,7 +95,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """The interval lies on the right side of the bound."""
+        """Whether the interval lies on the right side of the bound."""
         if self.name == "randomisation":
             return self.value.high < self.bound
         return self.value.low > self.bound
@@ -124,11 +123,12 @@ class MethodAudit:
     @property
     def words(self) -> str:
         """One line: `grad-cam: passed 3 of 4: survives randomisation`."""
-        failed = [WORDS[check.name][1] for check in self.checks if check.verdict == "failed"]
+        failed = [FAILED[check.name] for check in self.checks if check.verdict == "failed"]
         unsure = [f"{check.name} undecided" for check in self.checks if check.verdict == "undecided"]
         empty = [f"{self.empty} of {self.cases} maps are empty"] if self.empty else []
-        said = "; ".join((*failed, *unsure, *empty))
-        return f"{self.method}: passed {self.passed} of {len(self.checks)}" + (f": {said}" if said else "")
+        remarks = "; ".join((*failed, *unsure, *empty))
+        passed = f"{self.method}: passed {self.passed} of {len(self.checks)}"
+        return f"{passed}: {remarks}" if remarks else passed
 
 
 def audit(
@@ -140,19 +140,20 @@ def audit(
 ) -> list[MethodAudit]:
     """Check each method's maps on the cases, one row each. Raises ConfigError saliency-method.
 
-    Give cases in which the model found the class that is explained: where the probability is near 0, there
-    is nothing to delete.
+    Give cases in which the model predicted the explained class: there is nothing to delete if the probability
+    is near 0.
     """
     for method in methods:
         check_method(method, classifier)
-    shuffled = cascade(classifier, settings.seed)
+    shuffled = randomise(classifier, settings.seed)
     rows, total = [], len(methods) * len(cases)
     for number, method in enumerate(methods):
-        found = []
+        results = []
         for index, case in enumerate(cases):
-            found.append(_check_case(classifier, shuffled, case, method, settings, index))
+            with_more_maps = index < settings.map_cases
+            results.append(_check_case(classifier, shuffled, case, method, settings, with_more_maps))
             progress(number * len(cases) + index + 1, total)
-        rows.append(_summarise(method, cases, found, settings.seed))
+        rows.append(_summarise(method, cases, results, settings.seed))
     return rows
 
 
@@ -166,7 +167,15 @@ def to_json(rows: Sequence[MethodAudit]) -> list[dict[str, Any]]:
             "of": len(row.checks),
             "images": row.cases,
             "empty": row.empty,
-            "checks": {check.name: _check_json(check) for check in row.checks},
+            "checks": {
+                check.name: {
+                    **{name: interval_json(check.value)[name] for name in ("value", "low", "high")},
+                    "bound": check.bound if math.isfinite(check.bound) else None,
+                    "images": check.cases,
+                    "verdict": check.verdict,
+                }
+                for check in row.checks
+            },
         }
         for row in rows
     ]
@@ -192,72 +201,49 @@ def bootstrap(
     return Interval(float(statistic(numbers)), float(low), float(high))
 
 
-Found = dict[str, float]
-
-
 def _check_case(
     classifier: Classifier,
-    shuffled: dict[float, Classifier],
+    shuffled: Classifier,
     case: Case,
     method: str,
     settings: AuditSettings,
-    index: int,
-) -> Found:
-    """Return what each check measures on one case; without `deletion` where the map is empty."""
+    with_more_maps: bool,
+) -> dict[str, float]:
+    """Return what each check measures on one case; nothing if the map is empty."""
     image = torch.from_numpy(case.prepared.pixels)[None]
     heatmap = METHODS[method](classifier, image, case.target)
     if not heatmap.any():
         return {}
-    curves = delete_and_insert(
-        classifier, image, heatmap, case.target, draws=settings.random_maps, seed=settings.seed
-    )
-    found = {"deletion": curves.deletion_gain, "insertion": curves.insertion_gain}
-    if index < settings.map_cases:
-        found |= _check_maps(classifier, shuffled, image, heatmap, case.target, method, settings)
-    return found | _check_mask(case, heatmap)
+    about = image, heatmap, case.target
+    curves = delete_and_insert(classifier, *about, draws=settings.random_maps, seed=settings.seed)
+    results = {"deletion": curves.deletion_gain, "insertion": curves.insertion_gain}
+    if with_more_maps:
+        unlearnt = METHODS[method](shuffled, image, case.target)
+        results["randomisation"] = abs(rank_correlation(heatmap, unlearnt))
+        results["stability"] = noise_correlation(
+            classifier, *about, method, draws=settings.noise_draws, seed=settings.seed
+        )
+    if case.mask is not None and case.mask.any():
+        on_image = np.clip(to_image_grid(heatmap, case.prepared, case.image), 0.0, 1.0)
+        if on_image.any():
+            place = localise(on_image, case.mask)
+            results |= {"pointing": float(place.hit), "energy": place.gain, "chance": place.chance}
+    return results
 
 
-def _check_maps(
-    classifier: Classifier,
-    shuffled: dict[float, Classifier],
-    image: Tensor,
-    heatmap: NDArray[np.float32],
-    target: int,
-    method: str,
-    settings: AuditSettings,
-) -> Found:
-    survived = survive_randomisation(shuffled, image, heatmap, target, method)
-    shaken = shake(classifier, image, heatmap, target, method, draws=settings.noise_draws, seed=settings.seed)
-    return {"randomisation": abs(survived.correlations[-1]), "stability": shaken.correlation}
-
-
-def _check_mask(case: Case, heatmap: NDArray[np.float32]) -> Found:
-    if case.mask is None or not case.mask.any():
-        return {}
-    on_image = np.clip(to_image_grid(heatmap, case.prepared, case.image), 0.0, 1.0)
-    if not on_image.any():
-        return {}
-    found = localise(on_image, case.mask)
-    return {"pointing": float(found.hit), "energy": found.gain, "chance": found.chance}
-
-
-def _summarise(method: str, cases: Sequence[Case], found: Sequence[Found], seed: int) -> MethodAudit:
-    names = [name for name in WORDS if any(name in one for one in found)] or ["deletion"]
-    chance = float(np.mean([one["chance"] for one in found if "chance" in one] or [math.nan]))
+def _summarise(
+    method: str, cases: Sequence[Case], results: Sequence[dict[str, float]], seed: int
+) -> MethodAudit:
+    names = [name for name in FAILED if any(name in one for one in results)] or ["deletion"]
+    chance = float(np.mean([one["chance"] for one in results if "chance" in one] or [math.nan]))
     bounds = {"randomisation": SURVIVES, "stability": STABLE, "pointing": chance, "energy": 1.0}
     checks = []
     for name in names:
-        pairs = [(one[name], case.patient) for one, case in zip(found, cases, strict=True) if name in one]
+        pairs = [(one[name], case.patient) for one, case in zip(results, cases, strict=True) if name in one]
         statistic = np.median if name == "energy" else np.mean
         value = bootstrap([v for v, _ in pairs], [patient for _, patient in pairs], seed, statistic)
         checks.append(Check(name, value, bounds.get(name, 0.0), len(pairs)))
-    return MethodAudit(method, tuple(checks), len(cases), sum(not one for one in found))
-
-
-def _check_json(check: Check) -> dict[str, Any]:
-    numbers = {**asdict(check.value), "bound": check.bound}
-    finite = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
-    return {**finite, "images": check.cases, "verdict": check.verdict}
+    return MethodAudit(method, tuple(checks), len(cases), sum(not one for one in results))
 
 
 def find_mask(masks: Path, source: Path) -> NDArray | None:
@@ -266,12 +252,12 @@ def find_mask(masks: Path, source: Path) -> NDArray | None:
     None where there is none. Raises ReadError.
     """
     name = source.name.split(".")[0]
-    found = [path for path in sorted(masks.iterdir()) if path.name.split(".")[0] == name]
-    return read_images(found[0])[0].pixels[0] if found else None
+    files = [path for path in sorted(masks.iterdir()) if path.name.split(".")[0] == name]
+    return read_images(files[0])[0].pixels[0] if files else None
 
 
 def find_case(checkpoint: Checkpoint, scored: Scored, masks: Path | None = None) -> list[Case]:
-    """Return the case of a study in which the model found the class that is explained, otherwise nothing."""
+    """Return the case of a study if the model predicted the class that is explained, otherwise nothing."""
     row, task = scored.prediction, checkpoint.task
     if scored.series is None or scored.image is None or scored.prepared is None:
         return []

@@ -1,4 +1,10 @@
-"""Grad-CAM (Selvaraju 2017): the feature map weighed by how much each channel moves the score."""
+"""Class activation maps: Grad-CAM (Selvaraju 2017), Grad-CAM++ (Chattopadhay 2018), Eigen-CAM (Muhammad).
+
+image -> feature map of the saliency group, and the score's gradient there -> channels summed to one map
+
+Each takes a prepared image (1, C, *size), and returns what raised the score of class `target` on the image's
+grid (*size), 1 at its maximum, all zero where nothing did.
+"""
 
 from typing import NamedTuple
 
@@ -12,20 +18,28 @@ from medtl.models.classifier import Classifier, place_images
 
 
 def grad_cam(classifier: Classifier, image: Tensor, target: int) -> NDArray[np.float32]:
-    """Return what raised the score of class `target`, on the image's grid (*size), 1 at its maximum.
+    """Return the channels weighed by the mean of their gradient."""
+    activation, gradient, axes = feature_map(classifier, image, target)
+    return _weighed(activation, gradient.mean(dim=axes, keepdim=True), image)
 
-    image: (1, C, *size) prepared. All zero where nothing raised the score.
+
+def grad_cam_plus(classifier: Classifier, image: Tensor, target: int) -> NDArray[np.float32]:
+    """Return the channels weighed by their positive gradients, each by equation 19 of the paper.
+
+    Its exp(score) is a common factor and cancels. It is made for feature maps that are nowhere negative;
+    where another one leaves a weight undefined, that weight is zero.
     """
     activation, gradient, axes = feature_map(classifier, image, target)
-    weights = gradient.mean(dim=axes, keepdim=True)
-    return finish(enlarge((weights * activation).sum(dim=1, keepdim=True).relu(), image.shape[2:]))
+    square, cube = gradient**2, gradient**3
+    below = 2 * square + activation.sum(dim=axes, keepdim=True) * cube
+    share = torch.where(below > 0, square / below.clamp(min=torch.finfo(below.dtype).tiny), 0)
+    return _weighed(activation, (share * gradient.relu()).sum(dim=axes, keepdim=True), image)
 
 
 def eigen_cam(classifier: Classifier, image: Tensor, target: int) -> NDArray[np.float32]:
-    """Return where the feature map stands out most, on the image's grid (*size), 1 at its maximum.
+    """Return the first principal component of the centred feature map.
 
-    The component is that of the centred map. It has no sign of its own: shown is the side that raises the
-    score of class `target`. That is all that it knows of the class.
+    A component has no sign: shown is the side that raises the score, which is all that it knows of the class.
     """
     activation, gradient, _ = feature_map(classifier, image, target)
     places = activation[0].flatten(1).T.double()  # (places, F)
@@ -64,15 +78,6 @@ def feature_map(classifier: Classifier, image: Tensor, target: int) -> FeatureMa
     return FeatureMap(activation.detach(), gradient, tuple(range(first, activation.ndim)))
 
 
-def grad_cam_plus(classifier: Classifier, image: Tensor, target: int) -> NDArray[np.float32]:
-    """Return what raised the score of class `target`, on the image's grid (*size), 1 at its maximum.
-
-    Equation 19 of the paper, whose exp(score) is a common factor and so drops out. It is made for feature
-    maps that are nowhere negative; where another one leaves a weight undefined, that weight is zero.
-    """
-    activation, gradient, axes = feature_map(classifier, image, target)
-    square, cube = gradient**2, gradient**3
-    below = 2 * square + activation.sum(dim=axes, keepdim=True) * cube
-    share = torch.where(below > 0, square / below.clamp(min=torch.finfo(below.dtype).tiny), 0)
-    weights = (share * gradient.relu()).sum(dim=axes, keepdim=True)
+def _weighed(activation: Tensor, weights: Tensor, image: Tensor) -> NDArray[np.float32]:
+    """Return the positive part of the weighed sum of channels, on the image's grid."""
     return finish(enlarge((weights * activation).sum(dim=1, keepdim=True).relu(), image.shape[2:]))

@@ -1,6 +1,7 @@
-"""Deletion and insertion (Petsiuk 2018): does the score hang on what a heatmap marks?
+"""Checks of one heatmap: deletion and insertion, randomised weights, noise, and a mask where there is one.
 
-heatmap -> the order of the pixels, most salient first -> the probability while they go, or come back
+Deletion and insertion (Petsiuk 2018) ask whether the score depends on what the heatmap marks. Randomised
+weights (Adebayo 2018) ask whether the heatmap depends on what was learnt.
 """
 
 import copy
@@ -14,17 +15,19 @@ from torch import Tensor
 
 from medtl.core.seeds import derive_seed, make_generator
 from medtl.explain import METHODS
-from medtl.explain.common import batches, evaluating, fade
-from medtl.models.classifier import Classifier, place_images
+from medtl.explain.common import fade, logits_of
+from medtl.models.classifier import Classifier
 
-# Shares of the image that are taken away; finer at the start, since lesions are small.
+# Shares of the image that are deleted; finer at the start, since lesions are small.
 FRACTIONS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.55, 0.8, 1.0)
 
-# Of the layer groups: none (the head alone), the upper half, all.
-DEPTHS = (0.0, 0.5, 1.0)
+# A map with this rank correlation, or more, to one of shuffled weights survives randomisation: a quarter of
+# the variance of its ranks did not need any learning.
 SURVIVES = 0.5
-NOISE = 0.02  # standard deviation, of the range of a prepared image: 5 of 255 grey levels
+# A map with less than this rank correlation to one under noise is unstable: less than half of the variance
+# of its ranks is left.
 STABLE = 0.7
+NOISE = 0.02  # standard deviation, of the range of a prepared image: 5 of 255 grey levels
 
 
 @dataclass(frozen=True)
@@ -36,17 +39,13 @@ class Curve:
 
     @property
     def area(self) -> float:
-        """The area under the curve: the mean probability on the way."""
+        """The area under the curve: the mean probability."""
         return float(np.trapezoid(self.probabilities, self.fractions))
 
 
 @dataclass(frozen=True)
 class Deletion:
-    """A heatmap's curves, and the mean areas of random maps of the same smoothness on the same image.
-
-    passed: the map's order does better than random order in both: the probability falls sooner when pixels
-    are deleted, and rises sooner when they are inserted.
-    """
+    """A heatmap's curves, and the mean areas of random maps of the same smoothness on the same image."""
 
     deletion: Curve
     insertion: Curve
@@ -63,11 +62,6 @@ class Deletion:
         """How much larger than chance the area under the insertion curve is: above 0 is better."""
         return self.insertion.area - self.random_insertion
 
-    @property
-    def passed(self) -> bool:
-        """Better than random order in both."""
-        return self.deletion_gain > 0 and self.insertion_gain > 0
-
 
 def delete_and_insert(
     classifier: Classifier,
@@ -80,9 +74,9 @@ def delete_and_insert(
 ) -> Deletion:
     """Measure both curves of a heatmap (*size) for the probability of class `target`.
 
-    image: (1, C, *size) prepared. What is deleted is replaced by the blurred image (saliency.score.fade);
-    insertion starts from it. Pixels of the same heat, as the zeros of most maps, go in a random order that
-    the seed gives. draws: random maps to compare with.
+    image: (1, C, *size) prepared. Deleted pixels are replaced by those of the blurred image (common.fade),
+    from which insertion starts. Ties, such as the zeros of most maps, are broken at random by the seed.
+    draws: random maps to compare with.
     """
     deletion, insertion = _curves(classifier, image, heatmap, target, seed)
     chance = [
@@ -110,30 +104,17 @@ def random_map(heatmap: NDArray[np.float32], seed: int, draw: int) -> NDArray[np
 def _curves(
     classifier: Classifier, image: Tensor, heatmap: NDArray, target: int, seed: int
 ) -> tuple[Curve, Curve]:
-    rank = _ranks(heatmap, seed)
+    ties = make_generator(seed, "ties").random(heatmap.size)
+    order = np.lexsort((ties, -heatmap.ravel()))  # the most salient pixel first
+    rank = np.argsort(order).reshape(heatmap.shape)
     blurred = fade(image)
     marked = torch.stack([torch.from_numpy(rank < share * rank.size) for share in FRACTIONS])[:, None]
     deleted, inserted = torch.where(marked, blurred, image), torch.where(marked[1:-1], image, blurred)
-    found = _probabilities(classifier, torch.cat([deleted, inserted]), target)
-    falling, rising = found[: len(FRACTIONS)], found[len(FRACTIONS) :]
-    # Insertion begins where deletion ends, and ends where it begins.
+    logits = logits_of(classifier, torch.cat([deleted, inserted])).double()
+    probabilities: list[float] = classifier.probabilities(logits)[:, target].tolist()
+    falling, rising = probabilities[: len(FRACTIONS)], probabilities[len(FRACTIONS) :]
+    # Insertion starts where deletion ends, and ends where deletion starts.
     return Curve(FRACTIONS, tuple(falling)), Curve(FRACTIONS, (falling[-1], *rising, falling[0]))
-
-
-def _ranks(heatmap: NDArray, seed: int) -> NDArray[np.int64]:
-    """Return each pixel's place in the order, 0 for the most salient."""
-    ties = make_generator(seed, "ties").random(heatmap.size)
-    order = np.lexsort((ties, -heatmap.ravel()))
-    rank = np.empty(heatmap.size, dtype=np.int64)
-    rank[order] = np.arange(heatmap.size)
-    return rank.reshape(heatmap.shape)
-
-
-def _probabilities(classifier: Classifier, images: Tensor, target: int) -> list[float]:
-    with torch.inference_mode(), evaluating(classifier):
-        logits = torch.cat([classifier(place_images(x, classifier)) for x in batches(images)])
-        found: list[float] = classifier.probabilities(logits.double())[:, target].tolist()
-    return found
 
 
 @dataclass(frozen=True)
@@ -141,8 +122,7 @@ class Localisation:
     """How much of a heatmap's energy falls on a mask.
 
     energy: the share of the heatmap's sum inside the mask. chance: the share of the image that the mask
-    covers, which is what a map that knows nothing would reach. hit: whether the maximum lies in the mask (the
-    pointing game).
+    covers, which is what a uniform map reaches. hit: the maximum lies in the mask (the pointing game).
     """
 
     energy: float
@@ -151,7 +131,7 @@ class Localisation:
 
     @property
     def gain(self) -> float:
-        """Energy over chance: 1 is what a map that knows nothing reaches."""
+        """Energy over chance: 1 for a uniform map."""
         return self.energy / self.chance
 
 
@@ -170,54 +150,21 @@ def localise(heatmap: NDArray[np.float32], mask: NDArray) -> Localisation:
     return Localisation(energy, float(inside.mean()), bool(inside[peak]))
 
 
-@dataclass(frozen=True)
-class Randomisation:
-    """Rank correlation of a map with those of networks whose weights were shuffled down to each depth.
+def randomise(classifier: Classifier, seed: int = 0) -> Classifier:
+    """Return a copy whose weights are shuffled within each tensor.
 
-    depths: the share of the layer groups that were shuffled besides the head.
-
-    passed: with every weight shuffled the correlation is below SURVIVES (0.5), so that less than a quarter of
-    the variance of the map's ranks could have been there without any learning.
-    """
-
-    depths: tuple[float, ...]
-    correlations: tuple[float, ...]
-
-    @property
-    def passed(self) -> bool:
-        """The map did not survive."""
-        return abs(self.correlations[-1]) < SURVIVES
-
-
-def randomise(classifier: Classifier, depth: float, seed: int = 0) -> Classifier:
-    """Return a copy whose head and uppermost share `depth` of layer groups have shuffled weights.
-
-    Shuffling within each tensor takes away what was learnt and keeps the scale of the activations, which
-    fresh initial values under trained batch norm statistics would not.
+    That removes what was learnt and keeps the scale of the activations, which fresh initial values under
+    trained batch norm statistics would not.
     """
     shuffled = copy.deepcopy(classifier)
     groups = list(shuffled.backbone.groups.values())
-    chosen = groups[len(groups) - round(depth * len(groups)) :]
     generator = torch.Generator().manual_seed(derive_seed(seed, "randomise"))
     with torch.no_grad():
-        for module in (shuffled.head, *reversed(chosen)):
+        for module in (shuffled.head, *reversed(groups)):
             for parameter in module.parameters():
                 order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
                 parameter.copy_(parameter.flatten()[order].view_as(parameter))
     return shuffled
-
-
-def cascade(classifier: Classifier, seed: int = 0) -> dict[float, Classifier]:
-    """Return the classifier shuffled to each of DEPTHS."""
-    return {depth: randomise(classifier, depth, seed) for depth in DEPTHS}
-
-
-def survive_randomisation(
-    shuffled: dict[float, Classifier], image: Tensor, heatmap: NDArray[np.float32], target: int, method: str
-) -> Randomisation:
-    """Compare a heatmap (*size) with the method's maps of the same image under shuffled weights."""
-    maps = [METHODS[method](network, image, target) for network in shuffled.values()]
-    return Randomisation(tuple(shuffled), tuple(rank_correlation(heatmap, other) for other in maps))
 
 
 def rank_correlation(one: NDArray, other: NDArray) -> float:
@@ -228,23 +175,7 @@ def rank_correlation(one: NDArray, other: NDArray) -> float:
     return float(ranks[0] @ ranks[1] / scale) if scale > 0 else 0.0
 
 
-@dataclass(frozen=True)
-class Stability:
-    """The median rank correlation of a map with those of the same image under faint noise.
-
-    passed: it is at least STABLE (0.7): half of the variance of the map's ranks, or more, is kept.
-    """
-
-    correlation: float
-    draws: int
-
-    @property
-    def passed(self) -> bool:
-        """The map is kept."""
-        return self.correlation >= STABLE
-
-
-def shake(
+def noise_correlation(
     classifier: Classifier,
     image: Tensor,
     heatmap: NDArray[np.float32],
@@ -253,16 +184,15 @@ def shake(
     *,
     draws: int = 3,
     seed: int = 0,
-) -> Stability:
-    """Compare a heatmap (*size) with the method's maps of `draws` noisy copies of the image (1, C, *size)."""
-    found = [
-        rank_correlation(heatmap, METHODS[method](classifier, _noisy(image, seed, draw), target))
-        for draw in range(draws)
-    ]
-    return Stability(float(np.median(found)), draws)
+) -> float:
+    """Return the median rank correlation of a heatmap (*size) with those of noisy copies of its image.
 
-
-def _noisy(image: Tensor, seed: int, draw: int) -> Tensor:
-    generator = torch.Generator().manual_seed(derive_seed(seed, "noise", draw))
-    noise = torch.randn(image.shape, generator=generator).to(image)
-    return (image + NOISE * noise).clamp(0, 1)
+    image: (1, C, *size) prepared. draws: how many copies.
+    """
+    correlations = []
+    for draw in range(draws):
+        generator = torch.Generator().manual_seed(derive_seed(seed, "noise", draw))
+        noise = torch.randn(image.shape, generator=generator).to(image)
+        noisy = (image + NOISE * noise).clamp(0, 1)
+        correlations.append(rank_correlation(heatmap, METHODS[method](classifier, noisy, target)))
+    return float(np.median(correlations))

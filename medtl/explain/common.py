@@ -1,4 +1,4 @@
-"""What every method explains: the log-odds of a class; what stands for absence; how a map is finished."""
+"""What saliency methods share: log-odds to explain, a blur that stands for absence, scaling to [0, 1]."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ BATCH_PIXELS = 2**20  # of prepared images that are run at once
 
 @contextmanager
 def evaluating(classifier: Classifier) -> Iterator[None]:
-    """Keep a classifier in evaluation mode for a while, and give each of its modules its mode back."""
+    """Set evaluation mode within the block, and restore the mode of each module after it."""
     modes = [(module, module.training) for module in classifier.modules()]
     classifier.eval()
     try:
@@ -32,7 +32,7 @@ def evaluating(classifier: Classifier) -> Iterator[None]:
 def log_odds(classifier: Classifier, logits: Tensor, target: int) -> Tensor:
     """Return log(p / (1 - p)) of class `target`, (N,), for logits (N, K).
 
-    The reported number is a probability, so this and not the class's own logit is what a map has to explain.
+    Pages report a probability, so a map has to explain this and not the class's own logit.
     """
     if classifier.task.kind == "multilabel":
         return logits[:, target]
@@ -45,33 +45,32 @@ def batches(images: Tensor) -> Iterator[Tensor]:
     yield from images.split(max(1, BATCH_PIXELS // images[0].numel()))
 
 
-def scores(classifier: Classifier, images: Tensor, target: int) -> NDArray[np.float64]:
-    """Return the log-odds of class `target` for images (N, C, *size), in batches, without gradient."""
+def logits_of(classifier: Classifier, images: Tensor) -> Tensor:
+    """Return the logits (N, K) of images (N, C, *size), in batches, without gradient."""
     with torch.inference_mode(), evaluating(classifier):
-        logits = torch.cat([classifier(place_images(x, classifier)) for x in batches(images)])
-        return log_odds(classifier, logits, target).double().cpu().numpy()
+        return torch.cat([classifier(place_images(x, classifier)) for x in batches(images)])
 
 
 def fade(image: Tensor) -> Tensor:
     """Return an image (1, C, *size) so blurred (FADE) that structures are gone and brightness stays.
 
-    It stands for absence wherever something of an image is taken away. A black or grey patch would be a new
-    structure with edges of its own, and black is no absence in an image that has air in it.
+    It stands for absence wherever part of an image is removed. A black or grey patch would be a new structure
+    with edges of its own, and black means air in a radiograph.
     """
     sigma = (0, 0, *(extent * FADE for extent in image.shape[2:]))
     return torch.from_numpy(gaussian_filter(image.cpu().numpy(), sigma, mode="reflect")).to(image)
 
 
 def enlarge(grid: Tensor, size: torch.Size) -> Tensor:
-    """Bring a map (1, 1, *grid) to an image's size, linearly: (*size)."""
+    """Resize a map (1, 1, *grid) to an image's size, linearly: (*size)."""
     mode = "bilinear" if len(size) == 2 else "trilinear"
     return F.interpolate(grid.float(), size=size, mode=mode, align_corners=False)[0, 0]
 
 
 def finish(heat: Tensor | NDArray) -> NDArray[np.float32]:
-    """Keep what is above zero of a map (*size), 1 at its maximum; all zero where nothing is.
+    """Clip a map (*size) below zero and scale its maximum to 1; all zero if nothing is above zero.
 
-    Numbers that are none, as a network of random weights may give, count as zero.
+    NaN and infinities, which a network with random weights may give, count as zero.
     """
     values = heat.detach().cpu().numpy() if isinstance(heat, Tensor) else heat
     values = np.clip(np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0), 0, None)

@@ -1,4 +1,4 @@
-"""Integrated gradients (Sundararajan 2017): each pixel's part in the score above a baseline's."""
+"""Integrated gradients (Sundararajan 2017): how much each pixel adds to the score above a baseline's."""
 
 import numpy as np
 import torch
@@ -10,13 +10,13 @@ from medtl.explain.common import batches, evaluating, fade, finish, log_odds
 from medtl.models.classifier import Classifier, place_images
 
 STEPS = 16
-GATHERED = 1 / 40  # of each axis: neighbours' parts are added up before what lowers the score is left out
+GATHERED = 1 / 40  # of each axis: width of the blur that sums neighbours before negative parts are clipped
 
 
 def integrated_gradients(classifier: Classifier, image: Tensor, target: int) -> NDArray[np.float32]:
-    """Return what raised the score of class `target` over that of the blurred image (score.fade).
+    """Return what raised the score of class `target` over that of the blurred image (common.fade).
 
-    image: (1, C, *size) prepared. Parts of neighbouring pixels, whose signs alternate, are gathered first.
+    image: (1, C, *size) prepared. The signs of neighbouring pixels alternate, so neighbours are summed first.
     """
     parts = attributions(classifier, image, target).sum(axis=0)
     gathered = gaussian_filter(parts, [extent * GATHERED for extent in parts.shape], mode="nearest")
@@ -26,9 +26,9 @@ def integrated_gradients(classifier: Classifier, image: Tensor, target: int) -> 
 def attributions(
     classifier: Classifier, image: Tensor, target: int, steps: int = STEPS
 ) -> NDArray[np.float64]:
-    """Return each pixel's part (C, *size); all together are score(image) - score(baseline).
+    """Return each pixel's part (C, *size); they sum to score(image) - score(baseline).
 
-    The path's integral is taken at the middles of `steps` equal pieces.
+    The integral along the path is taken at the middles of `steps` equal pieces.
     """
     baseline = fade(image)
     middles = (torch.arange(steps, dtype=image.dtype) + 0.5) / steps

@@ -7,14 +7,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medtl.explain.common import fade, finish, scores
+from medtl.explain.common import fade, finish, log_odds, logits_of
 from medtl.models.classifier import Classifier
 
 # Boxes along each axis, by the number of axes; each is two steps wide. So 81 boxes of an image, a fifth of
 # each side, and 125 of a volume, a third of each: more would cost minutes for a volume.
 POSITIONS = {2: 9, 3: 5}
-
-Box = tuple[slice, ...]
 
 
 def occlusion(classifier: Classifier, image: Tensor, target: int) -> NDArray[np.float32]:
@@ -28,19 +26,22 @@ def occlusion(classifier: Classifier, image: Tensor, target: int) -> NDArray[np.
     return finish(total / times)
 
 
-def boxes_of(size: tuple[int, ...]) -> list[Box]:
+def boxes_of(size: tuple[int, ...]) -> list[tuple[slice, ...]]:
     """Return boxes that cover a grid, each overlapping its neighbours by half."""
     return list(product(*(_pieces(extent, POSITIONS[len(size)]) for extent in size)))
 
 
-def score_falls(classifier: Classifier, image: Tensor, target: int, boxes: list[Box]) -> NDArray[np.float64]:
-    """Return how far the log-odds of class `target` fall when each box is blurred (score.fade)."""
+def score_falls(
+    classifier: Classifier, image: Tensor, target: int, boxes: list[tuple[slice, ...]]
+) -> NDArray[np.float64]:
+    """Return how far the log-odds of class `target` fall when each box is blurred (common.fade)."""
     blurred = fade(image)
     variants = image.repeat(len(boxes), *[1] * (image.ndim - 1))
     for variant, box in zip(variants, boxes, strict=True):
         variant[:, *box] = blurred[0][:, *box]
-    found = scores(classifier, torch.cat([image, variants]), target)
-    return np.asarray(found[0] - found[1:])
+    logits = logits_of(classifier, torch.cat([image, variants]))
+    scores = log_odds(classifier, logits, target).double().cpu().numpy()
+    return np.asarray(scores[0] - scores[1:])
 
 
 def _pieces(extent: int, count: int) -> list[slice]:

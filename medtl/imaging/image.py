@@ -1,6 +1,7 @@
-"""The Image: exact pixels, where they are in the patient, and what is known of their origin."""
+"""The Image: exact pixels, where they lie in the patient, how to display them, and what their file says."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ WINDOW_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 
 @dataclass(frozen=True)
 class Window:
-    """A window, in the units of the pixels, and the function that it stands for (PS3.3 C.11.2.1.2)."""
+    """A display window in the units of the pixels, with its VOI LUT function (PS3.3 C.11.2.1.2)."""
 
     centre: float
     width: float
@@ -56,11 +57,10 @@ Voi = Window | VoiTable
 class ImageFacts:
     """What a reader learned besides pixels. Nothing here identifies a patient except `source`.
 
-    `source` is the path as it was given; it is for the user's own tables, never for a report. The keys are
-    salted hashes (deidentify.py), empty where the file does not say. `voi` is the transformation in which
-    the pixels are meant to be looked at, `padding` the range of values that stand for no image, both in the
-    units of the pixels, and those of the first slice; None where it names none. `notes` are repairs and
-    oddities, one phrase each.
+    `source` is the path as the user gave it: for their own tables, never for a report. Keys are salted hashes
+    (core/ids.py), empty where the file names none. `voi` is the transformation meant for display, `padding`
+    the range of values outside the image; both are in the units of the pixels and come from the first slice,
+    None where it names none. `notes` are repairs and peculiarities, one phrase each.
     """
 
     source: str
@@ -88,11 +88,10 @@ class Image:
     (C, D, H, W): slices along the slice normal, rows, columns. A NIfTI volume keeps the axis order of the
     file. Values are the stored ones after the Modality LUT or rescale; larger is always brighter.
 
-    affine: float64 (4, 4), maps an index along the spatial axes of `pixels`, in their order, to millimetres
-    in RAS+; None for a projection or photograph.
+    affine: float64 (4, 4), maps indices along the spatial axes of `pixels` to millimetres in RAS+; None for a
+    projection or photograph.
 
-    spacing_mm: distance between neighbours along each spatial axis of `pixels`, in their order; None where
-    the file does not say.
+    spacing_mm: distance between neighbours along each spatial axis; None where the file does not say.
     """
 
     pixels: NDArray[np.float32]
@@ -104,3 +103,17 @@ class Image:
     def spatial_dims(self) -> int:
         """2 for a projection, slice or photograph; 3 for a volume."""
         return self.pixels.ndim - 1
+
+
+class ImageWarning(NamedTuple):
+    """What is suspicious about an image that was read exactly: a key of medtl.errors.CODES, and a phrase."""
+
+    code: str
+    reason: str
+
+
+def find_warning(image: Image) -> ImageWarning | None:
+    """Return what is suspicious about the pixels of an image, None where nothing is."""
+    if image.pixels.min() == image.pixels.max():
+        return ImageWarning("image-constant", "every pixel has the same value")
+    return None

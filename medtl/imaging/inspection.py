@@ -1,18 +1,15 @@
-"""Say what is in a folder and what is odd about it, without saying who is in it.
+"""SERIES AND IMAGES -> Inspections -> a Group for each modality, format and kind: what a folder holds.
 
-A series, and its image where pixels were read, become an Inspection; inspections become a Group for each
-modality, format and kind. What was read exactly and is odd all the same is an Oddity: worth a word to the
-user, no reason to refuse it.
+Nothing in them identifies a patient.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from medtl.imaging import nifti, raster
 from medtl.imaging.dicom import reader as dicom
 from medtl.imaging.dicom.instance import Instance
 from medtl.imaging.dicom.terms import (
@@ -23,10 +20,9 @@ from medtl.imaging.dicom.terms import (
     shown_view,
 )
 from medtl.imaging.dicom.volumes import arrange
-from medtl.imaging.image import Image
-from medtl.imaging.series import Series
-
-Kind = Literal["image", "volume", "item"]
+from medtl.imaging.image import Image, ImageWarning, find_warning
+from medtl.imaging.reader import FORMATS
+from medtl.imaging.series import Kind, Series
 
 BURNED_IN = dicom.BURNED_IN
 PERCENTILES = (1.0, 50.0, 99.0)
@@ -34,15 +30,8 @@ PERCENTILES = (1.0, 50.0, 99.0)
 SAMPLED_VALUES = 2**20
 
 
-class Oddity(NamedTuple):
-    """One oddity: its code, a key of medtl.errors.CODES, and one phrase."""
-
-    code: str
-    reason: str
-
-
 class Intensity(NamedTuple):
-    """How the values of an image are spread, without its padding, in the units of the pixels."""
+    """The spread of an image's values without its padding, in the units of the pixels."""
 
     lowest: float
     percentile_1: float
@@ -53,10 +42,10 @@ class Intensity(NamedTuple):
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is worth knowing of one series; nothing here identifies a patient: keys are salted hashes.
+    """What is worth knowing about one series; keys are salted hashes.
 
-    kind: "item" where only pixels would tell an image from a volume. matrix and spacing_mm follow the spatial
-    axes of the image; empty and None where unknown. missing: DICOM keywords that the file should have.
+    kind: "item" where only pixels show whether it is an image or a volume. matrix and spacing_mm follow the
+    spatial axes of the image; empty and None where unknown. missing: DICOM keywords that the file lacks.
     """
 
     format: str
@@ -77,7 +66,7 @@ class Inspection:
     series_key: str = ""
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    oddity: Oddity | None = None
+    warning: ImageWarning | None = None
 
 
 @dataclass(frozen=True)
@@ -93,9 +82,9 @@ class Sizes:
 class Group:
     """All images, volumes or items of one modality and format.
 
-    Counts by name have the most common first, and leave out what is not known. studies and series: 0 where
-    the format knows none. unidentified: how many name no patient. extremes: the lowest and highest value of
-    all; typical: the median image's; both None where no pixels were read.
+    Counts by name have the most common first and leave out what is unknown. studies and series: 0 where the
+    format has none. unidentified: how many name no patient. extremes: the lowest and highest value of all;
+    typical: medians over the images; both None where no pixels were read.
     """
 
     modality: str
@@ -121,30 +110,23 @@ class Group:
     missing: dict[str, int]
 
 
-def find_oddity(image: Image) -> Oddity | None:
-    """Return what is odd about the pixels of an image, None where nothing is."""
-    if image.pixels.min() == image.pixels.max():
-        return Oddity("image-constant", "every pixel has the same value")
-    return None
-
-
 def inspect_header(series: Series) -> Inspection:
-    """Inspect a series by what its scan found out: for DICOM much, for other formats what kind it is."""
-    kinds: dict[str, Kind] = {nifti.NAME: "volume", raster.NAME: "image"}
+    """Inspect a series by its header alone: for DICOM much, for other formats what kind it is."""
+    reader = FORMATS.get(series.format)  # none for a sample of a prepared dataset
     inspection = Inspection(
         format=series.format,
-        kind=kinds.get(series.format, "item"),
+        kind=reader.KIND if reader else "item",
         modality=shown_modality(series.modality),
         patient_key=series.patient_key,
         study_key=series.study_key,
         series_key=series.series_key,
         notes=series.notes,
     )
-    return _with_plane(inspection, series) if series.format == dicom.NAME else inspection
+    return _with_plane(inspection, series) if series.planes else inspection
 
 
 def inspect_image(series: Series, image: Image) -> Inspection:
-    """Inspect a series that was read."""
+    """Inspect a series by its header and pixels."""
     facts = image.facts
     return replace(
         inspect_header(series),
@@ -157,12 +139,12 @@ def inspect_image(series: Series, image: Image) -> Inspection:
         windowed=facts.voi is not None,
         intensity=measure_intensity(image),
         notes=facts.notes,
-        oddity=find_oddity(image),
+        warning=find_warning(image),
     )
 
 
 def measure_intensity(image: Image) -> Intensity | None:
-    """Return how the values are spread, None where all of them are padding."""
+    """Return the spread of the values, None where all of them are padding."""
     values = image.pixels.ravel()
     if image.facts.padding is not None:
         low, high = image.facts.padding
@@ -189,7 +171,7 @@ def size_text(size: Sequence[float]) -> str:
 
 
 def _with_plane(inspection: Inspection, series: Series) -> Inspection:
-    plane: Instance = series.planes[0]  # which the scan has read already
+    plane: Instance = series.planes[0]
     count = len(series.planes)
     return replace(
         inspection,
@@ -202,13 +184,13 @@ def _with_plane(inspection: Inspection, series: Series) -> Inspection:
         matrix=(*([count] if count > 1 else []), plane.rows, plane.columns),
         spacing_mm=arrange(series.planes, str(series.path)).spacing_mm if count > 1 else plane.flat_spacing,
         windowed=plane.voi is not None,
-        missing=tuple(keyword for keyword, absent in _wanted(plane, count) if absent),
+        missing=tuple(keyword for keyword, absent in _expected(plane, count) if absent),
         notes=(*inspection.notes, *dicom.notes_of(plane)),
     )
 
 
-def _wanted(plane: Instance, count: int) -> Iterator[tuple[str, bool]]:
-    """Yield the elements that a careful archive fills, and whether this file lacks them."""
+def _expected(plane: Instance, count: int) -> Iterator[tuple[str, bool]]:
+    """Yield the elements that a careful archive fills in, and whether this file lacks them."""
     yield "Modality", not plane.modality
     yield "PatientID", not plane.patient_id
     yield "StudyInstanceUID", not plane.study_uid
@@ -225,6 +207,8 @@ def _group(members: Sequence[Inspection]) -> Group:
     first = members[0]
     spacings = [one.spacing_mm for one in members if one.spacing_mm is not None]
     intensities = [one.intensity for one in members if one.intensity is not None]
+    lowest = min((one.lowest for one in intensities), default=0.0)
+    highest = max((one.highest for one in intensities), default=0.0)
     return Group(
         modality=first.modality,
         format=first.format,
@@ -244,8 +228,8 @@ def _group(members: Sequence[Inspection]) -> Group:
         photometric=_tally(one.photometric for one in members),
         bits=_tally(str(one.bits or "") for one in members),
         windowed=sum(one.windowed for one in members),
-        extremes=_extremes(intensities),
-        typical=_typical(intensities),
+        extremes=(lowest, highest) if intensities else None,
+        typical=Intensity(*np.median(intensities, axis=0).tolist()) if intensities else None,
         missing=_tally(keyword for one in members for keyword in one.missing),
     )
 
@@ -260,14 +244,3 @@ def _sizes(sizes: Sequence[tuple[float, ...]]) -> Sizes:
         return Sizes({})
     lowest, highest = np.min(sizes, axis=0).tolist(), np.max(sizes, axis=0).tolist()
     return Sizes(_tally(map(size_text, sizes)), tuple(lowest), tuple(highest))
-
-
-def _extremes(intensities: Sequence[Intensity]) -> tuple[float, float] | None:
-    if not intensities:
-        return None
-    return min(one.lowest for one in intensities), max(one.highest for one in intensities)
-
-
-def _typical(intensities: Sequence[Intensity]) -> Intensity | None:
-    """Return the median of each number."""
-    return Intensity(*np.median(intensities, axis=0).tolist()) if intensities else None

@@ -1,4 +1,4 @@
-"""Read archives in MedMNIST's layout: one .npz holds many labelled images, each a series of its own.
+"""ARCHIVES in MedMNIST's layout -> images: one .npz holds many labelled images, each a series of its own.
 
 Arrays are {train,val,test}_images, (N, H, W), (N, H, W, 3) or (N, D, H, W) of uint8, and {..}_labels,
 (N, 1) or (N, K). An item is named by its part and row: "train/17".
@@ -11,7 +11,6 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,11 @@ from numpy.typing import NDArray
 
 from medtl.errors import ReadError
 from medtl.imaging.image import Image, ImageFacts
-from medtl.imaging.series import Scan, Series, read_headers
+from medtl.imaging.series import Kind, Scan, Series, scan_each
 
-NAME = "medmnist"
+NAME, TITLE = "medmnist", "MedMNIST"
+KIND: Kind = "item"
+SUFFIXES: tuple[str, ...] = (".npz",)
 
 ZIP_MAGIC = b"PK\x03\x04"
 PARTS = ("train", "val", "test")
@@ -46,19 +47,21 @@ def recognises(path: Path, head: bytes) -> bool:
 
 def scan(files: Sequence[Path], workers: int | None = None) -> Scan:
     """List every item of each archive, from the headers of its arrays alone."""
-    found, refusals = read_headers(_list_items, files, workers)
-    return Scan(tuple(chain.from_iterable(found)), tuple(refusals))
+    return scan_each(_list_items, files, workers)
 
 
 def read(series: Series) -> Image:
     """Read one item. Raises ReadError archive-item, -damaged, -layout, -too-large."""
     path = series.files[0]
-    part, row = _parse_item(series)
-    images = _array(path, path.stat().st_mtime_ns, f"{part}_images")
-    if images is None or row >= len(images):
-        raise _no_item(series)
-    stored = images[row]
-    colour = _is_colour(images.shape)
+    part, _, row = (series.item or "").partition("/")
+    images = None
+    if part in PARTS and row.isascii() and row.isdigit():
+        images = _array(path, path.stat().st_mtime_ns, f"{part}_images")
+    if images is None or int(row) >= len(images):
+        reason = f"has no item {series.item}"
+        raise ReadError("archive-item", reason, where=series.path, fix='name one as "train/17"')
+    stored = images[int(row)]
+    colour = images.ndim == 4 and images.shape[-1] == COLOUR_CHANNELS
     pixels = np.moveaxis(stored, -1, 0) if colour else stored[None]
     facts = ImageFacts(
         source=f"{path}#{series.item}",
@@ -78,7 +81,7 @@ def _list_items(path: Path) -> list[Series]:
 
 
 def archive_labels(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the labels of every item that has some: one class index, or one 0 or 1 per class.
+    """Return the labels of every labelled item: one class index, or one 0 or 1 per class.
 
     Raises ReadError archive-damaged, -layout, -too-large.
     """
@@ -98,18 +101,6 @@ def archive_labels(path: Path) -> dict[str, tuple[int, ...]]:
     return labels
 
 
-def _parse_item(series: Series) -> tuple[str, int]:
-    part, _, row = (series.item or "").partition("/")
-    if part not in PARTS or not (row.isascii() and row.isdigit()):
-        raise _no_item(series)
-    return part, int(row)
-
-
-def _no_item(series: Series) -> ReadError:
-    reason = f"has no item {series.item}"
-    return ReadError("archive-item", reason, where=series.path, fix='name one as "train/17"')
-
-
 def _shapes(path: Path) -> Iterator[tuple[str, Shape]]:
     """Yield each part with the shape of its images, checked, without decompressing them."""
     with _reporting_damage(path), zipfile.ZipFile(path) as archive:
@@ -120,7 +111,7 @@ def _shapes(path: Path) -> Iterator[tuple[str, Shape]]:
 
 
 def _check_array(archive: zipfile.ZipFile, name: str, path: Path) -> Shape:
-    """Check what an array says of itself against the room it takes, and return its shape."""
+    """Check the header of an array against the bytes it takes, and return its shape."""
     info = archive.getinfo(f"{name}.npy")
     with archive.open(info) as file:
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -130,9 +121,8 @@ def _check_array(archive: zipfile.ZipFile, name: str, path: Path) -> Shape:
         shape, _, dtype = reader(file)
         size = file.tell() + math.prod(shape) * dtype.itemsize
     if info.file_size > MOST_BYTES:
-        raise ReadError(
-            "archive-too-large", f"{name} has more than {MOST_BYTES} bytes", where=path, fix="split it"
-        )
+        reason = f"{name} has more than {MOST_BYTES} bytes"
+        raise ReadError("archive-too-large", reason, where=path, fix="split it")
     if name.endswith("_images") and shape and shape[0] > MOST_ITEMS:
         reason = f"{name} has {shape[0]} images, more than {MOST_ITEMS}"
         raise ReadError("archive-too-large", reason, where=path, fix="split it")
@@ -146,7 +136,7 @@ def _check_array(archive: zipfile.ZipFile, name: str, path: Path) -> Shape:
 
 @lru_cache(maxsize=4)
 def _array(path: Path, mtime_ns: int, name: str) -> NDArray | None:
-    """Decompress one array, kept so that the next item costs nothing; zipfile checks its CRC."""
+    """Decompress one array, cached so that the next item costs nothing; zipfile checks its CRC."""
     with _reporting_damage(path), zipfile.ZipFile(path) as archive:
         if f"{name}.npy" not in archive.namelist():
             return None
@@ -156,10 +146,6 @@ def _array(path: Path, mtime_ns: int, name: str) -> NDArray | None:
             file.read()  # to the end, where the CRC is compared
     array.flags.writeable = False
     return array
-
-
-def _is_colour(shape: Shape) -> bool:
-    return len(shape) == 4 and shape[-1] == COLOUR_CHANNELS
 
 
 @contextmanager

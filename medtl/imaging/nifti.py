@@ -1,9 +1,9 @@
 """Read NIfTI: one file becomes one volume, in the axis order of the file, or as many as its time axis has.
 
-A single slice, with two dimensions or a third of extent 1, stays a volume of one slice: only so does its
-affine keep saying where it lies. A file of several volumes holds the items "volume/0", "volume/1", ...; each
-is read on its own, from a stream that is always followed to its end, where the checksum is. What is inflated
-for one of them is kept for the others.
+A single slice, with two dimensions or a third of extent 1, stays a volume of one slice, so that its affine
+still says where it lies. A file of several volumes holds the items "volume/0", "volume/1", ...; each is read
+on its own, from a stream that is always read to its end, where the checksum is. What is inflated for one of
+them is cached for the others.
 """
 
 import gzip
@@ -16,9 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,22 +26,26 @@ from medtl.errors import ReadError
 from medtl.imaging.image import Image, ImageFacts
 from medtl.imaging.nifti_header import (
     NIFTI2_BYTES,
-    Header,
     announced_bytes,
     check_header,
-    is_nifti,
+    nifti_version,
     parse_header,
     spatial_affine,
     volume_bytes,
     volume_count,
     volume_shape,
 )
-from medtl.imaging.series import Scan, Series, read_headers
+from medtl.imaging.series import Kind, Scan, Series, scan_each
 
-NAME = "nifti"
+if TYPE_CHECKING:
+    from medtl.imaging.nifti_header import Header
 
-# Bytes of all volumes of a gzip file that are kept from one to the next; larger files are inflated for each.
-MOST_KEPT_BYTES = 2**28
+NAME, TITLE = "nifti", "NIfTI"
+KIND: Kind = "volume"
+SUFFIXES: tuple[str, ...] = (".nii", ".nii.gz")
+
+# Bytes of a gzip file's volumes that are cached between reads; larger files are inflated for each volume.
+MOST_CACHED_BYTES = 2**28
 GZIP_MAGIC = b"\x1f\x8b"
 GZIP_WBITS = 31  # tells zlib to expect gzip's header and trailer, and to check both (RFC 1952)
 
@@ -58,7 +61,7 @@ MOST_MEMBERS, MEMBER_BYTES = 64, 2**14
 # No deflate stream inflates to more than this many times its length (zlib's technical notes).
 DEFLATE_RATIO = 1032
 
-# How many times their length incompressible bytes take in a gzip stream at most, blocked gzip included.
+# How many times their length incompressible bytes take in a gzip stream at most, even in blocked gzip.
 MOST_GROWTH = 1.01
 
 # A stream that announces more than BOMB_BYTES out of less than a BOMB_RATIO-th of them is not inflated.
@@ -70,9 +73,9 @@ RAW_BYTES, PIECE_BYTES = 2**14, 2**20
 
 @dataclass(frozen=True, eq=False)
 class Content:
-    """Bytes of one volume or all, from byte `start` of the volumes on; trailing: how many follow the last."""
+    """Bytes of one volume or all, from byte `start` of the volumes; trailing: how many follow the last."""
 
-    header: Header
+    header: "Header"
     volumes: bytearray
     start: int
     trailing: int
@@ -81,16 +84,15 @@ class Content:
 
 def recognises(path: Path, head: bytes) -> bool:
     """Look for NIfTI's magic, in the file or in the gzip stream that it holds."""
-    if not head.startswith(GZIP_MAGIC):
-        return is_nifti(head)
-    with path.open("rb") as file:
-        return is_nifti(inflated_head(file.read(RAW_BYTES)))
+    if head.startswith(GZIP_MAGIC):
+        with path.open("rb") as file:
+            head = inflated_head(file.read(RAW_BYTES))
+    return nifti_version(head) is not None
 
 
 def scan(files: Sequence[Path], workers: int | None = None) -> Scan:
     """List each volume of each file as a series; refuse by the header what would not be read exactly."""
-    found, refusals = read_headers(_list_volumes, files, workers)
-    return Scan(tuple(chain.from_iterable(found)), tuple(refusals))
+    return scan_each(_list_volumes, files, workers)
 
 
 def read(series: Series) -> Image:
@@ -99,9 +101,11 @@ def read(series: Series) -> Image:
     Raises ReadError nifti-header, -pair, -damaged, -truncated, -too-large, -dimensions, -type, -affine,
     -not-finite.
     """
+    import nibabel
+
     path = series.files[0]
     source = f"{path}#{series.item}" if series.item else str(path)
-    content = _kept_content(series, path) or _read_content(series, path)
+    content = _cached_content(series, path) or _read_content(series, path)
     header, number = content.header, _volume_number(series, content.header)
     affine = spatial_affine(header, volume_shape(header), path)
     facts = ImageFacts(
@@ -130,7 +134,7 @@ def _items(count: int) -> list[str | None]:
     return [f"volume/{number}" for number in range(count)] if count > 1 else [None]
 
 
-def _volume_number(series: Series, header: Header) -> int:
+def _volume_number(series: Series, header: "Header") -> int:
     items = _items(volume_count(header))
     if series.item not in items:
         reason = "has changed since it was listed"
@@ -138,7 +142,7 @@ def _volume_number(series: Series, header: Header) -> int:
     return items.index(series.item)
 
 
-def _checked_header(first: bytes, file_bytes: int, path: Path) -> Header:
+def _checked_header(first: bytes, file_bytes: int, path: Path) -> "Header":
     """Return the header of a file, from its first bytes and its length, if the file can be read exactly."""
     header = parse_header(inflated_head(first), path)
     check_header(header, path)
@@ -167,12 +171,12 @@ def _hashed(file: BinaryIO, digest: "hashlib._Hash") -> Iterator[bytes]:
         yield chunk
 
 
-# The last gzip file of several volumes, so that each of them does not inflate all the others again.
+# The last gzip file of several volumes, so that reading one does not inflate all the others again.
 _lock = threading.Lock()
 _last: tuple[tuple[Path, int, int, int], Content] | None = None
 
 
-def _kept_content(series: Series, path: Path) -> Content | None:
+def _cached_content(series: Series, path: Path) -> Content | None:
     """Return all volumes of a gzip file that holds several; None for other files, and for too large ones."""
     global _last
     if series.item is None:
@@ -181,10 +185,10 @@ def _kept_content(series: Series, path: Path) -> Content | None:
         first, status = file.read(RAW_BYTES), os.fstat(file.fileno())
     header = _checked_header(first, status.st_size, path)
     count = volume_count(header)
-    if not first.startswith(GZIP_MAGIC) or count * volume_bytes(header) > MOST_KEPT_BYTES:
+    if not first.startswith(GZIP_MAGIC) or count * volume_bytes(header) > MOST_CACHED_BYTES:
         return None
     identity = (path, status.st_ino, status.st_size, status.st_mtime_ns)
-    with _lock:  # who comes second waits, and has it at once
+    with _lock:
         if _last is None or _last[0] != identity:
             _last = None
             _last = identity, _read_content(series, path, whole=True)
@@ -194,7 +198,7 @@ def _kept_content(series: Series, path: Path) -> Content | None:
     return content
 
 
-def _voxels(header: Header, volumes: bytearray, offset: int, source: str) -> NDArray[np.float32]:
+def _voxels(header: "Header", volumes: bytearray, offset: int, source: str) -> NDArray[np.float32]:
     """Return scaled values (i, j, k). Slice by slice, so that no float64 volume is ever in memory."""
     shape = volume_shape(header)
     stored = np.frombuffer(volumes, header.get_data_dtype(), math.prod(shape), offset)
@@ -212,10 +216,12 @@ def _voxels(header: Header, volumes: bytearray, offset: int, source: str) -> NDA
 
 
 def write_volume(path: Path, values: NDArray[np.float32], affine: NDArray[np.float64]) -> None:
-    """Write values (3 axes, in the order of an Image's) with its affine (RAS+ mm) as .nii.gz, atomically.
+    """Write values, with the axes of an Image, and its affine (RAS+ mm) as .nii.gz, atomically.
 
     The same content gives the same bytes. Raises OutputError output-unwritable.
     """
+    import nibabel
+
     content = nibabel.Nifti1Image(np.asarray(values, dtype=np.float32), affine).to_bytes()
     with replacing(path) as temporary:
         temporary.write_bytes(gzip.compress(content, mtime=0))
@@ -231,7 +237,7 @@ def inflated_head(first: bytes) -> bytes:
         return b""
 
 
-def inflate(raw: Iterable[bytes], header: Header, path: Path) -> Iterator[bytes]:
+def inflate(raw: Iterable[bytes], header: "Header", path: Path) -> Iterator[bytes]:
     """Yield what the members of a gzip stream hold, in pieces; zlib compares the CRC of each at its end."""
     most_members = MOST_MEMBERS + announced_bytes(header) // MEMBER_BYTES
     member, left = zlib.decompressobj(GZIP_WBITS), most_members
@@ -252,11 +258,11 @@ def inflate(raw: Iterable[bytes], header: Header, path: Path) -> Iterator[bytes]
 
 
 def keep_bytes(
-    pieces: Iterable[bytes], header: Header, start: int, size: int, path: Path
+    pieces: Iterable[bytes], header: "Header", start: int, size: int, path: Path
 ) -> tuple[bytearray, int]:
-    """Keep some bytes of the content and read the rest, for its checksum alone.
+    """Return `size` bytes of the content from `start`, and how many bytes follow the last volume.
 
-    Returns them with the number of bytes behind the last volume. Reads no more than the header announces.
+    The rest is read for its checksum alone; no more is read than the header announces.
     """
     kept, announced, position = bytearray(size), announced_bytes(header), 0
     for piece in pieces:
@@ -271,7 +277,7 @@ def keep_bytes(
     return kept, position - announced
 
 
-def check_length(header: Header, file_bytes: int, path: Path, packed: bool) -> None:
+def check_length(header: "Header", file_bytes: int, path: Path, packed: bool) -> None:
     """Compare the bytes that a header announces with those that the file can hold."""
     announced = announced_bytes(header)
     if announced > MOST_BYTES:

@@ -4,17 +4,18 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from nibabel.nifti1 import Nifti1Header
-from nibabel.nifti2 import Nifti2Header
 from numpy.typing import NDArray
 
 from medtl.errors import ReadError
 
-# nibabel writes what it finds odd in a header to stderr.
+if TYPE_CHECKING:
+    from nibabel.nifti1 import Nifti1Header as Header  # which that of NIfTI-2 is, too
+
+# nibabel writes what it finds unusual in a header to stderr.
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
-Header = Nifti1Header | Nifti2Header
 NIFTI1_BYTES, NIFTI2_BYTES = 348, 540
 NIFTI1_MAGIC, NIFTI2_MAGIC = 344, 4  # places of the magic in the header
 MAGICS = {b"n+1\0": 1, b"ni1\0": 1, b"n+2\0": 2, b"ni2\0": 2}
@@ -39,16 +40,23 @@ CONFLICT_MM = 1.0
 UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 
 
-def is_nifti(head: bytes) -> bool:
-    """Say whether content begins as NIfTI does."""
-    return _version(head) is not None
+def nifti_version(head: bytes) -> int | None:
+    """Return 1 or 2 for content that begins as NIfTI does, None for other content."""
+    sizes = {int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big")}
+    if NIFTI1_BYTES in sizes:
+        return MAGICS.get(head[NIFTI1_MAGIC : NIFTI1_MAGIC + 4])
+    if NIFTI2_BYTES in sizes:
+        return MAGICS.get(head[NIFTI2_MAGIC : NIFTI2_MAGIC + 4])
+    return None
 
 
-def parse_header(head: bytes, path: Path) -> Header:
+def parse_header(head: bytes, path: Path) -> "Header":
     """Parse a header from the first bytes of the content. Raises ReadError nifti-header, nifti-damaged."""
-    number = _version(head)
+    number = nifti_version(head)
     if number is None:
         raise ReadError("nifti-damaged", "does not begin with NIfTI", where=path, fix="copy it again")
+    from nibabel import Nifti1Header, Nifti2Header  # a third of a second, with the first file that needs it
+
     kind, size = (Nifti1Header, NIFTI1_BYTES) if number == 1 else (Nifti2Header, NIFTI2_BYTES)
     try:
         header = kind(head[:size], check=False)
@@ -62,22 +70,21 @@ def parse_header(head: bytes, path: Path) -> Header:
     return header
 
 
-def check_header(header: Header, path: Path) -> None:
+def check_header(header: "Header", path: Path) -> None:
     """Refuse what would not be read exactly, before any pixel is decompressed."""
     if bytes(header["magic"])[:2] == b"ni":
         fix = "save it as one .nii file"
         raise ReadError("nifti-pair", "has its pixels in another file", where=path, fix=fix)
     _check_shape(header, path)
     _check_type(header, path)
-    least = NIFTI2_BYTES + 4 if isinstance(header, Nifti2Header) else NIFTI1_BYTES + 4
     offset = float(header["vox_offset"])
-    if not least <= offset <= MOST_OFFSET or offset != int(offset):
+    if not int(header["sizeof_hdr"]) + 4 <= offset <= MOST_OFFSET or offset != int(offset):
         reason = f"says that its pixels begin at byte {offset:.0f}"
         raise ReadError("nifti-header", reason, where=path, fix="write it again")
     spatial_affine(header, volume_shape(header), path)
 
 
-def _check_shape(header: Header, path: Path) -> None:
+def _check_shape(header: "Header", path: Path) -> None:
     axes, shape = int(header["dim"][0]), _shape(header)
     if not 2 <= axes <= 7 or min(shape) < 1:
         raise ReadError("nifti-header", "has no valid dimensions", where=path, fix="write it again")
@@ -91,7 +98,7 @@ def _check_shape(header: Header, path: Path) -> None:
         raise ReadError("nifti-dimensions", reason, where=path, fix="save one value a voxel")
 
 
-def _check_type(header: Header, path: Path) -> None:
+def _check_type(header: "Header", path: Path) -> None:
     dtype = header.get_data_dtype()
     if dtype.str[1:] not in READ_TYPES:
         reason = "has complex, colour or extended values"
@@ -103,57 +110,49 @@ def _check_type(header: Header, path: Path) -> None:
         raise ReadError("nifti-header", "is scaled by infinity", where=path, fix="correct its scl_slope")
 
 
-def _version(head: bytes) -> int | None:
-    sizes = {int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big")}
-    if NIFTI1_BYTES in sizes:
-        return MAGICS.get(head[NIFTI1_MAGIC : NIFTI1_MAGIC + 4])
-    if NIFTI2_BYTES in sizes:
-        return MAGICS.get(head[NIFTI2_MAGIC : NIFTI2_MAGIC + 4])
-    return None
-
-
-def _shape(header: Header) -> tuple[int, ...]:
+def _shape(header: "Header") -> tuple[int, ...]:
     return tuple(int(extent) for extent in header["dim"][1 : int(header["dim"][0]) + 1])
 
 
-def volume_shape(header: Header) -> tuple[int, int, int]:
+def volume_shape(header: "Header") -> tuple[int, int, int]:
     """Return the extents of one volume."""
     i, j, k = (*_shape(header), 1)[:3]
     return i, j, k
 
 
-def volume_count(header: Header) -> int:
+def volume_count(header: "Header") -> int:
     """Return how many volumes a file holds."""
     return (*_shape(header), 1, 1)[3]
 
 
-def volume_bytes(header: Header) -> int:
+def volume_bytes(header: "Header") -> int:
     """Return the bytes of one volume."""
     return math.prod(volume_shape(header)) * header.get_data_dtype().itemsize
 
 
-def announced_bytes(header: Header) -> int:
+def announced_bytes(header: "Header") -> int:
     """Return how long the content of a file is by its header."""
     return int(header["vox_offset"]) + volume_count(header) * volume_bytes(header)
 
 
-def spatial_affine(header: Header, shape: Sequence[int], path: Path) -> NDArray[np.float64]:
+def spatial_affine(header: "Header", shape: Sequence[int], path: Path) -> NDArray[np.float64]:
     """Return the affine (4, 4) in RAS+ mm of a volume: its sform where that has a code, else its qform.
 
-    The order is that of nifti1.h, methods 3 and 2. Its method 1, sizes without a place, is refused; so are
-    two forms that disagree, though the standard lets them name two spaces: nobody says which one is meant.
+    The order is that of nifti1.h, methods 3 and 2. Its method 1, sizes without a position, is refused. So are
+    two forms that disagree, though the standard allows it: nothing in the file says which one is meant.
     Raises ReadError nifti-affine, nifti-header.
     """
     with np.errstate(all="ignore"):  # what overflows is not finite, and refused
-        found = [affine for affine in (_sform(header), _qform(header, path)) if affine is not None]
-        if not found:
+        affines = [header.get_sform()] if int(header["sform_code"]) > 0 else []
+        affines += [_qform(header, path)] if int(header["qform_code"]) > 0 else []
+        if not affines:
             reason = "has neither sform nor qform: where it lies is unknown"
             raise ReadError("nifti-affine", reason, where=path, fix="set its sform")
         scale = UNITS_MM.get(int(header["xyzt_units"]) & 7)
         if scale is None:
             reason = "has an unknown unit of length"
             raise ReadError("nifti-header", reason, where=path, fix="write it in millimetres")
-        scaled = [np.diag([scale, scale, scale, 1.0]) @ affine for affine in found]
+        scaled = [np.diag([scale, scale, scale, 1.0]) @ affine for affine in affines]
         for affine in scaled:
             _check_regular(affine, path)
         apart = _corner_distance(scaled[0], scaled[-1], shape)
@@ -163,18 +162,12 @@ def spatial_affine(header: Header, shape: Sequence[int], path: Path) -> NDArray[
     return scaled[0]
 
 
-def _sform(header: Header) -> NDArray[np.float64] | None:
-    return np.asarray(header.get_sform(), np.float64) if int(header["sform_code"]) > 0 else None
-
-
-def _qform(header: Header, path: Path) -> NDArray[np.float64] | None:
-    if int(header["qform_code"]) <= 0:
-        return None
+def _qform(header: "Header", path: Path) -> NDArray[np.float64]:
     header = header.copy()
     if header["pixdim"][0] == 0:
         header["pixdim"][0] = 1  # qfac: nifti1.h, "we take qfac=1"
     try:
-        return np.asarray(header.get_qform(), np.float64)
+        return header.get_qform()
     except Exception as error:  # nibabel raises several kinds for quaternions that are none
         fix = "correct it, or set its code to 0 beside an sform"
         raise ReadError("nifti-affine", "has an invalid qform", where=path, fix=fix) from error

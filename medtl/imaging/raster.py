@@ -10,19 +10,21 @@ import struct
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
-import PIL
 from numpy.typing import NDArray
-from PIL import Image as PillowImage
-from PIL import ImageOps, UnidentifiedImageError
 
 from medtl.errors import ReadError
 from medtl.imaging.image import Image, ImageFacts
-from medtl.imaging.series import Scan, Series, read_headers
+from medtl.imaging.series import Kind, Scan, Series, scan_each
 
-NAME = "raster"
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+NAME, TITLE = "raster", "PNG, JPEG"
+KIND: Kind = "image"
+SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg")
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC = b"\xff\xd8\xff"
@@ -35,7 +37,7 @@ MOST_PIXELS = 2**26
 # More values than any radiograph has, out of almost no bytes, are no image (a bomb).
 LARGE_VALUES, MOST_SHRINKING = 2**25, 500
 
-# What each mode of pillow is brought to; a mode that is not here is refused.
+# What each mode of pillow is converted to; a mode that is not here is refused.
 TARGET_MODES = {
     "1": "L",
     "L": "L",
@@ -49,6 +51,9 @@ TARGET_MODES = {
     "RGBA": "RGB",
 }
 
+# What pillow raises on files that are damaged.
+DAMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error)
+
 
 def recognises(path: Path, head: bytes) -> bool:
     """Look for the magic of PNG or JPEG."""
@@ -57,12 +62,13 @@ def recognises(path: Path, head: bytes) -> bool:
 
 def scan(files: Sequence[Path], workers: int | None = None) -> Scan:
     """List each file as a series; refuse by the header what would not be read exactly."""
-    found, refusals = read_headers(_check_file, files, workers)
-    return Scan(tuple(found), tuple(refusals))
+    return scan_each(_list_image, files, workers)
 
 
 def read(series: Series) -> Image:
     """Read one image. Raises ReadError raster-damaged, -too-large, -frames, -colour."""
+    import PIL
+
     path = series.files[0]
     data = path.read_bytes()
     if data.startswith(PNG_MAGIC):
@@ -86,14 +92,16 @@ def read(series: Series) -> Image:
     return Image(pixels, None, None, facts)
 
 
-def _check_file(path: Path) -> Series:
+def _list_image(path: Path) -> list[Series]:
     with path.open("rb") as file:
         _check(_open(file, path), path)
-    return Series(path, (path,), NAME)
+    return [Series(path, (path,), NAME)]
 
 
-def _open(file: IO[bytes], path: Path) -> PillowImage.Image:
+def _open(file: IO[bytes], path: Path) -> "Picture":
     """Open lazily: the header is read, no pixel is decompressed."""
+    from PIL import Image as PillowImage
+
     warnings.filterwarnings(
         "ignore", category=PillowImage.DecompressionBombWarning
     )  # _check has its own limit
@@ -101,11 +109,11 @@ def _open(file: IO[bytes], path: Path) -> PillowImage.Image:
         return PillowImage.open(file, formats=("PNG", "JPEG"))
     except PillowImage.DecompressionBombError as error:
         raise _too_large(path) from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
+    except DAMAGE as error:
         raise _damaged(path) from error
 
 
-def _check(picture: PillowImage.Image, path: Path) -> None:
+def _check(picture: "Picture", path: Path) -> None:
     if picture.width * picture.height > MOST_PIXELS:
         raise _too_large(path)
     if getattr(picture, "n_frames", 1) > 1:
@@ -120,27 +128,28 @@ def _check_png(data: bytes, path: Path) -> None:
     """Check every chunk's CRC, which pillow does not while it decodes, and the depth of colour."""
     depth, colour_type = data[24:26] if len(data) > 25 else (0, 0)
     if depth == 16 and colour_type in PNG_COLOUR_TYPES:
-        # pillow would cut it to 8 bits without a word.
+        # pillow would cut it to 8 bits silently.
         reason = "has 16 bits per colour or an alpha channel beside 16 bits"
         raise ReadError("raster-colour", reason, where=path, fix="save it as 16-bit grey or 8-bit RGB")
     try:
         _open(io.BytesIO(data), path).verify()
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
+    except DAMAGE as error:
         raise _damaged(path) from error
 
 
-def _pixels(picture: PillowImage.Image, path: Path) -> tuple[NDArray[np.float32], list[str]]:
+def _pixels(picture: "Picture", path: Path) -> tuple[NDArray[np.float32], list[str]]:
     """Decompress to (C, H, W), upright."""
+    from PIL import ImageOps
+
     notes = []
     try:
         picture.load()
-        upright = (
-            ImageOps.exif_transpose(picture) if picture.getexif().get(ORIENTATION_TAG, 1) != 1 else picture
-        )
+        turned = picture.getexif().get(ORIENTATION_TAG, 1) != 1
+        upright = ImageOps.exif_transpose(picture) if turned else picture
         values = np.asarray(upright.convert(TARGET_MODES[picture.mode]), dtype=np.float32)
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error) as error:
+    except DAMAGE as error:
         raise _damaged(path) from error
-    if upright is not picture:
+    if turned:
         notes.append("turned by its EXIF orientation")
     if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
         notes.append("alpha dropped")

@@ -1,33 +1,25 @@
-"""The formats that medtl reads, in the order in which a file is offered to them.
+"""FILES -> IMAGES: scan lists the series of a folder by their headers, read_series reads one into an Image.
 
-A format is a module with the four names of `Format`. Files are told apart by content, never by extension.
+Formats are recognised by content, never by extension. To add one, write a module that offers what Format
+names, and add it to FORMATS.
 """
 
 import os
 import stat
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from medtl.errors import ReadError
-from medtl.imaging import medmnist, nifti, raster
-from medtl.imaging.dicom import reader as dicom
+from medtl.imaging import dicom, medmnist, nifti, raster
 from medtl.imaging.image import Image
-from medtl.imaging.series import HEAD_BYTES, SLICED_MODALITIES, Scan, Series, log, unreadable
+from medtl.imaging.series import HEAD_BYTES, SLICED_MODALITIES, Kind, Scan, Series, log, unreadable
 
-# pydicom imports gdcm, which takes any folder named dl in the working directory for a module that it needs.
-sys.modules.setdefault("dl", None)  # type: ignore[arg-type]
-
-# A file with one of these names is meant to be an image: of other content it is refused, not skipped.
-OTHER_SUFFIXES = (".nii", ".nii.gz", ".png", ".jpg", ".jpeg", ".npz")
-IMAGE_SUFFIXES = (".dcm", *OTHER_SUFFIXES)
-
-# Normal company of images in a folder: counted, and refused only where the user named the very file.
+# Objects that are normal beside images in a folder: skipped, and refused only where the user names the file.
 COMPANY_CODES = frozenset({"dicom-no-image", "dicom-localizer"})
 
-# What files are that are skipped, by the code that a file of this kind has where it is refused.
+# What skipped files are, by the code that a file of this kind has where it is refused.
 SKIPPED_NAMES = {
     "dicom-localizer": "localizers",
     "dicom-no-image": "DICOM objects that are no images",
@@ -39,33 +31,52 @@ SKIPPED_NAMES = {
 
 # Refusals of a file that may have been a slice of the series beside it.
 DAMAGE_CODES = frozenset(
-    {
-        "dicom-header",
-        "dicom-transfer-syntax",
-        "dicom-truncated",
-        "file-empty",
-        "file-unknown",
-        "file-unreadable",
-    }
+    {"dicom-header", "dicom-transfer-syntax", "dicom-truncated"}
+    | {"file-empty", "file-unknown", "file-unreadable"}
 )
+
+# How content that medtl does not read begins.
+OTHER_CONTENT = {
+    b"version https://git-lfs": "a Git LFS pointer",
+    b"<!doctype": "an HTML page",
+    b"<html": "an HTML page",
+    b"<?xml": "XML",
+    b"\x1f\x8b": "damaged gzip, or gzip of something else",
+    b"pk\x03\x04": "a zip archive of something else",
+    b"%pdf": "a PDF",
+    b"\x7felf": "a program",
+    b"mz": "a program",
+    b"ii*\x00": "TIFF",
+    b"mm\x00*": "TIFF",
+    b"bm": "BMP",
+    b"gif8": "GIF",
+}
 
 
 class Format(Protocol):
-    """What a module in this folder offers."""
+    """What a module that reads one format offers.
+
+    NAME is what Series.format holds, TITLE what users see, KIND what a series is by its header. A file whose
+    name ends in one of SUFFIXES is meant to be an image: with other content it is refused, not skipped.
+    """
 
     NAME: str
+    TITLE: str
+    KIND: Kind
+    SUFFIXES: tuple[str, ...]
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """Say whether the content is of this format; head is the first HEAD_BYTES of the file."""
 
     def scan(self, files: Sequence[Path], workers: int | None = None) -> Scan:
-        """List the series in files of this format from their headers alone; workers as for work_in_order."""
+        """List the series in files of this format by their headers; workers as for work_in_order."""
 
     def read(self, series: Series) -> Image:
         """Read one series. Raises ReadError."""
 
 
-FORMATS: tuple[Format, ...] = (dicom, nifti, raster, medmnist)
+# In the order in which a file is offered to them.
+FORMATS: dict[str, Format] = {one.NAME: one for one in (dicom, nifti, raster, medmnist)}
 
 
 def read_images(
@@ -74,39 +85,47 @@ def read_images(
     """Read every image in a file, a folder or a list of files.
 
     Raises ReadError for the first thing that cannot be read exactly; with a list in `refusals`, appends each
-    such error to it and goes on.
+    such error to it and reads the rest.
     """
     found = scan(source)
+    if refusals is not None:
+        refusals += found.refusals
+    elif found.refusals:
+        raise found.refusals[0]
     images = []
-    for refusal in found.refusals:
-        _raise_or_collect(refusal, refusals)
     for series in found.series:
         try:
             images.append(read_series(series))
         except ReadError as error:
-            _raise_or_collect(error, refusals)
+            if refusals is None:
+                raise
+            refusals.append(error)
     return images
 
 
 def scan(source: str | Path | Sequence[str | Path], *, workers: int | None = None) -> Scan:
     """List the series in a file, a folder or a list of them, by reading headers only.
 
-    The result is sorted by path. In folders hidden files and links that lead out of the folder are left
-    out. workers: 1 stays in this process, more are so many child processes; by default children come in
-    where a folder proves large. Raises ReadError file-missing for an absent path, folder-empty where there
-    is nothing to read; TrainingError worker-lost.
+    The result is sorted by path. Hidden files in folders, and links that lead out of the folder, are skipped.
+    workers: 1 stays in this process, more are so many child processes; by default children start where a
+    folder proves large. Raises ReadError file-missing for an absent path, folder-empty where there is nothing
+    to read; TrainingError worker-lost.
     """
     roots = [Path(source)] if isinstance(source, str | Path) else [Path(path) for path in source]
     refusals: list[ReadError] = []
     files, named = _list_files(roots, refusals)
-    claimed, left_out = _claim(files, named, refusals)
+    claimed, unclaimed = _claim(files)
+    left_out = _skip_others(unclaimed, named, claimed, refusals)
     series: list[Series] = []
-    for reader, paths in claimed:
-        part = reader.scan(paths, workers)
+    for name, paths in claimed.items():
+        part = FORMATS[name].scan(paths, workers) if paths else Scan((), ())
         series += part.series
-        refusals += [error for error in part.refusals if not _is_company(error, named)]
         left_out.update(part.left_out)
-        left_out.update(SKIPPED_NAMES[error.code] for error in part.refusals if _is_company(error, named))
+        for error in part.refusals:
+            if error.code in COMPANY_CODES and Path(error.where) not in named:
+                left_out[SKIPPED_NAMES[error.code]] += 1
+            else:
+                refusals.append(error)
     if not series and not refusals:
         reason = f"holds no readable image ({left_out.total()} other files)"
         where = roots[0] if roots else ""
@@ -121,29 +140,17 @@ def scan(source: str | Path | Sequence[str | Path], *, workers: int | None = Non
 
 def read_series(series: Series) -> Image:
     """Read a series into one Image. Raises ReadError where it cannot be read exactly."""
-
-    reader = next((candidate for candidate in FORMATS if series.format == candidate.NAME), None)
-    if reader is None:
+    if series.format not in FORMATS:
         reason = "is a sample of a prepared dataset, whose source is not here"
         raise ReadError("file-missing", reason, where=series.path, fix="name the folder of its source")
     try:
-        return reader.read(series)
+        return FORMATS[series.format].read(series)
     except OSError as error:
         raise unreadable(Path(error.filename or series.path), error) from error
     except ReadError as error:
         # Refusals are collected: with its frames and cause, each would keep the bytes of a file in memory.
         error.__cause__ = error.__context__ = None
         raise error.with_traceback(None)  # noqa: B904
-
-
-def _raise_or_collect(error: ReadError, refusals: list[ReadError] | None) -> None:
-    if refusals is None:
-        raise error
-    refusals.append(error)
-
-
-def _is_company(error: ReadError, named: set[Path]) -> bool:
-    return error.code in COMPANY_CODES and Path(error.where) not in named
 
 
 def _list_files(roots: Iterable[Path], refusals: list[ReadError]) -> tuple[list[Path], set[Path]]:
@@ -167,51 +174,28 @@ def _walk(root: Path, refusals: list[ReadError]) -> Iterator[Path]:
     bounds = root.resolve()
     for folder, folders, names in os.walk(root, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            path = Path(folder, name)
-            if not name.startswith(".") and (not path.is_symlink() or _stays_inside(path, bounds)):
+        for path in (Path(folder, name) for name in names if not name.startswith(".")):
+            if path.is_symlink() and not (path.exists() and path.resolve().is_relative_to(bounds)):
+                log.warning("skipped a link that leads nowhere or out of the folder: %s", path)
+            else:
                 yield path
 
 
-def _stays_inside(link: Path, bounds: Path) -> bool:
-    """Say whether a link has a target, and that below the folder that is being read."""
-    inside = link.exists() and link.resolve().is_relative_to(bounds)
-    if not inside:
-        log.warning("left out a link that leads nowhere or out of the folder: %s", link)
-    return inside
-
-
-def _claim(
-    files: Sequence[Path], named: set[Path], refusals: list[ReadError]
-) -> tuple[list[tuple["Format", list[Path]]], Counter[str]]:
-    """Give each file to the format that recognises it; refuse the others, or count what they are."""
-
-    claimed: list[tuple[Format, list[Path]]] = [(candidate, []) for candidate in FORMATS]
-    strangers: list[ReadError] = []
+def _claim(files: Sequence[Path]) -> tuple[dict[str, list[Path]], list[ReadError]]:
+    """Give each file to the first format that recognises it; return a refusal of each other file."""
+    claimed: dict[str, list[Path]] = {name: [] for name in FORMATS}
+    unclaimed: list[ReadError] = []
     for path in files:
         try:
             head = _read_head(path)
-            owner = next((paths for reader, paths in claimed if reader.recognises(path, head)), None)
+            owner = next((name for name, one in FORMATS.items() if one.recognises(path, head)), None)
         except OSError as error:
-            strangers.append(unreadable(path, error))
+            unclaimed.append(unreadable(path, error))
         except ReadError as error:
-            strangers.append(error)
+            unclaimed.append(error)
         else:
-            owner.append(path) if owner is not None else strangers.append(_unknown(path, head))
-    homes = {(path.parent, path.suffix) for _, paths in claimed for path in paths}
-    left_out: Counter[str] = Counter()
-    for stranger in strangers:
-        if _is_meant_as_image(stranger, named, homes):
-            refusals.append(stranger)
-        else:
-            left_out[_skipped_name(stranger)] += 1
-    return claimed, left_out
-
-
-def _skipped_name(error: ReadError) -> str:
-    """Say what a file is that is skipped; of another format, by its suffix."""
-    suffix = Path(error.where).suffix.lower() if error.code == "file-unknown" else ""
-    return SKIPPED_NAMES[error.code] + (f" ({suffix})" if suffix else "")
+            claimed[owner].append(path) if owner else unclaimed.append(_unknown(path, head))
+    return claimed, unclaimed
 
 
 def _read_head(path: Path) -> bytes:
@@ -225,41 +209,35 @@ def _read_head(path: Path) -> bytes:
     return head
 
 
-def _is_meant_as_image(error: ReadError, named: set[Path], homes: set[tuple[Path, str]]) -> bool:
-    """Tell an image that was damaged from a file that happens to lie beside images.
-
-    An empty file that is named like the images in its folder is taken for one of them.
-    """
-    path = Path(error.where)
-    if path in named or path.name.lower().endswith(IMAGE_SUFFIXES):
-        return True
-    return error.code == "file-empty" and (path.parent, path.suffix) in homes
-
-
 def _unknown(path: Path, head: bytes) -> ReadError:
-    reason = f"is {_describe(head)}, not a DICOM, NIfTI, PNG, JPEG or MedMNIST image"
+    start = head.lstrip().lower()
+    known = (name for magic, name in OTHER_CONTENT.items() if start.startswith(magic))
+    *others, last = (one.TITLE for one in FORMATS.values())
+    reason = f"is {next(known, 'unknown content')}, not a {', '.join(others)} or {last} image"
     fix = "run `git lfs pull`" if head.startswith(b"version https://git-lfs") else "replace or remove it"
     return ReadError("file-unknown", reason, where=path, fix=fix)
 
 
-def _describe(head: bytes) -> str:
-    start = head.lstrip().lower()
-    known = {
-        b"version https://git-lfs": "a Git LFS pointer",
-        b"<!doctype": "an HTML page",
-        b"<html": "an HTML page",
-        b"<?xml": "XML",
-        b"\x1f\x8b": "damaged gzip, or gzip of something else",
-        b"pk\x03\x04": "a zip archive of something else",
-        b"%pdf": "a PDF",
-        b"\x7felf": "a program",
-        b"mz": "a program",
-        b"ii*\x00": "TIFF",
-        b"mm\x00*": "TIFF",
-        b"bm": "BMP",
-        b"gif8": "GIF",
-    }
-    return next((name for magic, name in known.items() if start.startswith(magic)), "unknown content")
+def _skip_others(
+    unclaimed: Sequence[ReadError],
+    named: set[Path],
+    claimed: dict[str, list[Path]],
+    refusals: list[ReadError],
+) -> Counter[str]:
+    """Refuse what is meant to be an image; count the files that happen to lie beside images."""
+    suffixes = tuple(suffix for one in FORMATS.values() for suffix in one.SUFFIXES)
+    # An empty file that is named like the images in its folder is taken for one of them.
+    like_images = {(path.parent, path.suffix) for paths in claimed.values() for path in paths}
+    skipped: Counter[str] = Counter()
+    for error in unclaimed:
+        path = Path(error.where)
+        empty_image = error.code == "file-empty" and (path.parent, path.suffix) in like_images
+        if path in named or path.name.lower().endswith(suffixes) or empty_image:
+            refusals.append(error)
+        else:
+            suffix = f" ({path.suffix.lower()})" if error.code == "file-unknown" and path.suffix else ""
+            skipped[SKIPPED_NAMES[error.code] + suffix] += 1
+    return skipped
 
 
 def _refuse_incomplete(
@@ -276,25 +254,20 @@ def _refuse_incomplete(
         for home in sorted(homes & damage.keys()):
             torn.setdefault(one.path, damage[home])
     for error in refusals:
-        home = _home(error)
+        where = Path(error.where)
+        home = where if where.is_dir() else where.parent
         if error.code.startswith("series-") and home in damage:
-            torn[Path(error.where)] = damage[home]
+            torn[where] = damage[home]
     explained = {Path(error.where).parent for error in torn.values()}
     left = [one for one in refusals if not (_may_be_slice(one) and Path(one.where).parent in explained)]
     left = [one for one in left if Path(one.where) not in torn]
-    return [one for one in series if one.path not in torn], left + [_torn(*pair) for pair in torn.items()]
+    for path, error in torn.items():
+        reason = f"a slice may be missing: {Path(error.where).name} {error.reason}"
+        left.append(ReadError(error.code, reason, where=path, fix=error.fix))
+    return [one for one in series if one.path not in torn], left
 
 
 def _may_be_slice(error: ReadError) -> bool:
     path = Path(error.where)
-    return error.code in DAMAGE_CODES and not (path.is_dir() or path.name.lower().endswith(OTHER_SUFFIXES))
-
-
-def _home(error: ReadError) -> Path:
-    where = Path(error.where)
-    return where if where.is_dir() else where.parent
-
-
-def _torn(path: Path, damage: ReadError) -> ReadError:
-    reason = f"a slice may be missing: {Path(damage.where).name} {damage.reason}"
-    return ReadError(damage.code, reason, where=path, fix=damage.fix)
+    others = tuple(suffix for one in FORMATS.values() if one is not dicom for suffix in one.SUFFIXES)
+    return error.code in DAMAGE_CODES and not (path.is_dir() or path.name.lower().endswith(others))

@@ -1,8 +1,4 @@
-"""Group files into series: the units that are read, labelled and scored.
-
-Paths become files; the content of each file names its format; the formats turn files into Series by their
-headers; a Series becomes one Image. What cannot be read exactly becomes a refusal on the way.
-"""
+"""Series: the units that are read, labelled and scored, as the headers of their files describe them."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from medtl.core.parallel import work_in_order
 from medtl.errors import ReadError
@@ -20,27 +16,31 @@ log = logging.getLogger(__name__)
 # Enough for the magic numbers of every format and the first elements of a DICOM file without preamble.
 HEAD_BYTES = 1024
 
+# Series.format of DICOM, whose series have planes.
+DICOM = "dicom"
+
 # Modalities whose instances are slices of a volume; of all others each instance is an image of its own.
 SLICED_MODALITIES = frozenset({"CT", "MR", "PT"})
-Found = TypeVar("Found")
 
-# Files of a task: a header takes a fraction of a millisecond, about as long as sending a task.
+# Files per task: reading a header takes a fraction of a millisecond, about as long as sending a task.
 CHUNK_FILES = 64
 
-# A folder that is read sooner starts no children: those of a large parent take a tenth of a second.
+# Child processes start after this time: forking a large parent takes a tenth of a second.
 ALONE_SECONDS = 0.5
+
+Kind = Literal["image", "volume", "item"]
+Header = TypeVar("Header")
 
 
 @dataclass(frozen=True)
 class Series:
     """One unit to read: a DICOM series or projection, one file of another format, or one item of an archive.
 
-    files are in slice order for a DICOM volume. path is what names the unit to the user: the folder of a
-    DICOM series that has the folder to itself, otherwise its first file. item is the name of one item of a
-    file that holds several ("train/17" of an archive, "volume/1" of a 4D file), None otherwise. planes are
-    what a scan of DICOM found out of each slice, in order, for the reading to use. Keys are salted hashes,
-    empty where unknown. notes are what the scan repaired or left out, one phrase each; they reach
-    ImageFacts.notes.
+    files are in slice order for a DICOM volume. path names the unit to the user: the folder of a DICOM series
+    that has the folder to itself, otherwise its first file. item names one of several in a file ("train/17"
+    of an archive, "volume/1" of a 4D file), None otherwise. planes holds an Instance for each slice of a
+    DICOM series, in order. Keys are salted hashes, empty where unknown. notes are what the scan repaired or
+    left out, one phrase each; they reach ImageFacts.notes.
     """
 
     path: Path
@@ -57,10 +57,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Scan:
-    """What a folder holds: series to read, what was refused, and files that count for neither.
-
-    left_out: why files were skipped -> how many.
-    """
+    """What a folder holds: series to read, refusals, and how many files were skipped, by reason."""
 
     series: tuple[Series, ...]
     refusals: tuple[ReadError, ...]
@@ -80,33 +77,38 @@ def unreadable(path: Path, error: OSError) -> ReadError:
     return ReadError("file-unreadable", f"cannot be read: {reason}", where=path, fix="check its permissions")
 
 
+def scan_each(
+    list_series: Callable[[Path], list[Series]], files: Sequence[Path], workers: int | None
+) -> Scan:
+    """List the series of a format in which each file stands alone; arguments as for read_headers."""
+    found, refusals = read_headers(list_series, files, workers)
+    return Scan(tuple(chain.from_iterable(found)), tuple(refusals))
+
+
 def read_headers(
-    read_one: Callable[[Path], Found], files: Sequence[Path], workers: int | None
-) -> tuple[list[Found], list[ReadError]]:
-    """Return what read_one found in files, in their order, and the refusals of others.
+    read_one: Callable[[Path], Header], files: Sequence[Path], workers: int | None
+) -> tuple[list[Header], list[ReadError]]:
+    """Return read_one(file) of each file, in order, and the refusals of the others.
 
     read_one is a function of a module. workers: as in work_in_order. Raises TrainingError worker-lost.
     """
     chunks = [files[start : start + CHUNK_FILES] for start in range(0, len(files), CHUNK_FILES)]
     workers = 1 if len(chunks) < 2 else workers
-    results = chain.from_iterable(
-        work_in_order(partial(_read_chunk, read_one), chunks, workers, ALONE_SECONDS)
-    )
-    found: list[Found] = []
+    headers: list[Header] = []
     refusals: list[ReadError] = []
-    for result in results:
-        refusals.append(result) if isinstance(result, ReadError) else found.append(result)
-    return found, refusals
+    for results in work_in_order(partial(_read_chunk, read_one), chunks, workers, ALONE_SECONDS):
+        for result in results:
+            refusals.append(result) if isinstance(result, ReadError) else headers.append(result)
+    return headers, refusals
 
 
-def _read_chunk(read_one: Callable[[Path], Found], files: Sequence[Path]) -> list[Found | ReadError]:
-    return [_read_or_refuse(read_one, path) for path in files]
-
-
-def _read_or_refuse(read_one: Callable[[Path], Found], path: Path) -> Found | ReadError:
-    try:
-        return read_one(path)
-    except ReadError as error:
-        return error
-    except OSError as error:
-        return unreadable(path, error)
+def _read_chunk(read_one: Callable[[Path], Header], files: Sequence[Path]) -> list[Header | ReadError]:
+    results: list[Header | ReadError] = []
+    for path in files:
+        try:
+            results.append(read_one(path))
+        except ReadError as error:
+            results.append(error)
+        except OSError as error:
+            results.append(unreadable(path, error))
+    return results

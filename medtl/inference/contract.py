@@ -1,4 +1,4 @@
-"""Say what a model that leaves medtl takes, gives and may be used for, as plain data that travels with it."""
+"""Describe an exported model as plain data: its input, outputs, task, preprocessing, licences and use."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +22,8 @@ def contract(checkpoint: Checkpoint) -> dict[str, Any]:
     header, config = checkpoint.header, checkpoint.preprocessing
     output = {"dtype": "float32", "shape": ["batch", len(header.classes)]}
     image = ["batch", config.channels, *config.size]
+    weights = header.weights
+    origin = f"{weights['licence']}: {weights['source']}" if weights else "none: trained from random weights"
     return {
         "format": str(FORMAT_VERSION),
         "producer": f"medtl {__version__}",
@@ -36,30 +38,26 @@ def contract(checkpoint: Checkpoint) -> dict[str, Any]:
         "calibration": header.calibration.model_dump(mode="json") if header.calibration else None,
         "conformal": header.conformal.model_dump(mode="json") if header.conformal else None,
         "preprocessing": {**config.model_dump(mode="json"), "steps": list(preprocessing_steps(config))},
-        "licences": licences(checkpoint),
+        "licences": {
+            "pretrained weights": origin,
+            "medtl": "Apache-2.0",
+            "training data": "ask its owner",
+        },
         "backbone": header.backbone,
         "model_sha256": checkpoint.sha256,
     }
 
 
 def thresholds(checkpoint: Checkpoint) -> dict[str, float]:
-    """Return from which probability on a class is predicted; in multiclass none: the most probable one is."""
+    """Return the decision threshold of each class; none in multiclass, where the most probable one wins."""
     task, cuts = checkpoint.task, checkpoint.header.thresholds or ()
-    judged = () if task.kind == "multiclass" else task.asked_classes
-    return dict(zip(judged, cuts, strict=False))
-
-
-def licences(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return under which licence each part of the model came here."""
-    weights = checkpoint.header.weights
-    origin = f"{weights['licence']}: {weights['source']}" if weights else "none: trained from random weights"
-    return {"pretrained weights": origin, "medtl": "Apache-2.0", "training data": "as its owner says"}
+    return {} if task.kind == "multiclass" else dict(zip(task.asked_classes, cuts, strict=False))
 
 
 def preprocessing_steps(config: PreprocessingConfig) -> Iterator[str]:
-    """Yield in words how an image is prepared; imaging/preprocessing.py is what does it."""
+    """Yield the steps of imaging/preprocessing.py in words."""
     yield "values after the Modality LUT or rescale, larger is brighter: MONOCHROME1 is inverted"
-    yield "padding values take the lowest of the others; colour becomes grey by ITU-R BT.601 for one channel"
+    yield "padding values get the lowest of the others; colour becomes grey by ITU-R BT.601 for one channel"
     if len(config.size) == 3:
         yield f"axes in the order and direction {config.orientation}: slices, rows, columns"
     if config.spacing_mm is not None:
@@ -72,6 +70,6 @@ def preprocessing_steps(config: PreprocessingConfig) -> Iterator[str]:
 
 
 def calibration_words(checkpoint: Checkpoint) -> str:
-    """Say whether probabilities are calibrated, and by what."""
+    """Say whether and how probabilities are calibrated."""
     calibration = checkpoint.header.calibration
     return f"calibrated by {calibration.method}" if calibration else "not calibrated"

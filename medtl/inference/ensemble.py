@@ -1,12 +1,12 @@
-"""Ask one or several checkpoints for one answer: the mean of their probabilities.
+"""Predict with one or several checkpoints: the mean of their probabilities.
 
-Checkpoints -> Ensemble; series -> rows in which all members have had their say.
+Checkpoints -> Ensemble; series -> rows of its members -> one row each
 """
 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,140 +19,168 @@ from medtl.imaging.image import Image
 from medtl.imaging.reader import read_series
 from medtl.imaging.series import Series
 from medtl.inference.onnx_graph import Graph
-from medtl.inference.predictor import PLAIN, Forward, Precision, Prediction, predicted_class, score_batch
+from medtl.inference.predictor import (
+    OLD_FIELDS,
+    Forward,
+    Precision,
+    Prediction,
+    predicted_class,
+    score_batch,
+)
 from medtl.models.folding import fold_groups
 from medtl.training.checkpoint import Checkpoint
+
+# Images of a batch, and the values that it may have: larger ones were no faster on any processor tried, and
+# the other processes wait for the last batch at the end.
+LARGEST_BATCH = 4
+BATCH_VALUES = 400_000
 
 
 @dataclass(frozen=True, eq=False)
 class Ensemble:
     """Members of the same classes, and how images go through each of them.
 
-    Of several members the thresholds are the means of theirs, and there are no conformal sets: nobody has
-    tried the mean on validation data.
+    The thresholds of several members are the means of theirs, and there are no conformal sets: the mean was
+    not measured on validation data.
     """
 
     members: tuple[Checkpoint, ...]
     forwards: tuple[Forward, ...]
 
     @property
+    def batch_size(self) -> int:
+        """How many images go through the networks together; the shape of prepared images is fixed."""
+        return self.forwards[0].batch_size
+
+    @property
     def lead(self) -> Checkpoint:
-        """The checkpoint whose header judges the mean: a single member itself."""
+        """The checkpoint whose header applies to the mean: a single member itself."""
         first = self.members[0]
         cuts = [member.header.thresholds for member in self.members]
         if len(cuts) == 1:
             return first
-        means = tuple(map(float, np.mean(cuts, axis=0))) if all(cuts) else None  # type: ignore[arg-type]
+        means = tuple(np.mean(cuts, axis=0).tolist()) if all(cuts) else None  # type: ignore[arg-type]
         changes = {"thresholds": means, "conformal": None, "calibration": None}
         return replace(first, header=first.header.model_copy(update=changes))
 
     def with_precision(self, precision: Precision) -> "Ensemble":
-        """Return the same ensemble, computing in that precision."""
+        """Return the same ensemble in that precision."""
         forwards = tuple(replace(forward, precision=precision) for forward in self.forwards)
         return Ensemble(self.members, forwards)
 
     def with_graphs(self, graphs: Sequence[Graph | None]) -> "Ensemble":
-        """Return the same ensemble, each member run by its graph; by PyTorch where that is None."""
+        """Return the same ensemble, each member run by its graph; None is PyTorch."""
         both = zip(self.forwards, graphs, strict=True)
         return Ensemble(self.members, tuple(replace(forward, graph=graph) for forward, graph in both))
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Return all that a row depends on but its image, as plain data."""
+        """Return everything that a row depends on except its image, as plain data."""
         return {
             "medtl": __version__,
             "torch": torch.__version__,
             "instructions": torch.backends.cpu.get_cpu_capability(),
-            "row": [one.name for one in fields(Prediction)],
             "members": [
                 {"model": member.sha256, "header": _header_digest(member), **asdict(forward)}
                 for member, forward in zip(self.members, self.forwards, strict=True)
             ],
         }
 
+    @property
+    def facts_of_0_1_0(self) -> dict[str, Any]:
+        """Return the facts as medtl 0.1.0 wrote them: its rows stay valid, as they depend on nothing new."""
+        old_names = {name: old for old, name in OLD_FIELDS.items()}
+        members = []
+        for member, forward in zip(self.members, self.forwards, strict=True):
+            how = {name: value for name, value in asdict(forward).items() if name != "batch_size"}
+            members.append(
+                {"model": member.sha256, "header": _header_digest(member, "screening"), **how, "filled": True}
+            )
+        row = [old_names.get(one.name, one.name) for one in fields(Prediction)]
+        return {**self.facts, "medtl": "0.1.0", "row": row, "members": members}
+
 
 def make_ensemble(checkpoints: Sequence[Checkpoint], *, flips: bool = False) -> Ensemble:
     """Put checkpoints together, each in evaluation mode, with its batch norm folded into convolutions.
 
-    flips: members that were trained on mirror images judge the mirror image, too. Raises CheckpointError
-    ensemble-mixed, and ConfigError config-value where flips are asked for and no member knows them.
+    flips: members that were trained on mirror images predict the mirror image, too. Raises CheckpointError
+    ensemble-mixed, and ConfigError config-value for flips if no member was trained on them.
     """
     first = checkpoints[0]
     for other in checkpoints[1:]:
         if other.task != first.task:
-            reason = f"tells apart {_shown(other)}, the first run {_shown(first)}"
-            fix = "put together runs of the same classes, in one order"
+            ours, theirs = (f"{one.task.kind} {', '.join(one.task.classes)}" for one in (first, other))
+            reason = f"was trained for {theirs}, the first run for {ours}"
+            fix = "give runs of the same classes, in the same order"
             raise CheckpointError("ensemble-mixed", reason, where=other.folder, fix=fix)
     mirrored = [flips and one.header.augmentation.flip for one in checkpoints]
     if flips and not any(mirrored):
-        reason = "was trained without mirror images, which are all that is averaged"
+        reason = "was trained without mirror images, so there is nothing to average"
         raise ConfigError("config-value", reason, where="--tta", fix="score without it")
-    forwards = tuple(replace(PLAIN, filled=True, flips=flip) for flip in mirrored)
-    return Ensemble(tuple(map(_folded, checkpoints)), forwards)
+    shapes = [(one.preprocessing.channels, *one.preprocessing.size) for one in checkpoints]
+    batch_size = max(1, min(LARGEST_BATCH, BATCH_VALUES // max(map(prod, shapes))))
+    folded = [
+        replace(one, classifier=fold_groups(one.classifier, (1, *shape)))
+        for one, shape in zip(checkpoints, shapes, strict=True)
+    ]
+    forwards = tuple(Forward(flips=flip, batch_size=batch_size) for flip in mirrored)
+    return Ensemble(tuple(folded), forwards)
 
 
-def _folded(checkpoint: Checkpoint) -> Checkpoint:
-    config = checkpoint.preprocessing
-    classifier = fold_groups(checkpoint.classifier, (1, config.channels, *config.size))
-    return replace(checkpoint, classifier=classifier)
-
-
-def judge_batch(
+def predict_batch(
     ensemble: Ensemble,
     batch: Sequence[Series],
     root: Path,
-    size: int,
     read: Callable[[Series], Image] = read_series,
 ) -> list[Prediction]:
-    """Score series in one batch that is filled up to `size`, each read once. Rows are in their order."""
+    """Score series in one batch, each read once. Rows are in their order."""
     if len(ensemble.members) > 1:
         read = _once(read)
     by_member = [
-        [scored.prediction for scored in score_batch(member, batch, root, read=read, forward=how, size=size)]
+        [scored.prediction for scored in score_batch(member, batch, root, read=read, forward=how)]
         for member, how in zip(ensemble.members, ensemble.forwards, strict=True)
     ]
     return [_agree(ensemble, rows) for rows in zip(*by_member, strict=True)]
 
 
 def _once(read: Callable[[Series], Image]) -> Callable[[Series], Image]:
-    """Return a reading that keeps what it has read, refusals included."""
+    """Return a reader that remembers what it has read, refusals included."""
+    outcomes: dict[Series, Image | ReadError] = {}
 
-    @cache
-    def outcome(series: Series) -> Image | ReadError:
-        try:
-            return read(series)
-        except ReadError as error:
-            return error
+    def read_once(series: Series) -> Image:
+        if series not in outcomes:
+            try:
+                outcomes[series] = read(series)
+            except ReadError as error:
+                outcomes[series] = error
+        outcome = outcomes[series]
+        if isinstance(outcome, ReadError):
+            raise outcome.with_traceback(None)
+        return outcome
 
-    def again(series: Series) -> Image:
-        found = outcome(series)
-        if isinstance(found, ReadError):
-            raise found.with_traceback(None)
-        return found
-
-    return again
+    return read_once
 
 
 def _agree(ensemble: Ensemble, rows: Sequence[Prediction]) -> Prediction:
-    """Return one row of one image: that of a member that refuses it, or the mean."""
+    """Return one row for an image: that of a member that refuses it, or the mean."""
     if len(rows) == 1:
         return rows[0]
     refused = next((row for row in rows if row.status == "refused"), None)
     if refused is not None:
         return refused
     mean = np.mean([row.probabilities for row in rows], axis=0)
-    predicted = predicted_class(ensemble.lead, mean)
-    screening = next((row.screening for row in rows if row.screening not in ("", "ok")), rows[0].screening)
-    values = tuple(map(float, mean))
-    return replace(rows[0], predicted=predicted, probabilities=values, held="", screening=screening)
+    return replace(
+        rows[0],
+        predicted=predicted_class(ensemble.lead, mean),
+        probabilities=tuple(mean.tolist()),
+        prediction_set="",
+        ood=next((row.ood for row in rows if row.ood not in ("", "ok")), rows[0].ood),
+    )
 
 
-def _header_digest(checkpoint: Checkpoint) -> str:
-    """Return a hash of what a row depends on in a header."""
-    judging = {"thresholds", "calibration", "conformal", "screening"}
-    used = {"preprocessing", "backbone", "task_kind", "classes", *judging}
-    return hashlib.sha256(checkpoint.header.model_dump_json(include=used).encode()).hexdigest()[:24]
-
-
-def _shown(checkpoint: Checkpoint) -> str:
-    return f"{checkpoint.task.kind} {', '.join(checkpoint.task.classes)}"
+def _header_digest(checkpoint: Checkpoint, ood: str = "ood") -> str:
+    """Return a hash of what a row depends on in a header. ood: what the OOD limits are called in it."""
+    deciding = {"thresholds", "calibration", "conformal", "ood"}
+    used = {"preprocessing", "backbone", "task_kind", "classes", *deciding}
+    text = checkpoint.header.model_dump_json(include=used).replace('"ood":', f'"{ood}":')
+    return hashlib.sha256(text.encode()).hexdigest()[:24]

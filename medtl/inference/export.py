@@ -2,7 +2,7 @@
 
 classifier + calibration -> Portable -> torch.export -> model.pt2
                                      -> ONNX         -> model.onnx
-Each file is run against the classifier before it is handed over.
+Each file is compared with the classifier before it gets its name.
 """
 
 import io
@@ -12,12 +12,11 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.onnx import ONNXProgram
@@ -32,10 +31,10 @@ from medtl.training.checkpoint import Checkpoint
 log = logging.getLogger(__name__)
 INPUT, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
 
-# What an exported program may differ by; of outputs beyond 1 this share, as rounding goes.
+# The largest difference of an exported program, relative for outputs beyond 1.
 TOLERANCE = 1e-4
 
-# Batches that a program is tried with; none is the one that it was traced with.
+# Batch sizes that a program is compared with; none is the one that it was traced with.
 TRACED_WITH, TRIED_WITH = 2, (1, 3)
 
 # Images (N, C, *size) to outputs.
@@ -56,7 +55,7 @@ class Portable(nn.Module):
 
 
 class Probabilities(nn.Module):
-    """The same with probabilities alone, for what takes one output."""
+    """Portable with probabilities alone, for runtimes with one output."""
 
     def __init__(self, classifier: Classifier, calibration: Calibration | None) -> None:
         super().__init__()
@@ -67,36 +66,35 @@ class Probabilities(nn.Module):
 
 
 class Calibrated(nn.Module):
-    """Logits (N, K) -> probabilities (N, K) as learning/calibration.py has them, in 64 bits within."""
+    """Logits (N, K) -> probabilities (N, K) as in evaluation/calibration.py, in 64 bits internally."""
 
     temperatures: Tensor
 
     def __init__(self, kind: TaskKind, calibration: Calibration | None) -> None:
         super().__init__()
-        found = calibration or Calibration(method="temperature")
+        calibration = calibration or Calibration(method="temperature")
         self.kind = kind
-        self.register_buffer("temperatures", torch.tensor(found.temperatures, dtype=torch.float64))
-        self.steps = nn.ModuleList(Interpolation(steps) for steps in found.steps)
+        self.register_buffer("temperatures", torch.tensor(calibration.temperatures, dtype=torch.float64))
+        self.steps = nn.ModuleList(Interpolation(steps) for steps in calibration.steps)
 
     def forward(self, logits: Tensor) -> Tensor:
         scaled = logits.double() / self.temperatures
         raw = scaled.sigmoid() if self.kind == "multilabel" else scaled.softmax(dim=1)
-        return (self._step(raw) if len(self.steps) else raw).float()
-
-    def _step(self, raw: Tensor) -> Tensor:
+        if not len(self.steps):
+            return raw.float()
         columns = raw[:, -1:] if self.kind == "binary" else raw
         stepped = torch.cat([step(columns[:, k : k + 1]) for k, step in enumerate(self.steps)], dim=1)
         if self.kind == "binary":
-            return torch.cat([1 - stepped, stepped], dim=1)
+            return torch.cat([1 - stepped, stepped], dim=1).float()
         if self.kind == "multilabel":
-            return stepped
+            return stepped.float()
         total = stepped.sum(dim=1, keepdim=True)
         even = torch.full_like(stepped, 1 / len(self.steps))
-        return torch.where(total > 0, stepped / torch.where(total > 0, total, 1.0), even)
+        return torch.where(total > 0, stepped / torch.where(total > 0, total, 1.0), even).float()
 
 
 class Interpolation(nn.Module):
-    """What numpy.interp does, as a sum over segments, each clamped to its width: (N, 1) -> (N, 1)."""
+    """numpy.interp as a sum over segments, each clamped to its width: (N, 1) -> (N, 1)."""
 
     starts: Tensor
     widths: Tensor
@@ -117,15 +115,15 @@ class Interpolation(nn.Module):
 
 
 def write_onnx(path: Path, checkpoint: Checkpoint, contract: Mapping[str, Any]) -> float:
-    """Write an ONNX file, the contract in its metadata; return how far it is from the classifier at most.
+    """Write an ONNX file with the contract as metadata; return its largest difference from the classifier.
 
     Raises CheckpointError extra-missing, export-unsupported, export-differs; OutputError.
     """
     onnxruntime = import_onnx("medtl export")
     portable = Portable(checkpoint.classifier, checkpoint.header.calibration)
     written = translate(portable, checkpoint, [LOGITS, PROBABILITIES])
-    for key, said in contract.items():
-        written.model.metadata_props[key] = said if isinstance(said, str) else json.dumps(said)
+    for key, value in contract.items():
+        written.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
     with replacing(path) as temporary:
         written.save(temporary, external_data=False)
         session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
@@ -141,23 +139,29 @@ def write_program(path: Path, checkpoint: Checkpoint, kind: type[nn.Module] = Po
     program = _trace(kind(checkpoint.classifier, checkpoint.header.calibration), checkpoint)
     names = [LOGITS, PROBABILITIES] if kind is Portable else [PROBABILITIES]
     with replacing(path) as temporary:
-        # In memory first: on a full disk torch's own writer ends the process.
-        content = io.BytesIO()
-        torch.export.save(program, content)
-        temporary.write_bytes(content.getbuffer())
+        save_through_memory(lambda file: torch.export.save(program, file), temporary)
         with temporary.open("rb") as file:
             module = torch.export.load(file).module()
 
         def run(images: NDArray[np.float32]) -> list[NDArray]:
-            found = module(torch.from_numpy(images))
-            return [output.numpy() for output in (found if isinstance(found, tuple) else (found,))]
+            outputs = module(torch.from_numpy(images))
+            return [output.numpy() for output in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
         _check(checkpoint, names, run)
     return program
 
 
+def save_through_memory(save: Callable[[IO[bytes]], None], path: Path) -> None:
+    """Save to memory first, then to a file: on a full disk torch's own writer ends the process."""
+    content = io.BytesIO()
+    save(content)
+    path.write_bytes(content.getbuffer())
+
+
 def example_images(checkpoint: Checkpoint, count: int) -> NDArray[np.float32]:
     """Return smooth random images (count, C, *size) in [0, 1], the same ones each time."""
+    from scipy.ndimage import gaussian_filter
+
     config = checkpoint.preprocessing
     noise = np.random.default_rng(count).random((count, config.channels, *config.size), dtype=np.float32)
     smooth = gaussian_filter(noise, (0, 0, *[side / 16 for side in config.size]))
@@ -166,11 +170,11 @@ def example_images(checkpoint: Checkpoint, count: int) -> NDArray[np.float32]:
 
 
 def import_onnx(where: str) -> Any:
-    """Return onnxruntime, where all is there that writes and runs ONNX.
+    """Return onnxruntime, once everything is installed that writes and runs ONNX.
 
     Raises CheckpointError extra-missing.
     """
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when it is imported
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it is read by the import
     try:
         import onnx
         import onnxruntime
@@ -183,7 +187,7 @@ def import_onnx(where: str) -> Any:
 
 
 def translate(network: nn.Module, checkpoint: Checkpoint, outputs: Sequence[str]) -> ONNXProgram:
-    """Return a network that takes a checkpoint's images, any number, as an ONNX graph.
+    """Return a network as an ONNX graph for any number of a checkpoint's images.
 
     Raises CheckpointError export-unsupported.
     """
@@ -195,7 +199,7 @@ def translate(network: nn.Module, checkpoint: Checkpoint, outputs: Sequence[str]
     assert written is not None
     for value in (*written.model.graph.inputs, *written.model.graph.outputs):
         assert value.shape is not None
-        value.shape[0] = "batch"  # the tracer's name says nothing
+        value.shape[0] = "batch"  # in place of the tracer's name
     return written
 
 
@@ -208,10 +212,10 @@ def _trace(network: nn.Module, checkpoint: Checkpoint) -> ExportedProgram:
 
 @contextmanager
 def _reporting_unsupported(checkpoint: Checkpoint, format_name: str) -> Iterator[None]:
-    """Turn whatever tracing and translating raise into the refusal of a backbone by name."""
+    """Turn any error of tracing and translating into the refusal of a backbone by name."""
     try:
         yield
-    except Exception as error:  # what the exporters raise has no base class of its own
+    except Exception as error:  # the exporters' errors have no base class of their own
         reason = f"{checkpoint.header.backbone} cannot be written as {format_name} ({type(error).__name__})"
         fix = "use medtl itself, or another backbone"
         raise CheckpointError("export-unsupported", reason, where=checkpoint.folder, fix=fix) from error
@@ -219,17 +223,17 @@ def _reporting_unsupported(checkpoint: Checkpoint, format_name: str) -> Iterator
 
 @torch.no_grad()
 def largest_difference(checkpoint: Checkpoint, run: Run, right: Run) -> float:
-    """Return how far outputs are from the right ones at most, beyond 1 as a share of the largest of them.
+    """Return the largest difference of outputs, relative to the largest of them if that is beyond 1.
 
-    NaN where one is.
+    NaN if one is.
     """
-    apart = []
+    differences = []
     for count in TRIED_WITH:
         images = example_images(checkpoint, count)
-        for found, expected in zip(run(images), right(images), strict=True):
+        for output, expected in zip(run(images), right(images), strict=True):
             scale = max(1.0, float(np.abs(expected).max()))
-            apart.append(np.abs(found - expected).max() / scale)
-    return float(np.max(apart))  # max() would lose a NaN
+            differences.append(np.abs(output - expected).max() / scale)
+    return float(np.max(differences))  # max() would lose a NaN
 
 
 def _check(checkpoint: Checkpoint, names: Sequence[str], run: Run) -> float:

@@ -1,6 +1,5 @@
-"""Lay an exported model out as a MONAI bundle: what MONAI reads to know and to run it."""
+"""Write an exported model as a MONAI bundle, which MONAI can describe and run."""
 
-import io
 import re
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +11,7 @@ from medtl import __version__
 from medtl.core.files import csv_line, replacing, write_json, write_text
 from medtl.errors import CheckpointError
 from medtl.inference.contract import USE
-from medtl.inference.export import Probabilities, write_program
+from medtl.inference.export import Probabilities, save_through_memory, write_program
 from medtl.training.checkpoint import Checkpoint
 
 
@@ -21,19 +20,18 @@ def write_bundle(out: Path, checkpoint: Checkpoint, contract: dict[str, Any], ca
     metadata = _metadata(checkpoint, contract)
     _refuse_expressions(metadata)
     program = write_program(out / "models/model.pt2", checkpoint, Probabilities)
-    # The name and kind of file that monai.bundle.load looks for, and loads without running code.
-    tensors = io.BytesIO()  # on a full disk torch's own writer ends the process
-    torch.save(dict(program.state_dict), tensors)
+    # The file that monai.bundle.load looks for, and loads without running code.
     with replacing(out / "models/model.pt") as temporary:
-        temporary.write_bytes(tensors.getbuffer())
+        save_through_memory(lambda file: torch.save(dict(program.state_dict), file), temporary)
     write_text(out / "docs/README.md", card)
-    write_text(out / "LICENSE", _licence(contract))
+    parts = "\n".join(f"{part}: {licence}" for part, licence in contract["licences"].items())
+    write_text(out / "LICENSE", f"The parts of this model have these licences:\n\n{parts}\n\n{USE}\n")
     write_json(out / "configs/inference.json", _inference(contract))
     write_json(out / "configs/metadata.json", metadata)
 
 
 def _refuse_expressions(content: Any) -> None:
-    """Refuse names that MONAI would run, look up or make an object of: it parses metadata as it does configs.
+    """Refuse names that MONAI would run, look up or instantiate: it parses metadata as it does configs.
 
     Classes are the user's, licences the checkpoint's. Raises CheckpointError export-unsupported.
     """
@@ -48,7 +46,8 @@ def _refuse_expressions(content: Any) -> None:
 
 
 def _metadata(checkpoint: Checkpoint, contract: dict[str, Any]) -> dict[str, Any]:
-    classes = checkpoint.task.classes
+    classes, config = checkpoint.task.classes, checkpoint.preprocessing
+    plain = {"dtype": "float32", "value_range": [0, 1], "is_patch_data": False}
     return {
         "version": "1.0.0",
         "changelog": {"1.0.0": f"exported by medtl {__version__}"},
@@ -63,36 +62,29 @@ def _metadata(checkpoint: Checkpoint, contract: dict[str, Any]) -> dict[str, Any
         "copyright": "see LICENSE",
         "intended_use": USE,
         "network_data_format": {
-            "inputs": {"image": _image_format(checkpoint)},
+            "inputs": {
+                "image": {
+                    "type": "image",
+                    "format": "magnitude",
+                    "modality": ", ".join(config.modalities or ()) or "any",
+                    "num_channels": config.channels,
+                    "spatial_shape": list(config.size),
+                    "channel_def": {str(channel): "image" for channel in range(config.channels)},
+                    **plain,
+                }
+            },
             "outputs": {
                 "pred": {
                     "type": "probabilities",
                     "format": "classes",
                     "num_channels": len(classes),
                     "spatial_shape": [1, len(classes)],
-                    "dtype": "float32",
-                    "value_range": [0, 1],
-                    "is_patch_data": False,
                     "channel_def": {str(place): name for place, name in enumerate(classes)},
+                    **plain,
                 }
             },
         },
         "medtl": contract,
-    }
-
-
-def _image_format(checkpoint: Checkpoint) -> dict[str, Any]:
-    config = checkpoint.preprocessing
-    return {
-        "type": "image",
-        "format": "magnitude",
-        "modality": ", ".join(config.modalities or ()) or "any",
-        "num_channels": config.channels,
-        "spatial_shape": list(config.size),
-        "dtype": "float32",
-        "value_range": [0, 1],
-        "is_patch_data": False,
-        "channel_def": {str(channel): "image" for channel in range(config.channels)},
     }
 
 
@@ -122,8 +114,3 @@ def _inference(contract: dict[str, Any]) -> dict[str, Any]:
         "header": csv_line(contract["task"]["classes"]).rstrip("\n"),
         "run": ["$numpy.savetxt(@output_file, @probabilities, delimiter=',', header=@header, comments='')"],
     }
-
-
-def _licence(contract: dict[str, Any]) -> str:
-    parts = "\n".join(f"{part}: {licence}" for part, licence in contract["licences"].items())
-    return f"This model was made of parts under these licences:\n\n{parts}\n\n{USE}\n"

@@ -1,4 +1,4 @@
-"""Judge batches on the machines of a Ray cluster, whose workers read the files themselves from a shared path.
+"""Score batches on the machines of a Ray cluster, whose workers read the files from a shared path.
 
 Ensemble, put into the cluster once -> tasks, a batch each -> rows, in order. Ray gives the batch of a worker
 that died to another one.
@@ -6,6 +6,7 @@ that died to another one.
 
 import logging
 import os
+import platform
 import signal
 import socket
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -25,122 +26,109 @@ log = logging.getLogger(__name__)
 
 Batch = TypeVar("Batch")
 
-# A batch that ended so many workers more than one is not given to another.
-TRIES_AGAIN = 3
-KNOCK_SECONDS = 5.0
+# A batch is retried so often after its worker died.
+RETRIES = 3
+CONNECT_SECONDS = 5.0
 
 
 class Job(NamedTuple):
-    """What a worker needs beside a batch. facts: all that a row depends on, as it is where the journal is."""
+    """What a worker needs besides a batch. facts: everything that a row depends on, as of the driver."""
 
-    judge: Callable[[Any], Any]
+    score: Callable[[Any], Any]
     ensemble: Ensemble
     root: Path
     facts: Mapping[str, Any]
 
 
 def work_on_ray(job: Job, batches: Sequence[Batch], most: int | None) -> Generator[Any, None, None]:
-    """Yield what the job's judge says of each batch, in order, from the cluster that RAY_ADDRESS names.
+    """Yield the job's result for each batch, in order, from the cluster that RAY_ADDRESS names.
 
-    most: workers, None for one a processor of the cluster. Raises CheckpointError extra-missing, and what the
-    judge raises; TrainingError cluster-missing, cluster-differs, worker-lost.
+    most: workers, None for one a processor of the cluster. Raises CheckpointError extra-missing, and every
+    error of the job; TrainingError cluster-missing, cluster-differs, worker-lost.
     """
     if not batches:
         return
     with _connected() as ray:
-        remote = ray.remote(num_cpus=1, max_retries=TRIES_AGAIN)(_judge_there)
-        # Ray leaves what is in a list to the worker, which takes it once.
-        kept = [ray.put((job, str(medtl_home().absolute())))]
+        remote = ray.remote(num_cpus=1, max_retries=RETRIES)(_score_remotely)
+        # Ray does not resolve a reference in a list, so that a worker fetches the job once.
+        stored = [ray.put((job, str(medtl_home().absolute())))]
         under_way = most or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
         try:
-            for found in in_order(lambda batch: remote.remote(kept, batch).future(), batches, under_way):
-                if isinstance(found, MedtlError):
-                    raise found
-                yield found
+            for result in in_order(lambda batch: remote.remote(stored, batch).future(), batches, under_way):
+                if isinstance(result, MedtlError):
+                    raise result
+                yield result
         except ray.exceptions.RayError as error:
             log.info("%s", error)
             kind = type(getattr(error, "cause", None) or error).__name__
-            reason = f"a batch failed on {TRIES_AGAIN + 1} workers or could not begin ({kind})"
-            fix = "medtl must be there, and memory; start again: it goes on where it was"
+            reason = f"a batch failed on {RETRIES + 1} workers or could not start ({kind})"
+            fix = "check that workers have medtl and enough memory, then run the same command to resume"
             raise TrainingError("worker-lost", reason, fix=fix) from error
 
 
 @contextmanager
 def _connected() -> Iterator[Any]:
-    """Yield ray, connected to a cluster; a connection that was there already stays."""
-    ray = _import_ray()
-    if ray.is_initialized():
-        yield ray
-        return
-    before, address = signal.getsignal(signal.SIGTERM), os.environ.get("RAY_ADDRESS") or "auto"
-    try:
-        _knock(address)
-        ray.init(address, log_to_driver=False, logging_level="error")
-    except (OSError, RuntimeError, ValueError) as error:
-        reason, fix = "no Ray cluster answers", "start one (ray start --head), or name it in RAY_ADDRESS"
-        raise TrainingError("cluster-missing", reason, where=address, fix=fix) from error
-    signal.signal(signal.SIGTERM, before)  # Ray's ends the process, rows or no rows
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
-
-
-def _knock(address: str) -> None:
-    """Raise OSError where nobody listens: Ray tries for minutes, and then ends the process."""
-    host, colon, port = address.rpartition("/")[2].rpartition(":")
-    if colon:
-        socket.create_connection((host.strip("[]"), int(port)), KNOCK_SECONDS).close()
-
-
-def _import_ray() -> Any:
+    """Yield ray, connected to a cluster; an existing connection stays open."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
     except ModuleNotFoundError as missing:
         reason, fix = f"needs {missing.name}", "pip install 'medtl[ray]'"
         raise CheckpointError("extra-missing", reason, where="--cluster ray", fix=fix) from missing
-    return ray
+    if ray.is_initialized():
+        yield ray
+        return
+    before, address = signal.getsignal(signal.SIGTERM), os.environ.get("RAY_ADDRESS") or "auto"
+    try:
+        # Ray would try for minutes if nothing listens, and then end the process.
+        host, colon, port = address.rpartition("/")[2].rpartition(":")
+        if colon:
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason, fix = "no Ray cluster answers", "start one (ray start --head), or name it in RAY_ADDRESS"
+        raise TrainingError("cluster-missing", reason, where=address, fix=fix) from error
+    signal.signal(signal.SIGTERM, before)  # Ray's own would end the process before rows are saved
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
 
 
 _jobs: dict[str, Job] = {}
 
 
-def _judge_there(kept: Sequence[Any], batch: Any) -> Any:
-    """Judge a batch in a worker; an error that has a code is returned, since Ray would wrap it."""
+def _score_remotely(stored: Sequence[Any], batch: Any) -> Any:
+    """Score a batch in a worker; an error that has a code is returned, since Ray would wrap it."""
     import ray
 
+    key = stored[0].hex()
     try:
-        if kept[0].hex() not in _jobs:
-            job, os.environ["MEDTL_HOME"] = ray.get(kept[0])
+        if key not in _jobs:
+            job, os.environ["MEDTL_HOME"] = ray.get(stored[0])
             _check_worker(job)
             _jobs.clear()
-            _jobs[kept[0].hex()] = job
+            _jobs[key] = job
         with one_thread():
-            return _jobs[kept[0].hex()].judge(batch)
+            return _jobs[key].score(batch)
     except MedtlError as error:
         return error
 
 
 def _check_worker(job: Job) -> None:
-    """Raise TrainingError cluster-differs where a row made here could be another one than the driver's."""
+    """Raise TrainingError cluster-differs if a row of this machine could differ from the driver's."""
     graphs = [how.graph for how in job.ensemble.forwards if how.graph]
     unseen = [path for path in (job.root, *(graph.path for graph in graphs)) if not path.exists()]
-    here = facts_here(job.ensemble)
+    ensemble = job.ensemble
+    if graphs:
+        runtime = import_onnx("--engine onnx").__version__
+        ensemble = ensemble.with_graphs([replace(graph, runtime=runtime) for graph in graphs])
+    here = ensemble.facts
     differing = [key for key, value in job.facts.items() if here[key] != value]
     if unseen:
         reason, fix = f"does not see {unseen[0]}", "mount it there at the same path"
     elif differing:
-        reason, fix = f"differs in {', '.join(differing)}", "give all machines the same"
+        reason, fix = f"differs in {', '.join(differing)}", "install the same on all machines"
     else:
         return
-    raise TrainingError("cluster-differs", reason, where=f"worker on {os.uname().nodename}", fix=fix)
-
-
-def facts_here(ensemble: Ensemble) -> dict[str, Any]:
-    """Return all that a row depends on but its image, with the versions of this machine."""
-    graphs = [how.graph for how in ensemble.forwards]
-    if not any(graphs):
-        return ensemble.facts
-    runtime = import_onnx("--engine onnx").__version__
-    return ensemble.with_graphs([graph and replace(graph, runtime=runtime) for graph in graphs]).facts
+    raise TrainingError("cluster-differs", reason, where=f"worker on {platform.node()}", fix=fix)

@@ -1,6 +1,6 @@
-"""Run a checkpoint's network in ONNX Runtime: prepared images -> logits, and the features that the head read.
+"""Run a checkpoint's network in ONNX Runtime: prepared images -> logits and pooled features.
 
-checkpoint -> graph -> $MEDTL_HOME/graphs, written once -> compared with the classifier at each opening.
+checkpoint -> graph in $MEDTL_HOME/graphs, written once -> compared with the classifier in each command
 """
 
 import hashlib
@@ -28,7 +28,7 @@ FEATURES = "features"
 
 
 class Pooled(nn.Module):
-    """Prepared images (N, C, *size) -> logits (N, K) and features (N, F), of slices their mean."""
+    """Prepared images (N, C, *size) -> logits (N, K) and pooled features (N, F), of slices their mean."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
@@ -41,15 +41,15 @@ class Pooled(nn.Module):
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph in medtl's home. name: a key of the checkpoint, and of the content. runtime: what runs it."""
+    """A graph in medtl's home. name: keys of the checkpoint and of the content. runtime: ONNX's version."""
 
     name: str
     runtime: str
 
     @property
     def path(self) -> Path:
-        """Where it lies."""
-        return _folder() / self.name
+        """Its file."""
+        return medtl_home() / "graphs" / self.name
 
     def run(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return logits (N, K) and features (N, F) of prepared images (N, C, *size)."""
@@ -59,29 +59,11 @@ class Graph:
 
 
 def keep_graph(checkpoint: Checkpoint) -> tuple[Graph, float]:
-    """Return the graph of a checkpoint, written where it is absent or altered, and how far it is off at most.
+    """Return the graph of a checkpoint and its largest difference; it is written if absent or altered.
 
     Raises CheckpointError extra-missing, export-unsupported, export-differs; OutputError.
     """
     runtime = import_onnx("--engine onnx").__version__
-    key = _key(checkpoint)
-    found = [path for path in sorted(_folder().glob(f"{key}-*.onnx")) if path.name == _name(key, path)]
-    graph = Graph(found[0].name if found else _write(checkpoint, key), runtime)
-    apart = _difference(checkpoint, graph)
-    if not apart <= TOLERANCE:
-        reason = f"ONNX Runtime's logits differ by {apart:.2g}"
-        raise CheckpointError(
-            "export-differs", reason, where=checkpoint.folder, fix="score with --engine torch"
-        )
-    return graph, apart
-
-
-def _folder() -> Path:
-    return medtl_home() / "graphs"
-
-
-def _key(checkpoint: Checkpoint) -> str:
-    """Return a key of all that a graph is made from, and by."""
     made_from = {
         "model": checkpoint.sha256,
         "backbone": checkpoint.header.backbone,
@@ -89,37 +71,35 @@ def _key(checkpoint: Checkpoint) -> str:
         "medtl": __version__,
         "torch": torch.__version__,
     }
-    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
-
-
-def _name(key: str, path: Path) -> str:
-    """Return what a graph's file is called if it has the content that it was written with."""
-    return f"{key}-{sha256_of(path)[:16]}.onnx"
-
-
-def _write(checkpoint: Checkpoint, key: str) -> str:
-    written = translate(Pooled(checkpoint.classifier), checkpoint, [LOGITS, FEATURES])
-    content = written.model_proto.SerializeToString()
-    name = f"{key}-{hashlib.sha256(content).hexdigest()[:16]}.onnx"
-    with replacing(_folder() / name) as temporary:
-        temporary.write_bytes(content)
-    return name
-
-
-@cache
-def _session(path: Path, process: int) -> Any:
-    """Open a graph for a process, with one thread: processes run side by side, and none inherits threads."""
-    onnxruntime = import_onnx("--engine onnx")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-def _difference(checkpoint: Checkpoint, graph: Graph) -> float:
-    """Return how far logits and features are from the classifier's at most."""
+    key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
     network = Pooled(checkpoint.classifier)
-    return largest_difference(
+    files = sorted((medtl_home() / "graphs").glob(f"{key}-*.onnx"))
+    whole = [path.name for path in files if path.name == _file_name(key, sha256_of(path))]
+    if not whole:
+        content = translate(network, checkpoint, [LOGITS, FEATURES]).model_proto.SerializeToString()
+        whole = [_file_name(key, hashlib.sha256(content).hexdigest())]
+        with replacing(medtl_home() / "graphs" / whole[0]) as temporary:
+            temporary.write_bytes(content)
+    graph = Graph(whole[0], runtime)
+    difference = largest_difference(
         checkpoint,
         graph.run,
         lambda images: [output.numpy() for output in network(torch.from_numpy(images))],
     )
+    if not difference <= TOLERANCE:
+        reason, fix = f"ONNX Runtime's logits differ by {difference:.2g}", "score with --engine torch"
+        raise CheckpointError("export-differs", reason, where=checkpoint.folder, fix=fix)
+    return graph, difference
+
+
+def _file_name(key: str, content_sha256: str) -> str:
+    return f"{key}-{content_sha256[:16]}.onnx"
+
+
+@cache
+def _session(path: Path, process: int) -> Any:
+    """Open a graph for one process, with one thread: processes run side by side, and inherit no threads."""
+    onnxruntime = import_onnx("--engine onnx")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

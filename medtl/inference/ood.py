@@ -1,10 +1,10 @@
-"""Is this an image that the model may judge at all? Facts and pooled features of an image -> a verdict.
+"""Out-of-distribution check: header facts and pooled features of an image -> a verdict.
 
-Features are the pooled ones that the head reads, so that a verdict costs no second pass. Each is scaled to
-length 1, and its distance from the training images is Mahalanobis' (Lee 2018): along the axes in which these
-vary most by their variance there, in all others by the mean variance, both shrunk as Ledoit and Wolf (2004)
-say. A checkpoint so holds a mean and some axes, and no features of any one patient. The distance beyond which
-an image is far comes from validation images, whose features the axes do not know.
+The features are those that the head reads, so that the check costs no second pass. Each is scaled to length
+1. Its distance from the training images is Mahalanobis' (Lee 2018): along their main axes by the variance
+there, in all other directions by the mean variance, both shrunk after Ledoit and Wolf (2004). So a checkpoint
+holds a mean and some axes, and no features of any one patient. The distance beyond which an image is far
+comes from validation images, which the axes were not fitted to.
 """
 
 import math
@@ -15,35 +15,34 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import Tensor
 
-from medtl.imaging.dicom import reader as dicom
+from medtl.imaging import dicom
 from medtl.imaging.dicom.terms import NOT_SHOWN, shown_body_part, shown_modality
 from medtl.imaging.image import Image
 from medtl.imaging.inspection import Inspection, inspect_header
 from medtl.imaging.series import Series
-from medtl.training.checkpoint import Screening
+from medtl.training.checkpoint import OodLimits
 
-Verdict = Literal["", "ok", "modality", "body part", "geometry", "far from the training images"]
-FAR: Verdict = "far from the training images"
+OodVerdict = Literal["", "ok", "modality", "body part", "geometry", "far from the training images"]
+FAR: OodVerdict = "far from the training images"
 
 Floats = NDArray[np.float64]
 
 AXES = 64
-# More training images than these were of no use (docs/decisions/0017), and each costs a pass.
+# More training images than these did not help (docs/decisions/0017), and each costs a pass.
 MOST_SAMPLES = 500
 QUANTILE = 0.99
-# An extent that is longer or shorter by this factor than any in training is of another geometry.
+# An extent longer or shorter by this factor than any in training is of another geometry.
 ROOM = 1.5
-# Facts are held against an image where so large a share of the training images states them.
+# Facts are compared if at least this share of the training images states them.
 STATED = 0.5
 TINY = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
-class Likeness:
-    """Where training features lie: mean (F,), axes (A, F), the variance along each, (A,), and elsewhere."""
+class FeatureDistribution:
+    """Training features: their mean (F,), main axes (A, F), the variance along each, (A,), and elsewhere."""
 
     mean: Floats
     axes: Floats
@@ -51,27 +50,28 @@ class Likeness:
     elsewhere: float
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Return what a checkpoint keeps: float32."""
+        """Return the tensors that a checkpoint stores, in float32."""
         values = {"mean": self.mean, "axes": self.axes, "variances": self.variances}
         named = {name: torch.from_numpy(value.astype(np.float32)) for name, value in values.items()}
         return {**named, "elsewhere": torch.tensor([self.elsewhere], dtype=torch.float32)}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Likeness":
-        """Return what to_tensors wrote, in its precision."""
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "FeatureDistribution":
+        """Return the distribution that to_tensors turned into tensors, in float32's precision."""
         numbers = {name: tensor.double().numpy() for name, tensor in tensors.items()}
         return cls(numbers["mean"], numbers["axes"], numbers["variances"], float(numbers["elsewhere"][0]))
 
 
 def to_unit_length(features: ArrayLike) -> Floats:
-    """Return features (N, F) scaled to length 1; a vector of zeros stays one."""
+    """Return features (N, F) scaled to length 1; zeros stay zeros."""
     values = np.asarray(features, dtype=np.float64)
-    scaled: Floats = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), TINY)
-    return scaled
+    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), TINY)
 
 
-def fit_likeness(features: ArrayLike) -> Likeness | None:
-    """Find where training features (N, F) lie; None where they are all the same."""
+def fit_distribution(features: ArrayLike) -> FeatureDistribution | None:
+    """Fit the distribution of training features (N, F); None if they are all equal."""
+    from sklearn.covariance import ledoit_wolf_shrinkage
+
     unit = to_unit_length(features)
     mean = unit.mean(axis=0)
     centred = unit - mean
@@ -83,7 +83,7 @@ def fit_likeness(features: ArrayLike) -> Likeness | None:
     _, singular, axes = np.linalg.svd(centred, full_matrices=False)
     kept, variances = min(AXES, samples - 1, dimensions - 1), singular**2 / samples
     left = float(variances[kept:].sum()) / (dimensions - kept)
-    return Likeness(
+    return FeatureDistribution(
         mean,
         axes[:kept],
         np.maximum((1 - shrunk) * variances[:kept] + shrunk * average, TINY),
@@ -91,30 +91,30 @@ def fit_likeness(features: ArrayLike) -> Likeness | None:
     )
 
 
-def distances(features: ArrayLike, likeness: Likeness) -> Floats:
+def distances(features: ArrayLike, distribution: FeatureDistribution) -> Floats:
     """Return the squared distance (N,) of features (N, F) from the training images."""
-    centred = to_unit_length(features) - likeness.mean
-    along = centred @ likeness.axes.T
+    centred = to_unit_length(features) - distribution.mean
+    along = centred @ distribution.axes.T
     across = np.maximum((centred**2).sum(axis=1) - (along**2).sum(axis=1), 0.0)
-    found: Floats = (along**2 / likeness.variances).sum(axis=1) + across / likeness.elsewhere
-    return found
+    return (along**2 / distribution.variances).sum(axis=1) + across / distribution.elsewhere
 
 
-def fit_screening(
+def fit_ood(
     training: ArrayLike, validation: ArrayLike, series: Sequence[Series]
-) -> tuple[Screening, dict[str, Tensor]] | None:
-    """Find the limits from features of training and validation images, and from what training files say.
+) -> tuple[OodLimits, dict[str, Tensor]] | None:
+    """Fit the limits to features of training and validation images, and to headers of training files.
 
-    Returns what a checkpoint keeps in its header and as tensors; None where all training features are equal.
+    Returns the checkpoint's header entry and tensors; None if all training features are equal.
     """
-    fitted = fit_likeness(training)
+    fitted = fit_distribution(training)
     if fitted is None:
         return None
     tensors = fitted.to_tensors()
-    # From the kept numbers, not from those before rounding: scoring knows no others.
-    far = np.quantile(distances(validation, Likeness.from_tensors(tensors)), QUANTILE, method="higher")
+    # From the saved, rounded numbers: scoring knows no others.
+    saved = FeatureDistribution.from_tensors(tensors)
+    far = np.quantile(distances(validation, saved), QUANTILE, method="higher")
     inspected = [inspect_header(one) for one in series]
-    screening = Screening(
+    limits = OodLimits(
         threshold=float(far),
         quantile=QUANTILE,
         samples=len(np.asarray(training)),
@@ -122,53 +122,48 @@ def fit_screening(
         body_parts=_stated(one.body_part for one in inspected),
         extents_mm=_extents(inspected),
     )
-    return screening, tensors
+    return limits, tensors
 
 
-def find_misfit(image: Image, screening: Screening | None) -> Verdict:
-    """Return in what an image is none of the training images by what its file says; "" where in nothing."""
-    if screening is None:
+def find_mismatch(image: Image, limits: OodLimits | None) -> OodVerdict:
+    """Return how an image differs from the training images by its header, "" if it does not."""
+    if limits is None:
         return ""
-    facts = image.facts
-    if _is_another(shown_modality(facts.modality), screening.modalities):
+    modality, body_part = shown_modality(image.facts.modality), shown_body_part(image.facts.body_part)
+    if limits.modalities and modality not in (*limits.modalities, "", NOT_SHOWN):
         return "modality"
-    if _is_another(shown_body_part(facts.body_part), screening.body_parts):
+    if limits.body_parts and body_part not in (*limits.body_parts, "", NOT_SHOWN):
         return "body part"
-    return "geometry" if _is_other_geometry(image, screening.extents_mm) else ""
+    return "geometry" if _is_other_geometry(image, limits.extents_mm) else ""
 
 
-def give_verdict(misfit: Verdict, distance: float, screening: Screening | None) -> Verdict:
-    """Return the verdict: what the file says comes before what the features do; "" without a screening."""
-    if screening is None:
+def decide_ood(mismatch: OodVerdict, distance: float, limits: OodLimits | None) -> OodVerdict:
+    """Return the verdict: a mismatch of the header before one of the features; "" without limits."""
+    if limits is None:
         return ""
-    return misfit or ("ok" if distance <= screening.threshold else FAR)
+    return mismatch or ("ok" if distance <= limits.threshold else FAR)
 
 
 def _stated(values: Iterable[str]) -> tuple[str, ...]:
-    """Return the terms that the training files state, none where too few of them state one."""
+    """Return the terms that the training files state, none if too few of them state one."""
     every = list(values)
     codes = [value for value in every if value not in ("", NOT_SHOWN)]
     return tuple(sorted(set(codes))) if len(codes) >= STATED * len(every) else ()
 
 
-def _is_another(value: str, known: Sequence[str]) -> bool:
-    return bool(known) and value not in (*known, "", NOT_SHOWN)
-
-
 def _extents(inspected: Sequence[Inspection]) -> tuple[tuple[float, float], ...]:
-    found = [
+    extents = [
         tuple(extent * step for extent, step in zip(one.matrix, one.spacing_mm, strict=True))
         for one in inspected
         if one.matrix and one.spacing_mm is not None and len(one.matrix) == len(one.spacing_mm)
     ]
-    axes = {len(extents) for extents in found}
-    if len(axes) != 1 or len(found) < STATED * len(inspected):
+    if len({len(one) for one in extents}) != 1 or len(extents) < STATED * len(inspected):
         return ()
-    return tuple((min(column), max(column)) for column in zip(*found, strict=True))
+    return tuple((min(column), max(column)) for column in zip(*extents, strict=True))
 
 
 def _is_other_geometry(image: Image, extents_mm: Sequence[tuple[float, float]]) -> bool:
-    """Return whether a DICOM image is much larger or smaller; other formats order their axes otherwise."""
+    """Say whether a DICOM image is much larger or smaller; other formats order their axes differently."""
     if image.facts.format != dicom.NAME or image.spacing_mm is None or len(extents_mm) != image.spatial_dims:
         return False
     extents = [count * step for count, step in zip(image.pixels.shape[1:], image.spacing_mm, strict=True)]

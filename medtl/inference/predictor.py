@@ -17,17 +17,18 @@ from medtl.data.naming import check_names, refused_name, sample_key, source_name
 from medtl.errors import CheckpointError, ReadError
 from medtl.evaluation.calibration import to_probabilities
 from medtl.evaluation.conformal import set_texts
-from medtl.imaging.image import Image
-from medtl.imaging.inspection import Oddity, find_oddity
+from medtl.imaging.image import Image, ImageWarning, find_warning
 from medtl.imaging.preprocessing import PreparedImage, prepare_image
 from medtl.imaging.reader import read_series
 from medtl.imaging.series import Scan, Series
-from medtl.inference.onnx_graph import Graph
-from medtl.inference.ood import Likeness, Verdict, distances, find_misfit, give_verdict
+from medtl.inference.onnx_graph import Graph, Pooled
+from medtl.inference.ood import FeatureDistribution, OodVerdict, decide_ood, distances, find_mismatch
 from medtl.models.classifier import place_images
 from medtl.training.checkpoint import Checkpoint
 
 COLUMNS = ("sample_id", "source", "status", "code", "reason", "predicted")
+# Fields of rows in journals of medtl 0.1.0 -> their names now.
+OLD_FIELDS = {"held": "prediction_set", "screening": "ood"}
 
 Precision = Literal["fp32", "bf16"]
 
@@ -38,9 +39,10 @@ T = TypeVar("T")
 class Prediction:
     """One row of scores.csv: probabilities in the order of the task's classes, or why it was refused.
 
-    A scored row has a code and a reason, too, where the image is odd. source is relative to the scored
-    folder; sample_id is a salted hash of it, for pages that others read. held: the prediction set, and
-    screening: the verdict whether the model may judge the image; each "" where the checkpoint has none.
+    A scored row has a code and a reason, too, if the image has a warning. source is relative to the scored
+    folder; sample_id is a salted hash of it, for pages that others read. prediction_set: the classes that
+    cannot be excluded; ood: the verdict of the out-of-distribution check; each "" where the checkpoint has
+    none.
     """
 
     sample_id: str
@@ -51,30 +53,26 @@ class Prediction:
     fix: str = ""
     predicted: str = ""
     probabilities: tuple[float, ...] = ()
-    held: str = ""
-    screening: Verdict = ""
+    prediction_set: str = ""
+    ood: OodVerdict = ""
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Prediction":
-        """Return the prediction that `asdict` made plain data of. Raises TypeError, ValueError."""
-        read = cls(**row)
-        shares = tuple(float(share) for share in read.probabilities)
+        """Return the prediction that `asdict` turned into plain data. Raises TypeError, ValueError.
+
+        Rows of medtl 0.1.0 have two fields under other names.
+        """
+        read = cls(**{OLD_FIELDS.get(name, name): value for name, value in row.items()})
+        numbers = tuple(float(number) for number in read.probabilities)
         texts = (getattr(read, one.name) for one in fields(read) if one.name != "probabilities")
-        if not all(isinstance(text, str) for text in texts) or not all(0 <= share <= 1 for share in shares):
-            raise ValueError("a row of a journal holds what no prediction does")
-        return replace(read, probabilities=shares)
-
-
-class Answer(NamedTuple):
-    """What the network says of one image: probabilities (K,), and how far it is from the training images."""
-
-    probabilities: NDArray[np.float64]
-    distance: float
+        if not all(isinstance(text, str) for text in texts) or not all(0 <= p <= 1 for p in numbers):
+            raise ValueError("a row of a journal is not a prediction")
+        return replace(read, probabilities=numbers)
 
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """A prediction with what it was made from; image and prepared are None for a refusal, or if not kept.
+    """A prediction with its input; image and prepared are None for a refusal, or if they are not kept.
 
     series: None for what a scan itself refused.
     """
@@ -89,31 +87,39 @@ class Scored:
 class Forward:
     """How prepared images go through a network.
 
-    flips: the mean of the probabilities of an image and of its mirror image, left and right. filled: every
-    batch has the full size, blank images in place of what lacks, so that no row depends on its neighbours
-    to the last bit. graph: what ONNX Runtime runs in place of the network; None for PyTorch.
+    flips: the mean of the probabilities of an image and of its mirror image, left and right. batch_size: each
+    batch is filled up to so many with blank images, so that no row depends on its neighbours to the last bit;
+    0 adds none. graph: what ONNX Runtime runs instead of the network; None for PyTorch.
     """
 
     precision: Precision = "fp32"
     flips: bool = False
-    filled: bool = False
+    batch_size: int = 0
     graph: Graph | None = None
 
 
 PLAIN = Forward()
 
 
+class _Ready(NamedTuple):
+    """An image that is ready for the network. image: None if it is not kept."""
+
+    image: Image | None
+    prepared: PreparedImage
+    warning: ImageWarning | None
+    mismatch: OodVerdict
+
+
 def score_images(checkpoint: Checkpoint, images: Iterable[Image], batch_size: int = 16) -> list[Prediction]:
     """Score images that are already read, a batch at a time. Raises ReadError for one that does not fit."""
     predictions: list[Prediction] = []
     for batch in _batches(images, batch_size):
-        prepared = [prepare_image(image, checkpoint.preprocessing) for image in batch]
-        for image, answer in zip(batch, _predict_prepared(checkpoint, prepared), strict=True):
+        ready = [_make_ready(image, checkpoint, keep_image=False) for image in batch]
+        answers = _predict_ready(checkpoint, ready)
+        for image, one, answer in zip(batch, ready, answers, strict=False):
             source = image.facts.source
-            key = sample_key(f"{len(predictions)}:{source}")
-            misfit = find_misfit(image, checkpoint.header.screening)
-            row = _scored_row(checkpoint, source, answer, key, find_oddity(image), misfit)
-            predictions.append(row)
+            sample_id = sample_key(f"{len(predictions)}:{source}")
+            predictions.append(_scored_row(checkpoint, source, sample_id, one, *answer))
     return predictions
 
 
@@ -122,9 +128,8 @@ def score_series(
 ) -> Iterator[Scored]:
     """Score the series of a scan in batches, in order; what cannot be read is a refused row.
 
-    The refusals of the scan itself come first. keep_images: hand each image over along with its prediction;
-    otherwise no more than one is in memory at a time, and a batch of prepared ones. Raises ReadError
-    name-repeated.
+    The refusals of the scan itself come first. keep_images: yield each image with its prediction; otherwise
+    no more than one is in memory at a time, and a batch of prepared ones. Raises ReadError name-repeated.
     """
     check_names(scan.series, root)
     yield from map(Scored, refused_rows(scan, root))
@@ -146,70 +151,62 @@ def score_batch(
     keep_images: bool = False,
     read: Callable[[Series], Image] | None = None,
     forward: Forward = PLAIN,
-    size: int = 0,
 ) -> Iterator[Scored]:
     """Score series in one batch, in order; what cannot be read is a refused row.
 
-    read: how a series becomes an image, if not by read_series. size: what the batch is filled up to, where
-    `forward` says so.
+    read: how a series becomes an image, if not by read_series.
     """
-    found = [_read_and_prepare(series, checkpoint, keep_images, read or read_series) for series in batch]
-    prepared = [result[1] for result in found if not isinstance(result, ReadError)]
-    answers = iter(_predict_prepared(checkpoint, prepared, forward, size))
-    for series, result in zip(batch, found, strict=True):
+    outcomes: list[_Ready | ReadError] = []
+    for series in batch:
+        try:
+            outcomes.append(_make_ready((read or read_series)(series), checkpoint, keep_images))
+        except ReadError as error:
+            outcomes.append(error)
+    ready = [outcome for outcome in outcomes if not isinstance(outcome, ReadError)]
+    answers = _predict_ready(checkpoint, ready, forward)
+    for series, outcome in zip(batch, outcomes, strict=True):
         source = source_name(series, root)
-        if isinstance(result, ReadError):
-            yield Scored(_refused_row(source, result), series)
+        if isinstance(outcome, ReadError):
+            yield Scored(_refused_row(source, outcome), series)
         else:
-            image, prepared_image, oddity, misfit = result
-            row = _scored_row(checkpoint, source, next(answers), sample_key(source), oddity, misfit)
-            yield Scored(row, series, image, prepared_image) if keep_images else Scored(row, series)
+            row = _scored_row(checkpoint, source, sample_key(source), outcome, *next(answers))
+            yield Scored(row, series, outcome.image, outcome.prepared if keep_images else None)
 
 
-def _read_and_prepare(
-    series: Series, checkpoint: Checkpoint, keep_image: bool, read: Callable[[Series], Image]
-) -> tuple[Image | None, PreparedImage, Oddity | None, Verdict] | ReadError:
-    try:
-        image = read(series)
-        prepared = prepare_image(image, checkpoint.preprocessing)
-    except ReadError as error:
-        return error
-    misfit = find_misfit(image, checkpoint.header.screening)
-    return image if keep_image else None, prepared, find_oddity(image), misfit
+def _make_ready(image: Image, checkpoint: Checkpoint, keep_image: bool) -> _Ready:
+    """Prepare an image. Raises ReadError if it does not fit the checkpoint."""
+    prepared = prepare_image(image, checkpoint.preprocessing)
+    mismatch = find_mismatch(image, checkpoint.header.ood)
+    return _Ready(image if keep_image else None, prepared, find_warning(image), mismatch)
 
 
-def _predict_prepared(
-    checkpoint: Checkpoint, prepared: Sequence[PreparedImage], forward: Forward = PLAIN, size: int = 0
-) -> list[Answer]:
-    if not prepared:
-        return []
-    images = torch.stack([torch.from_numpy(image.pixels) for image in prepared])
-    if forward.filled:
-        images = torch.cat([images, images.new_zeros(max(0, size - len(images)), *images.shape[1:])])
-    with arithmetic(forward.precision):
+def _predict_ready(
+    checkpoint: Checkpoint, ready: Sequence[_Ready], forward: Forward = PLAIN
+) -> Iterator[tuple[NDArray[np.float64], float]]:
+    """Yield the probabilities (K,) of each image, and its distance from the training images."""
+    if not ready:
+        return iter(())
+    images = torch.stack([torch.from_numpy(one.prepared.pixels) for one in ready])
+    blank = images.new_zeros(max(0, forward.batch_size - len(images)), *images.shape[1:])
+    images = torch.cat([images, blank])
+    with torch.autocast("cpu", torch.bfloat16, enabled=forward.precision == "bf16"):
         logits, features = predict_features(checkpoint, images, forward.graph)
-        found = to_probabilities(logits, checkpoint.task.kind, checkpoint.header.calibration)
+        probabilities = to_probabilities(logits, checkpoint.task.kind, checkpoint.header.calibration)
         if forward.flips:
-            found = (found + predict(checkpoint, images.flip(-1), forward.graph)) / 2
-    answers = map(Answer, found, measure_distances(checkpoint, features))
-    return list(islice(answers, len(prepared)))
+            probabilities = (probabilities + predict(checkpoint, images.flip(-1), forward.graph)) / 2
+    return zip(probabilities, measure_distances(checkpoint, features).tolist(), strict=True)
 
 
 def measure_distances(checkpoint: Checkpoint, features: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return how far pooled features (N, F) are from the training images; NaN where that is not kept."""
-    if not checkpoint.screening:
+    """Return the distances (N,) of pooled features (N, F) from the training images; NaN if unknown."""
+    if not checkpoint.ood:
         return np.full(len(features), np.nan)
-    return distances(features, Likeness.from_tensors(checkpoint.screening))
-
-
-def arithmetic(precision: Precision) -> torch.autocast:
-    """Return the context in which a processor computes so."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+    return distances(features, FeatureDistribution.from_tensors(checkpoint.ood))
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute with one thread, here as in children: the last bit of a sum depends on their number."""
+    """Compute with one thread, as children do: the last bit of a sum depends on the number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -221,39 +218,31 @@ def one_thread() -> Iterator[None]:
 def predict(checkpoint: Checkpoint, images: Tensor, graph: Graph | None = None) -> NDArray[np.float64]:
     """Return probabilities (N, K) of prepared images (N, C, *size), calibrated as the checkpoint says.
 
-    Raises CheckpointError scores-invalid where one is no number, as from weights that are none.
+    Raises CheckpointError scores-invalid if one is not a number, as from damaged weights.
     """
-    logits = predict_logits(checkpoint, images, graph)
+    logits, _ = predict_features(checkpoint, images, graph)
     return to_probabilities(logits, checkpoint.task.kind, checkpoint.header.calibration)
-
-
-def predict_logits(checkpoint: Checkpoint, images: Tensor, graph: Graph | None = None) -> NDArray[np.float64]:
-    """Return logits (N, K) of prepared images (N, C, *size). Raises CheckpointError scores-invalid."""
-    return predict_features(checkpoint, images, graph)[0]
 
 
 def predict_features(
     checkpoint: Checkpoint, images: Tensor, graph: Graph | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return logits (N, K) of prepared images (N, C, *size), and the features (N, F) that the head read.
+    """Return logits (N, K) of prepared images (N, C, *size), and the pooled features (N, F).
 
     Features of slices are averaged. Raises CheckpointError scores-invalid.
     """
-    logits, features = graph.run(images.numpy()) if graph else _run_network(checkpoint, images)
+    if graph:
+        outputs = graph.run(images.numpy())
+    else:
+        classifier = checkpoint.classifier
+        with torch.inference_mode():
+            tensors = Pooled(classifier)(place_images(images, classifier))
+        outputs = tuple(tensor.double().cpu().numpy() for tensor in tensors)
+    logits, features = (output.astype(np.float64) for output in outputs)
     if not np.isfinite(logits).all():
-        reason = "the model's probabilities are no numbers"
-        raise CheckpointError(
-            "scores-invalid", reason, where=checkpoint.folder, fix="train again, at a lower rate"
-        )
-    return logits.astype(np.float64), features.astype(np.float64)
-
-
-@torch.inference_mode()
-def _run_network(checkpoint: Checkpoint, images: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    classifier = checkpoint.classifier
-    pooled = classifier.run(place_images(images, classifier), 0, classifier.head_step)
-    features = pooled if pooled.ndim == 2 else pooled.mean(dim=2)
-    return classifier.head(pooled).double().cpu().numpy(), features.double().cpu().numpy()
+        reason, fix = "the model's probabilities are not numbers", "train again, at a lower learning rate"
+        raise CheckpointError("scores-invalid", reason, where=checkpoint.folder, fix=fix)
+    return logits, features
 
 
 def predicted_class(checkpoint: Checkpoint, probabilities: NDArray[np.float64]) -> str:
@@ -272,7 +261,7 @@ def predicted_class(checkpoint: Checkpoint, probabilities: NDArray[np.float64]) 
 
 
 def write_scores(path: Path, classes: Sequence[str], predictions: Iterable[Prediction]) -> None:
-    """Write scores.csv atomically: COLUMNS, p_<class>..., set, screening."""
+    """Write scores.csv atomically: COLUMNS, p_<class>..., set, ood."""
     cells = (map(_cell, row_fields(row, classes).values()) for row in predictions)
     write_csv(path, chain([column_names(classes)], cells))
 
@@ -283,14 +272,14 @@ def column_names(classes: Sequence[str]) -> list[str]:
 
 
 def row_fields(row: Prediction, classes: Sequence[str]) -> dict[str, str | float | None]:
-    """Return a row as any table has it: text, and probabilities, None where it was refused."""
+    """Return a row by column: texts, and probabilities, None if it was refused."""
     numbers = row.probabilities or (None,) * len(classes)
     texts = {name: getattr(row, name) for name in COLUMNS}
     return {
         **texts,
         **{f"p_{name}": p for name, p in zip(classes, numbers, strict=True)},
-        "set": row.held,
-        "screening": row.screening,
+        "set": row.prediction_set,
+        "ood": row.ood,
     }
 
 
@@ -307,27 +296,23 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 def _scored_row(
     checkpoint: Checkpoint,
     source: str,
-    answer: Answer,
     sample_id: str,
-    oddity: Oddity | None,
-    misfit: Verdict,
+    ready: _Ready,
+    probabilities: NDArray[np.float64],
+    distance: float,
 ) -> Prediction:
-    probabilities, screening = answer.probabilities, checkpoint.header.screening
-    predicted = predicted_class(checkpoint, probabilities)
-    values = tuple(float(p) for p in probabilities)
-    code, reason = oddity or ("", "")
-    floors = checkpoint.header.conformal
-    held = set_texts(probabilities[None], floors, checkpoint.task)[0] if floors else ""
+    code, reason = ready.warning or ("", "")
+    floors, limits = checkpoint.header.conformal, checkpoint.header.ood
     return Prediction(
         sample_id,
         source,
         "scored",
         code,
         reason,
-        predicted=predicted,
-        probabilities=values,
-        held=held,
-        screening=give_verdict(misfit, answer.distance, screening),
+        predicted=predicted_class(checkpoint, probabilities),
+        probabilities=tuple(probabilities.tolist()),
+        prediction_set=set_texts(probabilities[None], floors, checkpoint.task)[0] if floors else "",
+        ood=decide_ood(ready.mismatch, distance, limits),
     )
 
 

@@ -1,7 +1,4 @@
-"""Speak DICOMweb (PS3.18): list what a PACS has, fetch instances, hand instances over.
-
-Instances travel as the bytes that they are: nothing here parses or writes a data set.
-"""
+"""DICOMweb (PS3.18): search a PACS, fetch instances as bytes, store bytes; no data set is parsed here."""
 
 import json
 import os
@@ -14,7 +11,7 @@ import requests
 
 from medtl.errors import PacsError, ReadError
 from medtl.pacs.instance import UID, Instance, read_file
-from medtl.pacs.peer import Tls, WebPeer, client_tls
+from medtl.pacs.peer import Tls, WebPeer, client_tls, unexpected, unreachable
 
 TIMEOUT_SECONDS = (10.0, 60.0)  # to connect; between bytes
 PAGE = 100
@@ -24,22 +21,21 @@ CHUNK = 2**16
 STUDY, SERIES, INSTANCE = "0020000D", "0020000E", "00080018"
 REFERENCED, FAILED, REFERENCED_INSTANCE, FAILURE = "00081199", "00081198", "00081155", "00081197"
 ANY_SYNTAX = 'multipart/related; type="application/dicom"; transfer-syntax=*'
-AWAY = (502, 503, 504)
+UNAVAILABLE = (502, 503, 504)
 TOKEN = "MEDTL_PACS_TOKEN"
 
 
 class WebService:
-    """A DICOMweb service and the connection to it. ~/.netrc has user and password, TOKEN a token."""
+    """A DICOMweb service and its connection. Credentials: ~/.netrc, or a token in the variable TOKEN."""
 
     def __init__(self, peer: WebPeer, tls: Tls | None = None) -> None:
         self.peer = peer
         self.session = requests.Session()
-        token = os.environ.get(TOKEN)
-        if token:
-            self.session.auth = _Bearer(token)
+        if os.environ.get(TOKEN):
+            self.session.auth = _authorise
         self.tls: dict[str, Any] = {"verify": True, "cert": None}
         if tls:
-            client_tls(tls)  # says in our words what is wrong with the files
+            client_tls(tls)  # reports faulty files in our words
             self.tls["verify"] = str(tls.authority) if tls.authority else True
             if tls.certificate:
                 self.tls["cert"] = (str(tls.certificate), str(tls.key or tls.certificate))
@@ -63,7 +59,7 @@ class WebService:
         return self._list(f"studies/{study}/series/{series}/instances", {}, INSTANCE, None)
 
     def retrieve(self, study: str, series: str, instance: str) -> bytes:
-        """Return an instance as a DICOM file, in the transfer syntax in which it is kept (WADO-RS).
+        """Return an instance as a DICOM file, in the transfer syntax in which it is stored (WADO-RS).
 
         Raises PacsError pacs-answer.
         """
@@ -71,11 +67,11 @@ class WebService:
         response = self._ask("GET", path, headers={"Accept": ANY_SYNTAX})
         content = self._body(response, LARGEST_INSTANCE)
         if response.status_code != 200:
-            raise self._odd(f"answered {response.status_code} for an instance")
+            raise unexpected(self.peer, f"answered {response.status_code} for an instance")
         return self._single_part(response.headers.get("Content-Type", ""), content)
 
     def store(self, instances: Sequence[Instance]) -> Iterator[tuple[Instance, str | ReadError]]:
-        """Hand instances over (STOW-RS); yield each with why it was not taken, "" once it is acknowledged."""
+        """Store instances (STOW-RS); yield each with the reason if it was refused, "" once acknowledged."""
         for instance in instances:
             try:
                 yield instance, self._store(instance)
@@ -89,11 +85,10 @@ class WebService:
         kind = f'multipart/related; type="application/dicom"; boundary={boundary}'
         headers = {"Content-Type": kind, "Accept": "application/dicom+json"}
         response = self._ask("POST", "studies", headers=headers, data=body)
-        answer = self._json(response)
-        return _why_not(response.status_code, answer, instance.sop_instance)
+        return _refusal(response.status_code, self._json(response), instance.sop_instance)
 
     def _list(self, path: str, query: Mapping[str, str], tag: str, limit: int | None) -> Iterator[str]:
-        """Yield UIDs page by page, until one brings nothing new: not every PACS heeds offset and limit."""
+        """Yield UIDs page by page, until one has nothing new: not every PACS supports offset and limit."""
         seen: set[str] = set()
         offset = 0
         while limit is None or len(seen) < limit:
@@ -112,10 +107,10 @@ class WebService:
             return []
         answer = self._json(response)
         if response.status_code != 200 or not isinstance(answer, list):
-            raise self._odd(f"answered {response.status_code} to a search")
+            raise unexpected(self.peer, f"answered {response.status_code} to a search")
         uids = [_value(item, tag) for item in answer]
         if not all(UID.fullmatch(uid) for uid in uids):
-            raise self._odd("listed something without a valid UID")
+            raise unexpected(self.peer, "listed an item without a valid UID")
         return uids
 
     def _ask(self, method: str, path: str, **more: Any) -> requests.Response:
@@ -125,21 +120,21 @@ class WebService:
                 method,
                 f"{self.peer.url}/{path}",
                 timeout=TIMEOUT_SECONDS,
-                allow_redirects=False,  # it could lead anywhere
+                allow_redirects=False,  # a redirection could lead anywhere
                 stream=True,
-                **self.tls,  # here and not in the session, whose environment would go first
+                **self.tls,  # not in the session, where environment variables would take precedence
                 **more,
             )
         except (requests.RequestException, OSError) as error:
-            raise self._away(type(error).__name__) from error
+            raise unreachable(self.peer, f"does not answer ({type(error).__name__})") from error
         if response.status_code in (401, 403):
             fix = f"put user and password into ~/.netrc, or a token into {TOKEN}"
             reason = f"answered {response.status_code}, not authorised"
             raise PacsError("pacs-refused", reason, where=self.peer.url, fix=fix)
-        if response.status_code in AWAY:
-            raise self._away(f"answered {response.status_code}")
+        if response.status_code in UNAVAILABLE:
+            raise unreachable(self.peer, f"does not answer (status {response.status_code})")
         if 300 <= response.status_code < 400:
-            raise self._odd(f"answered {response.status_code}, a redirection, which is not followed")
+            raise unexpected(self.peer, f"answered with a redirection ({response.status_code})")
         return response
 
     def _body(self, response: requests.Response, largest: int) -> bytes:
@@ -149,13 +144,13 @@ class WebService:
                 for chunk in response.iter_content(CHUNK):
                     content += chunk
                     if len(content) > largest:
-                        raise self._odd(f"sent more than {largest // 2**20} MB at once")
+                        raise unexpected(self.peer, f"sent more than {largest // 2**20} MB at once")
         except (requests.RequestException, OSError) as error:
-            raise self._away(type(error).__name__) from error
+            raise unreachable(self.peer, f"does not answer ({type(error).__name__})") from error
         return bytes(content)
 
     def _json(self, response: requests.Response) -> Any:
-        """Return the answer as plain data, None where it is no JSON."""
+        """Return the answer as plain data, None if it is not JSON."""
         content = self._body(response, LARGEST_LIST)
         try:
             return json.loads(content)
@@ -163,57 +158,45 @@ class WebService:
             return None
 
     def _single_part(self, content_type: str, body: bytes) -> bytes:
-        """Return the one part of a multipart message (RFC 2046 5.1.1), or a body that is no multipart."""
+        """Return the only part of a multipart message (RFC 2046 5.1.1), or the body of a plain one."""
         header = Message()
         header["Content-Type"] = content_type
         boundary = header.get_param("boundary")
         if header.get_content_type() == "application/dicom":
             return body
         if header.get_content_maintype() != "multipart" or not isinstance(boundary, str):
-            raise self._odd("sent no DICOM for an instance")
+            raise unexpected(self.peer, "sent something other than DICOM for an instance")
         mark = b"--" + boundary.encode()
         start = body.find(b"\r\n\r\n", body.find(mark))
         end = body.rfind(b"\r\n" + mark + b"--")
         if not 0 <= start < end or body.find(b"\r\n" + mark + b"\r\n", start, end) >= 0:
-            raise self._odd("did not send one whole part for an instance")
+            raise unexpected(self.peer, "did not send one whole part for an instance")
         return body[start + 4 : end]
 
-    def _away(self, reason: str) -> PacsError:
-        fix = "check address, TLS and network; the same command goes on"
-        return PacsError("pacs-unreachable", f"does not answer ({reason})", where=self.peer.url, fix=fix)
 
-    def _odd(self, reason: str) -> PacsError:
-        fix = "check that the address is the base of its DICOMweb service"
-        return PacsError("pacs-answer", reason, where=self.peer.url, fix=fix)
+def _authorise(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    request.headers["Authorization"] = f"Bearer {os.environ[TOKEN]}"
+    return request
 
 
-class _Bearer(requests.auth.AuthBase):
-    def __init__(self, token: str) -> None:
-        self.token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self.token}"
-        return request
-
-
-def _why_not(status: int, answer: Any, uid: str) -> str:
-    """Return why an instance was not taken: only an answer that names it as stored says that it was."""
-    said = answer if isinstance(answer, dict) else {}
-    failed = {_value(item, REFERENCED_INSTANCE): item for item in _items(said, FAILED)}
-    kept = {_value(item, REFERENCED_INSTANCE) for item in _items(said, REFERENCED)}
-    if uid in kept and uid not in failed and status in (200, 202):
+def _refusal(status: int, answer: Any, uid: str) -> str:
+    """Return why an instance was refused: it is stored only if the answer lists it as stored."""
+    failed = {_value(item, REFERENCED_INSTANCE): item for item in _values(answer, FAILED)}
+    stored = {_value(item, REFERENCED_INSTANCE) for item in _values(answer, REFERENCED)}
+    if uid in stored and uid not in failed and status in (200, 202):
         return ""
-    reason = _value(failed.get(uid, {}), FAILURE)
+    reason = _value(failed.get(uid), FAILURE)
     return f"the PACS answered {status}{f', failure reason {reason[:8]}' if reason else ''}"
 
 
-def _items(said: Mapping[str, Any], tag: str) -> list[Any]:
-    element = said.get(tag)
+def _values(item: Any, tag: str) -> list[Any]:
+    """Return the values of an element of the DICOM JSON model (PS3.18 F.2), none where it is malformed."""
+    element = item.get(tag) if isinstance(item, dict) else None
     values = element.get("Value") if isinstance(element, dict) else None
     return values if isinstance(values, list) else []
 
 
 def _value(item: Any, tag: str) -> str:
-    """Return the first value of an element of the DICOM JSON model (PS3.18 F.2)."""
-    values = _items(item, tag) if isinstance(item, dict) else []
+    """Return the first value of an element, or ""."""
+    values = _values(item, tag)
     return str(values[0]) if values else ""

@@ -1,6 +1,6 @@
-"""Listen for C-STORE and C-ECHO (PS3.4 annexes A and B) from whom a gate lets in.
+"""Listen for C-STORE and C-ECHO (PS3.4 annexes A and B) from the peers that a gate admits.
 
-connection -> Gate: address, TLS, AE titles -> instance -> keep -> status: success once it is on disk
+connection -> Gate: address, TLS, AE titles -> instance -> save -> status: success once it is on disk
 """
 
 import logging
@@ -28,7 +28,7 @@ from medtl.pacs.gate import MEGABYTE, Gate
 from medtl.pacs.peer import AE_TITLE, Tls, server_tls
 
 logger = logging.getLogger(__name__)
-logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # its messages quote what is received
+logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # its messages quote patient data
 
 HANDSHAKE_SECONDS, END_SECONDS = 10.0, 2.0
 # A deflated data set can be a bomb.
@@ -36,48 +36,37 @@ SYNTAXES: list[Any] = [syntax for syntax in ALL_TRANSFER_SYNTAXES if syntax != D
 SUCCESS, DUPLICATE, OUT_OF_RESOURCES, MISMATCH, NOT_UNDERSTOOD = 0x0000, 0x0111, 0xA700, 0xA900, 0xC000
 STATUSES = {"pacs-duplicate": DUPLICATE, "pacs-mismatch": MISMATCH}
 
-# Receives the bytes of a DICOM file, and the class and UID under which it was announced.
-Keep = Callable[[bytes, str, str], None]
-# Is told a fault in a line.
-Tell = Callable[[MedtlError], None]
+# Saves the bytes of a DICOM file that was announced with a SOP class and instance UID.
+Save = Callable[[bytes, str, str], None]
+# Receives each fault, to show it as one line.
+Report = Callable[[MedtlError], None]
 
 
 @contextmanager
-def listening(host: str, port: int, gate: Gate, keep: Keep, tell: Tell, tls: Tls | None) -> Iterator[int]:
+def listening(host: str, port: int, gate: Gate, save: Save, report: Report, tls: Tls | None) -> Iterator[int]:
     """Listen in threads until the block ends, then end all associations; yield the port.
 
     Raises PacsError pacs-port; ConfigError pacs-tls.
     """
-    secured = server_tls(tls) if tls else None
-    server = _bind(host, port, secured, _Reception(gate, keep, tell))
+    server = _bind(host, port, server_tls(tls) if tls else None, _Reception(gate, save, report))
     thread = threading.Thread(target=server.serve_forever, name="medtl-pacs", daemon=True)
     thread.start()
+    before = threading.excepthook
+    # Malformed bytes can end a thread of pynetdicom: log it instead of printing a traceback.
+    threading.excepthook = lambda ended: logger.warning("an association ended: %s", ended.exc_type.__name__)
     try:
-        with _without_tracebacks():
-            try:
-                yield server.server_address[1]
-            finally:
-                BaseServer.shutdown(server)  # pynetdicom's own asks the entity to have started the server
-                for association in server.active_associations:
-                    _end(association)
+        yield server.server_address[1]
     finally:
+        BaseServer.shutdown(server)  # pynetdicom's own works only for a server that the entity has started
+        for association in server.active_associations:
+            _end(association)
+        threading.excepthook = before
         server.server_close()
         thread.join()
 
 
-@contextmanager
-def _without_tracebacks() -> Iterator[None]:
-    """Let a thread of pynetdicom that odd bytes have ended say so in the log."""
-    before = threading.excepthook
-    threading.excepthook = lambda ended: logger.warning("an association ended: %s", ended.exc_type.__name__)
-    try:
-        yield
-    finally:
-        threading.excepthook = before
-
-
 def _end(association: Association) -> None:
-    """End an association, or what has not become one: the process would wait for its thread."""
+    """End an association, or a connection before it is one: its thread would keep the process alive."""
     if association.is_established:
         association.abort()
     elif association.dul.socket:
@@ -96,11 +85,19 @@ def _bind(host: str, port: int, secured: ssl.SSLContext | None, reception: "_Rec
     for context in entity.supported_contexts:
         context.transfer_syntax = SYNTAXES
     entity.add_supported_context(Verification)
+    handlers = [
+        (evt.EVT_C_STORE, reception.store),
+        (evt.EVT_C_ECHO, lambda _: SUCCESS),
+        (evt.EVT_REJECTED, reception.explain_rejection),
+        (evt.EVT_DATA_RECV, reception.count_bytes),
+        (evt.EVT_ESTABLISHED, reception.reset_count),
+        (evt.EVT_DIMSE_RECV, reception.reset_count),
+    ]
     try:
         server = entity.make_server(
             (host, port),
             ssl_context=secured,
-            evt_handlers=reception.handlers(),
+            evt_handlers=handlers,  # type: ignore[arg-type]
             server_class=_GatedServer,
             reception=reception,
         )
@@ -112,49 +109,31 @@ def _bind(host: str, port: int, secured: ssl.SSLContext | None, reception: "_Rec
 
 
 class _Reception:
-    """What happens to connections and instances. Its methods run in the threads of pynetdicom."""
+    """Handles connections and instances. Its methods run in the threads of pynetdicom."""
 
-    def __init__(self, gate: Gate, keep: Keep, tell: Tell) -> None:
-        self.gate, self.keep, self.tell = gate, keep, tell
-        # Bytes of the message that an association is sending; they are counted in its own thread.
+    def __init__(self, gate: Gate, save: Save, report: Report) -> None:
+        self.gate, self.save, self.report = gate, save, report
+        # Bytes of the message that each association is sending, counted in its own thread.
         self.pending: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
-    def handlers(self) -> list[Any]:
-        """Return what is asked and told of an association."""
-        return [
-            (evt.EVT_C_STORE, self.store),
-            (evt.EVT_C_ECHO, lambda _: SUCCESS),
-            (evt.EVT_REJECTED, self.rejected),
-            (evt.EVT_DATA_RECV, self.count),
-            (evt.EVT_ESTABLISHED, self.whole),
-            (evt.EVT_DIMSE_RECV, self.whole),
-        ]
-
-    def admits(self, address: str) -> bool:
-        """Say whether a connection may come from an address; if not, it is told."""
-        if self.gate.admits(address):
-            return True
-        self.refuse(address, "its address is not allowed", "add it with --allow-address")
-        return False
-
     def refuse(self, address: str, reason: str, fix: str) -> None:
-        """Tell that somebody was not let in."""
-        self.tell(PacsError("pacs-refused", f"was not let in: {reason}", where=address, fix=fix))
+        """Report that a peer was refused."""
+        self.report(PacsError("pacs-refused", f"was refused: {reason}", where=address, fix=fix))
 
-    def rejected(self, event: Any) -> None:
-        """Tell why an association was rejected."""
-        asked, address = event.assoc.requestor.primitive, event.assoc.requestor.address
-        caller, called = str(asked.calling_ae_title).strip(), str(asked.called_ae_title).strip()
+    def explain_rejection(self, event: Any) -> None:
+        """Report why an association was rejected."""
+        request, address = event.assoc.requestor.primitive, event.assoc.requestor.address
+        caller, called = str(request.calling_ae_title).strip(), str(request.called_ae_title).strip()
         if called != self.gate.ae:
-            self.refuse(address, "it calls another AE title than ours", "mend it there")
+            self.refuse(address, "it calls another AE title than ours", "correct the title at the sender")
         elif caller not in self.gate.callers:
             name = caller if AE_TITLE.fullmatch(caller) else "its AE title"
             self.refuse(address, f"{name} is not allowed", "add it with --allow-ae")
         else:
-            self.refuse(address, "too many associations", "it will try again")
+            self.refuse(address, "too many associations", "the sender will retry")
 
-    def count(self, event: Any) -> None:
-        """Hang up on a message that is larger than an instance may be."""
+    def count_bytes(self, event: Any) -> None:
+        """Close the connection when a message exceeds the largest instance."""
         size = self.pending.get(event.assoc, 0) + len(event.data)
         self.pending[event.assoc] = size
         if size > self.gate.largest:
@@ -162,30 +141,27 @@ class _Reception:
             self.refuse(event.assoc.requestor.address, reason, "allow more with --largest")
             event.assoc.dul.socket.close()
 
-    def whole(self, event: Any) -> None:
-        """A message has come to its end."""
+    def reset_count(self, event: Any) -> None:
+        """Start counting again: a message is complete."""
         self.pending[event.assoc] = 0
 
     def store(self, event: Any) -> int:
-        """Keep an instance, and return the status (PS3.4 B.2.3)."""
+        """Save an instance, and return the status (PS3.4 B.2.3)."""
         request = event.request
         try:
             content = event.encoded_dataset()
-            self.keep(content, str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID))
-        except OutputError as error:
-            self.tell(error)
-            return OUT_OF_RESOURCES
-        except OSError as error:
-            self.tell(unwritable(Path(), error))
+            self.save(content, str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID))
+        except (OutputError, OSError) as error:
+            self.report(error if isinstance(error, OutputError) else unwritable(Path(), error))
             return OUT_OF_RESOURCES
         except ReadError as error:
-            self.tell(error)
+            self.report(error)
             return STATUSES.get(error.code, NOT_UNDERSTOOD)
         return SUCCESS
 
 
 class _GatedServer(ThreadedAssociationServer):
-    """A server that looks at addresses first, and in which a slow handshake holds up nobody else."""
+    """A server that checks addresses first, and in which a slow handshake delays nobody else."""
 
     daemon_threads, block_on_close = True, False
 
@@ -194,23 +170,28 @@ class _GatedServer(ThreadedAssociationServer):
         super().__init__(*arguments, **more)
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept a connection, without TLS as yet."""
+        """Accept a connection, before any TLS handshake."""
         assert self.socket is not None
         return self.socket.accept()
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Say whether a connection goes on; it is closed where not."""
-        return self.reception.admits(client_address[0])
+        """Return whether a connection is admitted; if not, report it and close it."""
+        admitted = self.reception.gate.admits(client_address[0])
+        if not admitted:
+            self.reception.refuse(
+                client_address[0], "its address is not allowed", "add it with --allow-address"
+            )
+        return admitted
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """Speak TLS if we do, then associate: this runs in the connection's own thread."""
+        """Do the TLS handshake, if any, and associate: this runs in the connection's own thread."""
         if self.ssl_context:
             request.settimeout(HANDSHAKE_SECONDS)
             request = self.ssl_context.wrap_socket(request, server_side=True)
-        request.settimeout(self.reception.gate.idle)  # or half a message could hold an association for ever
+        request.settimeout(self.reception.gate.idle)  # or half a message could hold an association forever
         super().finish_request(request, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Tell what ended a connection before it was one, as a handshake without a certificate."""
+        """Report what ended a connection early, such as a handshake without a certificate."""
         kind = type(sys.exc_info()[1]).__name__
         self.reception.refuse(client_address[0], f"the handshake failed ({kind})", "check TLS on both sides")

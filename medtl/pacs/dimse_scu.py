@@ -4,53 +4,51 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
-from pydicom import Dataset, dcmread
+from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext, build_context
+from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS
 
 from medtl.errors import PacsError, ReadError
 from medtl.imaging.dicom.elements import reporting_malformed
 from medtl.pacs.instance import Instance, read_file
-from medtl.pacs.peer import DimsePeer, Tls, client_tls
+from medtl.pacs.peer import DimsePeer, Tls, client_tls, unreachable
 
-# Its messages quote what is sent.
+# Its messages quote patient data.
 logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
 
-OUR_AE = "MEDTL"
 MOST_CONTEXTS = 128  # PS3.8 9.3.2.2: their ids are the odd numbers of a byte
 CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 60.0
 UNCOMPRESSED = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 SUCCESS = 0x0000
-# Kept, with elements coerced or left out, or of another class than it says (PS3.4 B.2.3).
-KEPT_WITH_WARNING = (0xB000, 0xB006, 0xB007)
-REASONS = {
-    0x0110: "processing failure",
-    0x0111: "has another instance of that UID",
-    0x0122: "does not take this kind of object",
-    0x0124: "does not allow it",
-}
+# Stored, with elements coerced or dropped, or although the data set does not match its class (PS3.4 B.2.3).
+STORED_WITH_WARNING = (0xB000, 0xB006, 0xB007)
 
 
 def c_store(
-    peer: DimsePeer, instances: Sequence[Instance], tls: Tls | None, our_ae: str = OUR_AE
+    peer: DimsePeer, instances: Sequence[Instance], tls: Tls | None, our_ae: str = "MEDTL"
 ) -> Iterator[tuple[Instance, str | ReadError]]:
-    """Send instances, and yield each with why it was not taken: "" once the PACS has acknowledged it.
+    """Send instances; yield each with the reason if it was refused, "" once the PACS has acknowledged it.
 
-    Raises PacsError pacs-unreachable where there is no answer, also in the middle; pacs-refused.
+    Raises PacsError pacs-unreachable when the PACS does not answer, or stops answering; pacs-refused.
     """
     for part in _by_contexts(instances):
-        with associated(peer, _proposed(part), tls, our_ae) as association:
+        kinds = sorted({(one.sop_class, one.transfer_syntax) for one in part})
+        contexts = [
+            build_context(kind, [*UNCOMPRESSED] if syntax in UNCOMPRESSED else syntax)
+            for kind, syntax in kinds
+        ]
+        with associated(peer, contexts, tls, our_ae) as association:
             for instance in part:
                 yield instance, _send(peer, association, instance)
 
 
 def _by_contexts(instances: Sequence[Instance]) -> Iterator[list[Instance]]:
-    """Cut a list where one association could not propose all that it holds."""
+    """Split a list so that one association can propose the contexts of each part."""
     part: list[Instance] = []
     kinds: set[tuple[str, str]] = set()
     for instance in instances:
@@ -64,18 +62,11 @@ def _by_contexts(instances: Sequence[Instance]) -> Iterator[list[Instance]]:
         yield part
 
 
-def _proposed(instances: Sequence[Instance]) -> list[PresentationContext]:
-    kinds = sorted({(one.sop_class, one.transfer_syntax) for one in instances})
-    return [
-        build_context(kind, [*UNCOMPRESSED] if syntax in UNCOMPRESSED else syntax) for kind, syntax in kinds
-    ]
-
-
 @contextmanager
 def associated(
     peer: DimsePeer, contexts: list[PresentationContext], tls: Tls | None, our_ae: str, **more: Any
 ) -> Iterator[Association]:
-    """Hold an association. more: roles and handlers. Raises PacsError pacs-unreachable, pacs-refused."""
+    """Open an association. more: roles and handlers. Raises PacsError pacs-unreachable, pacs-refused."""
     entity = AE(our_ae)
     entity.connection_timeout, entity.acse_timeout = CONNECT_SECONDS, ANSWER_SECONDS
     entity.dimse_timeout = entity.network_timeout = ANSWER_SECONDS
@@ -93,47 +84,30 @@ def associated(
 
 def _not_established(peer: DimsePeer, association: Association) -> PacsError:
     if association.is_rejected:
-        fix = "let the PACS know our AE title and address, and check its own"
+        fix = "register our AE title and address at the PACS, and check its AE title"
         return PacsError("pacs-refused", "rejects the association", where=str(peer), fix=fix)
     if association.acceptor.primitive and association.acceptor.primitive.result == 0:
-        reason = "takes none of the kinds of object that were proposed"
-        return PacsError("pacs-refused", reason, where=str(peer), fix="have them allowed there")
+        reason = "accepts none of the proposed SOP classes and transfer syntaxes"
+        return PacsError("pacs-refused", reason, where=str(peer), fix="enable them at the PACS")
     return unreachable(peer, "does not answer")
 
 
-def unreachable(peer: DimsePeer, reason: str) -> PacsError:
-    """Return the error of a peer that is not there, or no longer."""
-    fix = "check address, TLS, network, and that it lets our AE title in; the same command does the rest"
-    return PacsError("pacs-unreachable", reason, where=str(peer), fix=fix)
-
-
 def _send(peer: DimsePeer, association: Association, instance: Instance) -> str | ReadError:
-    """Send one instance; return why it was not taken. Raises PacsError pacs-unreachable."""
+    """Send one instance; return the reason if it was refused. Raises PacsError pacs-unreachable."""
     if not association.is_established:
         raise unreachable(peer, "ended the association")
     try:
-        status = association.send_c_store(_read(instance.path))
+        with reporting_malformed(instance.path):  # the file may have changed since it was listed
+            dataset = dcmread(BytesIO(read_file(instance.path)))
+        status = association.send_c_store(dataset)
     except ReadError as error:
         return error
-    except (ValueError, AttributeError) as error:  # nothing was sent: the text of it quotes UIDs
-        return f"the PACS does not take its kind or transfer syntax ({type(error).__name__})"
+    except (ValueError, AttributeError) as error:  # nothing was sent; the message quotes UIDs
+        return f"the PACS does not accept its SOP class or transfer syntax ({type(error).__name__})"
     if "Status" not in status:
         raise unreachable(peer, "stopped answering")
     code = status.Status
-    if code == SUCCESS or code in KEPT_WITH_WARNING:
+    if code == SUCCESS or code in STORED_WITH_WARNING:
         return ""
-    return f"the PACS answered 0x{code:04X} ({_meaning(code)})"
-
-
-def _read(path: Path) -> Dataset:
-    """Read a file that may have gone, or changed, since it was listed. Raises ReadError."""
-    with reporting_malformed(path):
-        return dcmread(BytesIO(read_file(path)))
-
-
-def _meaning(code: int) -> str:
-    if 0xA700 <= code <= 0xA7FF:
-        return "out of resources"
-    if 0xA900 <= code <= 0xA9FF:
-        return "data set does not match its class"
-    return REASONS.get(code, "cannot understand" if 0xC000 <= code <= 0xCFFF else "failure")
+    _, meaning = STORAGE_SERVICE_CLASS_STATUS.get(code, ("", ""))
+    return f"the PACS answered 0x{code:04X} ({meaning or 'unknown status'})"

@@ -1,4 +1,4 @@
-"""Say who may send studies here, and how much at once."""
+"""Options of a listener -> who may send studies here, and how much at once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Network = IPv4Network | IPv6Network
 
 @dataclass(frozen=True)
 class Gate:
-    """Who is let in, and how much of them. ae: our title; callers: theirs; largest: bytes of an instance.
+    """Limits of a listener. ae: our title; callers: theirs; largest: bytes per instance.
 
     idle: seconds of silence after which an association is ended.
     """
@@ -26,16 +26,16 @@ class Gate:
     idle: float = 60.0
 
     def admits(self, address: str) -> bool:
-        """Say whether a connection may come from an address."""
+        """Return whether an address may connect."""
         ip = ip_address(address.split("%")[0])
         ip = getattr(ip, "ipv4_mapped", None) or ip
         return any(ip in network for network in self.networks)
 
 
 def parse_networks(texts: Sequence[str]) -> tuple[Network, ...]:
-    """Read addresses and CIDR networks. Raises ConfigError pacs-address."""
+    """Parse addresses and CIDR networks. Raises ConfigError pacs-address."""
     try:
         return tuple(ip_network(text.strip()) for text in texts)
     except ValueError as error:
-        fix = "give an address, or a network as 10.1.2.0/24"
-        raise ConfigError("pacs-address", "is no network", where=", ".join(texts), fix=fix) from error
+        fix = "give an address, or a network such as 10.1.2.0/24"
+        raise ConfigError("pacs-address", "is not a network", where=", ".join(texts), fix=fix) from error

@@ -1,7 +1,4 @@
-"""Read what an instance says of itself: to send it, or to know whether what arrived is what was announced.
-
-file or bytes -> Instance: its UIDs and transfer syntax, and a key of its content; pixels are not looked at
-"""
+"""File or bytes -> Instance: its UIDs, transfer syntax and a hash of its content; pixels are not read."""
 
 import hashlib
 import re
@@ -16,14 +13,14 @@ from medtl.imaging.dicom.elements import reporting_malformed, silence_warnings
 from medtl.imaging.series import unreadable
 
 TAGS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
-# PS3.5 9.1, but for leading zeros, which old devices write: nothing of it could be a path.
+# PS3.5 9.1, but with leading zeros allowed, which old devices write. It can never be a path.
 UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(?:\.[0-9]+)*")
 PREAMBLE = 128
 MAGIC = b"DICM"
 
 
 class Instance(NamedTuple):
-    """A DICOM instance as a file or a message holds it. content: SHA-256 of all its bytes."""
+    """A DICOM instance as stored in a file or message. content: SHA-256 of all its bytes."""
 
     path: Path
     sop_class: str
@@ -41,7 +38,7 @@ def read_instance(path: Path) -> Instance:
 
 
 def read_file(path: Path) -> bytes:
-    """Return the bytes of a file. Raises ReadError file-unreadable, file-missing where it is gone."""
+    """Return the bytes of a file. Raises ReadError file-unreadable, file-missing."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -49,25 +46,23 @@ def read_file(path: Path) -> bytes:
 
 
 def identify(content: bytes, path: Path) -> Instance:
-    """Read the identity of the bytes of a DICOM file; path is where they are, or shall be, for errors.
+    """Read the identity of a DICOM file from its bytes; path is its present or future place, for errors.
 
-    Raises ReadError dicom-header where they are no DICOM file, or lack a UID by which a PACS files it.
+    Raises ReadError dicom-header if it is not DICOM, or lacks a UID by which a PACS files it.
     """
     silence_warnings()
     with reporting_malformed(path):
         tags = [*TAGS, "Manufacturer"]
-        found = pydicom.dcmread(BytesIO(content), stop_before_pixels=True, specific_tags=tags)
-        uids = [str(found.get(keyword) or "") for keyword in TAGS]
-        syntax = str(found.file_meta.get("TransferSyntaxUID") or "")
-        maker = str(found.get("Manufacturer") or "")
-    said = dict(zip(TAGS, uids, strict=True), TransferSyntaxUID=syntax)
-    absent = [name for name, uid in said.items() if not uid]
-    if absent:
-        fix = "export it again from its source"
-        raise ReadError("dicom-header", f"lacks {absent[0]}", where=path, fix=fix)
-    sop_class, sop_instance, study, series = uids
-    key = hashlib.sha256(content).hexdigest()
-    return Instance(path, sop_class, sop_instance, study, series, syntax, maker, key)
+        header = pydicom.dcmread(BytesIO(content), stop_before_pixels=True, specific_tags=tags)
+        uids = {keyword: str(header.get(keyword) or "") for keyword in TAGS}
+        uids["TransferSyntaxUID"] = str(header.file_meta.get("TransferSyntaxUID") or "")
+        manufacturer = str(header.get("Manufacturer") or "")
+    for keyword, uid in uids.items():
+        if not uid:
+            fix = "export it again from its source"
+            raise ReadError("dicom-header", f"lacks {keyword}", where=path, fix=fix)
+    content_hash = hashlib.sha256(content).hexdigest()
+    return Instance._make((path, *uids.values(), manufacturer, content_hash))
 
 
 def data_set(content: bytes) -> bytes:
@@ -78,7 +73,7 @@ def data_set(content: bytes) -> bytes:
 
 
 def looks_like_dicom(path: Path) -> bool:
-    """Say whether a file is one that somebody took for DICOM, by its name or by its preamble."""
+    """Return whether a file's name or preamble marks it as DICOM."""
     if path.suffix.lower() == ".dcm":
         return True
     try:
@@ -89,5 +84,5 @@ def looks_like_dicom(path: Path) -> bool:
 
 
 def key_of_uid(uid: str) -> str:
-    """Return the name under which something is kept: it leads nowhere, whatever the UID is."""
+    """Return the file name for a UID: a hash, so that no UID can lead out of a folder."""
     return hashlib.sha256(uid.encode()).hexdigest()[:24]

@@ -1,9 +1,9 @@
-"""Receive studies, score each once nothing more of it comes, and send its results on.
+"""Receive studies, score each once it is complete, and send its results on.
 
-C-STORE -> OUT/inbox/<study> -> OUT/results/<study> -> the PACS; OUT/listener has the journal of it
+C-STORE -> OUT/inbox/<study> -> OUT/results/<study> -> the PACS, with a journal in OUT/listener
 
-An instance is on disk before it is acknowledged, and each step of a study is journaled once it is done: after
-a kill the step is done again, to the same objects, and a PACS is sent none that it has acknowledged.
+An instance is on disk before it is acknowledged, and each step of a study is journaled when it is done. After
+a kill, an unfinished step is repeated and gives the same objects; acknowledged ones are never sent again.
 """
 
 import time
@@ -17,34 +17,34 @@ from medtl.core.progress import StoppedError, Unwatched, Watcher
 from medtl.errors import MedtlError, PacsError
 from medtl.pacs.gate import Gate
 from medtl.pacs.inbox import Inbox
-from medtl.pacs.peer import Tls
-from medtl.pacs.push import Destination, missing_extra, push_files
-from medtl.pacs.results import ResultsOutcome, model_identity, write_results
-from medtl.training.checkpoint import Checkpoint, load_finished
+from medtl.pacs.peer import Endpoint, Tls, needing_extra
+from medtl.pacs.push import push_files
+from medtl.pacs.results import model_identity, write_results
+from medtl.training.checkpoint import load_finished
 
 LOOK_SECONDS = 0.2
 # After a fault that may pass a study waits, each time twice as long.
 RETRY_SECONDS, LONGEST_RETRY = 30.0, 3600.0
-# A study during whose scoring the process ended so many times is left alone.
+# A study is skipped once the process has ended this many times while scoring it.
 MOST_TRIES = 5
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """Who judges what has been received, what is written about it, and where that goes."""
+    """Which model scores the studies received, which results are written, and where they are sent."""
 
     run: Path
     kinds: tuple[str, ...]
     any_modality: bool = False
-    send_to: Destination | None = None
+    send_to: Endpoint | None = None
 
 
 @dataclass(frozen=True)
 class StudyState:
-    """What has been done about a study.
+    """What has been done for a study.
 
-    asked: a key of its files, of who judges them, and of what is written and sent where. tries: scorings that
-    were begun. objects: what there is to be sent, as paths within its results.
+    asked: a key of its files, the model, the kinds of results and their destination. tries: how often scoring
+    was started. objects: what is to be sent, as paths within its results.
     """
 
     asked: str
@@ -52,38 +52,6 @@ class StudyState:
     scored: bool = False
     sent: bool = False
     objects: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class _Judge:
-    """Scoring with the model that it names, loaded once."""
-
-    scoring: Scoring
-    checkpoint: Checkpoint
-
-    def key(self, files: list[str]) -> str:
-        """Return a key of all that what is done about files depends on."""
-        asked, model = self.scoring, model_identity(self.checkpoint)
-        facts = {
-            "files": files,
-            "model": [model.sha256, model.settings_sha256],
-            "any modality": asked.any_modality,
-            "kinds": sorted(asked.kinds),
-            "to": str(asked.send_to.peer) if asked.send_to else "",
-        }
-        return key_of(facts)
-
-
-@dataclass(eq=False)
-class _Desk:
-    """What is at hand when studies are seen to. faults: how often in a row a study's step failed."""
-
-    out: Path
-    inbox: Inbox
-    journal: Journal
-    judge: _Judge | None
-    watcher: Watcher
-    faults: dict[str, int]
 
 
 def listen_run(
@@ -97,121 +65,111 @@ def listen_run(
     scoring: Scoring | None = None,
     settle: float = 30.0,
 ) -> NoReturn:
-    """Listen on host and port until `stop` says so, and see to each study after `settle` quiet seconds.
+    """Listen on host and port until `stop` is true, and process each study after `settle` quiet seconds.
 
     Raises StoppedError; PacsError pacs-port; ConfigError pacs-tls, extra-missing; TrainingError run-locked.
     """
-    try:
+    with needing_extra():
         from medtl.pacs.dimse_scp import listening
-    except ImportError as missing:
-        raise missing_extra(missing) from missing
-    judge = None
-    if scoring:  # what cannot score is told now
-        judge = _Judge(scoring, load_finished(scoring.run, any_modality=scoring.any_modality))
+    scorer = _Scorer(out, scoring, watcher) if scoring else None
+    faults: dict[str, int] = {}
     with open_journal(out / "listener") as journal:
         inbox = Inbox(out / "inbox")
-        desk = _Desk(out, inbox, journal, judge, watcher, {})
-        with listening(*address, gate, inbox.keep, _teller(watcher), tls) as port:
+
+        def report(error: MedtlError) -> None:
+            watcher.note("refused", str(error))
+
+        with listening(*address, gate, inbox.save, report, tls) as port:
             watcher.note("listening", f"{gate.ae}@{address[0]}:{port}{' with TLS' if tls else ''}: {out}")
             while not stop():
-                for study in inbox.rested(settle)[:1]:  # between two studies somebody may ask to stop
-                    _see_to(desk, study)
+                for study in inbox.rested(settle)[:1]:  # one at a time: a stop is honoured between two
+                    since = inbox.arrivals[study]
+                    fault = scorer.process(inbox.folder / study, journal) if scorer else ""
+                    if fault:
+                        faults[study] = faults.get(study, 0) + 1
+                        seconds = min(RETRY_SECONDS * 2 ** (faults[study] - 1), LONGEST_RETRY)
+                        watcher.note("fault", f"study {study}: {fault}; next try in {seconds:.0f} s")
+                        inbox.postpone(study, seconds)
+                    else:
+                        faults.pop(study, None)
+                        inbox.done(study, since)
                 time.sleep(LOOK_SECONDS)
-    fix = "the same command goes on with what was received"
-    raise StoppedError("interrupted", "stopped, all that was acknowledged is kept", where=out, fix=fix)
+    fix = "run the same command again to continue"
+    raise StoppedError("interrupted", "stopped, all that was acknowledged is saved", where=out, fix=fix)
 
 
-def _teller(watcher: Watcher) -> Callable[[MedtlError], None]:
-    return lambda error: watcher.note("refused", str(error))
+class _Scorer:
+    """Takes studies through scoring and sending with a model that is loaded once."""
 
+    def __init__(self, out: Path, scoring: Scoring, watcher: Watcher) -> None:
+        self.out, self.scoring, self.watcher = out, scoring, watcher
+        self.checkpoint = load_finished(scoring.run, any_modality=scoring.any_modality)
 
-def _see_to(desk: _Desk, study: str) -> None:
-    """Take a study through the steps that are not done, or let it wait where one of them failed."""
-    since = desk.inbox.arrivals[study]
-    try:
-        done = desk.judge is None or _score_and_send(desk, study, desk.judge)
-    except MedtlError as error:
-        done = _told(desk, study, str(error))
-    except Exception as error:  # whatever a study does to a library, the others go on
-        done = _told(desk, study, f"scoring failed ({type(error).__name__})")
-    if done:
-        desk.faults.pop(study, None)
-        desk.inbox.done(study, since)
+    def process(self, folder: Path, journal: Journal) -> str:
+        """Do what is not yet done for a study; return the fault that stopped it, "" if all is done."""
+        try:
+            state = self._recall(folder, journal)
+            if not state.scored:
+                state = self._score(folder, journal, state)
+            if self.scoring.send_to and not state.sent:
+                self._send(folder.name, journal, state, self.scoring.send_to)
+            return ""
+        except MedtlError as error:
+            return str(error)
+        except Exception as error:  # a study that crashes a library must not end the listener
+            return f"scoring failed ({type(error).__name__})"
 
+    def _recall(self, folder: Path, journal: Journal) -> StudyState:
+        """Return the state of a study: a new one if its files, the model, kinds or destination changed."""
+        model, to = model_identity(self.checkpoint), self.scoring.send_to
+        facts = {
+            "files": sorted(path.name for path in folder.glob("*.dcm")),  # a file is never replaced
+            "model": [model.sha256, model.settings_sha256],
+            "any modality": self.scoring.any_modality,
+            "kinds": sorted(self.scoring.kinds),
+            "to": str(to.peer) if to else "",
+        }
+        asked, known = key_of(facts), journal.recall(f"study {folder.name}")
+        return StudyState(**known) if known and known.get("asked") == asked else StudyState(asked)
 
-def _told(desk: _Desk, study: str, line: str) -> bool:
-    """Tell of a fault and let the study wait."""
-    count = desk.faults[study] = desk.faults.get(study, 0) + 1
-    seconds = min(RETRY_SECONDS * 2 ** (count - 1), LONGEST_RETRY)
-    desk.watcher.note("fault", f"study {study}: {line}; next try in {seconds:.0f} s")
-    desk.inbox.postpone(study, seconds)
-    return False
+    def _remember(self, study: str, journal: Journal, state: StudyState, **changes: Any) -> StudyState:
+        facts = {**asdict(state), **changes}
+        journal.remember(f"study {study}", facts)
+        return StudyState(**facts)
 
+    def _score(self, folder: Path, journal: Journal, state: StudyState) -> StudyState:
+        study, note = folder.name, self.watcher.note
+        if state.tries >= MOST_TRIES:
+            reason, fix = f"ended the process {MOST_TRIES} times", "try medtl results on its folder"
+            note("refused", str(PacsError("pacs-given-up", reason, where=folder, fix=fix)))
+            return self._remember(study, journal, state, scored=True, sent=True)
+        state = self._remember(study, journal, state, tries=state.tries + 1)
+        results, kinds = self.out / "results" / study, self.scoring.kinds
+        try:
+            outcome = write_results(self.checkpoint, folder, results, Unwatched(), kinds=kinds)
+        except MedtlError as error:
+            if error.code != "folder-empty":
+                self._remember(study, journal, state, tries=state.tries - 1)  # the process has not ended
+                raise
+            note("refused", f"study {study}: holds no image")
+            return self._remember(study, journal, state, scored=True, sent=True)
+        for row in outcome.rows:
+            if row.refused:
+                refusal = row.prediction
+                note("refused", f"study {study}: [{refusal.code}] {refusal.source}: {refusal.reason}")
+        count = sum(any(kind != "fhir" for kind in row.files) for row in outcome.rows)
+        note("scored", f"study {study}: {count} of {len(outcome.rows)} series: {outcome.table}")
+        objects = [path for row in outcome.rows for kind, path in row.files.items() if kind != "fhir"]
+        return self._remember(study, journal, state, scored=True, sent=not objects, objects=objects)
 
-def _score_and_send(desk: _Desk, study: str, judge: _Judge) -> bool:
-    """Do what is not done, step by step; return whether all is. Raises MedtlError."""
-    state = _recall(desk, study, judge)
-    if not state.scored:
-        state = _score(desk, study, judge, state)
-    to = judge.scoring.send_to
-    if to and not state.sent:
-        state = _send(desk, study, to, state)
-    return state.sent or not to
+    def _send(self, study: str, journal: Journal, state: StudyState, to: Endpoint) -> None:
+        """Send the objects of the last scoring, without those of earlier ones when a study has grown.
 
-
-def _recall(desk: _Desk, study: str, judge: _Judge) -> StudyState:
-    """Return what has been done of what is asked for: nothing where files, model, kinds or PACS differ."""
-    names = sorted(path.name for path in (desk.inbox.folder / study).glob("*.dcm"))  # none is ever replaced
-    asked = judge.key(names)
-    known = desk.journal.recall(f"study {study}")
-    return StudyState(**known) if known and known.get("asked") == asked else StudyState(asked)
-
-
-def _remember(desk: _Desk, study: str, state: StudyState, **changes: Any) -> StudyState:
-    state = StudyState(**{**asdict(state), **changes})
-    desk.journal.remember(f"study {study}", asdict(state))
-    return state
-
-
-def _score(desk: _Desk, study: str, judge: _Judge, state: StudyState) -> StudyState:
-    if state.tries >= MOST_TRIES:
-        reason, fix = f"ended the process {MOST_TRIES} times", "try medtl results on its folder"
-        error = PacsError("pacs-given-up", reason, where=desk.inbox.folder / study, fix=fix)
-        desk.watcher.note("refused", str(error))
-        return _remember(desk, study, state, scored=True, sent=True)
-    state = _remember(desk, study, state, tries=state.tries + 1)
-    folder, results = desk.inbox.folder / study, desk.out / "results" / study
-    kinds = judge.scoring.kinds
-    try:
-        outcome = write_results(judge.checkpoint, folder, results, Unwatched(), kinds=kinds)
-    except MedtlError as error:
-        if error.code != "folder-empty":
-            _remember(desk, study, state, tries=state.tries - 1)  # the process has not ended
-            raise
-        desk.watcher.note("refused", f"study {study}: holds no image")
-        return _remember(desk, study, state, scored=True, sent=True)
-    _tell_results(desk, study, outcome)
-    objects = [path for row in outcome.rows for kind, path in row.files.items() if kind != "fhir"]
-    return _remember(desk, study, state, scored=True, sent=not objects, objects=objects)
-
-
-def _tell_results(desk: _Desk, study: str, outcome: ResultsOutcome) -> None:
-    for row in outcome.rows:
-        if row.refused:
-            said = row.prediction
-            desk.watcher.note("refused", f"study {study}: [{said.code}] {said.source}: {said.reason}")
-    count = sum(any(kind != "fhir" for kind in row.files) for row in outcome.rows)
-    desk.watcher.note("scored", f"study {study}: {count} of {len(outcome.rows)} series: {outcome.table}")
-
-
-def _send(desk: _Desk, study: str, to: Destination, state: StudyState) -> StudyState:
-    """Send what was written last and the PACS has not acknowledged.
-
-    Of a study that grew older objects lie there, too. Raises PacsError where it does not take all of it.
-    """
-    files = [desk.out / "results" / study / path for path in state.objects]
-    outcome = push_files(files, to, desk.journal, Unwatched())
-    if outcome.failures:
-        raise outcome.failures[0]
-    desk.watcher.note("sent", f"study {study}: {outcome.sent} objects to {to.peer}")
-    return _remember(desk, study, state, sent=True)
+        Raises PacsError where the PACS does not take all of them.
+        """
+        files = [self.out / "results" / study / path for path in state.objects]
+        outcome = push_files(files, to, journal, Unwatched())
+        if outcome.failures:
+            raise outcome.failures[0]
+        self.watcher.note("sent", f"study {study}: {outcome.sent} objects to {to.peer}")
+        self._remember(study, journal, state, sent=True)

@@ -1,22 +1,24 @@
-"""Say where a PACS is, `http(s)://...` or `AE@host:port`, and how TLS is spoken with it."""
+"""Address of a PACS, `http(s)://...` or `AE@host:port` -> how to connect, and what to say if that fails."""
 
 import re
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from medtl.errors import ConfigError
+from medtl.errors import ConfigError, PacsError
 
-# PS3.5 6.2: at most 16 characters, no backslash, no control characters; blanks at the ends mean nothing.
+# PS3.5 6.2: up to 16 characters, no backslash, no control characters; spaces at the ends mean nothing.
 AE_TITLE = re.compile(r"[\x21-\x5b\x5d-\x7e](?:[\x20-\x5b\x5d-\x7e]{0,14}[\x21-\x5b\x5d-\x7e])?")
 DIMSE = re.compile(r"(?P<ae>.+)@(?:\[(?P<six>[0-9a-fA-F:]+)\]|(?P<host>[^@:/\s]+)):(?P<port>\d{1,5})")
 
 
 @dataclass(frozen=True)
 class Tls:
-    """Files in PEM: our certificate and its key, and the authority that signs the other side's."""
+    """PEM files: our certificate, its key, and the CA that signed the other side's certificate."""
 
     certificate: Path | None = None
     key: Path | None = None
@@ -25,7 +27,7 @@ class Tls:
 
 @dataclass(frozen=True)
 class WebPeer:
-    """The base of a DICOMweb service."""
+    """Base URL of a DICOMweb service."""
 
     url: str
 
@@ -49,92 +51,115 @@ class DimsePeer:
 Peer = WebPeer | DimsePeer
 
 
+@dataclass(frozen=True)
+class Endpoint:
+    """A PACS, the TLS files for it, and the AE title under which we call it."""
+
+    peer: Peer
+    tls: Tls | None = None
+    our_ae: str = "MEDTL"
+
+
 def parse_peer(text: str) -> Peer:
-    """Read an address. Raises ConfigError pacs-address, without passwords that it may hold."""
-    return _web(text) if "://" in text else _dimse(text)
+    """Read an address. Raises ConfigError pacs-address, which never repeats a password."""
+    return _parse_web(text) if "://" in text else _parse_dimse(text)
 
 
 def check_ae(title: str) -> str:
-    """Return an AE title without blanks at its ends. Raises ConfigError pacs-address."""
+    """Return an AE title without spaces at its ends. Raises ConfigError pacs-address."""
     if not AE_TITLE.fullmatch(title.strip(" ")):
-        reason = "is no AE title (1 to 16 characters of ASCII, no backslash)"
-        raise ConfigError("pacs-address", reason, where=title, fix="name it as the PACS does")
+        reason = "is not an AE title (1 to 16 ASCII characters, no backslash)"
+        raise ConfigError("pacs-address", reason, where=title, fix="use the title configured in the PACS")
     return title.strip(" ")
 
 
 def check_host(host: str) -> str:
-    """Return a name or address of a machine, as one can be asked for. Raises ConfigError pacs-address."""
+    """Return a host name or IP address that can be looked up. Raises ConfigError pacs-address."""
     try:
         if ":" in host:
             ip_address(host)
         elif not host.isprintable() or " " in host or not host.encode("idna"):
             raise ValueError
     except ValueError as error:  # UnicodeError is one: a label is empty, or too long
-        fix = "give a name or an address, as pacs.example or 10.1.2.3"
-        raise ConfigError("pacs-address", "is no name of a machine", where=host, fix=fix) from error
+        fix = "give a name or an address, such as pacs.example or 10.1.2.3"
+        raise ConfigError("pacs-address", "is not a host name", where=host, fix=fix) from error
     return host
 
 
 def client_tls(tls: Tls) -> ssl.SSLContext:
-    """Return how TLS is spoken with a server, whose certificate must hold. Raises ConfigError pacs-tls."""
-    try:
-        context = ssl.create_default_context(cafile=tls.authority)
-        return _with_certificate(context, tls)
-    except OSError as error:  # SSLError is one
-        raise unusable(tls, error) from error
+    """Return the TLS context for a server, whose certificate is verified. Raises ConfigError pacs-tls."""
+    return _context(tls, ssl.Purpose.SERVER_AUTH)
 
 
 def server_tls(tls: Tls) -> ssl.SSLContext:
-    """Return how TLS is spoken with clients, who must show a certificate where an authority is given.
+    """Return the TLS context for clients, who need a certificate if `tls` has an authority.
 
     Raises ConfigError pacs-tls.
     """
+    return _context(tls, ssl.Purpose.CLIENT_AUTH)
+
+
+def _context(tls: Tls, purpose: ssl.Purpose) -> ssl.SSLContext:
     try:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=tls.authority)
-        context.verify_mode = ssl.CERT_REQUIRED if tls.authority else ssl.CERT_NONE
-        return _with_certificate(context, tls)
-    except OSError as error:
-        raise unusable(tls, error) from error
+        context = ssl.create_default_context(purpose, cafile=tls.authority)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if purpose is ssl.Purpose.CLIENT_AUTH and tls.authority:
+            context.verify_mode = ssl.CERT_REQUIRED
+        if tls.certificate:
+            context.load_cert_chain(tls.certificate, tls.key, password=lambda: "")  # never prompts
+        return context
+    except OSError as error:  # SSLError is one
+        files = ", ".join(str(path) for path in (tls.certificate, tls.key, tls.authority) if path)
+        reason = f"cannot be used for TLS ({error.strerror or type(error).__name__})"
+        fix = "give PEM files that belong together"
+        raise ConfigError("pacs-tls", reason, where=files, fix=fix) from error
 
 
-def unusable(tls: Tls, error: OSError) -> ConfigError:
-    """Return the error that says why files of TLS cannot be used."""
-    files = ", ".join(str(path) for path in (tls.certificate, tls.key, tls.authority) if path)
-    reason = f"cannot be used for TLS ({error.strerror or type(error).__name__})"
-    return ConfigError("pacs-tls", reason, where=files, fix="name files in PEM that belong together")
+def unreachable(peer: Peer, reason: str) -> PacsError:
+    """Return the error for a PACS that does not answer, or no longer does."""
+    fix = "check address, TLS, network and our AE title at the PACS; then run the same command again"
+    return PacsError("pacs-unreachable", reason, where=str(peer), fix=fix)
 
 
-def _with_certificate(context: ssl.SSLContext, tls: Tls) -> ssl.SSLContext:
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if tls.certificate:
-        context.load_cert_chain(tls.certificate, tls.key, password=lambda: "")  # never asks on a terminal
-    return context
+def unexpected(peer: Peer, reason: str) -> PacsError:
+    """Return the error for an answer that makes no sense."""
+    web = isinstance(peer, WebPeer)
+    fix = "check that this is the base URL of its DICOMweb service" if web else "see the log of the PACS"
+    return PacsError("pacs-answer", reason, where=str(peer), fix=fix)
 
 
-def _web(text: str) -> WebPeer:
+@contextmanager
+def needing_extra() -> Iterator[None]:
+    """Turn a failed import of a network library into ConfigError extra-missing."""
+    try:
+        yield
+    except ImportError as error:
+        fix = "pip install 'medtl[pacs]'"
+        raise ConfigError("extra-missing", f"needs {error.name}", where="medtl pacs", fix=fix) from error
+
+
+def _parse_web(text: str) -> WebPeer:
     try:
         parts = urlsplit(text)
         host, _ = parts.hostname or "", parts.port
-    except ValueError as error:  # a bracket that is not closed, a port that is none
-        raise _no_base(text) from error
-    if "@" in parts.netloc:
+        valid = parts.scheme in ("http", "https") and host and not parts.query and not parts.fragment
+        credentials = "@" in parts.netloc
+    except ValueError:  # an unclosed bracket, a port that is not a number
+        valid = credentials = False
+    if credentials:
         fix = "put user and password into ~/.netrc"
-        raise ConfigError("pacs-address", "holds credentials", where=host, fix=fix)
-    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
-        raise _no_base(text)
+        raise ConfigError("pacs-address", "contains credentials", where=host, fix=fix)
+    if not valid:
+        fix = "give http(s)://host[:port]/path, with the path from the manual of the PACS"
+        place = text.rpartition("@")[2]  # without a password
+        raise ConfigError("pacs-address", "is not the base URL of a DICOMweb service", where=place, fix=fix)
     check_host(host)
     return WebPeer(text.rstrip("/"))
 
 
-def _no_base(text: str) -> ConfigError:
-    fix = "give http(s)://host[:port]/path, the path as the PACS documents it"
-    place = text.rpartition("@")[2]  # without a password that it may hold
-    return ConfigError("pacs-address", "is no base of a DICOMweb service", where=place, fix=fix)
-
-
-def _dimse(text: str) -> DimsePeer:
-    found = DIMSE.fullmatch(text)
-    if not found or not 0 < int(found["port"]) < 65536:
+def _parse_dimse(text: str) -> DimsePeer:
+    parts = DIMSE.fullmatch(text)
+    if not parts or not 0 < int(parts["port"]) < 65536:
         fix = "give AE@host:port, or http(s)://..."
-        raise ConfigError("pacs-address", "is no address of a PACS", where=text, fix=fix)
-    return DimsePeer(check_ae(found["ae"]), check_host(found["six"] or found["host"]), int(found["port"]))
+        raise ConfigError("pacs-address", "is not the address of a PACS", where=text, fix=fix)
+    return DimsePeer(check_ae(parts["ae"]), check_host(parts["six"] or parts["host"]), int(parts["port"]))

@@ -1,4 +1,4 @@
-"""Score a folder of DICOM studies, and write what goes back to the PACS about each of them.
+"""Score a folder of DICOM studies, and write the objects that go back to the PACS about each series.
 
 folder -> scored series -> OUT/dicom: Structured Report, Secondary Capture, Parametric Map
                         -> OUT/fhir, results.csv
@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from medtl import __version__
-from medtl.core.files import check_apart, write_csv, write_json
+from medtl.core.files import check_apart, write_csv
 from medtl.core.progress import Watcher
 from medtl.errors import ReadError
 from medtl.evaluation.conformal import in_sets
-from medtl.explain import METHOD_NAMES, check_method, default_method
+from medtl.explain import METHODS, check_method, default_method
 from medtl.explain.explanation import explain
 from medtl.imaging.dicom.patient import read_sources
 from medtl.imaging.dicom.reader import SHARED_UID
@@ -24,44 +24,35 @@ from medtl.imaging.reader import scan
 from medtl.imaging.series import Scan, Series
 from medtl.inference.contract import calibration_words, thresholds
 from medtl.inference.predictor import Prediction, Scored, score_series
-from medtl.pacs.objects.fhir import bundle_id, fhir_bundle, holds_bundle
-from medtl.pacs.objects.headers import instance_uid
+from medtl.pacs.objects import KINDS
 from medtl.pacs.objects.result import ModelIdentity, StudyResult
-from medtl.pacs.objects.write import BUILDERS, write_object
+from medtl.pacs.objects.write import object_path, write_object
 from medtl.training.checkpoint import Checkpoint
 
-KINDS = (*BUILDERS, "fhir")
-COLUMNS = ("sample_id", "source", "status", "code", "reason", "predicted", *KINDS)
+COLUMNS = ("sample_id", "source", "status", "code", "reason", "predicted")
+# Parts of a checkpoint's header that decide how scores become results.
+SETTINGS = {"task_kind", "classes", "preprocessing", "thresholds", "calibration", "conformal", "ood"}
 
 
 @dataclass(frozen=True)
 class ResultRow:
-    """What was written about one series: paths within OUT by kind; and why something was not."""
+    """The files written about one series, as paths within OUT by kind, and why one is missing."""
 
     prediction: Prediction
     files: dict[str, str]
 
     @property
     def refused(self) -> bool:
-        """Whether something that was asked for is not there, the study or one object."""
+        """Whether the study, or one of its objects, was refused."""
         return self.prediction.status == "refused" or bool(self.prediction.fix)
 
 
 @dataclass(frozen=True)
 class ResultsOutcome:
-    """What a folder's results came to."""
+    """The table of a folder's results, and its rows."""
 
     table: Path
     rows: tuple[ResultRow, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """What is the same for all series of a folder."""
-
-    checkpoint: Checkpoint
-    model: ModelIdentity
-    method: str
 
 
 def write_results(
@@ -75,56 +66,40 @@ def write_results(
 ) -> ResultsOutcome:
     """Write the objects of `kinds` about each DICOM series of a folder below `out`, and results.csv.
 
-    An object is named by its UID: one that is there stays as it is, whatever its series is called now.
-    method: of saliency; by default the one that suits the network. Raises ConfigError saliency-method;
-    OutputError output-unwritable, also where `out` lies in `folder`.
+    An object is named by its UID, and an existing one is left as it is. method: of saliency; by default the
+    one that suits the network. Raises ConfigError saliency-method; OutputError output-unwritable, also if
+    `out` lies in `folder`.
     """
     check_apart(out, folder)
     method = method or default_method(checkpoint.classifier)
     check_method(method, checkpoint.classifier)
-    job = _Job(checkpoint, model_identity(checkpoint), method)
-    found = _refuse_others(scan(folder))
-    total, rows = len(found.series) + len(found.refusals), []
-    for done, scored in enumerate(score_series(checkpoint, found, folder, batch_size=1), start=1):
-        rows.append(_write_results(job, scored, kinds, out))
+    model = model_identity(checkpoint)
+    studies = _refuse_others(scan(folder))
+    total, rows = len(studies.series) + len(studies.refusals), list[ResultRow]()
+    for done, scored in enumerate(score_series(checkpoint, studies, folder, batch_size=1), start=1):
+        rows.append(_write_results(scored, checkpoint, model, method, kinds, out))
         watcher.progress("writing results", done, total)
     flat = sum(bool(row.files) and "map" not in row.files and not row.refused for row in rows)
     if "map" in kinds and flat:
-        watcher.note("note", f"{flat} images are no volumes: a map is for volumes alone")
-    others = _count_others(out, rows)
+        watcher.note("note", f"{flat} images are not volumes: a Parametric Map needs a volume")
+    written = {Path(path).name for row in rows for path in row.files.values()}
+    others = sum(path.name not in written for path in (out / "dicom").glob("*.dcm"))
     if others:
-        text = f"{out} holds {others} more objects, of earlier results: medtl pacs push would send them, too"
+        text = f"{out} holds {others} more objects of earlier results: medtl pacs push would send them too"
         watcher.note("note", text)
     table = out / "results.csv"
-    write_csv(table, [COLUMNS, *map(_cells, rows)])
+    write_csv(table, [[*COLUMNS, *KINDS], *map(_cells, rows)])
     return ResultsOutcome(table, tuple(rows))
 
 
-def _count_others(out: Path, rows: Sequence[ResultRow]) -> int:
-    """Return how many DICOM objects in `out` are of none of the rows."""
-    written = {Path(path).name for row in rows for path in row.files.values()}
-    return sum(path.name not in written for path in (out / "dicom").glob("*.dcm"))
-
-
 def model_identity(checkpoint: Checkpoint) -> ModelIdentity:
-    """Return what objects say of the model that made them."""
+    """Return the identity of a model, as its objects state it."""
     header = checkpoint.header
-    lenient = {"modalities", "body_parts"}
-    settings = header.model_dump_json(
-        include={
-            "task_kind",
-            "classes",
-            "preprocessing",
-            "thresholds",
-            "calibration",
-            "conformal",
-            "screening",
-        },
-        exclude={"preprocessing": lenient},
-    )
+    acceptance = {"preprocessing": {"modalities", "body_parts"}}  # what is scored, not how
+    settings = header.model_dump_json(include=SETTINGS, exclude=acceptance)
     return ModelIdentity(
         backbone=header.backbone,
-        weights=(header.weights or {}).get("source", "nothing: from random weights"),
+        weights=(header.weights or {}).get("source", "none, trained from random weights"),
         sha256=checkpoint.sha256,
         settings_sha256=hashlib.sha256(settings.encode()).hexdigest(),
         medtl=__version__,
@@ -133,38 +108,55 @@ def model_identity(checkpoint: Checkpoint) -> ModelIdentity:
     )
 
 
-def _refuse_others(found: Scan) -> Scan:
-    """Refuse before it is scored what no result could go back to, or not to it alone."""
-    errors = [_no_way_back(series) for series in found.series]
-    kept = tuple(series for series, error in zip(found.series, errors, strict=True) if error is None)
-    return replace(found, series=kept, refusals=(*found.refusals, *filter(None, errors)))
+def _refuse_others(studies: Scan) -> Scan:
+    """Refuse, before anything is scored, the series to which no result can refer."""
+    errors = [_refusal(series) for series in studies.series]
+    accepted = tuple(series for series, error in zip(studies.series, errors, strict=True) if error is None)
+    return replace(studies, series=accepted, refusals=(*studies.refusals, *filter(None, errors)))
 
 
-def _no_way_back(series: Series) -> ReadError | None:
+def _refusal(series: Series) -> ReadError | None:
     where = f"{series.path}#{series.item}" if series.item else series.path
     if series.format != "dicom":
-        reason = f"is no DICOM ({series.format}), so no study is there for a result to go back to"
+        reason = f"is not DICOM but {series.format}, so there is no study for the result to go back to"
         return ReadError("result-no-study", reason, where=where, fix="use medtl score")
     if SHARED_UID in series.notes:  # a reference by UID would name both
-        reason = "shares its SOPInstanceUID with a file of another content"
-        return ReadError("result-ambiguous", reason, where=where, fix="keep the right one of them")
+        reason = "shares its SOPInstanceUID with a file of other content"
+        return ReadError("result-ambiguous", reason, where=where, fix="keep the correct one of them")
     return None
 
 
-def _write_results(job: _Job, scored: Scored, kinds: Sequence[str], out: Path) -> ResultRow:
+def _write_results(
+    scored: Scored, checkpoint: Checkpoint, model: ModelIdentity, method: str, kinds: Sequence[str], out: Path
+) -> ResultRow:
     row, files = scored.prediction, dict[str, str]()
     if scored.image is None:
         return ResultRow(row, files)
+    assert scored.series and scored.prepared
     try:
-        result = _study_result(job, scored)
+        sources = read_sources(scored.series)
+        explanation = explain(checkpoint, scored.image, scored.prepared, row.probabilities, method)
     except ReadError as error:
         return ResultRow(_with_error(row, error, "refused"), files)
+    result = StudyResult(
+        sources=sources,
+        image=scored.image,
+        task=checkpoint.task,
+        probabilities=row.probabilities,
+        predicted=tuple(row.predicted.split("|")) if row.predicted else (),
+        prediction_set=_prediction_set(checkpoint, row.probabilities),
+        ood=row.ood,
+        target_class=explanation.target_class,
+        method=METHODS[method].name,
+        heatmap=explanation.heatmap,
+        model=model,
+    )
     for kind in kinds:
         if kind == "map" and result.image.affine is None:
-            continue  # an image that is no volume has no grid of slices
-        path = _path_of(result, kind)
+            continue  # not a volume, so there is no grid of slices
+        path = object_path(result, kind)
         try:
-            _write(out / path, result, kind)
+            write_object(out / path, result, kind)
         except ReadError as error:
             row = _with_error(row, error, row.status)
         else:
@@ -172,27 +164,7 @@ def _write_results(job: _Job, scored: Scored, kinds: Sequence[str], out: Path) -
     return ResultRow(row, files)
 
 
-def _study_result(job: _Job, scored: Scored) -> StudyResult:
-    assert scored.series and scored.image and scored.prepared
-    checkpoint, row = job.checkpoint, scored.prediction
-    sources = read_sources(scored.series)
-    explanation = explain(checkpoint, scored.image, scored.prepared, row.probabilities, job.method)
-    return StudyResult(
-        sources=sources,
-        image=scored.image,
-        task=checkpoint.task,
-        probabilities=row.probabilities,
-        predicted=tuple(row.predicted.split("|")) if row.predicted else (),
-        held=_held(checkpoint, row.probabilities),
-        screening=row.screening,
-        target_class=explanation.target_class,
-        method=METHOD_NAMES[job.method],
-        heatmap=explanation.heatmap,
-        model=job.model,
-    )
-
-
-def _held(checkpoint: Checkpoint, probabilities: Sequence[float]) -> tuple[str, ...] | None:
+def _prediction_set(checkpoint: Checkpoint, probabilities: Sequence[float]) -> tuple[str, ...] | None:
     """Return the classes of the prediction set; in multilabel those that may be present."""
     floors, task = checkpoint.header.conformal, checkpoint.task
     if floors is None:
@@ -202,24 +174,10 @@ def _held(checkpoint: Checkpoint, probabilities: Sequence[float]) -> tuple[str, 
     return tuple(name for name, member in zip(task.classes, present, strict=True) if member)
 
 
-def _path_of(result: StudyResult, kind: str) -> str:
-    if kind == "fhir":
-        return f"fhir/{bundle_id(result)}.json"
-    return f"dicom/{instance_uid(result, kind)}-{kind}.dcm"
-
-
-def _write(path: Path, result: StudyResult, kind: str) -> None:
-    if kind != "fhir":
-        write_object(path, result, kind)
-    elif not holds_bundle(path, result):
-        write_json(path, fhir_bundle(result))
-
-
 def _with_error(row: Prediction, error: ReadError, status: str) -> Prediction:
     return replace(row, status=status, code=error.code, reason=error.reason, fix=error.fix)
 
 
 def _cells(row: ResultRow) -> list[str]:
-    said = row.prediction
-    facts = [said.sample_id, said.source, said.status, said.code, said.reason, said.predicted]
-    return [*facts, *(row.files.get(kind, "") for kind in KINDS)]
+    cells = [str(getattr(row.prediction, column)) for column in COLUMNS]
+    return [*cells, *(row.files.get(kind, "") for kind in KINDS)]

@@ -1,4 +1,4 @@
-"""Turn small pictures of a folder's images into one page to look through before anything is trained."""
+"""Small pictures of a folder's images -> one page to look through before training."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,15 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medtl.core.files import write_text
 from medtl.report.findings import Refusal
-from medtl.report.html import render_page
+from medtl.report.html import render_page, write_page
 from medtl.report.pictures import encode_grey, frame_of
 
 PAGE_NAME = "contact_sheet.html"
 THUMBNAIL_SIDE = 160  # px of the longer side
-MOST_TILES = 500  # on a page: some 4 MB
-FEW_REFUSALS = 10  # are unfolded from the start
+MOST_TILES = 500  # on a page of about 4 MB
+FEW_REFUSALS = 10  # so many are unfolded from the start
 
 
 @dataclass(frozen=True)
@@ -31,9 +30,9 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class Tile:
-    """One image of the sheet. The texts are shown as they are: nothing in them may identify a patient.
+    """One image of the sheet. Its texts must not identify a patient.
 
-    thumbnail: None where it must not be shown; `withheld` then says why. problems get a badge each.
+    thumbnail: None if it must not be shown; `withheld` then gives the reason. problems: one badge each.
     """
 
     sample_id: str
@@ -48,9 +47,9 @@ class Tile:
 
 @dataclass(frozen=True)
 class ContactSheet:
-    """What the page tells: facts (name -> text) of the folder and of each group, tiles, and refusals.
+    """What the page shows: facts (name -> text) of the folder and of each group, tiles, and refusals.
 
-    images: how many there are, of which `tiles` may be a part.
+    images: how many there are; `tiles` may be a part of them.
     """
 
     facts: Mapping[str, str]
@@ -63,9 +62,7 @@ class ContactSheet:
 def make_thumbnail(grey: NDArray[np.float32], spacing_mm: tuple[float, ...] | None) -> Thumbnail:
     """Encode an image (H, W) in [0, 1], or the middle slice of a volume (D, H, W)."""
     plane = grey[grey.shape[0] // 2] if grey.ndim == 3 else grey
-    frame = frame_of(plane, spacing_mm)
-    scale = THUMBNAIL_SIDE / max(frame.width, frame.height)
-    size = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
+    size = frame_of(plane, spacing_mm).scaled_to(THUMBNAIL_SIDE)
     resized = np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BOX))
     return Thumbnail(encode_grey(resized), *size)
 
@@ -83,6 +80,4 @@ def write_contact_sheet(out: Path, sheet: ContactSheet) -> Path:
         few=FEW_REFUSALS,
         side=THUMBNAIL_SIDE,
     )
-    # A lone surrogate, as in an undecodable file name, has no UTF-8: shown as "?".
-    write_text(out / PAGE_NAME, page.encode("utf-8", "replace").decode("utf-8"))
-    return out / PAGE_NAME
+    return write_page(out / PAGE_NAME, page)

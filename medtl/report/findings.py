@@ -1,26 +1,26 @@
-"""What a page is told: plain arrays, numbers and strings, free of patient identifiers."""
+"""What a page shows: plain arrays, numbers and strings, free of patient identifiers."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medtl.errors import OutputError
 
-if TYPE_CHECKING:  # pages need no reader of images
+if TYPE_CHECKING:  # pages do not read images
     from medtl.data.task import TaskKind
 
 Names = str | tuple[str, ...]
-Verdict = Literal["passed", "failed", "undecided", "unchecked"]
+MapVerdict = Literal["passed", "failed", "undecided", "unchecked"]
 Bounds = tuple[float | None, float | None, float | None]  # value, low, high; None or NaN is undefined
 
 
 @dataclass(frozen=True, eq=False)
 class SaliencyMap:
-    """What raised the score of the target class, by one method: heatmap in [0, 1] on the image's grid."""
+    """What raised the score for the target class, by one method: heatmap in [0, 1] on the image's grid."""
 
     method: str
     heatmap: NDArray[np.float32]
@@ -28,12 +28,12 @@ class SaliencyMap:
 
 @dataclass(frozen=True)
 class MapCheck:
-    """What is known of the maps of a method, in words: a headline, a sentence for each check, what on.
+    """How reliable the maps of a method are, in words: a headline, a sentence per check, and the basis.
 
-    verdict: whether the checks were passed; `undecided` where too few images say too little.
+    verdict: whether the checks were passed; `undecided` if there were too few images.
     """
 
-    verdict: Verdict
+    verdict: MapVerdict
     headline: str
     sentences: tuple[str, ...] = ()
     basis: str = ""
@@ -41,17 +41,17 @@ class MapCheck:
 
 @dataclass(frozen=True, eq=False)
 class StudyFinding:
-    """What the model says of one study, and what it looked at.
+    """What the model predicts for one study, and what influenced it.
 
-    image: float32 (H, W) or (D, H, W); window: the values of it that are black and white. maps: of
-    target_class, the first is shown first; empty where none was made. spacing_mm: of the grid of `image`,
-    along its axes; None if unknown. oriented: the axes of a volume run to the head, the back and the left of
-    the patient. probabilities: by class, in class order. predicted and label: one class, or a tuple of
-    classes for a multilabel task; label is None where it is not known. held: the answers that cannot be
-    excluded, with a "?" those that may be; None where nothing was promised. screening: the verdict whether
-    the model may judge the image, "" where there is none, "ok" where it may. warning: what is odd about the
-    image. facts and notes are shown as they are: nothing in them may identify a patient. identifiers do, and
-    are shown with a warning. order: smaller comes first in the list; equal ones go worst first.
+    image: float32 (H, W) or (D, H, W); window: its values that are black and white. maps: of target_class,
+    the first is shown first; empty if there are none. spacing_mm: of the grid of `image`, along its axes;
+    None if unknown. oriented: the axes of a volume run to the head, the back and the left of the patient.
+    probabilities: by class, in class order. predicted and label: one class, or a tuple of classes for a
+    multilabel task; label is None if unknown. prediction_set: its classes, uncertain findings with a "?";
+    None if the model has no prediction sets. ood: the verdict of the out-of-distribution check, "ok" if
+    passed, "" if there was none. warning: what is unusual about the image. facts and notes must not identify
+    a patient. identifiers do, and are shown with a warning. order: the list is sorted by it, then worst
+    first.
     """
 
     sample_id: str
@@ -63,8 +63,8 @@ class StudyFinding:
     probabilities: Mapping[str, float]
     predicted: Names
     label: Names | None = None
-    held: tuple[str, ...] | None = None
-    screening: str = ""
+    prediction_set: tuple[str, ...] | None = None
+    ood: str = ""
     warning: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -75,7 +75,7 @@ class StudyFinding:
 
 @dataclass(frozen=True)
 class Refusal:
-    """An input that was not judged. The texts are shown as they are: no path that names a patient."""
+    """An input that was not scored. Its texts must not name a patient, not even in a path."""
 
     sample_id: str
     code: str
@@ -85,10 +85,10 @@ class Refusal:
 
 @dataclass(frozen=True)
 class StageRow:
-    """One stage of training: which layer groups moved, for how long, from cached features or not.
+    """One stage of training: what was trained, for how long, from cached features or not.
 
-    thawed: how many layer groups were trained besides the head. why: what the cache saved, or why there was
-    none.
+    unfrozen: how many layer groups were trained besides the head. why: what the cache saved, or why none was
+    used.
     """
 
     name: str
@@ -96,18 +96,18 @@ class StageRow:
     epochs: int
     seconds: float
     cached: bool
-    thawed: int = 0
+    unfrozen: int = 0
     why: str = ""
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a reader must know of the model before believing it.
+    """What a reader must know about the model before trusting it.
 
     sections: title -> label -> text, in order. metrics: of the validation split, (value, low, high).
     history: a row per epoch with epoch, stage, train_loss, val_loss, val_auroc, as far as they are known.
-    limits: plain sentences. promised: the share of new patients whose truth the prediction sets hold. groups:
-    the names of the layer groups, from the image to the head. thresholds: by class, where one decides.
+    limits: plain sentences. coverage: share of new patients whose prediction set should contain the truth.
+    groups: names of the layer groups, from the image to the head. thresholds: by class, if there are any.
     """
 
     title: str
@@ -119,7 +119,7 @@ class ModelCard:
     history: Sequence[Mapping[str, object]] = ()
     limits: Sequence[str] = ()
     citation: str = ""
-    promised: float | None = None
+    coverage: float | None = None
     groups: tuple[str, ...] = ()
     thresholds: Mapping[str, float] = field(default_factory=dict)
 
@@ -130,15 +130,11 @@ def as_names(value: Names) -> tuple[str, ...]:
 
 
 def check_finding(finding: StudyFinding, card: ModelCard) -> None:
-    """Raise OutputError finding-invalid where a page would show something else than what was found."""
+    """Raise OutputError finding-invalid if a page could not show the finding correctly."""
     problem = _array_problem(finding) or _spacing_problem(finding) or _probability_problem(finding, card)
     if problem:
-        raise OutputError(
-            "finding-invalid",
-            problem,
-            where=finding.sample_id,
-            fix="score the study again, and report this if it stays",
-        )
+        fix = "score the study again; if that does not help, report a bug"
+        raise OutputError("finding-invalid", problem, where=finding.sample_id, fix=fix)
 
 
 def _array_problem(finding: StudyFinding) -> str:
@@ -146,14 +142,14 @@ def _array_problem(finding: StudyFinding) -> str:
     if image.ndim not in (2, 3) or image.size == 0:
         return f"the image has shape {image.shape}, not (H, W) or (D, H, W)"
     if not np.isfinite(image).all():
-        return "the image has values that are not numbers"
+        return "the image has values that are not finite"
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        return "the window is none"
-    for found in finding.maps:
-        if found.heatmap.shape != image.shape:
-            return f"the heatmap has shape {found.heatmap.shape}, the image {image.shape}"
-        if not _within_unit(found.heatmap):
-            return "the heatmap has values outside [0, 1], or that are not numbers"
+        return "the window is empty or not finite"
+    for saliency in finding.maps:
+        if saliency.heatmap.shape != image.shape:
+            return f"the heatmap has shape {saliency.heatmap.shape}, the image {image.shape}"
+        if not _within_unit(saliency.heatmap):
+            return "the heatmap has values outside [0, 1], or not finite"
     return ""
 
 
@@ -168,16 +164,14 @@ def _spacing_problem(finding: StudyFinding) -> str:
 
 def _probability_problem(finding: StudyFinding, card: ModelCard) -> str:
     if tuple(finding.probabilities) != card.classes:
-        return "the probabilities are not for the classes of the model"
+        return "the probabilities do not match the classes of the model"
     if not _within_unit(np.array(list(finding.probabilities.values()), dtype=float)):
-        return "a probability lies outside [0, 1], or is not a number"
-    known = set(card.classes)
+        return "a probability is outside [0, 1] or not finite"
     named = {*as_names(finding.predicted), *as_names(finding.label or ())}
     if finding.maps:
         named.add(finding.target_class)
-    return (
-        "" if named <= known else "the prediction, label or map is for a class that the model does not know"
-    )
+    unknown = named - set(card.classes)
+    return "the prediction, label or map is for a class that the model does not have" if unknown else ""
 
 
 def _within_unit(values: NDArray[np.floating]) -> bool:
@@ -188,11 +182,18 @@ def _within_unit(values: NDArray[np.floating]) -> bool:
 def read_bounds(entries: Mapping[str, Any]) -> dict[str, Bounds]:
     """Return those entries that are metrics, {value, low, high}, by name."""
     return {
-        name: (_defined(entry["value"]), _defined(entry["low"]), _defined(entry["high"]))
+        name: as_bounds(entry)
         for name, entry in entries.items()
         if isinstance(entry, Mapping) and entry.keys() - {"undefined"} == {"value", "low", "high"}
     }
 
 
-def _defined(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else value
+def as_bounds(entry: Mapping[str, Any]) -> Bounds:
+    """Return value, low and high of a metric, None for what is undefined."""
+    value, low, high = (entry[key] if is_defined(entry[key]) else None for key in ("value", "low", "high"))
+    return value, low, high
+
+
+def is_defined(value: float | None) -> TypeGuard[float]:
+    """Return whether a value is a finite number."""
+    return value is not None and math.isfinite(value)

@@ -1,12 +1,10 @@
-"""Numbers with their doubt, in words: undefined stays undefined, and nothing is rounded to certainty."""
+"""Numbers -> words, with their intervals: undefined stays undefined, nothing is rounded to certainty."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from medtl.explain.audit import WORDS
-from medtl.report.findings import Bounds, MapCheck, Verdict, read_bounds
+from medtl.report.findings import Bounds, MapCheck, MapVerdict, as_bounds, is_defined
 
 if TYPE_CHECKING:
     from medtl.data.task import TaskKind
@@ -14,99 +12,76 @@ if TYPE_CHECKING:
 
 UNDEFINED = "undefined"
 
-# What is measured, and where it is right; in the order of the audit.
+# What each check measures, in the order of the audit.
 MEASURES = {
-    "deletion": "how much sooner the score falls than when places are taken away at random",
-    "insertion": "how much sooner the score rises than when places are brought in at random",
-    "randomisation": "how like the map stays when the weights are shuffled",
-    "stability": "how like the map stays under slight noise",
-    "pointing": "how often its maximum lies in the mask",
-    "energy": "its share in the mask over the mask's share of the image",
+    "deletion": "how much faster the score falls than when regions are removed at random",
+    "insertion": "how much faster the score rises than when regions are added at random",
+    "randomisation": "how similar the map stays when the weights are randomised",
+    "stability": "how similar the map stays under slight noise",
+    "pointing": "how often its maximum lies inside the mask",
+    "energy": "its share inside the mask over the mask's share of the image",
 }
 HEADLINES = {
-    "passed": "Its maps passed every check that was made.",
-    "undecided": "Too few images to say whether its maps mean anything.",
+    "passed": "Its maps passed every check.",
+    "undecided": "There are too few images to tell whether its maps are reliable.",
 }
 
 
-@dataclass(frozen=True)
-class MetricName:
-    """How a metric is called, and what it says in one plain sentence."""
+class MetricName(NamedTuple):
+    """The name of a metric, and what it means in one plain sentence."""
 
     name: str
     meaning: str
 
 
-METRICS: dict[str, MetricName] = {
-    "auroc": MetricName(
-        "AUROC", "Chance that a random study with the finding scores higher than a random one without it."
-    ),
-    "auprc": MetricName(
-        "Average precision",
-        "Precision averaged over all sensitivities; compare it with the share of positives.",
-    ),
-    "sensitivity": MetricName("Sensitivity", "Share of the studies with the finding that the model flags."),
-    "specificity": MetricName(
-        "Specificity", "Share of the studies without the finding that the model clears."
-    ),
-    "balanced_accuracy": MetricName(
-        "Balanced accuracy", "Share of right answers, each class counting the same."
-    ),
-    "accuracy": MetricName("Accuracy", "Share of right answers; depends on how common each class is."),
-    "auroc_bootstrap": MetricName(
-        "AUROC, by resampling", "The same area with the interval that resampled patients give."
-    ),
-    "ppv": MetricName(
-        "PPV", "Share of the flagged studies that have the finding, at the prevalence of these data."
-    ),
-    "npv": MetricName(
-        "NPV", "Share of the cleared studies that are without it, at the prevalence of these data."
-    ),
-    "ppv_at_prevalence": MetricName("PPV at the stated prevalence", "By Bayes' rule."),
-    "npv_at_prevalence": MetricName("NPV at the stated prevalence", "By Bayes' rule."),
-    "f1": MetricName("F1", "Harmonic mean of sensitivity and PPV."),
-    "mcc": MetricName("MCC", "Matthews' correlation of answers and truth: 1 is perfect, 0 is guessing."),
-    "calibration_slope": MetricName("Calibration slope", "1 is right; below it the model is too sure."),
-    "calibration_intercept": MetricName(
-        "Calibration intercept", "0 is right; above it probabilities are too low."
-    ),
-    "brier": MetricName("Brier score", "Mean squared error of the probabilities; 0 is perfect."),
-    "ece": MetricName(
+METRICS = {
+    "auroc": ("AUROC", "Probability that a study with the finding scores higher than a study without it."),
+    "auprc": ("Average precision", "Precision averaged over recall; chance level is the prevalence."),
+    "sensitivity": ("Sensitivity", "Share of studies with the finding that the model flags."),
+    "specificity": ("Specificity", "Share of studies without the finding that the model does not flag."),
+    "balanced_accuracy": ("Balanced accuracy", "Accuracy with every class weighted equally."),
+    "accuracy": ("Accuracy", "Share of correct predictions; depends on the prevalence."),
+    "auroc_bootstrap": ("AUROC, bootstrap", "The same AUROC with an interval from resampled patients."),
+    "ppv": ("PPV", "Share of flagged studies with the finding, at the prevalence of these data."),
+    "npv": ("NPV", "Share of unflagged studies without the finding, at the prevalence of these data."),
+    "ppv_at_prevalence": ("PPV at the stated prevalence", "By Bayes' rule."),
+    "npv_at_prevalence": ("NPV at the stated prevalence", "By Bayes' rule."),
+    "f1": ("F1", "Harmonic mean of sensitivity and PPV."),
+    "mcc": ("MCC", "Matthews correlation of prediction and truth: 1 is perfect, 0 is chance."),
+    "calibration_slope": ("Calibration slope", "1 is ideal; below 1 the model is overconfident."),
+    "calibration_intercept": ("Calibration intercept", "0 is ideal; above 0 probabilities are too low."),
+    "brier": ("Brier score", "Mean squared error of the probabilities; 0 is perfect."),
+    "ece": (
         "Calibration error",
-        "Mean gap between probability and observed share; 0 is perfect. Noise adds to it, and its interval "
-        "takes that off again: most of it lies below the value.",
+        "Mean gap between predicted probability and observed frequency; 0 is perfect. Noise inflates the "
+        "value; the interval corrects for that, so most of it lies below the value.",
     ),
 }
 
 
 def metric_name(key: str) -> MetricName:
-    """Return the name of a metric, or its key made readable."""
-    return METRICS.get(key, MetricName(key.replace("_", " "), ""))
+    """Return the name and meaning of a metric; of an unknown one its readable key."""
+    return MetricName(*METRICS.get(key, (key.replace("_", " "), "")))
 
 
-def is_defined(value: float | None) -> bool:
-    """Return whether a number may be shown as a number."""
-    return value is not None and math.isfinite(value)
-
-
-def set_text(held: Sequence[str] | None, kind: "TaskKind") -> str:
-    """Write a prediction set in words: "normal or opacity"; "" where nothing was promised."""
-    if held is None:
+def set_text(prediction_set: Sequence[str] | None, kind: "TaskKind") -> str:
+    """Write a prediction set in words: "normal or opacity"; "" if there is none."""
+    if prediction_set is None:
         return ""
     if kind != "multilabel":
-        return " or ".join(held)
-    sure = [name for name in held if not name.endswith("?")]
-    unsure = [f"perhaps {name.removesuffix('?')}" for name in held if name.endswith("?")]
-    return ", ".join([*sure, *unsure]) or "none of the findings"
+        return " or ".join(prediction_set)
+    certain = [name for name in prediction_set if not name.endswith("?")]
+    possible = [f"possibly {name.removesuffix('?')}" for name in prediction_set if name.endswith("?")]
+    return ", ".join([*certain, *possible]) or "none of the findings"
 
 
 def number_text(value: float | None) -> str:
     """Write a metric with two decimals, or "undefined"."""
-    return f"{value:.2f}" if value is not None and math.isfinite(value) else UNDEFINED
+    return f"{value:.2f}" if is_defined(value) else UNDEFINED
 
 
 def probability_text(value: float) -> str:
-    """Write a probability with two decimals; never as the certainty 0.00 or 1.00 that it is not."""
+    """Write a probability with two decimals, but never as 0.00 or 1.00, which would claim certainty."""
     if value < 0.005:
         return "< 0.01"
     return "> 0.99" if value >= 0.995 else f"{value:.2f}"
@@ -115,31 +90,30 @@ def probability_text(value: float) -> str:
 def range_text(bounds: Bounds) -> str:
     """Write an interval: "0.88 to 0.97", or "undefined"."""
     _, low, high = bounds
-    both = is_defined(low) and is_defined(high)
-    return f"{number_text(low)} to {number_text(high)}" if both else UNDEFINED
+    return f"{low:.2f} to {high:.2f}" if is_defined(low) and is_defined(high) else UNDEFINED
 
 
-def doubt_text(bounds: Bounds, confidence: float = 0.95) -> str:
-    """Write how far a metric is known: "95% interval 0.88 to 0.97", or "interval undefined"."""
-    reach = range_text(bounds)
-    return f"interval {UNDEFINED}" if reach == UNDEFINED else f"{confidence:.0%} interval {reach}"
+def confidence_text(bounds: Bounds, confidence: float = 0.95) -> str:
+    """Write the interval of a metric: "95% interval 0.88 to 0.97", or "interval undefined"."""
+    ends = range_text(bounds)
+    return f"interval {UNDEFINED}" if ends == UNDEFINED else f"{confidence:.0%} interval {ends}"
 
 
 def interval_text(bounds: Bounds, confidence: float = 0.95) -> str:
     """Write a metric with its interval: "0.93 (95% interval 0.88 to 0.97)"."""
     if not is_defined(bounds[0]):
         return UNDEFINED
-    return f"{number_text(bounds[0])} ({doubt_text(bounds, confidence)})"
+    return f"{bounds[0]:.2f} ({confidence_text(bounds, confidence)})"
 
 
 def signed_text(value: float | None) -> str:
     """Write a difference with its sign."""
-    return f"{value:+.3f}" if value is not None and is_defined(value) else UNDEFINED
+    return f"{value:+.3f}" if is_defined(value) else UNDEFINED
 
 
 def p_text(p: float | None) -> str:
-    """Write a p-value, never as the 0 that it is not."""
-    if p is None or not is_defined(p):
+    """Write a p-value, but never as 0."""
+    if not is_defined(p):
         return UNDEFINED
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
@@ -157,25 +131,23 @@ def duration_text(seconds: float) -> str:
 
 
 def words_of_audit(row: Mapping[str, Any], basis: str) -> MapCheck:
-    """Put the audit of a method in words. row: as audit.to_json gives it; basis: what it rests on."""
+    """Put the audit of a method in words. row: as returned by audit.to_json; basis: which images it used."""
+    from medtl.explain.audit import FAILED  # here, since it loads torch, which most pages do not need
+
     checks: Mapping[str, Mapping[str, Any]] = row["checks"]
-    verdicts = {name: check["verdict"] for name, check in checks.items()}
-    failed = [WORDS[name][1] for name, verdict in verdicts.items() if verdict == "failed"]
-    sentences = [_sentence(name, check) for name, check in checks.items()]
+    failed = [FAILED[name] for name, check in checks.items() if check["verdict"] == "failed"]
+    sentences = []
+    for name, check in checks.items():
+        side = "below" if name == "randomisation" else "above"
+        sentences.append(
+            f"{name.capitalize()}, {check['verdict']}: {MEASURES[name]}, {interval_text(as_bounds(check))}; "
+            f"should be {side} {check['bound']:.2g}."
+        )
     if row["empty"]:
         sentences.append(f"{row['empty']} of {row['images']} maps are empty: nothing raised the score.")
     if failed:
         headline = f"Do not rely on its maps: {'; '.join(failed)}."
         return MapCheck("failed", headline, tuple(sentences), basis)
-    verdict: Verdict = "undecided" if "undecided" in verdicts.values() else "passed"
+    undecided = any(check["verdict"] == "undecided" for check in checks.values())
+    verdict: MapVerdict = "undecided" if undecided else "passed"
     return MapCheck(verdict, HEADLINES[verdict], tuple(sentences), basis)
-
-
-def _sentence(name: str, check: Mapping[str, Any]) -> str:
-    side = "below" if name == "randomisation" else "above"
-    numbers: Mapping[str, Bounds] = read_bounds({name: {key: check[key] for key in ("value", "low", "high")}})
-    verdict = {"passed": "passed", "failed": "not passed", "undecided": "undecided"}[check["verdict"]]
-    return (
-        f"{name.capitalize()}, {verdict}: {MEASURES[name]}, {interval_text(numbers[name])}; "
-        f"{side} {check['bound']:.2g} is right."
-    )

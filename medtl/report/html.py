@@ -1,4 +1,4 @@
-"""Turn templates and plain values into whole pages under a Content-Security-Policy, and write them."""
+"""Templates and plain values -> whole pages under a Content-Security-Policy, on disk."""
 
 import base64
 import hashlib
@@ -12,69 +12,51 @@ from markupsafe import Markup
 
 from medtl import __version__
 from medtl.core.files import write_text
-from medtl.report.findings import as_names
-from medtl.report.formatting import (
-    doubt_text,
-    duration_text,
-    interval_text,
-    is_defined,
-    metric_name,
-    number_text,
-    p_text,
-    probability_text,
-    range_text,
-    signed_text,
-)
+from medtl.report import formatting
+from medtl.report.findings import as_names, is_defined
 
 
 def render_page(template: str, *, script: str | None = None, pictures: bool = False, **values: Any) -> str:
-    """Render a template with the style sheet, and a script if one is named, inline and allowed by their hash.
+    """Render a template with inline style and script, which the policy allows by their hashes.
 
     pictures: the page shows picture files that lie beside it. Every value is escaped. An undefined name
-    raises jinja2.UndefinedError: a fault of medtl itself.
+    raises jinja2.UndefinedError, which is a bug in medtl.
     """
     style = _source("page.css")
     code = _source(script) if script else ""
     policy = content_policy(style, code, pictures=pictures)
-    return (
-        _environment()
-        .get_template(template)
-        .render(style=Markup(style), script=Markup(code), policy=policy, **values)
-    )
+    page = _environment().get_template(template)
+    return page.render(style=Markup(style), script=Markup(code), policy=policy, **values)
 
 
 def write_page(path: Path, page: str) -> Path:
     """Write a page and return its path. Raises OutputError output-unwritable."""
-    # A lone surrogate, as in an undecodable file name, has no UTF-8: shown as "?".
+    # A lone surrogate, from an undecodable file name, has no UTF-8: it is shown as "?".
     write_text(path, page.encode("utf-8", "replace").decode("utf-8"))
     return path
 
 
 def content_policy(style: str, script: str, *, pictures: bool = False) -> str:
-    """Return the policy: nothing runs but these two blocks, nothing is loaded but picture files if any.
+    """Return a policy that allows these two blocks and picture files, if any, and nothing else.
 
-    Browsers differ in whether 'self' means a page that was opened from disk, so its scheme is named, too.
+    Browsers disagree on whether 'self' covers a page opened from disk, so the scheme is listed as well.
     Source: W3C Content Security Policy Level 3, section 2.3.1 (hash sources).
     """
-    return "; ".join(
-        (
-            "default-src 'none'",
-            "img-src data: 'self' file:" if pictures else "img-src data:",
-            f"style-src '{_digest(style)}'",
-            f"script-src '{_digest(script)}'" if script else "script-src 'none'",
-            "base-uri 'none'",
-            "form-action 'none'",
-        )
+    style_hash, script_hash = (
+        f"'sha256-{base64.b64encode(hashlib.sha256(block.encode()).digest()).decode()}'"
+        for block in (style, script)
     )
-
-
-def _digest(block: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(block.encode()).digest()).decode()
+    images = "data: 'self' file:" if pictures else "data:"
+    scripts = script_hash if script else "'none'"
+    return (
+        f"default-src 'none'; img-src {images}; style-src {style_hash}; script-src {scripts}; "
+        "base-uri 'none'; form-action 'none'"
+    )
 
 
 @cache
 def _source(name: str) -> str:
-    """Return a style sheet or script as it stands in the page, with the line ends that browsers hash."""
+    """Return a style sheet or script with the line ends that browsers hash."""
     text = (files("medtl.report") / "templates" / name).read_text(encoding="utf-8")
     return text.replace("\r\n", "\n")
 
@@ -88,19 +70,18 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["version"] = __version__
-    environment.globals["metric_name"] = metric_name
+    environment.globals |= {"version": __version__, "metric_name": formatting.metric_name}
     environment.tests["shown"] = is_defined
-    environment.filters.update(
-        doubt=doubt_text,
-        duration=duration_text,
-        interval=interval_text,
-        names=as_names,
-        number=number_text,
-        chance=p_text,
-        probability=probability_text,
-        range=range_text,
-        signed=signed_text,
-        percent=lambda share: f"{100 * share:.1f}%",
-    )
+    environment.filters |= {
+        "confidence": formatting.confidence_text,
+        "duration": formatting.duration_text,
+        "interval": formatting.interval_text,
+        "names": as_names,
+        "number": formatting.number_text,
+        "p": formatting.p_text,
+        "percent": lambda share: f"{100 * share:.1f}%",
+        "probability": formatting.probability_text,
+        "range": formatting.range_text,
+        "signed": formatting.signed_text,
+    }
     return environment

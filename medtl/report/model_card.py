@@ -1,6 +1,6 @@
-"""Read a run folder into the card that says what to know of the model before believing it."""
+"""A run folder -> its model card: data, network, metrics and limits, as a page or as Markdown."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,17 @@ from medtl.report.formatting import interval_text, metric_name
 from medtl.training.checkpoint import Checkpoint
 from medtl.training.run_folder import RunFolder
 
+HISTORY = ("train_loss", "val_loss", "val_auroc")
 LIMITS = (
-    "The model knows the classes it was trained on and nothing else: it will name one of them for any image.",
-    "The validation samples also chose the checkpoint and its threshold, so their numbers flatter a little.",
-    "Images from other scanners, sites or populations than the training data's may be judged worse.",
-    "A saliency map shows what influenced the score. It does not show where disease is.",
+    "The model knows only the classes it was trained on, and assigns one of them to any image.",
+    "The validation samples were also used to choose the checkpoint and the thresholds, so their metrics are "
+    "slightly optimistic.",
+    "Performance may be worse on images from other scanners, sites or populations.",
+    "A saliency map shows what influenced the score, not where disease is.",
 )
 CITATION = (
-    "Report medtl's version, the recipe (config.yaml), the weights' source and licence, and the split "
-    "(splits.csv) together with any number from this model."
+    "With any result of this model, state the medtl version, the recipe (config.yaml), the source and "
+    "licence of the weights, and the split (splits.csv)."
 )
 
 
@@ -28,19 +30,21 @@ def model_card(run: Path, checkpoint: Checkpoint) -> ModelCard:
     Raises CheckpointError checkpoint-damaged.
     """
     try:
-        return _read_card(run, checkpoint)
+        return _read_card(RunFolder(run), checkpoint)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason, fix = "the run's metrics.json or history.csv is damaged", "restore it"
         raise CheckpointError("checkpoint-damaged", reason, where=run, fix=fix) from error
 
 
-def _read_card(run: Path, checkpoint: Checkpoint) -> ModelCard:
-    folder, header = RunFolder(run), checkpoint.header
-    metrics = folder.read_json(folder.metrics)
-    validation = metrics.get("split", {}).get("val", {})
-    seconds, history = metrics.get("seconds", {}), _history(folder)
+def _read_card(folder: RunFolder, checkpoint: Checkpoint) -> ModelCard:
+    header, metrics = checkpoint.header, folder.read_json(folder.metrics)
+    validation, seconds = metrics.get("split", {}).get("val", {}), metrics.get("seconds", {})
+    history: list[dict[str, object]] = []
+    for epoch, row in enumerate(folder.read_history(), start=1):
+        numbers = {key: float(row[key]) if row[key] else None for key in HISTORY}
+        history.append({"epoch": epoch, "stage": row["stage"], **numbers})
     return ModelCard(
-        title=f"{' against '.join(header.classes)} by {header.backbone}",
+        title=f"{header.backbone}: {' vs '.join(header.classes)}",
         kind=header.task_kind,
         classes=header.classes,
         sections=_sections(checkpoint),
@@ -51,12 +55,12 @@ def _read_card(run: Path, checkpoint: Checkpoint) -> ModelCard:
         citation=CITATION,
         groups=tuple(checkpoint.classifier.backbone.groups),
         thresholds=_thresholds(checkpoint),
-        promised=None if header.conformal is None else header.conformal.promised,
+        coverage=None if header.conformal is None else header.conformal.promised,
     )
 
 
 def _thresholds(checkpoint: Checkpoint) -> dict[str, float]:
-    """Return the threshold of each class that one decides on: in binary of the last class alone."""
+    """Return the decision threshold of each class; in binary only of the last class."""
     cuts = checkpoint.header.thresholds or ()
     if checkpoint.header.task_kind == "multiclass":
         return {}
@@ -65,7 +69,7 @@ def _thresholds(checkpoint: Checkpoint) -> dict[str, float]:
 
 def _sections(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
     header, known = checkpoint.header, dict(checkpoint.header.provenance)
-    weights = header.weights or {"source": "none: trained from random weights"}
+    weights = header.weights or {"source": "none, trained from scratch"}
     size = " x ".join(map(str, header.preprocessing.size))
     return {
         "Task": {"kind": header.task_kind, "classes": ", ".join(header.classes)},
@@ -77,77 +81,48 @@ def _sections(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
             "model SHA-256": checkpoint.sha256,
         },
         "Images": {"size": size, "intensity": header.preprocessing.intensity},
-        "Answers": _answers(checkpoint),
-        "Made with": known,
+        "Decisions": {
+            "calibration": "none" if header.calibration is None else header.calibration.method,
+            **{f"threshold for {name}": f"{cut:.3f}" for name, cut in _thresholds(checkpoint).items()},
+            **({"prediction sets": f"{header.conformal.promised:.0%} coverage"} if header.conformal else {}),
+        },
+        "Provenance": known,
     }
-
-
-def _answers(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return how probabilities become answers: calibration, thresholds, prediction sets."""
-    header = checkpoint.header
-    method = "none: as the network gives them" if header.calibration is None else header.calibration.method
-    cuts = {f"threshold for {name}": f"{cut:.3f}" for name, cut in _thresholds(checkpoint).items()}
-    promised = (
-        {} if header.conformal is None else {"prediction sets": f"{header.conformal.promised:.0%} promised"}
-    )
-    return {"calibration": method, **cuts, **promised}
 
 
 def _stage_row(
     stage: dict[str, Any], seconds: dict[str, float], history: Sequence[dict[str, object]]
 ) -> StageRow:
-    name, thawed = stage["name"], stage["groups"]
-    trainable = "head" if thawed == 0 else f"head and top {thawed} groups"
-    ran = sum(row["stage"] == name for row in history)  # fewer than planned where it stopped early
+    name, unfrozen = stage["name"], stage["groups"]
+    trainable = "head" if unfrozen == 0 else f"head and top {unfrozen} groups"
+    ran = sum(row["stage"] == name for row in history)  # fewer than planned after early stopping
     time = float(seconds.get(name, 0.0))
-    return StageRow(name, trainable, ran, time, stage["cached"], thawed, stage.get("why", ""))
-
-
-def _history(folder: RunFolder) -> list[dict[str, object]]:
-    numbers = ("train_loss", "val_loss", "val_auroc")
-    return [
-        {
-            "epoch": place,
-            "stage": row["stage"],
-            **{key: float(row[key]) if row[key] else None for key in numbers},
-        }
-        for place, row in enumerate(folder.read_history(), start=1)
-    ]
+    return StageRow(name, trainable, ran, time, stage["cached"], unfrozen, stage.get("why", ""))
 
 
 def card_text(card: ModelCard, use: str, preparation: list[str]) -> str:
-    """Return the card as Markdown: use, task, numbers with intervals, origin, preparation, limits."""
-    return "\n".join(_lines(card, use, preparation)) + "\n"
+    """Return the card as Markdown: use, task, metrics with intervals, origin, preprocessing, limits."""
+    metrics = {metric_name(key).name: interval_text(bounds) for key, bounds in card.metrics.items()}
+    parts = [
+        f"# {plain(card.title)}\n\n**{use}**",
+        f"A {card.kind} classifier of {', '.join(map(plain, card.classes))}, trained with medtl.",
+        f"## Metrics on the validation split\n\n{_table(metrics) if metrics else 'None recorded.'}",
+        *(f"## {plain(title)}\n\n{_table(rows)}" for title, rows in card.sections.items()),
+        "## Preprocessing",
+        "\n".join(f"{number}. {plain(step)}" for number, step in enumerate(preparation, start=1)),
+        "## Limits",
+        "\n".join(f"- {plain(limit)}" for limit in card.limits),
+        f"## How to cite\n\n{plain(card.citation)}\n",
+    ]
+    return "\n\n".join(parts)
 
 
-def _lines(card: ModelCard, use: str, preparation: list[str]) -> Iterator[str]:
-    yield f"# {plain(card.title)}"
-    yield f"\n**{use}**\n"
-    yield f"A {card.kind} classifier of {', '.join(map(plain, card.classes))}, trained with medtl.\n"
-    yield "## Numbers on the validation split\n"
-    if card.metrics:
-        yield from _table(
-            {metric_name(key).name: interval_text(bounds) for key, bounds in card.metrics.items()}
-        )
-    else:
-        yield "None are kept."
-    for title, rows in card.sections.items():
-        yield f"\n## {plain(title)}\n"
-        yield from _table(rows)
-    yield "\n## How an image is prepared\n"
-    yield from (f"{number}. {plain(step)}" for number, step in enumerate(preparation, start=1))
-    yield "\n## Limits\n"
-    yield from (f"- {plain(limit)}" for limit in card.limits)
-    yield f"\n## To cite\n\n{plain(card.citation)}"
-
-
-def _table(rows: Mapping[str, str]) -> Iterator[str]:
-    yield "| | |"
-    yield "| --- | --- |"
-    yield from (f"| {plain(name)} | {plain(text)} |" for name, text in rows.items())
+def _table(rows: Mapping[str, str]) -> str:
+    lines = (f"| {plain(name)} | {plain(text)} |" for name, text in rows.items())
+    return "\n".join(("| | |", "| --- | --- |", *lines))
 
 
 def plain(text: str) -> str:
-    """Return text that Markdown and HTML show as it is, on one line."""
+    """Escape a text for Markdown and HTML, on one line."""
     escaped = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
     return "".join(f"\\{letter}" if letter in "\\`*[]|#" else letter for letter in escaped)

@@ -1,4 +1,4 @@
-"""Turn a training run into one page: its stages and curves, its validation, and where it was surely wrong."""
+"""A training run -> one page: its stages and curves, its validation, its most confident errors."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medtl.report.evaluation_page import judged_parts
+from medtl.report.evaluation_page import evaluation_parts
 from medtl.report.findings import ModelCard
 from medtl.report.html import render_page, write_page
 from medtl.report.pictures import draw_picture
@@ -20,14 +20,14 @@ WRONG_SIDE = 240  # px
 
 @dataclass(frozen=True, eq=False)
 class WrongAnswer:
-    """A validation study that was answered wrongly.
+    """A validation study that was classified wrongly.
 
-    said, label: what was answered and what is true, in words. probability: of what was said. image: grey in
-    [0, 1], (H, W) or (D, H, W), None where it was not to be had; spacing_mm: along its axes.
+    predicted, label: in words. probability: of the prediction. image: grey in [0, 1], (H, W) or (D, H, W),
+    None if unavailable; spacing_mm: along its axes.
     """
 
     sample_id: str
-    said: str
+    predicted: str
     label: str
     probability: float
     image: NDArray[np.float32] | None = None
@@ -43,36 +43,26 @@ def write_run_page(
 ) -> Path:
     """Write index.html below `out`, with pictures in images/, and return it.
 
-    evaluation: of the validation split, as judged_parts takes it. seconds: of the whole training. wrong: most
-    confident first; None where that is not known. Raises OutputError output-unwritable.
+    evaluation: of the validation split, as for evaluation_parts. seconds: of the whole training. wrong: most
+    confident first; None if unknown. Raises OutputError output-unwritable.
     """
     pictures = [_picture(out / "images", case) for case in wrong or ()]
-    cases = [{**_words(case), "picture": name} for case, name in zip(wrong or (), pictures, strict=True)]
     page = render_page(
         "run.html",
         pictures=True,
         card=card,
         seconds=seconds,
-        wrong=None if wrong is None else cases,
+        wrong=None if wrong is None else list(zip(wrong, pictures, strict=True)),
         pictured=any(pictures),
         **training_charts(card),
-        **judged_parts(evaluation, card),
+        **evaluation_parts(evaluation, card),
     )
     remove_stale_pictures(out, pictures)
     return write_page(out / "index.html", page)
 
 
-def _words(case: WrongAnswer) -> dict[str, Any]:
-    return {
-        "sample_id": case.sample_id,
-        "said": case.said,
-        "label": case.label,
-        "probability": case.probability,
-    }
-
-
 def _picture(folder: Path, case: WrongAnswer) -> str:
-    """Write the image, of a volume its middle slice, and return the name of the file; "" without one."""
+    """Write the image, or the middle slice of a volume, and return the file name; "" without an image."""
     if case.image is None:
         return ""
     plane = case.image[len(case.image) // 2] if case.image.ndim == 3 else case.image

@@ -1,4 +1,4 @@
-"""Turn findings, refusals and a model card into a folder of linked pages, one study in memory at a time."""
+"""Findings, refusals and a model card -> a folder of linked pages, one study in memory at a time."""
 
 import logging
 import re
@@ -18,7 +18,7 @@ from medtl.report.study_page import (
     PICTURE_NAME,
     REASONS,
     SAFE_NAME,
-    Entry,
+    StudyEntry,
     page_name,
     write_study,
 )
@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 
 KEY_METRICS = ("auroc", "sensitivity", "specificity", "balanced_accuracy", "accuracy")
 KEY_COUNT = 3
-UNCHECKED = MapCheck("unchecked", "It was not checked whether these maps mean anything.")
+UNCHECKED = MapCheck("unchecked", "The reliability of these maps was not checked.")
 
 
 @dataclass(frozen=True)
 class WrittenReport:
-    """A report on disk: its index, how many studies have a page, how many inputs it lists as refused."""
+    """A report on disk: its index, the number of studies with a page and of inputs that were refused."""
 
     index: Path
     studies: int
@@ -46,11 +46,11 @@ def write_report(
     card: ModelCard,
     checks: Mapping[str, MapCheck] | None = None,
 ) -> WrittenReport:
-    """Write index.html, model.html, studies/*.html and images/*.jpg below `out`; no earlier one stays.
+    """Write index.html, model.html, studies/*.html and images/*.jpg below `out`, in place of earlier ones.
 
     Findings are consumed once, one at a time; refusals, and checks of the maps by method, are read
-    afterwards, so a generator of findings may add to them. A finding that cannot be shown as it is, or that
-    repeats a sample id, is logged and listed among the refused. Raises OutputError output-unwritable.
+    afterwards, so a generator of findings may add to them. A finding that cannot be shown correctly, or that
+    repeats a sample id, is logged and listed as refused. Raises OutputError output-unwritable.
     """
     entries, refused = _write_studies(out, findings, card)
     entries.sort(key=lambda entry: (entry.order, *entry.badness, -entry.score, entry.sample_id))
@@ -66,11 +66,10 @@ def write_report(
 def write_model_page(out: Path, card: ModelCard, *, back: tuple[str, str]) -> Path:
     """Write model.html below `out`: the card, its metrics, and how training went.
 
-    back: address and name of the page that leads here. Raises OutputError output-unwritable.
+    back: address and name of the page that links here. Raises OutputError output-unwritable.
     """
-    return write_page(
-        out / "model.html", render_page("model.html", card=card, back=back, **training_charts(card))
-    )
+    page = render_page("model.html", card=card, back=back, **training_charts(card))
+    return write_page(out / "model.html", page)
 
 
 def training_charts(card: ModelCard) -> dict[str, Any]:
@@ -83,19 +82,22 @@ def training_charts(card: ModelCard) -> dict[str, Any]:
 
 
 def key_metrics(metrics: Mapping[str, Bounds]) -> dict[str, Bounds]:
-    """Return the few metrics that a reader wants first."""
+    """Return the few metrics to show first."""
     return {key: metrics[key] for key in [key for key in KEY_METRICS if key in metrics][:KEY_COUNT]}
 
 
 def _write_studies(
     out: Path, findings: Iterable[StudyFinding], card: ModelCard
-) -> tuple[list[Entry], list[Refusal]]:
-    entries: dict[str, Entry] = {}
+) -> tuple[list[StudyEntry], list[Refusal]]:
+    entries: dict[str, StudyEntry] = {}
     taken: set[str] = set()
     refused: list[Refusal] = []
     for finding in findings:
         try:
-            _check(finding, card, entries)
+            if finding.sample_id in entries:
+                reason = "the report already has a study with this id"
+                raise OutputError("finding-repeated", reason, where=finding.sample_id)
+            check_finding(finding, card)
         except OutputError as error:
             log.warning("not shown: %s", error)
             refused.append(Refusal(finding.sample_id, error.code, error.reason, error.fix))
@@ -106,16 +108,8 @@ def _write_studies(
     return list(entries.values()), refused
 
 
-def _check(finding: StudyFinding, card: ModelCard, entries: dict[str, Entry]) -> None:
-    if finding.sample_id in entries:
-        raise OutputError(
-            "finding-repeated", "a study of this id is in the report already", where=finding.sample_id
-        )
-    check_finding(finding, card)
-
-
-def _complete(out: Path, entries: Sequence[Entry], checks: Mapping[str, MapCheck]) -> None:
-    """Put into each page what was not known when it was written: neighbours, and what maps are worth."""
+def _complete(out: Path, entries: Sequence[StudyEntry], checks: Mapping[str, MapCheck]) -> None:
+    """Fill in the placeholders of each page: its neighbours, and the checks of its maps."""
     for place, entry in enumerate(entries):
         links = render_page(
             "neighbours.html",
@@ -124,15 +118,15 @@ def _complete(out: Path, entries: Sequence[Entry], checks: Mapping[str, MapCheck
             place=place + 1,
             count=len(entries),
         )
-        found = {method: checks.get(method, UNCHECKED) for method in entry.methods}
+        shown = {method: checks.get(method, UNCHECKED) for method in entry.methods}
         path = out / entry.page
         text = path.read_text(encoding="utf-8").replace(NEIGHBOURS, links, 1)
-        write_text(path, text.replace(CHECKS, render_page("checks.html", checks=found), 1))
+        write_text(path, text.replace(CHECKS, render_page("checks.html", checks=shown), 1))
 
 
 def _write_index(
     out: Path,
-    entries: Sequence[Entry],
+    entries: Sequence[StudyEntry],
     refusals: Sequence[Refusal],
     card: ModelCard,
     checks: Mapping[str, MapCheck],
@@ -149,7 +143,7 @@ def _write_index(
         checks={name: checks.get(name, UNCHECKED) for entry in entries for name in entry.methods},
         given_order=len({entry.order for entry in entries}) > 1,
         labelled=any(entry.label is not None for entry in entries),
-        screened=any(entry.screening for entry in entries),
+        ood_checked=any(entry.ood for entry in entries),
         identified=any(entry.source for entry in entries),
         words=REASONS,
         reasons=[key for key in REASONS if key in reasons],
@@ -158,23 +152,19 @@ def _write_index(
 
 
 def remove_stale_pictures(out: Path, written: Iterable[str]) -> None:
-    """Delete the pictures below `out` that an earlier report left."""
+    """Delete the pictures that an earlier report left below `out`."""
     _remove_stale(out / "images", "*.jpg", PICTURE_NAME, {out / "images" / name for name in written if name})
 
 
 def _remove_stale(folder: Path, pattern: str, named: re.Pattern[str], written: Iterable[Path]) -> None:
-    """Delete what an earlier report left, and nothing that medtl would not name so."""
-    # By inode: a file system may hold a page that was just written under a name of another case.
+    """Delete what an earlier report left, but only files with names that medtl gives."""
+    # By inode: some file systems ignore case, so a page just written may be listed under another name.
     kept = {path.stat().st_ino for path in written}
     for path in folder.glob(pattern):
         name = path.name if named is PICTURE_NAME else path.stem
         if named.fullmatch(name) and path.is_file() and path.stat().st_ino not in kept:
-            _remove(path)
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        reason = f"a file of an earlier report stays: {error.strerror or error}"
-        raise OutputError("output-unwritable", reason, where=path, fix="delete it") from error
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                reason = f"a file of an earlier report cannot be deleted: {error.strerror or error}"
+                raise OutputError("output-unwritable", reason, where=path, fix="delete it") from error

@@ -1,8 +1,8 @@
-"""Pack an image and its maps as text, from which the viewer of a page draws any slice in any window.
+"""An image and its maps -> text in the page, from which its viewer draws any slice in any window.
 
-values -> whole levels -> differences of neighbours, byte by byte -> deflate -> base64
+values -> integer levels -> differences of neighbours, byte by byte -> deflate -> base64
 
-The text stands in the page, since a page that was opened from disk may read no file beside it.
+The text is part of the page, since a page opened from disk may not read a file beside it.
 """
 
 import base64
@@ -14,16 +14,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtl.report.findings import StudyFinding
-from medtl.report.pictures import STAGE_SIDE, Frame, frame_of, frame_of_extent, overlay_ramp
+from medtl.report.pictures import (
+    STAGE_SIDE,
+    Frame,
+    as_stack,
+    frame_of,
+    frame_of_extent,
+    overlay_ramp,
+    peak_voxel,
+    to_bytes,
+)
 
 FINE_LEVELS, COARSE_LEVELS = 4096, 512
-FINE_VOXELS = 2_000_000  # larger volumes have fewer levels: of their window some 250 stay
+FINE_VOXELS = 2_000_000  # larger volumes have fewer levels: about 250 within their window
 
-# How many widths of the window are kept on either side of it.
+# How many window widths are stored on either side of the window.
 FINE_REACH, COARSE_REACH = 1.0, 0.5
 NAMES = ("axial", "coronal", "sagittal")
 
-# Rows and columns of the plane that fixes each axis; slices run upwards where they are rows.
+# Rows and columns of the plane that fixes each axis; slices run upwards if they are rows.
 ROWS_COLUMNS = ((1, 2), (0, 2), (0, 1))
 
 # Left, right, top and bottom of each plane, where the axes run to the head, the back and the left.
@@ -38,7 +47,10 @@ def pack_study(finding: StudyFinding) -> dict[str, Any]:
     """
     volume = as_stack(finding.image)
     levels, reach = (FINE_LEVELS, FINE_REACH) if volume.size <= FINE_VOXELS else (COARSE_LEVELS, COARSE_REACH)
-    low, high = kept_range(volume, finding.window, reach)
+    black, white = finding.window
+    margin = reach * (white - black)
+    low = min(black, max(float(volume.min()), black - margin))
+    high = max(white, min(float(volume.max()), white + margin))
     scale = (levels - 1) / (high - low)
     return {
         "shape": list(volume.shape),
@@ -46,34 +58,16 @@ def pack_study(finding: StudyFinding) -> dict[str, Any]:
         "range": [low, high],
         "window": [(edge - low) * scale for edge in finding.window],
         "image": pack(np.rint((np.clip(volume, low, high) - low) * scale).astype(np.uint16)),
-        "maps": [pack(to_bytes(as_stack(found.heatmap))) for found in finding.maps],
+        "maps": [pack(to_bytes(as_stack(saliency.heatmap))) for saliency in finding.maps],
         "ramp": base64.b64encode(overlay_ramp().tobytes()).decode(),
-        "start": list(peak_voxel(finding)),
+        "start": list(start_voxel(finding)),
     }
 
 
-def as_stack(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return (D, H, W) of an image (H, W) or (D, H, W)."""
-    return image.reshape(-1, *image.shape[-2:])
-
-
-def kept_range(volume: NDArray[np.float32], window: tuple[float, float], reach: float) -> tuple[float, float]:
-    """Return the values that are kept apart: those of the image, no further from the window than `reach`."""
-    low, high = window
-    width = high - low
-    return (
-        min(low, max(float(volume.min()), low - reach * width)),
-        max(high, min(float(volume.max()), high + reach * width)),
-    )
-
-
-def peak_voxel(finding: StudyFinding) -> tuple[int, ...]:
+def start_voxel(finding: StudyFinding) -> tuple[int, ...]:
     """Return the voxel (slice, row, column) where the first map is largest, otherwise the centre."""
-    stack = as_stack(finding.image)
-    if not finding.maps or not finding.maps[0].heatmap.any():
-        return tuple(side // 2 for side in stack.shape)
-    heatmap = as_stack(finding.maps[0].heatmap)
-    return tuple(int(place) for place in np.unravel_index(int(heatmap.argmax()), heatmap.shape))
+    heatmap = finding.maps[0].heatmap if finding.maps else None
+    return peak_voxel(heatmap, as_stack(finding.image).shape)
 
 
 def pack(levels: NDArray[np.uint8] | NDArray[np.uint16]) -> str:
@@ -83,18 +77,12 @@ def pack(levels: NDArray[np.uint8] | NDArray[np.uint16]) -> str:
     return base64.b64encode(zlib.compress(planes.tobytes(), 6)).decode()
 
 
-def to_bytes(heatmap: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return a heatmap in [0, 1] in 256 levels."""
-    return np.rint(np.clip(heatmap, 0, 1) * 255).astype(np.uint8)
-
-
 @dataclass(frozen=True)
 class Plane:
     """One plane: the axis that it fixes, how many slices there are, and where its pixels lie in its frame.
 
-    left, top, width, height: px of the frame. letters: of its four sides, empty where they are not known.
-    profile: how large the map is in each slice, as the points of an SVG polyline in a square of 1; empty
-    without a map.
+    left, top, width, height: px of the frame. letters: of its four sides, empty if unknown. profile: the
+    maximum of the map in each slice, as the points of an SVG polyline in a unit square; empty without a map.
     """
 
     axis: int
@@ -110,7 +98,7 @@ class Plane:
 
 
 def lay_out(finding: StudyFinding) -> list[Plane]:
-    """Return the planes of a finding, first the one in which it was acquired: across the widest step.
+    """Return the planes of a finding; first the plane of acquisition, across the widest spacing.
 
     The planes of a volume have one scale and frames of one width, so that lengths can be compared.
     """
@@ -146,10 +134,6 @@ def _plane(finding: StudyFinding, axis: int, extents: list[float]) -> Plane:
 def _profile(finding: StudyFinding, axis: int) -> str:
     if not finding.maps:
         return ""
-    peaks = _peaks(as_stack(finding.maps[0].heatmap), axis)
+    peaks = as_stack(finding.maps[0].heatmap).max(axis=ROWS_COLUMNS[axis])
     places = np.linspace(0, 1, len(peaks)) if len(peaks) > 1 else np.array([0.5])
     return " ".join(f"{place:.3f},{1 - peak:.3f}" for place, peak in zip(places, peaks, strict=True))
-
-
-def _peaks(heatmap: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    return heatmap.max(axis=tuple(other for other in range(3) if other != axis))

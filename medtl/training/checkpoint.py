@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from medtl import __version__
@@ -25,18 +25,16 @@ from medtl.imaging.augmentation import AugmentationConfig
 from medtl.imaging.preprocessing import PreprocessingConfig
 from medtl.models.backbones import BACKBONES
 from medtl.models.classifier import Classifier
-from medtl.models.weights import sha256_of
 from medtl.training.feature_cache.plan import CachePlan
 from medtl.training.schedule import Stage
 
 FORMAT_VERSION = 2
 HEADER = "checkpoint.json"
 
-# Names of a position in format 1 -> names now.
-OLD_NAMES = {"mark": "best_score", "waited": "epochs_without_improvement"}
-
-# The name of the checkpoint's tensor file that belongs to it.
-TENSORS = "screening"
+# Names in format 1 -> names now.
+OLD_NAMES = {"mark": "best_score", "waited": "epochs_without_improvement", "screening": "ood"}
+# The tensor file of the out-of-distribution check.
+TENSORS = "ood"
 
 
 class Position(BaseModel):
@@ -70,8 +68,8 @@ class TensorFile(BaseModel):
     sha256: str
 
 
-class Screening(BaseModel):
-    """Limits within which an image is like the training images; what they did not say is not judged.
+class OodLimits(BaseModel):
+    """Limits within which an image is like the training images; what they did not say is not checked.
 
     threshold: the distance of pooled features that a share `quantile` of the validation images keeps below.
     samples: how many training images it is measured from. modalities, body_parts: DICOM's terms for them.
@@ -110,7 +108,7 @@ class CheckpointHeader(BaseModel):
     thresholds: tuple[float, ...] | None = None
     calibration: Calibration | None = None
     conformal: ConformalFloors | None = None
-    screening: Screening | None = None
+    ood: OodLimits | None = None
     provenance: dict[str, str] = {}
     tensors: dict[str, TensorFile] = {}
 
@@ -119,13 +117,13 @@ class CheckpointHeader(BaseModel):
 class Checkpoint:
     """A classifier in evaluation mode with all that scoring needs to know of it.
 
-    screening: the tensors that belong to the header's screening, none where it has none.
+    ood: the tensors of the out-of-distribution check, none where the header has no limits.
     """
 
     classifier: Classifier
     header: CheckpointHeader
     folder: Path
-    screening: Mapping[str, Tensor] = field(default_factory=dict)
+    ood: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def task(self) -> Task:
@@ -166,7 +164,7 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint so that the former one stays whole until the new one is.
 
-    tensors: one mapping for each tensor file ("model", "optimizer", "average", "screening"). Raises
+    tensors: one mapping for each tensor file ("model", "optimizer", "average", "ood"). Raises
     OutputError.
     """
     make_folder(folder)
@@ -200,20 +198,27 @@ def read_header(folder: Path) -> CheckpointHeader:
 
 def _from_format_1(values: dict[str, Any]) -> dict[str, Any]:
     """Return a header that medtl 0.1.0 wrote under today's names; stages know their own old keys."""
-    position = values.get("position", {})
-    renamed = {OLD_NAMES.get(name, name): value for name, value in position.items()}
-    return {**values, "format": FORMAT_VERSION, "position": renamed}
+    position, tensors = _renamed(values.get("position", {})), _renamed(values.get("tensors", {}))
+    return {**_renamed(values), "format": FORMAT_VERSION, "position": position, "tensors": tensors}
+
+
+def _renamed(values: dict[str, Any]) -> dict[str, Any]:
+    return {OLD_NAMES.get(name, name): value for name, value in values.items()}
 
 
 def read_tensors(folder: Path, header: CheckpointHeader, name: str) -> dict[str, Tensor]:
-    """Read one tensor file, its SHA-256 checked. Raises CheckpointError checkpoint-damaged."""
+    """Read one tensor file, its SHA-256 checked. Raises CheckpointError checkpoint-damaged.
+
+    It is not memory-mapped: the next checkpoint removes the file, which Windows refuses for a mapped one.
+    """
     entry = header.tensors.get(name)
     path = folder / (Path(entry.file).name if entry else "absent")
-    if entry is None or not path.is_file() or sha256_of(path) != entry.sha256:
+    content = path.read_bytes() if path.is_file() else b""
+    if entry is None or hashlib.sha256(content).hexdigest() != entry.sha256:
         reason = f"the {name} tensors are absent or altered"
         raise CheckpointError("checkpoint-damaged", reason, where=folder, fix="use the other checkpoint")
     try:
-        return load_file(path)
+        return load(content)
     except SafetensorError as error:
         raise CheckpointError("checkpoint-damaged", "is not safetensors", where=path) from error
 
@@ -231,7 +236,7 @@ def load_checkpoint(run: str | Path, which: Literal["best", "last"] = "best") ->
     except RuntimeError as error:
         reason = f"its tensors are not those of {header.backbone}"
         raise CheckpointError("checkpoint-damaged", reason, where=folder) from error
-    kept = read_tensors(folder, header, TENSORS) if header.screening else {}
+    kept = read_tensors(folder, header, TENSORS) if header.ood else {}
     return Checkpoint(classifier.eval(), header, folder, kept)
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medtl.core.progress import StoppedError
-from medtl.errors import AlreadyToldError, TrainingError
+from medtl.errors import AlreadyReportedError, TrainingError
 
 JOIN_TIMEOUT = timedelta(minutes=5)
 # Of one collective: between two of them no process reads files or evaluates a run alone.
@@ -208,7 +208,7 @@ def _unflatten(flat: Tensor, tensors: Sequence[Tensor]) -> None:
 def joined_group() -> Iterator[ProcessGroup]:
     """Join the processes that torchrun started; a process that was started alone is a group of its own.
 
-    Of a fault in several processes one reports: the others raise AlreadyToldError in its place. Raises
+    Of a fault in several processes one reports: the others raise AlreadyReportedError in its place. Raises
     TrainingError world-unjoined.
     """
     group = _join()
@@ -218,7 +218,7 @@ def joined_group() -> Iterator[ProcessGroup]:
     except BaseException as error:
         if group.reports(error):
             raise
-        raise AlreadyToldError("world-lost", "another process has reported it") from error
+        raise AlreadyReportedError("world-lost", "another process has reported it") from error
     finally:
         if not group.alone and dist.is_initialized():
             dist.destroy_process_group()

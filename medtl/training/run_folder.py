@@ -1,9 +1,7 @@
 """The run folder: where each file of a training run lies, and the lock that keeps a second process out."""
 
 import csv
-import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from medtl.core.files import make_folder, unwritable
+from medtl.core.files import writing
+from medtl.core.staging import try_lock
 from medtl.errors import CheckpointError, TrainingError
 
 # Packages whose versions a run keeps.
@@ -63,11 +62,8 @@ class RunFolder:
         """Append one event to log.jsonl."""
         line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **facts})
         path = self.root / "log.jsonl"
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            raise unwritable(path, error) from error
+        with writing(path), path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
     def read(self, path: Path) -> str:
         """Return the text of one of the run's own files. Raises CheckpointError checkpoint-damaged."""
@@ -106,23 +102,10 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for this process. Raises TrainingError run-locked where another one holds it."""
-        try:
-            descriptor = os.open(make_folder(self.root) / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
-        except OSError as error:
-            raise unwritable(self.root, error) from error
-        try:
-            self._take(descriptor)
-            yield
-        finally:
-            os.close(descriptor)
-
-    def _take(self, descriptor: int) -> None:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        with writing(self.root):  # or a file system without locks
+            lock = try_lock(self.root / ".lock")
+        if lock is None:
             fix = "wait for it or choose another --out"
-            raise TrainingError(
-                "run-locked", "another process trains here", where=self.root, fix=fix
-            ) from error
-        except OSError as error:  # a file system without locks
-            raise unwritable(self.root, error) from error
+            raise TrainingError("run-locked", "another process trains here", where=self.root, fix=fix)
+        with lock:
+            yield

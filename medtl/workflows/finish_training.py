@@ -1,6 +1,6 @@
-"""Judge the best checkpoint of a finished fit on validation data, and keep in it what they say.
+"""Evaluate the best checkpoint of a fit on validation data, and complete it.
 
-Fit -> calibration, thresholds, prediction sets and screening in the checkpoint; predictions and metrics.
+Fit -> calibration, thresholds, prediction sets and OOD check in the checkpoint; predictions and metrics.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medtl.core.files import write_json
-from medtl.core.progress import Watcher, stopped, tell
+from medtl.core.progress import Watcher, note_all, stopped
 from medtl.core.seeds import make_generator
 from medtl.data.task import Sample
 from medtl.evaluation.calibration import fit_calibration, to_probabilities
@@ -20,13 +20,13 @@ from medtl.evaluation.conformal import fit_floors
 from medtl.evaluation.evaluate import Evaluation, evaluate, to_json
 from medtl.evaluation.predictions import FILE, predictions_of, write_predictions
 from medtl.evaluation.thresholds import choose_thresholds
-from medtl.inference.ood import MOST_SAMPLES, fit_screening
+from medtl.inference.ood import MOST_SAMPLES, fit_ood
 from medtl.inference.predictor import predict_features
 from medtl.training.checkpoint import (
     TENSORS,
     Checkpoint,
     CheckpointHeader,
-    Screening,
+    OodLimits,
     load_checkpoint,
     model_tensors,
     save_checkpoint,
@@ -37,16 +37,16 @@ from medtl.training.trainer import Fit
 
 BATCH = 32
 
-# Whether a run that was judged so shall screen what it scores: that costs a pass over training images.
+# Whether a run with this evaluation gets an OOD check: fitting it costs a pass over training images.
 Screens = Callable[[Evaluation], bool]
 
 
 def always(_: Evaluation) -> bool:
-    """Let a run screen whatever it came to."""
+    """Fit the OOD check of every run."""
     return True
 
 
-def judge_fit(
+def finish_fit(
     run: RunFolder,
     fit: Fit,
     samples: Sequence[Sample],
@@ -56,50 +56,50 @@ def judge_fit(
     watcher: Watcher,
     screens: Screens = always,
 ) -> Evaluation:
-    """Calibrate and judge the best checkpoint on validation data, keep what they say, write metrics.json."""
+    """Calibrate and evaluate the best checkpoint on validation data, complete it, and write metrics.json."""
     checkpoint = load_checkpoint(run.root)
     task, truth = checkpoint.task, fit.data.val_targets
-    judged = [sample for sample in samples if sample.split == "val"]
-    patients = [sample.patient_id for sample in judged]
+    evaluated = [sample for sample in samples if sample.split == "val"]
+    patients = [sample.patient_id for sample in evaluated]
     logits, features = _predict_views(checkpoint, fit.data.val, run, stop)
     fitted = fit_calibration(logits, truth, task, fit.config.calibration)
-    tell(watcher, [fitted.note])
+    note_all(watcher, [fitted.note])
     probabilities = to_probabilities(logits, task.kind, fitted.calibration)
     thresholds = choose_thresholds(probabilities, truth, task)
     evaluation = evaluate(probabilities, truth, task, patients, thresholds)
-    learned = _fit_screening(checkpoint, fit, features, samples, stop) if screens(evaluation) else None
-    screening, tensors = learned or (None, {})
+    learned = _fit_ood(checkpoint, fit, features, samples, stop) if screens(evaluation) else None
+    limits, tensors = learned or (None, {})
     kept = {
         "thresholds": tuple(thresholds),
         "calibration": fitted.calibration,
         "conformal": fit_floors(probabilities, truth, task, patients),
-        "screening": screening,
+        "ood": limits,
     }
     header = checkpoint.header.model_copy(update=kept)
-    write_predictions(run.root / FILE, task, predictions_of(judged, task, probabilities, logits))
+    write_predictions(run.root / FILE, task, predictions_of(evaluated, task, probabilities, logits))
     save_checkpoint(run.best, header, {"model": model_tensors(checkpoint.classifier), **tensors})
     write_json(run.metrics, {**_metrics(fit, evaluation, header, clock), "recipe": recipe})
     run.log("finished", seconds=round(clock["total"], 1))
     return evaluation
 
 
-def _fit_screening(
+def _fit_ood(
     checkpoint: Checkpoint,
     fit: Fit,
     held_out: NDArray[np.float64],
     samples: Sequence[Sample],
     stop: Callable[[], bool],
-) -> tuple[Screening, dict[str, dict[str, Tensor]]] | None:
+) -> tuple[OodLimits, dict[str, dict[str, Tensor]]] | None:
     """Measure what training images are like; held_out: features of the validation images.
 
-    Returns the checkpoint's screening and its tensor file, None where there is nothing to measure.
+    Returns the checkpoint's limits and their tensor file, None where there is nothing to measure.
     """
     views = fit.data.train
     drawn = make_generator(fit.config.seed, "screening").permutation(len(views))[:MOST_SAMPLES]
     rows = replace(views, rows=views.rows[np.sort(drawn)])
     _, features = _predict_views(checkpoint, rows, fit.run_folder, stop)
     taught = {views.dataset.sample_ids[row] for row in views.rows}
-    found = fit_screening(features, held_out, [one.series for one in samples if one.sample_id in taught])
+    found = fit_ood(features, held_out, [one.series for one in samples if one.sample_id in taught])
     return (found[0], {TENSORS: found[1]}) if found else None
 
 
@@ -110,7 +110,7 @@ def _predict_views(
     found = []
     for start in range(0, len(views), BATCH):
         if stop():
-            raise stopped("while the best epoch was judged", run.root)
+            raise stopped("while the best epoch was evaluated", run.root)
         batch = np.arange(start, min(start + BATCH, len(views)))
         found.append(predict_features(checkpoint, views.read(batch, 0)))
     logits, features = zip(*found, strict=True)

@@ -1,6 +1,5 @@
 """A study on disk: what it is of, its database, and the locks by which processes share its trials."""
 
-import fcntl
 import json
 import math
 import sqlite3
@@ -8,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from medtl.config import RunConfig, to_yaml
-from medtl.core.files import make_folder, unwritable, write_csv, write_text
+from medtl.core.files import write_csv, write_text, writing
 from medtl.core.seeds import derive_seed
+from medtl.core.staging import Lock, remove_lock, try_lock, wait_for_lock
 from medtl.data.task import Task
 from medtl.errors import CheckpointError, ConfigError, OutputError, TrainingError
 from medtl.evaluation.evaluate import evaluate
@@ -105,22 +105,20 @@ class StudyFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the study for a moment; wait while another process holds it."""
-        file = _lock(self.root / ".lock", wait=True)
-        try:
+        """Hold the search for a moment; wait while another process holds it."""
+        with writing(self.root):  # or a file system without locks
+            lock = wait_for_lock(self.root / ".lock")
+        with lock:
             yield
-        finally:
-            if file:
-                file.close()
 
-    def hold_trial(self, number: int) -> IO[str] | None:
-        """Hold a trial until the file is closed or the process ends; None where another process holds it."""
-        make_folder(self.root / "trials")
-        return _lock(self._trial_lock(number), wait=False)
+    def hold_trial(self, number: int) -> Lock | None:
+        """Hold a trial until its lock is released or the process ends; None where another one has it."""
+        with writing(self.root):
+            return try_lock(self._trial_lock(number))
 
     def release_trial(self, number: int) -> None:
         """Remove the lock's file of a trial that is over."""
-        self._trial_lock(number).unlink(missing_ok=True)
+        remove_lock(self._trial_lock(number))
 
     def _trial_lock(self, number: int) -> Path:
         return self.root / "trials" / f".{number:04d}.lock"
@@ -236,23 +234,6 @@ def telling_of_the_database(folder: StudyFolder) -> Iterator[None]:
             raise OutputError("output-unwritable", reason, where=folder.database, fix=fix) from error
         fix = "restore it, or choose another --out"
         raise CheckpointError("study-damaged", reason, where=folder.database, fix=fix) from error
-
-
-def _lock(path: Path, *, wait: bool) -> IO[str] | None:
-    """Lock a file until it is closed; None where another process has it and `wait` is not set."""
-    try:
-        file = path.open("a", encoding="utf-8")
-    except OSError as error:
-        raise unwritable(path, error) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        file.close()
-        return None
-    except OSError as error:  # a file system without locks
-        file.close()
-        raise unwritable(path, error) from error
-    return file
 
 
 @dataclass(frozen=True)

@@ -75,10 +75,10 @@ def test_what_was_acknowledged_is_not_sent_again(tmp_path: Path) -> None:
         found.status = lambda number: 0xA700 if number == 1 else 0x0000
         told = push(tmp_path / "out", to, exit_code=3)
         assert "2 objects sent, 1 refused" in told and told.count("refused: [pacs-not-kept]") == 1
-        assert "1 objects sent, 2 were there, 0 refused" in push(tmp_path / "out", to)
-        assert "0 objects sent, 3 were there, 0 refused" in push(tmp_path / "out", to)
+        assert "1 objects sent, 2 already there, 0 refused" in push(tmp_path / "out", to)
+        assert "0 objects sent, 3 already there, 0 refused" in push(tmp_path / "out", to)
         assert len(found.received) == len(set(found.received)) == 3
-        assert "3 objects sent, 0 refused" in push(tmp_path / "out", to, "--anew")
+        assert "3 objects sent, 0 refused" in push(tmp_path / "out", to, "--resend")
     with archive() as other:
         push(tmp_path / "out", f"ARCHIVE@localhost:{other.port}")
     assert len(other.received) == 3  # another PACS has its own memory
@@ -90,7 +90,7 @@ def test_an_object_that_changed_is_sent_again(tmp_path: Path) -> None:
         to = f"ARCHIVE@127.0.0.1:{found.port}"
         push(tmp_path / "out", to)
         write_instances(tmp_path / "out", 1, PatientID="P2")
-        assert "1 objects sent, 1 were there" in push(tmp_path / "out", to)
+        assert "1 objects sent, 1 already there" in push(tmp_path / "out", to)
 
 
 def test_a_dropped_association_loses_nothing(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_dropped_association_loses_nothing(tmp_path: Path) -> None:
         to = f"ARCHIVE@127.0.0.1:{found.port}"
         found.status = lambda number: -1 if number == 2 else 0x0000
         assert "[pacs-unreachable]" in push(tmp_path / "out", to, exit_code=1)
-        assert "2 objects sent, 2 were there" in push(tmp_path / "out", to)
+        assert "2 objects sent, 2 already there" in push(tmp_path / "out", to)
     assert len(found.received) == 4
 
 
@@ -197,7 +197,7 @@ def test_results_go_to_orthanc_once_by_either_way(
     results = tmp_path / "out/dicom"
     assert "2 objects sent, 0 refused" in push(results, running_orthanc.url)
     assert running_orthanc.count() == 2
-    assert "0 objects sent, 2 were there" in push(results, running_orthanc.url)
+    assert "0 objects sent, 2 already there" in push(results, running_orthanc.url)
     assert "2 objects sent" in push(results, f"ORTHANC@127.0.0.1:{running_orthanc.port}")
     assert running_orthanc.count() == 2
 
@@ -216,7 +216,7 @@ def test_studies_come_from_orthanc_as_the_bytes_that_it_has(running_orthanc: Ort
     told = " ".join(map(str, files))
     assert not [one for one in sent if dcmread(one).SOPInstanceUID in told]
     files[0].unlink()
-    assert "1 instances fetched, 2 were there" in pull(tmp_path / "out", running_orthanc.url, *query)
+    assert "1 instances fetched, 2 already there" in pull(tmp_path / "out", running_orthanc.url, *query)
     study = dcmread(sent[3]).StudyInstanceUID
     assert "1 study, 2 instances" in pull(tmp_path / "one", running_orthanc.url, "--study", study)
     assert pull(tmp_path / "two", running_orthanc.url, "--limit", 2).startswith("2 studies")
@@ -234,13 +234,13 @@ def test_studies_come_from_orthanc_by_c_get_in_their_transfer_syntax(
     push(tmp_path, running_orthanc.url)
     archive_of = f"ORTHANC@127.0.0.1:{running_orthanc.port}"
     told = pull(tmp_path / "out", archive_of, "--modality", "CR", "--date", "20260101-")
-    assert told.startswith("1 study, 2 instances fetched, 0 were there, 0 refused")
+    assert told.startswith("1 study, 2 instances fetched, 0 already there, 0 refused")
     found = {dcmread(one).SOPInstanceUID: dcmread(one) for one in (tmp_path / "out").rglob("*.dcm")}
     for path in (plain, packed):
         sent = dcmread(path)
         assert found[sent.SOPInstanceUID].PixelData == sent.PixelData
         assert found[sent.SOPInstanceUID].file_meta.TransferSyntaxUID == sent.file_meta.TransferSyntaxUID
-    assert "0 instances fetched, 2 were there" in pull(tmp_path / "out", archive_of, "--date", "20260101-")
+    assert "0 instances fetched, 2 already there" in pull(tmp_path / "out", archive_of, "--date", "20260101-")
     assert pull(tmp_path / "one", archive_of, "--limit", 1).startswith("1 study, 2 instances")
 
 
@@ -289,7 +289,7 @@ def test_a_pull_that_was_cut_off_goes_on(tmp_path: Path) -> None:
         result = jobs.medtl("pacs", "pull", "--from", server.url, "--out", tmp_path / "out")
         assert jobs.fault(result) == "pacs-unreachable"
         assert len([*(tmp_path / "out").rglob("*.dcm")]) == 2
-        assert "2 instances fetched, 2 were there" in pull(tmp_path / "out", server.url)
+        assert "2 instances fetched, 2 already there" in pull(tmp_path / "out", server.url)
 
 
 def test_another_instance_than_was_asked_for_is_a_line(tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_another_instance_than_was_asked_for_is_a_line(tmp_path: Path) -> None:
     with serving() as server:
         server.answer = web_answers(sent, odd.get)
         result = jobs.medtl("pacs", "pull", "--from", server.url, "--out", tmp_path / "out")
-    assert result.exit_code == 3 and "1 instances fetched, 0 were there, 2 refused" in result.stdout
+    assert result.exit_code == 3 and "1 instances fetched, 0 already there, 2 refused" in result.stdout
     assert "refused: [pacs-mismatch]" in result.stderr and "refused: [dicom-header]" in result.stderr
     assert "canary" not in result.output.lower()
 
@@ -545,7 +545,7 @@ def test_results_wait_until_the_pacs_is_back(
         listener.start()
         send(listener.port, radiographs(tmp_path / "in", 1))
         wait_for(lambda: listener.said().count("sent   ") == 1)
-    assert "out of resources" in listener.said() and listener.said().count("scored ") == 1
+    assert "Out of Resources" in listener.said() and listener.said().count("scored ") == 1
     assert len(found.received) == len(set(found.received)) == 2
 
 

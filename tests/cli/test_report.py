@@ -59,7 +59,7 @@ def test_a_report_has_an_index_and_a_page_for_each_study(
     studies = [page for page in found if page.startswith("studies/")]
     assert len(studies) == len(jobs.read_rows(data / "labels.csv"))
     assert all(f'href="{page}"' in found["index.html"] for page in studies)
-    assert "threshold for lesion" in found["model.html"] and "90% promised" in found["model.html"]
+    assert "threshold for lesion" in found["model.html"] and "90% coverage" in found["model.html"]
     for page in studies:
         assert "data:image/" in found[page] and "Grad-CAM" in found[page]
 
@@ -183,7 +183,7 @@ def test_an_evaluation_with_a_damaged_image_goes_on_without_it(trained: Trained,
 
 def test_a_report_says_whether_its_maps_were_checked(trained: Trained, tmp_path: Path) -> None:
     data = jobs.write_images(tmp_path / "data", count=6)
-    for count, word in (("2", "Checked on "), ("0", "It was not checked")):
+    for count, word in (("2", "Checked on "), ("0", "was not checked.")):
         result = jobs.medtl("report", trained.run, data, "--out", tmp_path / count, "--check-images", count)
         assert result.exit_code == 0
         found = pages(tmp_path / count)
@@ -230,10 +230,10 @@ def test_patients_are_named_only_where_it_is_asked_for(
     assert result.exit_code == 3
     found = pages(tmp_path)
     studies = [text for name, text in found.items() if name.startswith("studies/")]
-    assert all("Canary^Kim" in text and "names the patient" in text for text in studies)
+    assert all("Canary^Kim" in text and "identifies the patient" in text for text in studies)
     assert any("&lt;script&gt;alert(1)&lt;.dcm" in text for text in studies)
     assert not any("<script>alert" in text for text in found.values())
-    assert "CANARY-1.dcm" in found["index.html"] and "These pages name patients" in found["index.html"]
+    assert "CANARY-1.dcm" in found["index.html"] and "These pages identify patients" in found["index.html"]
 
 
 def test_a_report_on_a_run_shows_where_it_was_wrong(own_run: Path, trained: Trained, tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_a_report_on_a_run_shows_where_it_was_wrong(own_run: Path, trained: Trai
     result = jobs.medtl("report", own_run, "--data", trained.data, "--out", tmp_path / "out")
     assert result.exit_code == 0
     text = pages(tmp_path / "out")["index.html"]
-    assert "Most confidently wrong" in text and "What was frozen when" in text
+    assert "Most confident errors" in text and "Frozen and trained layer groups" in text
     shown = re.findall(r'src="(images/[0-9a-f]+\.jpg)"', text)
     assert shown and all((tmp_path / "out" / path).is_file() for path in shown)
     assert not [word for word in CANARIES if word in text.lower()]

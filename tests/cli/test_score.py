@@ -4,10 +4,9 @@ import json
 import os
 import pty
 import shutil
-import sqlite3
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ from pydicom.uid import ComputedRadiographyImageStorage
 from medtl.cli import main
 from medtl.cli.terminal import TerminalWatcher
 from medtl.core.journal import Journal, open_journal
-from medtl.inference import engines as engine
 from medtl.inference import onnx_graph as graphs
 from medtl.training.checkpoint import load_checkpoint
 from tests.cli import jobs
@@ -25,7 +23,7 @@ from tests.cli.conftest import Trained
 from tests.imaging.conftest import build_dataset, pattern, save
 
 P_COLUMNS = ("p_normal", "p_lesion")
-COLUMNS = ["sample_id", "source", "status", "code", "reason", "predicted", *P_COLUMNS, "set", "screening"]
+COLUMNS = ["sample_id", "source", "status", "code", "reason", "predicted", *P_COLUMNS, "set", "ood"]
 
 
 def score(run: Path, folder: Path, out: Path, exit_code: int = 0) -> dict[str, dict[str, str]]:
@@ -280,7 +278,7 @@ def test_a_folder_of_a_hundred_of_which_twenty_are_bad(trained: Trained, tmp_pat
     for row, name in enumerate(bad):
         path = tmp_path / "folder" / name
         path.write_bytes(spoil[row % 4](path.read_bytes()))
-    for out in (tmp_path / "clean", tmp_path / "anew"):  # over the clean run's journal, and without
+    for out in (tmp_path / "clean", tmp_path / "overwritten"):  # over the clean run's journal, and without
         rows = score(trained.run, tmp_path / "folder", out, exit_code=3)
         assert len(rows) == 100
         refused = {name: row for name, row in rows.items() if row["status"] == "refused"}
@@ -306,8 +304,8 @@ def test_a_damaged_journal_is_named(trained: Trained, tmp_path: Path) -> None:
 def test_anew_forgets_what_the_journal_has(trained: Trained, tmp_path: Path) -> None:
     arguments = ("score", trained.run, trained.data, "--out", tmp_path / "out")
     jobs.medtl(*arguments)
-    assert "(24 rows were there)" in jobs.medtl(*arguments).stdout
-    assert "rows were there" not in jobs.medtl(*arguments, "--anew").stdout
+    assert "(24 rows were already there)" in jobs.medtl(*arguments).stdout
+    assert "rows were already there" not in jobs.medtl(*arguments, "--overwrite").stdout
 
 
 def test_several_tables_say_the_same(trained: Trained, tmp_path: Path) -> None:
@@ -369,34 +367,6 @@ def test_mirror_images_that_training_never_saw_are_refused(trained: Trained, tmp
     assert jobs.fault(result) == "config-value" and "--tta" in result.stderr
 
 
-def test_a_precision_is_tried_again_where_there_was_no_image_to_try_it_on(
-    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    monkeypatch.setattr("medtl.inference.engines._has_bf16", lambda: True)
-    arguments = ("score", trained.run, folder, "--out", tmp_path / "out", "--precision", "auto")
-    (folder / "bad.png").write_bytes(
-        jobs.write_png(tmp_path / "whole.png", jobs.draw(0, 0)).read_bytes()[:-40]
-    )
-    for images in (0, 1):
-        if images:
-            (folder / "bad.png").unlink()
-            jobs.write_png(folder / "good.png", jobs.draw(1, 1))
-        jobs.medtl(*arguments)
-        trial = json.loads((tmp_path / "out/scores.json").read_text())["precision_trial"]
-        assert trial["images"] == images
-
-
-def test_a_precision_that_was_chosen_is_kept_and_told(trained: Trained, tmp_path: Path) -> None:
-    arguments = ("score", trained.run, trained.data, "--out", tmp_path / "out", "--precision", "auto")
-    assert jobs.medtl(*arguments).exit_code == 0
-    told = json.loads((tmp_path / "out/scores.json").read_text())
-    assert told["precision"] == told["precision_trial"]["chosen"] and told["precision_trial"]["reason"]
-    assert "(24 rows were there)" in jobs.medtl(*arguments).stdout
-    assert json.loads((tmp_path / "out/scores.json").read_text()) == told
-
-
 def _table(run: Path, tmp_path: Path, exit_code: int) -> Path:
     result = jobs.medtl("score", run, tmp_path / "folder", "--out", tmp_path / "out")
     assert result.exit_code == exit_code, result.output
@@ -409,13 +379,13 @@ def test_what_is_not_like_the_training_images_is_told(trained: Trained, tmp_path
     shutil.copy(trained.data / "images/000.png", folder / "like.png")
     jobs.write_png(folder / "unlike.png", 255 * (np.indices((24, 20)).sum(axis=0) % 2).astype(np.uint8))
     rows = score(trained.run, folder, tmp_path / "out")
-    assert rows["like.png"]["screening"] == "ok"
-    assert rows["unlike.png"]["screening"] == "far from the training images"
+    assert rows["like.png"]["ood"] == "ok"
+    assert rows["unlike.png"]["ood"] == "far from the training images"
     assert rows["unlike.png"]["p_lesion"], "it is scored all the same"
     result = jobs.medtl("score", trained.run, folder, "--out", tmp_path / "again", "--json")
-    assert {row["screening"] for row in json.loads(result.stdout)} == {"ok", "far from the training images"}
+    assert {row["ood"] for row in json.loads(result.stdout)} == {"ok", "far from the training images"}
     assert (
-        "1 not like the training images"
+        "1 out of distribution"
         in jobs.medtl("score", trained.run, folder, "--out", tmp_path / "third").stdout
     )
 
@@ -423,7 +393,7 @@ def test_what_is_not_like_the_training_images_is_told(trained: Trained, tmp_path
 def test_training_images_are_like_themselves(trained: Trained, trained_3d: Trained, tmp_path: Path) -> None:
     for place, run in (("flat", trained), ("deep", trained_3d)):
         rows = score(run.run, run.data, tmp_path / place)
-        verdicts = [row["screening"] for row in rows.values()]
+        verdicts = [row["ood"] for row in rows.values()]
         assert verdicts.count("ok") >= 0.9 * len(verdicts) and "" not in verdicts
 
 
@@ -432,24 +402,22 @@ def test_another_modality_that_is_let_in_is_told(trained_3d: Trained, tmp_path: 
     result = jobs.medtl("score", trained_3d.run, tmp_path / "in", "--out", tmp_path / "out", "--any-modality")
     assert result.exit_code == 0, result.output
     (row,) = jobs.read_rows(tmp_path / "out" / "scores.csv")
-    assert row["screening"] == "modality" and row["status"] == "scored"
+    assert row["ood"] == "modality" and row["status"] == "scored"
 
 
-def test_a_run_from_before_screening_scores_with_an_empty_column(
+def test_a_run_without_ood_limits_scores_with_an_empty_column(
     own_run: Path, trained: Trained, tmp_path: Path
 ) -> None:
     header = own_run / "checkpoints" / "best" / "checkpoint.json"
     content = json.loads(header.read_text())
-    del content["screening"], content["tensors"]["screening"]
+    del content["ood"], content["tensors"]["ood"]
     header.write_text(json.dumps(content))
     rows = score(own_run, trained.data, tmp_path / "out")
-    assert {row["screening"] for row in rows.values()} == {""}
+    assert {row["ood"] for row in rows.values()} == {""}
 
 
-def test_screening_tensors_that_were_altered_are_refused(
-    own_run: Path, trained: Trained, tmp_path: Path
-) -> None:
-    (kept,) = (own_run / "checkpoints" / "best").glob("screening-*.safetensors")
+def test_ood_tensors_that_were_altered_are_refused(own_run: Path, trained: Trained, tmp_path: Path) -> None:
+    (kept,) = (own_run / "checkpoints" / "best").glob("ood-*.safetensors")
     content = bytearray(kept.read_bytes())
     content[-1] ^= 1
     kept.write_bytes(content)
@@ -472,19 +440,18 @@ def test_onnx_runtime_scores_as_pytorch_does_and_the_journal_keeps_them_apart(
     out = tmp_path / "out"
     by_torch = score(trained.run, trained.data, out)
     for workers in (2, 1):
-        options = ("--engine", "onnx", "--workers", workers, "--anew")
+        options = ("--engine", "onnx", "--workers", workers, "--overwrite")
         result = jobs.medtl("score", trained.run, trained.data, "--out", out, *options)
-        assert result.exit_code == 0 and "(24 rows were there)" not in result.stdout
+        assert result.exit_code == 0 and "(24 rows were already there)" not in result.stdout
         written = (out / "scores.csv").read_bytes()
         rows = jobs.read_rows(out / "scores.csv")
-        assert {row["screening"] for row in rows} == {row["screening"] for row in by_torch.values()}
+        assert {row["ood"] for row in rows} == {row["ood"] for row in by_torch.values()}
         for row in rows:
             assert float(row["p_lesion"]) == pytest.approx(
                 float(by_torch[row["source"]]["p_lesion"]), abs=1e-4
             )
         facts = json.loads((out / "scores.json").read_text())
-        assert facts["engine"] == "onnx" and facts["engine_trial"]["largest_difference"] <= 1e-4
-        assert facts["engine_trial"]["seconds_torch"] == 0  # nobody asked which is faster
+        assert facts["engine"] == "onnx" and facts["precision"] == "fp32"
         lone = tmp_path / f"lone {workers}"
         shutil.copytree(trained.data / "images", lone / "images", ignore=lambda _, names: sorted(names)[1:])
         jobs.medtl("score", trained.run, lone, "--out", tmp_path / f"out {workers}", *options)
@@ -492,41 +459,8 @@ def test_onnx_runtime_scores_as_pytorch_does_and_the_journal_keeps_them_apart(
             written.splitlines(keepends=True)[:2]
         )
     again = jobs.medtl("score", trained.run, trained.data, "--out", out)
-    assert "(24 rows were there)" in again.stdout
+    assert "(24 rows were already there)" in again.stdout
     assert {row["source"]: row for row in jobs.read_rows(out / "scores.csv")} == by_torch
-
-
-@pytest.mark.parametrize(("seconds", "taken"), [((2.0, 1.0), "onnx"), ((1.0, 2.0), "torch")])
-def test_auto_takes_the_faster_engine_and_asks_once(
-    seconds: tuple[float, float],
-    taken: str,
-    trained: Trained,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
-    slower, faster = seconds
-    monkeypatch.setattr(engine, "_seconds", lambda _, graph, __: slower if graph is None else faster)
-    command = ("score", trained.run, trained.data, "--out", tmp_path / "out", "--engine", "auto")
-    assert jobs.medtl(*command).exit_code == 0
-    facts = json.loads((tmp_path / "out/scores.json").read_text())
-    assert facts["engine"] == facts["engine_trial"]["chosen"] == taken
-    monkeypatch.setattr(engine, "_seconds", lambda _, graph, __: faster if graph is None else slower)
-    assert "(24 rows were there)" in jobs.medtl(*command).stdout
-    assert json.loads((tmp_path / "out/scores.json").read_text()) == facts
-
-
-@pytest.mark.parametrize(("value", "code"), [("{", "scores-damaged"), ("[1]", ""), ('{"chosen": 3}', "")])
-def test_a_damaged_trial_in_the_journal_is_a_line_or_tried_anew(
-    value: str, code: str, trained: Trained, tmp_path: Path
-) -> None:
-    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
-    command = ("score", trained.run, trained.data, "--out", tmp_path / "out", "--engine", "auto")
-    assert jobs.medtl(*command).exit_code == 0
-    with closing(sqlite3.connect(tmp_path / "out/journal.sqlite")) as journal, journal:
-        journal.execute("update facts set value = ? where key like 'engine%'", (value,))
-    result = jobs.medtl(*command)
-    assert jobs.fault(result) == code if code else result.exit_code == 0, result.output
 
 
 def test_pytorch_scores_where_the_graph_differs_and_says_so(
@@ -539,14 +473,22 @@ def test_pytorch_scores_where_the_graph_differs_and_says_so(
     assert json.loads((tmp_path / "out/scores.json").read_text())["engine"] == "torch"
 
 
-def test_onnx_without_its_extra_is_a_line_and_auto_does_without(
+def test_onnx_without_its_extra_is_a_line(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    command = ("score", trained.run, trained.data, "--out", tmp_path / "out", "--engine")
-    assert jobs.fault(jobs.medtl(*command, "onnx")) == "extra-missing"
-    result = jobs.medtl(*command, "auto")
-    assert result.exit_code == 0 and "pip install 'medtl[export]'" in result.stderr
+    result = jobs.medtl("score", trained.run, trained.data, "--out", tmp_path / "out", "--engine", "onnx")
+    assert jobs.fault(result) == "extra-missing" and "pip install 'medtl[export]'" in result.stderr
+
+
+def test_bfloat16_is_recorded_and_has_rows_of_its_own(trained: Trained, tmp_path: Path) -> None:
+    command = ("score", trained.run, trained.data, "--out", tmp_path / "out")
+    for precision in ("fp32", "bf16"):
+        result = jobs.medtl(*command, "--precision", precision)
+        assert result.exit_code == 0 and "rows were there" not in result.stdout
+        facts = json.loads((tmp_path / "out/scores.json").read_text())
+        assert (facts["engine"], facts["precision"]) == ("torch", precision)
+    assert "(24 rows were there)" in jobs.medtl(*command).stdout
 
 
 def test_bfloat16_is_pytorchs(trained: Trained, tmp_path: Path) -> None:

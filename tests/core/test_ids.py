@@ -50,11 +50,11 @@ def test_a_salt_that_is_none_is_refused(content: bytes, salt: Path) -> None:
         hash_identifier("PATIENT-1")
 
 
-def test_a_file_system_that_keeps_no_salt_is_told(salt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_salt_that_cannot_be_written_leaves_nothing(salt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, target: str) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    monkeypatch.setattr(Path, "replace", refuse)
     with pytest.raises(OutputError, match=r"output-unwritable.*Operation not permitted"):
         hash_identifier("PATIENT-1")
     assert not list(salt.parent.iterdir())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from medtl.core import journal as journals
-from medtl.core.journal import NAME, Entry, Journal, open_journal
+from medtl.core.journal import NAME, Journal, JournalEntry, open_journal
 from medtl.errors import CheckpointError, OutputError, TrainingError
 
 THIRD = 1 / 3
@@ -16,8 +16,8 @@ ROW = {"source": "a.png", "reason": "is flat", "probabilities": [THIRD, 0.1 + 0.
 FACTS = {"models": ["m"], "precision": "fp32"}
 
 
-def entry(row: dict = ROW, stamp: str = "t", content: str = "c") -> Entry:
-    return Entry(stamp, content, row)
+def entry(row: dict = ROW, stamp: str = "t", content: str = "c") -> JournalEntry:
+    return JournalEntry(stamp, content, row)
 
 
 def test_a_row_comes_back_to_the_bit(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_a_unit_has_one_row(tmp_path: Path) -> None:
         assert journal.connection.execute("select count(*) from rows").fetchone() == (1,)
 
 
-def test_another_judge_sees_rows_of_its_own(tmp_path: Path) -> None:
+def test_another_model_sees_rows_of_its_own(tmp_path: Path) -> None:
     with open_journal(tmp_path) as journal:
         journal.open_for(FACTS)
         journal.record("a.png", entry())

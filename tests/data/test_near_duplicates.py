@@ -95,7 +95,7 @@ def test_many_copies_are_linked_to_the_first_alone() -> None:
     assert found(draw(0), draw(1), draw(0), draw(0), draw(1)) == [(0, 2), (0, 3), (1, 4)]
 
 
-def test_a_film_of_frames_that_are_all_alike_is_joined_without_comparing_each_with_each(
+def test_a_film_of_similar_frames_is_joined_without_comparing_all_pairs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "VALUES_AT_ONCE", 20 * 64 * 64)
@@ -155,27 +155,9 @@ def test_close_codes_are_those_of_an_exhaustive_search_each_once(
     codes = make_codes(400, centres=40, flips=7, seed=distance)
     apart = np.bitwise_count(codes[:, None] ^ codes[None])
     expected = {(i, j) for i, j in zip(*np.nonzero(apart <= distance), strict=True) if i < j}
-    pairs = [tuple(sorted(pair)) for block in find_close(codes, distance) for pair in block.tolist()]
+    pairs = [tuple(pair) for block in find_close(codes, distance) for pair in block.tolist()]
     assert len(pairs) == len(set(pairs))
     assert set(pairs) == expected and expected
-
-
-def test_a_hundred_thousand_codes_need_no_table_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exhaustive search would compare 5e9 pairs; the bands leave about a hundredth of them."""
-    compared = 0
-    count_bits = np.bitwise_count
-
-    def count(values: np.ndarray) -> np.ndarray:
-        nonlocal compared
-        compared += len(values)
-        return count_bits(values)
-
-    monkeypatch.setattr(np, "bitwise_count", count)
-    codes = make_codes(100_000, centres=100_000, flips=0, seed=0)
-    codes[50_000] = codes[3] ^ np.uint64(0b1011 << 20)
-    pairs = np.concatenate(list(find_close(codes, 8)))
-    assert (3, 50_000) in {tuple(sorted(pair)) for pair in pairs.tolist()}
-    assert compared < 100_000**2 / 2 / 20
 
 
 def test_links_become_groups() -> None:
@@ -275,15 +257,15 @@ def describe(
     return describe_near_duplicates(samples, split, array, list(contents))
 
 
-def test_what_was_kept_together_is_told_in_a_line() -> None:
+def test_groups_kept_together_are_reported_in_a_line() -> None:
     notes = describe(make_samples([None] * 6), "ttttvv", [[0, 1], [1, 2], [4, 5]], "abcdef")
     text = "near-duplicates: 5 images in 2 groups of up to 3; each group counts as one patient"
     assert notes == [("note", text)]
 
 
-def test_near_duplicates_of_different_patients_are_told() -> None:
+def test_near_duplicates_of_different_patients_are_reported() -> None:
     ((label, text),) = describe(make_samples(["A", "B", "C"]), "ttv", [[0, 1]], "abc")
-    assert label == "note" and text.startswith("2 images nearly equal one of another patient")
+    assert label == "note" and text.startswith("2 images are near-duplicates of another patient's")
 
 
 def test_near_duplicates_on_both_sides_are_counted_in_a_line() -> None:
@@ -291,24 +273,24 @@ def test_near_duplicates_on_both_sides_are_counted_in_a_line() -> None:
     ((label, text),) = describe(samples, "ttvve", [[0, 2], [1, 3], [3, 4]], "abacd")
     assert label == "leak" and "near_duplicates=group" in text
     assert text.startswith(
-        "3 validation or test images have a near-duplicate in training, 1 of them its very"
+        "3 validation or test images have a near-duplicate in training, 1 of them an exact one: metrics"
     )
 
 
 def test_near_duplicates_on_both_sides_without_a_copy_are_counted() -> None:
     ((_, text),) = describe(make_samples(["A", "B"]), "tv", [[0, 1]], "ab")
     assert text.startswith(
-        "1 validation or test images have a near-duplicate in training: the numbers flatter"
+        "1 validation or test images have a near-duplicate in training: metrics will be too optimistic"
     )
 
 
-def test_copies_are_told_though_no_link_was_sought() -> None:
+def test_exact_duplicates_are_reported_even_without_links() -> None:
     ((label, text),) = describe(make_samples(["A", "B", "C"]), "tvv", [], "aab")
     assert label == "leak"
-    assert text.startswith("1 validation or test images have the very pixels of a training image")
+    assert text.startswith("1 validation or test images are exact duplicates of training images")
 
 
-def test_a_brought_split_is_told_of_and_left() -> None:
+def test_leaks_of_a_given_split_are_reported_and_it_is_kept() -> None:
     samples = make_samples([None] * 4, ["train", "train", "val", "val"])
     ((label, text),) = describe(samples, "ttvv", [[0, 2]], "abcd")
     assert label == "leak" and "the given split is kept" in text
@@ -319,7 +301,7 @@ def test_images_of_one_patient_need_no_word() -> None:
 
 
 @pytest.mark.parametrize(("modality", "size"), [("xray", (160, 160)), ("mri", (16, 96, 96))])
-def test_phantoms_of_different_patients_are_told_apart(modality: str, size: tuple[int, ...]) -> None:
+def test_phantoms_of_different_patients_are_not_linked(modality: str, size: tuple[int, ...]) -> None:
     samples = load_manifest(ROOT / "sample_data" / modality, None, TaskConfig()).samples
     prepared = prepare_samples(samples, PreprocessingConfig(size=size))
     patient = {sample.sample_id: sample.patient_id for sample in samples}
@@ -339,7 +321,7 @@ def test_slices_of_one_patient_are_found_and_do_not_chain(shared_data: Path) -> 
 
 
 @pytest.mark.shared
-def test_chests_of_different_patients_are_told_apart(shared_data: Path) -> None:
+def test_chests_of_different_patients_are_not_linked(shared_data: Path) -> None:
     """Some archives of this source hold copies; whatever else is linked would be a look-alike."""
     archive = shared_data / "chest-xray-pneumonia" / "pneumoniamnist.npz"
     samples = load_manifest(archive, None, TaskConfig()).samples[:500]

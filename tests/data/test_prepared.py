@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from medtl.core import parallel as in_children
+from medtl.core import staging
 from medtl.core.parallel import in_order
 from medtl.data import prepared as module
 from medtl.data import prepared as preparing
@@ -204,6 +205,17 @@ def die(*_: object, **__: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def die_at(call: int, function: Callable[..., object]) -> Callable[..., object]:
+    """Return a function that ends this process when it is called for the nth time."""
+    calls: list[object] = []
+
+    def counting(*given: object, **named: object) -> object:
+        calls.append(given)
+        return die() if len(calls) == call else function(*given, **named)
+
+    return counting
+
+
 def run_apart(job: Callable[[], object]) -> multiprocessing.process.BaseProcess:
     """Start a job in a process of its own, which sees what is patched here."""
     process = multiprocessing.get_context("fork").Process(target=job)
@@ -225,7 +237,7 @@ def break_off(samples: list[Sample], done: int) -> None:
 
 def staging_of(home: Path) -> Path:
     """Return the one folder that is being prepared."""
-    (found,) = (home / "prepared").glob(".preparing-*")
+    (found,) = (path for path in (home / "prepared").glob(".preparing-*") if path.is_dir())
     return found
 
 
@@ -243,7 +255,7 @@ def test_a_killed_preparing_goes_on_where_it_was(
     radiographs: list[Sample], unbroken: dict[str, bytes], own_home: Path, reads: list[str], done: int
 ) -> None:
     break_off(radiographs, done)
-    assert left_behind(own_home) == [staging_of(own_home).name]
+    assert left_behind(own_home) == [(name := staging_of(own_home).name), f"{name}.lock"]
     steps: list[tuple[int, int]] = []
     prepared = prepare_samples(radiographs, CONFIG, progress=lambda *step: steps.append(step), workers=1)
     assert reads == [f"{row}.dcm" for row in range(done, 4)]
@@ -253,32 +265,46 @@ def test_a_killed_preparing_goes_on_where_it_was(
 
 
 @pytest.mark.parametrize(
-    ("place", "name", "decoded"),
+    ("place", "name", "call", "decoded"),
     [
-        (module.Entry, "line", 4),  # pixels are there, their line is not
-        (module, "write_json", 0),
-        (module, "_publish", 0),
-        (module.shutil, "rmtree", 0),
-        (module.Path, "replace", 0),
-        (module, "_open", 0),
+        (Path, "replace", 1, 4),  # the journal is begun
+        (staging.JournalWriter, "add", 1, 4),  # pixels are there, their line is not
+        (staging.JournalWriter, "add", 4, 1),
+        (module, "write_json", 1, 0),
+        (Path, "replace", 2, 0),  # the header is written
+        (staging.StagingFolder, "publish", 1, 0),
+        (staging, "remove_folder", 1, 0),  # the journal is gone
+        (Path, "replace", 3, 0),  # the damaged dataset that is there moves away
+        (shutil, "rmtree", 2, 0),
+        (Path, "replace", 4, 0),  # the new one moves to its place
+        (staging, "flush", 1, 0),
+        (staging, "remove_lock", 1, 0),
+        (module, "_open", 1, 0),
     ],
 )
 def test_killed_between_any_two_steps_it_comes_to_the_same_bytes(
     radiographs: list[Sample],
     unbroken: dict[str, bytes],
+    own_home: Path,
     reads: list[str],
     monkeypatch: pytest.MonkeyPatch,
     place: object,
     name: str,
+    call: int,
     decoded: int,
 ) -> None:
+    folder = own_home / "prepared" / module.content_key(radiographs, CONFIG)
+    folder.mkdir(parents=True)
+    (folder / "pixels.u16").write_bytes(unbroken["pixels.u16"][:-1])
     with monkeypatch.context() as patch:
-        patch.setattr(place, name, die)
+        patch.setattr(place, name, die_at(call, getattr(place, name)))
         process = run_apart(lambda: prepare_samples(radiographs, CONFIG, workers=1))
         process.join(30)
     assert process.exitcode == -signal.SIGKILL
-    assert contents(prepare_samples(radiographs, CONFIG, workers=1).folder) == unbroken
+    prepared = prepare_samples(radiographs, CONFIG, workers=1)
+    assert contents(prepared.folder) == unbroken
     assert len(reads) == decoded
+    assert {path.name for path in folder.parent.iterdir() if path.is_dir()} == {folder.name}
 
 
 @pytest.mark.parametrize(
@@ -387,7 +413,7 @@ def test_a_full_disk_is_told_and_nothing_half_made_is_opened(
         with pytest.raises(OutputError) as caught:
             prepare_samples(radiographs, CONFIG)
     assert caught.value.code == "output-unwritable" and "No space left" in str(caught.value)
-    assert left_behind(own_home) == [staging_of(own_home).name]
+    assert left_behind(own_home) == [(name := staging_of(own_home).name), f"{name}.lock"]
     reads.clear()
     assert contents(prepare_samples(radiographs, CONFIG).folder) == unbroken
     assert reads == []
@@ -457,7 +483,7 @@ def test_the_number_of_processes_changes_no_byte(
     radiographs: list[Sample], monkeypatch: pytest.MonkeyPatch, workers: int | None
 ) -> None:
     monkeypatch.setattr(preparing, "ALONE_SECONDS", 0.0)
-    monkeypatch.setattr(in_children, "_usable_processors", lambda: 2)
+    monkeypatch.setattr(in_children, "_usable_children", lambda: 2)
     radiographs[1].series.path.write_bytes(b"")
     alone = prepare_samples(radiographs, CONFIG, workers=1)
     before = contents(alone.folder)
@@ -473,7 +499,7 @@ def test_the_number_of_processes_changes_no_byte(
 def test_a_long_job_is_shared_with_children(
     radiographs: list[Sample], reads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(in_children, "_usable_processors", lambda: 2)
+    monkeypatch.setattr(in_children, "_usable_children", lambda: 2)
     monkeypatch.setattr(preparing, "ALONE_SECONDS", 0.0)
     assert len(prepare_samples(radiographs, CONFIG).sample_ids) == 4
     assert reads == []  # children keep lists of their own

@@ -24,6 +24,7 @@ from medtl.evaluation.calibration_metrics import (
     estimate_slope,
 )
 from medtl.evaluation.evaluate import evaluate
+from medtl.evaluation.metrics import mean_defined, one_vs_rest
 
 BINARY = Task("binary", ("normal", "lesion"))
 MULTICLASS = Task("multiclass", ("a", "b", "c"))
@@ -119,16 +120,16 @@ def cover_lines(draws: int, samples: int) -> tuple[float, float]:
     """The share of intervals that hold the slope 0.7 and the slope's own truth for the ECE, respectively."""
     logits, truth = make_binary(200_000, 0.7, seed=10_000)
     whole = softmax(logits, axis=1)
-    error = float(metrics.calibration_error(whole, truth, kind="binary"))
+    error = float(mean_defined(metrics.calibration_error(one_vs_rest(whole, truth, "binary"))))
     slopes = errors = 0
     for seed in range(draws):
         logits, truth = make_binary(samples, 0.7, seed)
         scores = softmax(logits, axis=1)
-        questions = metrics.one_vs_rest(scores, truth, "binary")
+        questions = one_vs_rest(scores, truth, "binary")
         (slope,) = calibration_lines(questions, np.arange(samples), 0.95)["calibration_slope"]
         weights = np.random.default_rng(seed).multinomial(samples, np.full(samples, 1 / samples), 300)
         placed = bin_gaps(questions)
-        value = metrics.calibration_error_by_class(scores, truth, kind="binary")
+        value = metrics.calibration_error(one_vs_rest(scores, truth, "binary"))
         (gaps,) = draw_gaps(*placed, np.ones((1, samples)))
         drawn = draw_gaps(*placed, weights.astype(float))
         found = error_intervals(np.repeat(value, 2), gaps, drawn, samples, 0.95)[0]
@@ -164,6 +165,6 @@ def test_the_interval_of_the_error_holds_its_value_and_lies_mostly_below_it() ->
 def test_gaps_of_bins_add_up_to_the_calibration_error() -> None:
     logits, truth = make_multiclass(300, 0.5)
     scores = np.round(softmax(logits, axis=1), 2)
-    (gaps,) = draw_gaps(*bin_gaps(metrics.one_vs_rest(scores, truth, "multiclass")), np.ones((1, 300)))
-    expected = metrics.calibration_error_by_class(scores, truth, kind="multiclass")
+    (gaps,) = draw_gaps(*bin_gaps(one_vs_rest(scores, truth, "multiclass")), np.ones((1, 300)))
+    expected = metrics.calibration_error(one_vs_rest(scores, truth, "multiclass"))
     assert np.abs(gaps).sum(axis=1) == pytest.approx(expected)

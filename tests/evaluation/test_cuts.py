@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from medtl.evaluation.thresholds import youden_threshold
+from medtl.evaluation.thresholds import choose_threshold
 
 from .test_metrics import weighted_samples
 
@@ -13,7 +13,7 @@ from .test_metrics import weighted_samples
 @given(weighted_samples)
 def test_youden_threshold_is_best_of_all_thresholds(rows: list[tuple[int, bool, int]]) -> None:
     score, flag, _ = (np.array(column) for column in zip(*rows, strict=True))
-    chosen = youden_threshold(score / 6, flag)
+    chosen = choose_threshold(score / 6, flag)
 
     def youden(threshold: float) -> float:
         answers = score / 6 >= threshold
@@ -23,7 +23,7 @@ def test_youden_threshold_is_best_of_all_thresholds(rows: list[tuple[int, bool, 
 
 
 def test_youden_threshold_lies_between_scores_and_misses_the_fewest() -> None:
-    assert youden_threshold([0.1, 0.2, 0.6, 0.9], [0, 0, 1, 1]) == pytest.approx(0.4)
-    assert youden_threshold([0.2, 0.4, 0.6, 0.8], [0, 1, 0, 1]) == pytest.approx(0.3)
-    assert np.isnan(youden_threshold([0.2, 0.4], [1, 1]))
-    assert youden_threshold([0.1, 0.7, 0.9], [0, np.nan, 1]) == pytest.approx(0.5)
+    assert choose_threshold([0.1, 0.2, 0.6, 0.9], [0, 0, 1, 1]) == pytest.approx(0.4)
+    assert choose_threshold([0.2, 0.4, 0.6, 0.8], [0, 1, 0, 1]) == pytest.approx(0.3)
+    assert np.isnan(choose_threshold([0.2, 0.4], [1, 1]))
+    assert choose_threshold([0.1, 0.7, 0.9], [0, np.nan, 1]) == pytest.approx(0.5)

@@ -12,7 +12,13 @@ from medtl.data.task import Task
 from medtl.errors import CheckpointError
 from medtl.evaluation.evaluate import evaluate
 from medtl.evaluation.predictions import Predictions, read_predictions, write_predictions
-from medtl.evaluation.subgroups import judge_subgroups, name_groups, to_json, write_metrics, write_subgroups
+from medtl.evaluation.subgroups import (
+    evaluate_subgroups,
+    name_groups,
+    to_json,
+    write_metrics,
+    write_subgroups,
+)
 
 BINARY = Task("binary", ("normal", "=lesion"))
 
@@ -31,7 +37,7 @@ def make_groups(samples: int, shifts: dict[str, float], seed: int = 0) -> tuple:
 def judge(samples: int, shifts: dict[str, float], seed: int = 0, **more: list[str]) -> list:
     scores, truth, patients, names = make_groups(samples, shifts, seed)
     attributes = {"site": names, **more}
-    return judge_subgroups(scores, truth, BINARY, patients, (0.5,), attributes, resamples=50)[0]
+    return evaluate_subgroups(scores, truth, BINARY, patients, (0.5,), attributes, resamples=50)[0]
 
 
 def test_a_group_that_is_judged_worse_is_found_with_its_gap() -> None:
@@ -62,7 +68,7 @@ def test_tiny_and_one_class_groups_are_undefined_and_never_worst(tmp_path: Path)
     names = ["few"] * 9 + ["A"] * 51
     one = ["one" if flag else "both" for flag in truth]
     one[int(np.argmax(truth))] = "both"
-    found, _ = judge_subgroups(
+    found, _ = evaluate_subgroups(
         scores, truth, BINARY, patients, (0.5,), {"size": names, "kind": one}, resamples=50
     )
     few = next(group for group in found[0].groups if group.name == "few")
@@ -88,7 +94,7 @@ def test_ages_and_other_numbers_are_banded_and_names_are_not() -> None:
 def test_an_attribute_of_too_many_values_is_noted_and_a_single_one_is_no_grouping() -> None:
     scores, truth, patients, _ = make_groups(40, {"A": 1.0})
     attributes = {"remark": [f"text {place}" for place in range(40)], "sex": ["F"] * 40}
-    found, notes = judge_subgroups(scores, truth, BINARY, patients, (0.5,), attributes)
+    found, notes = evaluate_subgroups(scores, truth, BINARY, patients, (0.5,), attributes)
     assert found == [] and notes == ["no subgroups by remark: 40 different values"]
 
 

@@ -1,5 +1,7 @@
 """Rules for thresholds are read, refused in one line, and achieve on validation data what they say."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from sklearn import metrics as reference
@@ -8,7 +10,10 @@ from medtl.data.task import Task
 from medtl.errors import ConfigError
 from medtl.evaluation import metrics
 from medtl.evaluation.decision_curve import decision_curves
+from medtl.evaluation.metrics import one_vs_rest
 from medtl.evaluation.thresholds import ThresholdRule, choose_thresholds, parse_rule
+
+from .test_metrics import rate
 
 BINARY = Task("binary", ("normal", "lesion"))
 KINDS = ("binary", "multiclass", "multilabel")
@@ -41,7 +46,7 @@ def test_sensitivity_is_kept_by_the_most_specific_threshold(kept: float) -> None
     scores, truth = make_scores()
     (cut,) = choose_thresholds(scores, truth, BINARY, ThresholdRule("sensitivity", kept))
     higher = np.sort(scores[scores[:, 1] >= cut, 1])[1:2] - 1e-12
-    assert metrics.sensitivity_by_class(scores, truth, [cut], kind="binary")[0] >= kept
+    assert rate("sensitivity", one_vs_rest(scores, truth, "binary"), [cut])[0] >= kept
     for value in scores[scores[:, 1] > higher[0], 1]:
         if (scores[truth == 1, 1] >= value).mean() >= kept:
             assert (scores[truth == 0, 1] < value).mean() <= (scores[truth == 0, 1] < cut).mean()
@@ -50,7 +55,7 @@ def test_sensitivity_is_kept_by_the_most_specific_threshold(kept: float) -> None
 def test_specificity_is_kept() -> None:
     scores, truth = make_scores()
     (cut,) = choose_thresholds(scores, truth, BINARY, ThresholdRule("specificity", 0.9))
-    assert 0.9 <= metrics.specificity_by_class(scores, truth, [cut], kind="binary")[0] < 0.93
+    assert 0.9 <= rate("specificity", one_vs_rest(scores, truth, "binary"), [cut])[0] < 0.93
 
 
 def test_cost_is_the_least_of_all_thresholds() -> None:
@@ -75,39 +80,41 @@ def test_answers_at_thresholds_equal_scikit_learn(kind: str) -> None:
     scores, labels = make_scores(classes=classes)
     truth = np.eye(classes)[labels] if kind == "multilabel" else labels
     cuts = np.full(1 if kind == "binary" else classes, 0.4)
-    questions = metrics.one_vs_rest(scores, truth, kind)  # type: ignore[arg-type]
+    questions = one_vs_rest(scores, truth, kind)  # type: ignore[arg-type]
     flagged = questions.scores >= cuts
     pairs = list(zip(questions.truth.T, flagged.T, strict=True))
-    references = {
-        "ppv_by_class": [reference.precision_score(t, f) for t, f in pairs],
-        "npv_by_class": [reference.precision_score(t, f, pos_label=0) for t, f in pairs],
-        "f1_by_class": [reference.f1_score(t, f) for t, f in pairs],
-    }
-    for name, expected in references.items():
-        assert getattr(metrics, name)(scores, truth, cuts, kind=kind) == pytest.approx(expected)
+    precisions = [reference.precision_score(t, f) for t, f in pairs]
+    assert rate("ppv", questions, cuts) == pytest.approx(precisions)
+    negatives = [reference.precision_score(t, f, pos_label=0) for t, f in pairs]
+    assert rate("npv", questions, cuts) == pytest.approx(negatives)
+    assert metrics.f1(questions, cuts) == pytest.approx([reference.f1_score(t, f) for t, f in pairs])
     if kind == "multilabel":
         expected_mcc = np.mean([reference.matthews_corrcoef(t, f) for t, f in pairs])
     else:
         answers = flagged[:, 0] if kind == "binary" else scores.argmax(axis=1)
         expected_mcc = reference.matthews_corrcoef(truth, answers)
-    assert metrics.mcc(scores, truth, cuts, kind=kind) == pytest.approx(expected_mcc)
+    assert metrics.mcc(one_vs_rest(scores, truth, kind), cuts) == pytest.approx(expected_mcc)
 
 
-@pytest.mark.parametrize("name", ["ppv_by_class", "npv_by_class", "f1_by_class", "mcc"])
+@pytest.mark.parametrize("name", ["ppv", "npv", "f1", "mcc"])
 def test_weights_count_as_repeated_samples(name: str) -> None:
     scores, truth = make_scores(60, 3)
-    weights, metric = np.random.default_rng(1).integers(0, 4, (4, 60)), getattr(metrics, name)
-    together = metric(scores, truth, [0.3] * 3, weights, kind="multiclass")
+    weights, metric = (
+        np.random.default_rng(1).integers(0, 4, (4, 60)),
+        getattr(metrics, name, partial(rate, name)),
+    )
+    together = metric(one_vs_rest(scores, truth, "multiclass"), [0.3] * 3, weights)
     for row, values in zip(weights, together, strict=True):
         rows = np.repeat(np.arange(60), row)
-        assert values == pytest.approx(metric(scores[rows], truth[rows], [0.3] * 3, kind="multiclass"))
+        alone = metric(one_vs_rest(scores[rows], truth[rows], "multiclass"), [0.3] * 3)
+        assert values == pytest.approx(alone)
 
 
 def test_what_the_data_cannot_say_is_undefined() -> None:
     scores, truth = np.array([[0.9, 0.1], [0.8, 0.2]]), np.array([0, 0])
-    assert np.isnan(metrics.f1_by_class(scores, truth, [0.5], kind="binary")).all()
-    assert np.isnan(metrics.ppv_by_class(scores, truth, [0.5], kind="binary")).all()
-    assert np.isnan(metrics.mcc(scores, truth, [0.5], kind="binary"))
+    assert np.isnan(metrics.f1(one_vs_rest(scores, truth, "binary"), [0.5])).all()
+    assert np.isnan(rate("ppv", one_vs_rest(scores, truth, "binary"), [0.5])).all()
+    assert np.isnan(metrics.mcc(one_vs_rest(scores, truth, "binary"), [0.5]))
 
 
 def test_predictive_values_at_a_prevalence_are_bayes_by_hand() -> None:
@@ -119,7 +126,8 @@ def test_net_benefit_is_derived_by_hand() -> None:
     """At 20% two hits and one false alarm of ten: 0.2 - 0.1 / 4; acting on all: 0.3 - 0.7 / 4."""
     positive = np.array([0.9, 0.8, 0.1, 0.5] + [0.1] * 6)
     scores, truth = np.stack([1 - positive, positive], axis=1), np.array([1, 1, 1] + [0] * 7)
-    curve = decision_curves(scores, truth, BINARY, np.arange(10), thresholds=(0.2,))["lesion"]
-    assert curve.model == pytest.approx((0.175,)) and curve.treat_all == pytest.approx((0.125,))
-    assert curve.low[0] < 0.175 < curve.high[0]
-    assert decision_curves(scores, np.ones(10, int), BINARY, np.arange(10)) == {}
+    curve = decision_curves(one_vs_rest(scores, truth, "binary"), BINARY, np.arange(10))["lesion"]
+    at = curve.thresholds.index(0.2)
+    assert curve.model[at] == pytest.approx(0.175) and curve.treat_all[at] == pytest.approx(0.125)
+    assert curve.low[at] < 0.175 < curve.high[at]
+    assert decision_curves(one_vs_rest(scores, np.ones(10, int), "binary"), BINARY, np.arange(10)) == {}

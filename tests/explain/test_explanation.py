@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medtl.data.task import Task
-from medtl.explain import METHODS
+from medtl.explain import METHODS, Method
 from medtl.explain.explanation import explain
 from medtl.imaging.augmentation import AugmentationConfig
 from medtl.imaging.image import Image, ImageFacts
@@ -47,7 +47,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         targets.append(target)
         return image[0, 0].numpy()
 
-    monkeypatch.setitem(METHODS, "echo", echo)
+    monkeypatch.setitem(METHODS, "echo", Method("Echo", echo))
     return targets
 
 

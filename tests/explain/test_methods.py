@@ -12,7 +12,7 @@ from medtl.errors import ConfigError
 from medtl.explain import METHODS, check_method, default_method, methods_for
 from medtl.explain.attention_rollout import attention_of
 from medtl.explain.checks import localise
-from medtl.explain.common import fade, log_odds, scores
+from medtl.explain.common import fade, log_odds, logits_of
 from medtl.explain.integrated_gradients import attributions
 from medtl.explain.occlusion import boxes_of, score_falls
 from medtl.models.backbone import Backbone, Standardise
@@ -136,7 +136,7 @@ def test_parts_of_integrated_gradients_add_up_to_the_change_of_the_score():
     classifier = plain_network((48, 48))
     images, _ = plant_lesions(np.random.default_rng(2), 2, (48, 48))
     image = images[1:2]
-    above, baseline = scores(classifier, torch.cat([image, fade(image)]), 1)
+    above, baseline = log_odds(classifier, logits_of(classifier, torch.cat([image, fade(image)])), 1).tolist()
     assert above - baseline > 1
     assert attributions(classifier, image, 1, steps=256).sum() == pytest.approx(above - baseline, rel=0.01)
 

@@ -32,8 +32,7 @@ from medtl.data.manifest import load_manifest
 from medtl.data.task import TaskConfig
 from medtl.errors import LINE_LIMIT, MedtlError
 from medtl.imaging.dicom import decoders as decoding
-from medtl.imaging.image import Image, VoiTable
-from medtl.imaging.inspection import find_oddity
+from medtl.imaging.image import Image, VoiTable, find_warning
 from medtl.imaging.preprocessing import PreprocessingConfig, prepare_image
 from medtl.imaging.reader import read_series, scan
 from tests.imaging.conftest import (
@@ -601,7 +600,7 @@ PIXELS: list[Case] = [
         lambda kit: kit.radiograph(np.full((12, 10), 7, "uint16")),
         Reads(
             [np.full((1, 12, 10), 7.0)],
-            also=lambda image: find_oddity(image) and find_oddity(image).code == "image-constant",  # type: ignore[union-attr]
+            also=lambda image: find_warning(image) and find_warning(image).code == "image-constant",  # type: ignore[union-attr]
         ),
     ),
     (
@@ -694,7 +693,7 @@ def _scramble(k: int, dataset: Dataset) -> None:
 
 
 def _interleave(keyword: str, count: int = 2) -> Callable[[Kit], Path]:
-    """Write `count` images at each of three positions, told apart by one element."""
+    """Write `count` images at each of three positions, separated by one element."""
 
     def change(k: int, dataset: Dataset) -> None:
         setattr(dataset, keyword, 1 + k % count)
@@ -777,7 +776,7 @@ SERIES: list[Case] = [
         40,
         "two acquisitions",
         _interleave("AcquisitionNumber"),
-        Reads(ECHOES, "told apart by AcquisitionNumber"),
+        Reads(ECHOES, "separated by AcquisitionNumber"),
     ),
     (40, "two images that nothing tells apart", _interleave("InstanceNumber"), "series-positions"),
     (

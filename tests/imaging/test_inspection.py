@@ -15,8 +15,6 @@ from medtl.imaging.inspection import (
     BURNED_IN,
     SAMPLED_VALUES,
     Inspection,
-    Oddity,
-    find_oddity,
     group_inspections,
     inspect_header,
     inspect_image,
@@ -43,13 +41,6 @@ def inspect_one(path: Path) -> Inspection:
     return inspection
 
 
-def test_a_constant_image_is_odd() -> None:
-    assert find_oddity(make_image(np.full((3, 4), 7))) == Oddity(
-        "image-constant", "every pixel has the same value"
-    )
-    assert find_oddity(make_image(pattern(3, 4))) is None
-
-
 def test_a_radiograph_is_described(make_radiograph: Callable[..., Path]) -> None:
     path = make_radiograph(
         syntax=RLELossless, BodyPartExamined="chest", ViewPosition="PA", WindowCenter=600, WindowWidth=1600
@@ -64,7 +55,7 @@ def test_a_radiograph_is_described(make_radiograph: Callable[..., Path]) -> None
     assert (found.intensity.lowest, found.intensity.highest) == (values.min(), values.max())
 
 
-def test_headers_tell_of_a_dicom_file_what_its_pixels_tell(make_radiograph: Callable[..., Path]) -> None:
+def test_the_header_of_a_dicom_file_gives_what_its_pixels_give(make_radiograph: Callable[..., Path]) -> None:
     path = make_radiograph(
         BurnedInAnnotation="YES",
         LossyImageCompression="01",
@@ -80,7 +71,7 @@ def test_headers_tell_of_a_dicom_file_what_its_pixels_tell(make_radiograph: Call
     assert header.intensity is None and not header.decoder
 
 
-def test_headers_tell_the_geometry_of_a_series(
+def test_headers_give_the_geometry_of_a_series(
     make_series: Callable[..., list[Path]], tmp_path: Path
 ) -> None:
     make_series(instances=4, gap=2.5)
@@ -90,7 +81,9 @@ def test_headers_tell_the_geometry_of_a_series(
     assert header.spacing_mm == whole.spacing_mm == pytest.approx((2.5, 0.5, 0.25))
 
 
-def test_headers_of_an_archive_do_not_tell_images_from_volumes(make_archive: Callable[..., Path]) -> None:
+def test_headers_of_an_archive_say_neither_image_nor_volume(
+    make_archive: Callable[..., Path],
+) -> None:
     path = make_archive()
     assert {inspect_header(series).kind for series in scan(path).series} == {"item"}
     assert {one.kind for one in inspect_all(path)} == {"image"}

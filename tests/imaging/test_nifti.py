@@ -17,7 +17,6 @@ import pytest
 from medtl.data.naming import source_name
 from medtl.errors import ReadError
 from medtl.imaging import nifti
-from medtl.imaging import nifti as nifti_stream
 from medtl.imaging.image import Image
 from medtl.imaging.reader import read_images, read_series, scan
 from tests.imaging.conftest import pattern, refusal
@@ -254,7 +253,7 @@ def test_each_volume_is_scaled(make_nifti: Callable) -> None:
 def test_one_volume_takes_the_memory_of_one_volume(
     make_nifti: Callable, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nifti, "MOST_KEPT_BYTES", 0)
+    monkeypatch.setattr(nifti, "MOST_CACHED_BYTES", 0)
     series = scan(make_nifti(pattern(32, 32, 32, 40, dtype="int16"), name=name)).series
     tracemalloc.start()
     image = read_series(series[20])
@@ -268,10 +267,11 @@ def test_one_volume_takes_the_memory_of_one_volume(
 def inflations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are inflated from here on."""
     seen: list[str] = []
+    whole = nifti.inflate
 
     def inflate(raw: Any, header: Any, path: Path) -> Any:
         seen.append(path.name)
-        return nifti_stream.inflate(raw, header, path)
+        return whole(raw, header, path)
 
     monkeypatch.setattr(nifti, "inflate", inflate)
     monkeypatch.setattr(nifti, "_last", None)
@@ -289,13 +289,11 @@ def test_a_large_4d_file_is_not_kept(
     make_nifti: Callable, inflations: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = pattern(4, 5, 6, 3, dtype="int16")
-    monkeypatch.setattr(nifti, "MOST_KEPT_BYTES", values.nbytes - 1)
+    monkeypatch.setattr(nifti, "MOST_CACHED_BYTES", values.nbytes - 1)
     assert len(read_images(make_nifti(values))) == 3 and len(inflations) == 3 and nifti._last is None
 
 
-def test_a_4d_file_that_was_written_anew_is_inflated_anew(
-    make_nifti: Callable, inflations: list[str]
-) -> None:
+def test_a_4d_file_that_was_rewritten_is_inflated_again(make_nifti: Callable, inflations: list[str]) -> None:
     series = scan(make_nifti(pattern(4, 5, 6, 3, dtype="int16"))).series
     read_series(series[0])
     other = pattern(4, 5, 6, 3, dtype="int16", seed=1)

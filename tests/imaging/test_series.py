@@ -1,193 +1,134 @@
-"""Scanning: which files are images, which series they form, what is refused and what is only counted."""
+"""Headers of large folders are read in child processes: in order, refused alike, or one clear error."""
 
+import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from medtl.errors import ReadError
+from medtl.core import parallel as in_children
+from medtl.core.parallel import work_in_order
+from medtl.errors import ReadError, TrainingError
+from medtl.imaging import series as headers
 from medtl.imaging.reader import scan
-from tests.imaging.conftest import pattern, refusal
-
-BASIC_TEXT_REPORT = "1.2.840.10008.5.1.4.1.1.88.11"
+from medtl.imaging.series import Scan, read_headers
 
 
-def test_a_mixed_folder_is_told_apart_by_content(
-    make_series: Callable,
-    make_radiograph: Callable,
-    make_nifti: Callable,
-    make_archive: Callable,
+def text_of(path: Path) -> str:
+    """Return what a file holds; an empty one is refused, and "end" ends the process as the system would."""
+    text = path.read_text()
+    if not text:
+        raise ReadError("file-empty", "has no bytes", where=path, fix="copy it again")
+    if text == "end":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return f"{text} {os.getpid() == PARENT}"
+
+
+PARENT = os.getpid()
+
+
+@pytest.fixture
+def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Files of which one in ten is empty and one is missing, in chunks of three."""
+    monkeypatch.setattr(headers, "CHUNK_FILES", 3)
+    monkeypatch.setattr("tests.imaging.test_series.PARENT", os.getpid())
+    paths = [tmp_path / f"{number:02d}" for number in range(40)]
+    for number, path in enumerate(paths):
+        path.write_text("" if number % 10 == 4 else path.name)
+    paths[7].unlink()
+    return paths
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_headers_and_refusals_are_in_order(texts: list[Path], workers: int) -> None:
+    found, refusals = read_headers(text_of, texts, workers)
+    left = [path for number, path in enumerate(texts) if number % 10 != 4 and number != 7]
+    assert found == [f"{path.name} {workers == 1}" for path in left]
+    assert [(error.code, Path(error.where).name) for error in refusals] == [
+        ("file-empty", "04"),
+        ("file-missing", "07"),
+        ("file-empty", "14"),
+        ("file-empty", "24"),
+        ("file-empty", "34"),
+    ]
+
+
+def test_few_files_start_no_child(texts: list[Path]) -> None:
+    assert read_headers(text_of, texts[:3], 4)[0] == ["00 True", "01 True", "02 True"]
+
+
+def test_children_come_in_where_a_folder_takes_long(
+    texts: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(in_children, "_usable_children", lambda: 2)
+    assert all(text.endswith("True") for text in read_headers(text_of, texts, None)[0])
+    monkeypatch.setattr(headers, "ALONE_SECONDS", 0.0)
+    assert all(text.endswith("False") for text in read_headers(text_of, texts, None)[0])
+
+
+def test_a_process_that_may_have_no_children_reads_alone(
+    texts: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the workers of a loader are."""
+    monkeypatch.setattr(headers, "ALONE_SECONDS", 0.0)
+    context = multiprocessing.get_context("fork")
+    found = context.SimpleQueue()
+    process = context.Process(
+        target=lambda: found.put(len(read_headers(text_of, texts, None)[0])), daemon=True
+    )
+    process.start()
+    process.join(30)
+    assert process.exitcode == 0 and found.get() == 35
+
+
+def test_a_child_that_is_ended_is_one_clear_error(texts: list[Path]) -> None:
+    texts[20].write_text("end")
+    with pytest.raises(TrainingError) as caught:
+        read_headers(text_of, texts, 2)
+    assert caught.value.code == "worker-lost" and threading.active_count() < 5
+
+
+def test_who_stops_taking_results_leaves_no_child(texts: list[Path]) -> None:
+    results = work_in_order(text_of, [texts[0]] * 20, 2, 0.0)
+    assert next(results) == "00 False"
+    results.close()
+    assert threading.active_count() < 5
+
+
+def scans(source: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Scan, Scan]:
+    """Scan in this process, and in children with few files each."""
+    monkeypatch.setattr(headers, "CHUNK_FILES", 4)
+    return scan(source, workers=1), scan(source, workers=2)
+
+
+def test_a_scan_is_the_same_in_children(
+    make_series: Callable[..., list[Path]],
+    make_radiograph: Callable[..., Path],
+    make_nifti: Callable[..., Path],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    make_series(folder="study/mr")
-    make_radiograph(name="study/cr")
-    make_nifti(name="study/volume.nii.gz")
-    make_archive(name="study/small.npz")
-    (tmp_path / "study" / "README.txt").write_text("notes")
-    found = scan(tmp_path / "study")
-    assert [series.format for series in found.series] == ["dicom", "dicom", *["medmnist"] * 5, "nifti"]
-    assert (found.refusals, found.skipped) == ((), 1)
-
-
-def test_the_order_of_files_does_not_matter(make_series: Callable) -> None:
-    paths = make_series(instances=6)
-    assert scan(paths) == scan(paths[::-1]) == scan(paths[0].parent)
-    assert scan(paths).series[0].files == tuple(paths)
-
-
-def test_hidden_files_and_folders_are_left_out(make_radiograph: Callable, tmp_path: Path) -> None:
-    make_radiograph(name="in/a.dcm")
-    make_radiograph(name="in/.b.dcm")
-    make_radiograph(name="in/.cache/c.dcm")
-    assert [series.path.name for series in scan(tmp_path / "in").series] == ["a.dcm"]
-
-
-def test_links_that_lead_out_of_the_folder_are_not_followed(
-    make_radiograph: Callable, tmp_path: Path
-) -> None:
-    outside = make_radiograph(name="out/secret.dcm")
-    make_radiograph(name="in/a.dcm")
-    (tmp_path / "in" / "link.dcm").symlink_to(outside)
-    (tmp_path / "in" / "folder").symlink_to(outside.parent)
-    (tmp_path / "in" / "nowhere.dcm").symlink_to(tmp_path / "absent")
-    found = scan(tmp_path / "in")
-    assert [series.path.name for series in found.series] == ["a.dcm"] and found.refusals == ()
-    (tmp_path / "linked").symlink_to(tmp_path / "in")
-    assert len(scan(tmp_path / "linked").series) == 1
-
-
-CONTENTS = {
-    "HTML": b"<!DOCTYPE html><html>404</html>",
-    "LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
-    "program": b"\x7fELF" + b"\0" * 200,
-    "random": b"\x01\x02\x03" * 100,
-    "empty": b"",
-    "gzip of text": b"\x1f\x8b\x08\0\0\0\0\0\0\x03\x03\0\0\0\0\0\0\0\0\0",
-}
-
-
-@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
-@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.dcm", "A.PNG", "a.jpeg", "a.npz"])
-def test_other_content_under_an_image_name_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
-    (tmp_path / name).write_bytes(content)
-    error = refusal(tmp_path)
-    assert error.code == ("file-unknown" if content else "file-empty")
-    assert error.where == str(tmp_path / name)
-
-
-@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
-def test_other_content_under_another_name_is_counted_and_refused_only_when_named(
-    make_radiograph: Callable, tmp_path: Path, content: bytes
-) -> None:
-    make_radiograph(name="in/a.dcm")
-    (tmp_path / "in" / "notes.txt").write_bytes(content)
-    found = scan(tmp_path / "in")
-    assert (len(found.series), found.refusals, found.skipped) == (1, (), 1)
-    assert refusal(tmp_path / "in" / "notes.txt").code in ("file-unknown", "file-empty")
-
-
-def test_an_empty_file_named_like_its_neighbours_is_refused(
-    make_radiograph: Callable, tmp_path: Path
-) -> None:
-    make_radiograph(name="in/IM0001")
-    (tmp_path / "in" / "IM0002").write_bytes(b"")
-    assert refusal(tmp_path / "in").code == "file-empty"
-
-
-def test_pipes_and_devices_are_never_opened(make_radiograph: Callable, tmp_path: Path) -> None:
-    make_radiograph(name="in/a.dcm")
-    os.mkfifo(tmp_path / "in" / "pipe.dcm")
-    os.mkfifo(tmp_path / "in" / "pipe")
-    found = scan(tmp_path / "in")
-    assert [error.code for error in found.refusals] == ["file-unknown"]
-    assert (len(found.series), found.skipped) == (1, 1)
-    assert refusal(Path("/dev/zero")).code == "file-unknown"
-
-
-def test_a_file_without_permission_is_refused(
-    make_radiograph: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_radiograph(name="in/a.dcm")
-    locked = make_radiograph(name="in/b.dcm")
-    real = Path.open
-
-    def guarded(self: Path, *args: object, **options: object) -> object:
-        if self == locked:
-            raise PermissionError(13, "Permission denied", str(self))
-        return real(self, *args, **options)  # type: ignore[call-overload]
-
-    monkeypatch.setattr(Path, "open", guarded)
-    error = refusal(tmp_path / "in")
-    assert (error.code, error.where) == ("file-unreadable", str(locked))
-
-
-def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ReadError) as caught:
-        scan(tmp_path / "absent")
-    assert caught.value.code == "file-missing"
-    (tmp_path / "README").write_text("nothing here")
-    for source in (tmp_path, []):
-        with pytest.raises(ReadError) as caught:
-            scan(source)
-        assert caught.value.code == "folder-empty"
-
-
-def test_a_bad_volume_of_another_format_leaves_a_series_beside_it_alone(
-    make_series: Callable, tmp_path: Path
-) -> None:
-    folder = make_series()[0].parent
-    (folder / "mask.nii").write_bytes(b"<html>")
-    found = scan(folder)
-    assert len(found.series) == 1 and [Path(error.where).name for error in found.refusals] == ["mask.nii"]
-
-
-def test_hundreds_of_files_are_scanned_by_their_headers(make_radiograph: Callable, tmp_path: Path) -> None:
-    data = make_radiograph(pattern(8, 8), name="in/0.dcm", SOPInstanceUID=None).read_bytes()
-    for number in range(1, 300):
-        (tmp_path / "in" / f"{number}.dcm").write_bytes(data)
-    assert len(scan(tmp_path / "in").series) == 300
-
-
-def test_skipped_files_are_told_apart(
-    make_radiograph: Callable[..., Path], make_series: Callable[..., list[Path]], tmp_path: Path
-) -> None:
-    image = make_radiograph(name="cr/a.dcm")
-    (tmp_path / "cr/copy.dcm").write_bytes(image.read_bytes())
-    make_radiograph(name="cr/scout.dcm", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
-    make_radiograph(name="cr/report.dcm", SOPClassUID=BASIC_TEXT_REPORT)
-    make_series(folder="mr")
-    for name in ("a.txt", "b.TXT", "README"):
-        (tmp_path / name).write_text("no image")
-    (tmp_path / "empty.log").touch()
-    found = scan(tmp_path)
-    assert found.left_out == {
-        "files of other formats (.txt)": 2,
-        "files of other formats": 1,
-        "localizers": 1,
-        "DICOM objects that are no images": 1,
-        "exact copies of other files": 1,
-        "empty files": 1,
-    }
-    assert found.skipped == 7
-
-
-def test_slices_of_a_refused_series_are_not_called_skipped(
-    make_series: Callable[..., list[Path]], tmp_path: Path
-) -> None:
-    paths = make_series(instances=6)
+    for patient in range(4):
+        make_series(patient, instances=6, folder=f"all/{patient}")
+    paths = make_series(9, instances=6, folder="all/gap")
     paths[2].unlink()
-    (tmp_path / "mr/notes.txt").write_text("no image")
-    found = scan(tmp_path)
-    assert [error.code for error in found.refusals] == ["series-gap"]
-    assert found.left_out == {"files of other formats (.txt)": 1}
+    (tmp_path / "all/nii").mkdir()
+    for number in range(12):
+        make_radiograph(name=f"all/cr/{number}.dcm", SOPInstanceUID=f"1.2.{number}")
+        make_nifti(name=f"all/nii/{number}.nii.gz")
+    (tmp_path / "all/cr/cut.dcm").write_bytes((tmp_path / "all/cr/0.dcm").read_bytes()[:-9])
+    (tmp_path / "all/cr/copy.dcm").write_bytes((tmp_path / "all/cr/0.dcm").read_bytes())
+    alone, shared = scans(tmp_path / "all", monkeypatch)
+    assert shared.series == alone.series and shared.left_out == alone.left_out
+    assert [one.planes for one in shared.series] == [one.planes for one in alone.series]
+    assert [str(error) for error in shared.refusals] == [str(error) for error in alone.refusals]
+    assert (len(alone.series), len(alone.refusals), alone.skipped) == (4 + 12 + 12, 2, 1)
 
 
-def test_a_damaged_slice_is_not_called_skipped(
-    make_series: Callable[..., list[Path]], tmp_path: Path
-) -> None:
-    paths = make_series(instances=4)
-    paths[1].write_bytes(b"")
-    found = scan(tmp_path)
-    assert found.refusals
-    assert found.left_out == {}
+def test_children_have_the_task_from_the_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = object()
+    task = lambda item: (item, id(kept))  # noqa: E731  # neither it nor what it holds can be pickled
+    assert list(work_in_order(task, [1, 2, 3], 2, 0.0)) == [(n, id(kept)) for n in (1, 2, 3)]

@@ -44,15 +44,15 @@ def score_on_ray(
         return list(rows_of(found, folder, journal))
 
 
-def judging_workers() -> list[int]:
-    """Return the processes below this one that are judging a batch for Ray."""
+def scoring_workers() -> list[int]:
+    """Return the processes below this one that are scoring a batch for Ray."""
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         try:
             title = (place / "cmdline").read_bytes()
         except OSError:
             continue
-        if title.startswith(b"ray::_judge_there") and os.getpid() in ancestors(int(place.name)):
+        if title.startswith(b"ray::_score_remotely") and os.getpid() in ancestors(int(place.name)):
             found.append(int(place.name))
     return found
 
@@ -76,7 +76,7 @@ def test_rows_are_those_of_this_machine_also_where_a_worker_is_killed(
 
     def kill_one() -> bool:
         if not killed:
-            for worker in judging_workers()[:1]:
+            for worker in scoring_workers()[:1]:
                 os.kill(worker, signal.SIGKILL)
                 killed.append(worker)
         return False
@@ -106,12 +106,12 @@ def test_an_error_with_a_code_arrives_as_it_is(cluster: None, make_checkpoint: M
 def test_a_batch_that_ends_each_worker_is_one_error(
     cluster: None, make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(on_ray, "TRIES_AGAIN", 1)
+    monkeypatch.setattr(on_ray, "RETRIES", 1)
     ensemble = make_ensemble([make_checkpoint()])
     job = Job(os._exit, ensemble, tmp_path, ensemble.facts)
     with pytest.raises(TrainingError) as caught:
         list(work_on_ray(job, [1], None))
-    assert caught.value.code == "worker-lost" and "goes on where it was" in caught.value.fix
+    assert caught.value.code == "worker-lost" and "run the same command to resume" in caught.value.fix
 
 
 def test_a_worker_that_differs_or_sees_no_files_is_refused_by_name(

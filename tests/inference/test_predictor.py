@@ -178,7 +178,7 @@ def test_the_table_reads_back_as_it_was_written(tmp_path: Path) -> None:
         "p_normal",
         "p_=lesion",
         "set",
-        "screening",
+        "ood",
     ]
     assert first == ["s1", 'a "b", c\nd.png', "scored", "", "", "lesion", "0.250000", "0.750000", "", ""]
     assert second == ["s2", "'=b.png", "refused", "file-empty", "has no bytes", "", "", "", "", ""]

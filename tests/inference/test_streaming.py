@@ -20,9 +20,8 @@ from medtl.imaging.augmentation import AugmentationConfig
 from medtl.imaging.preprocessing import PreprocessingConfig
 from medtl.imaging.reader import scan
 from medtl.imaging.series import Series
-from medtl.inference import engines as precision
 from medtl.inference import streaming
-from medtl.inference.ensemble import Ensemble, make_ensemble
+from medtl.inference.ensemble import LARGEST_BATCH, Ensemble, make_ensemble
 from medtl.inference.predictor import Forward, Prediction, score_series
 from medtl.inference.streaming import rows_of, stream, unscored
 from medtl.training.checkpoint import Checkpoint, CheckpointHeader, TensorFile, describe_classifier
@@ -71,7 +70,7 @@ def draw_folder(root: Path, count: int, bad: tuple[int, ...] = ()) -> Path:
 def score(
     ensemble: Ensemble, folder: Path, out: Path, workers: int = 1, stop: Callable[[], bool] = lambda: False
 ) -> tuple[list[Prediction], int]:
-    """Score a folder into a journal; return its rows and how many units were judged for them."""
+    """Score a folder into a journal; return its rows and how many units were scored for them."""
     found = scan(folder)
     with open_journal(out) as journal:
         journal.open_for(ensemble.facts)
@@ -83,9 +82,9 @@ def score(
 
 def test_rows_are_those_of_score_series(make_checkpoint: Make, folder: Path, tmp_path: Path) -> None:
     checkpoint = make_checkpoint()
-    rows, judged = score(make_ensemble([checkpoint]), folder, tmp_path / "out")
+    rows, scored = score(make_ensemble([checkpoint]), folder, tmp_path / "out")
     before = [scored.prediction for scored in score_series(checkpoint, scan(folder), folder)]
-    assert judged == 11 and len(rows) == len(before) == 11
+    assert scored == 11 and len(rows) == len(before) == 11
     for row, other in zip(rows, before, strict=True):
         assert replace(row, probabilities=()) == replace(other, probabilities=())
         assert row.probabilities == pytest.approx(other.probabilities, abs=1e-6)
@@ -111,7 +110,7 @@ def test_a_row_does_not_depend_on_its_neighbours(make_checkpoint: Make, folder: 
         assert score(ensemble, lone, tmp_path / f"out {name}")[0] == [by_source[name]]
 
 
-def test_what_came_new_or_was_changed_is_all_that_is_judged(
+def test_what_came_new_or_was_changed_is_all_that_is_scored(
     make_checkpoint: Make, folder: Path, tmp_path: Path
 ) -> None:
     ensemble, out = make_ensemble([make_checkpoint()]), tmp_path / "out"
@@ -119,9 +118,9 @@ def test_what_came_new_or_was_changed_is_all_that_is_judged(
     shutil.copy(folder / "0002.png", folder / "0003.png")
     shutil.copy(folder / "0004.png", folder / "0002a.png")
     (folder / "0005.png").unlink()
-    rows, judged = score(ensemble, folder, out)
+    rows, scored = score(ensemble, folder, out)
     after = {row.source: row for row in rows}
-    assert judged == 2 and len(rows) == 11 and "0005.png" not in after
+    assert scored == 2 and len(rows) == 11 and "0005.png" not in after
     assert after["0003.png"].probabilities == before["0002.png"].probabilities
     assert after["0002a.png"].probabilities == before["0004.png"].probabilities
     assert [row.source for row in rows] == sorted(after)
@@ -137,8 +136,8 @@ def test_a_copy_of_the_folder_keeps_its_rows_by_content(
     for path in folder.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
         os.utime(copy / path.name, (1, 1))
-    after, judged = score(ensemble, copy, out)
-    assert judged == 2  # the refused ones: their content was never known
+    after, scored = score(ensemble, copy, out)
+    assert scored == 2  # the refused ones: their content was never known
     assert [row.probabilities for row in after] == [row.probabilities for row in before]
     assert score(ensemble, copy, out)[1] == 0
 
@@ -154,11 +153,11 @@ def test_a_refusal_that_may_pass_is_tried_again(make_checkpoint: Make, folder: P
         codes = {row.source: row.code for row in rows_of(found, folder, journal)}
     assert codes["0004.png"] == "file-missing"
     away.rename(path)
-    rows, judged = score(ensemble, folder, out)
-    assert judged == 1 and {row.source: row.status for row in rows}["0004.png"] == "scored"
+    rows, scored = score(ensemble, folder, out)
+    assert scored == 1 and {row.source: row.status for row in rows}["0004.png"] == "scored"
 
 
-def test_another_model_threshold_or_precision_judges_anew(
+def test_another_model_threshold_or_precision_scores_again(
     make_checkpoint: Make, folder: Path, tmp_path: Path
 ) -> None:
     first = make_ensemble([make_checkpoint()])
@@ -181,9 +180,9 @@ def test_a_stop_keeps_whole_batches_and_the_next_run_does_the_rest(
     whole, _ = score(ensemble, folder, tmp_path / "whole")
     with pytest.raises(StoppedError) as caught:
         score(ensemble, folder, out, stop=lambda: True)
-    assert "the same command goes on" in str(caught.value)
-    rows, judged = score(ensemble, folder, out)
-    assert judged == 11 - streaming.LARGEST_BATCH and rows == whole
+    assert "run the same command to resume" in str(caught.value)
+    rows, scored = score(ensemble, folder, out)
+    assert scored == 11 - LARGEST_BATCH and rows == whole
 
 
 def test_a_stop_after_the_last_batch_is_none(make_checkpoint: Make, folder: Path, tmp_path: Path) -> None:
@@ -229,7 +228,7 @@ def test_the_mean_of_several_runs_is_that_of_their_probabilities(
     rows, _ = score(together, folder, tmp_path / "together")
     assert together.lead.header.thresholds == pytest.approx((0.4,))
     for first, second, row in zip(*apart, rows, strict=True):
-        assert row.status == first.status and row.held == ""
+        assert row.status == first.status and row.prediction_set == ""
         if row.status == "scored":
             mean = np.mean([first.probabilities, second.probabilities], axis=0)
             assert row.probabilities == pytest.approx(tuple(mean))
@@ -253,7 +252,7 @@ def test_a_study_is_read_once_for_all_members(
 @pytest.mark.parametrize(
     "task", [Task("binary", ("normal", "other")), Task("multilabel", ("normal", "lesion"))]
 )
-def test_runs_of_other_classes_do_not_judge_together(task: Task, make_checkpoint: Make) -> None:
+def test_runs_of_other_classes_are_not_ensembled(task: Task, make_checkpoint: Make) -> None:
     with pytest.raises(CheckpointError) as caught:
         make_ensemble([make_checkpoint(), make_checkpoint(task=task)])
     assert caught.value.code == "ensemble-mixed"
@@ -293,64 +292,8 @@ def test_bf16_differs_from_fp32_and_hardly(make_checkpoint: Make, folder: Path, 
         assert one.probabilities == pytest.approx(other.probabilities, abs=0.02)
 
 
-@pytest.mark.parametrize(
-    ("tolerance", "seconds", "chosen", "reason"),
-    [
-        (1.0, {"fp32": 2.0, "bf16": 1.0}, "bf16", "logits agree"),
-        (0.0, {"fp32": 2.0, "bf16": 1.0}, "fp32", "differ"),
-        (1.0, {"fp32": 1.0, "bf16": 2.0}, "fp32", "not faster"),
-    ],
-)
-def test_bf16_is_taken_where_logits_agree_and_it_is_faster(
-    tolerance: float,
-    seconds: dict[str, float],
-    chosen: str,
-    reason: str,
-    make_checkpoint: Make,
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    timed = precision._timed
-    monkeypatch.setattr(precision, "_has_bf16", lambda: True)
-    monkeypatch.setattr(precision, "TOLERANCE", tolerance)
-    monkeypatch.setattr(precision, "_timed", lambda m, x, kind: (timed(m, x, kind)[0], seconds[kind]))
-    trial = precision.try_precision(make_ensemble([make_checkpoint()]), scan(folder).series[:4])
-    assert trial.chosen == chosen and reason in trial.reason
-    assert trial.images == 3 and trial.largest_difference > 0  # one of the four is damaged
-
-
-def test_precisions_are_compared_with_the_one_thread_that_scores(
-    make_checkpoint: Make, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    threads = set()
-
-    def timed(*_: object) -> tuple[np.ndarray, float]:
-        threads.add(torch.get_num_threads())
-        return np.zeros((1, 2)), 1.0
-
-    monkeypatch.setattr(precision, "_has_bf16", lambda: True)
-    monkeypatch.setattr(precision, "_timed", timed)
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        precision.try_precision(make_ensemble([make_checkpoint()]), scan(folder).series[:4])
-        assert threads == {1} and torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_fp32_is_taken_where_nothing_can_be_compared(
-    make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ensemble = make_ensemble([make_checkpoint()])
-    monkeypatch.setattr(precision, "_has_bf16", lambda: True)
-    assert precision.try_precision(ensemble, []).chosen == "fp32"
-    monkeypatch.setattr(precision, "_has_bf16", lambda: False)
-    assert "no bfloat16" in precision.try_precision(ensemble, []).reason
-
-
 def test_forward_is_plain_unless_told() -> None:
-    assert Forward() == Forward("fp32", flips=False, filled=False)
+    assert Forward() == Forward("fp32", flips=False, batch_size=0)
 
 
 def peak_bytes(ensemble: Ensemble, folder: Path, out: Path) -> int:

@@ -60,7 +60,7 @@ def gate(**changes: Any) -> Gate:
 def listener(folder: Path, allowed: Gate | None = None, tls: Tls | None = None) -> Iterator[Listener]:
     found = Listener(folder)
     told = found.told.append
-    with listening("127.0.0.1", 0, allowed or gate(), found.inbox.keep, told, tls) as found.port:
+    with listening("127.0.0.1", 0, allowed or gate(), found.inbox.save, told, tls) as found.port:
         yield found
 
 
@@ -282,7 +282,7 @@ def test_tls_lets_in_who_shows_a_certificate_and_a_silent_one_holds_up_nobody(tm
 def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
     with listener(tmp_path) as found:
         for host in ("127.0.0.1", "203.0.113.1"):
-            second = listening(host, found.port, gate(), found.inbox.keep, found.told.append, None)
+            second = listening(host, found.port, gate(), found.inbox.save, found.told.append, None)
             with pytest.raises(PacsError, match="pacs-port"), second:
                 pass
 
@@ -291,7 +291,7 @@ def test_the_other_loopback_may_be_listened_on(tmp_path: Path) -> None:
     if not socket.has_dualstack_ipv6():
         pytest.skip("this machine has no IPv6")
     found = Listener(tmp_path)
-    with listening("::1", 0, gate(), found.inbox.keep, found.told.append, None) as port:
+    with listening("::1", 0, gate(), found.inbox.save, found.told.append, None) as port:
         entity = AE("SENDER")
         entity.add_requested_context(Verification)
         association = entity.associate("::1", port, ae_title="MEDTL")

@@ -37,11 +37,11 @@ def test_instances_arrive_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("status", "words"),
     [
-        (0xA700, "0xA700 (out of resources)"),
-        (0xA900, "0xA900 (data set does not match its class)"),
-        (0xC123, "0xC123 (cannot understand)"),
-        (0x0111, "0x0111 (has another instance of that UID)"),
-        (0x0124, "0x0124 (does not allow it)"),
+        (0xA700, "0xA700 (Refused: Out of Resources)"),
+        (0xA900, "0xA900 (Data Set Does Not Match SOP Class)"),
+        (0xC123, "0xC123 (Cannot Understand)"),
+        (0x0111, "0x0111 (Duplication SOP Instance)"),
+        (0x0124, "0x0124 (Refused: Not Authorised)"),
     ],
 )
 def test_a_failure_is_told_for_its_instance_and_the_others_go_on(
@@ -114,8 +114,8 @@ def test_a_kind_that_the_archive_does_not_take_is_told_and_the_rest_is_sent(tmp_
     kind = dcmread(taken[0]).SOPClassUID
     with archive(kinds=[kind]) as found:
         first, second = send(found.port, [*other, *taken])
-        assert "does not take its kind" in first and second == ""
-        with pytest.raises(PacsError, match="takes none of the kinds"):
+        assert "does not accept its SOP class" in first and second == ""
+        with pytest.raises(PacsError, match="accepts none of the proposed"):
             send(found.port, other)
 
 

@@ -19,7 +19,7 @@ from tests.pacs.peers import write_instances
 
 def keep(inbox: Inbox, path: Path) -> None:
     header = dcmread(path)
-    inbox.keep(path.read_bytes(), header.SOPClassUID, header.SOPInstanceUID)
+    inbox.save(path.read_bytes(), header.SOPClassUID, header.SOPInstanceUID)
 
 
 def kept(folder: Path) -> list[Path]:
@@ -99,14 +99,14 @@ def test_the_same_data_set_is_known_whatever_wrote_the_file(inbox: Inbox, tmp_pa
 @pytest.mark.parametrize("content", [b"", b"\0" * 128 + b"DICM", b"\0" * 128 + b"DICM" + b"\xff" * 999])
 def test_what_is_no_dicom_is_refused(content: bytes, inbox: Inbox, tmp_path: Path) -> None:
     with pytest.raises(ReadError, match="dicom-header"):
-        inbox.keep(content, "1.2", "1.3")
+        inbox.save(content, "1.2", "1.3")
     assert not kept(tmp_path / "inbox")
 
 
 def test_what_was_announced_as_something_else_is_refused(inbox: Inbox, tmp_path: Path) -> None:
     (path,) = write_instances(tmp_path / "sent", 1)
     with pytest.raises(ReadError, match="pacs-mismatch"):
-        inbox.keep(path.read_bytes(), dcmread(path).SOPClassUID, "1.2.3")
+        inbox.save(path.read_bytes(), dcmread(path).SOPClassUID, "1.2.3")
     assert not kept(tmp_path / "inbox")
 
 

@@ -67,7 +67,7 @@ def test_empty_bins_are_not_drawn():
         {"mean_probability": 0.1, "observed": 0.2, "count": 10},
         {"mean_probability": None, "observed": None, "count": 0},
     ]
-    assert "observed share" in texts(reliability_chart(bins))
+    assert "observed frequency" in texts(reliability_chart(bins))
     assert reliability_chart(bins[1:]) is None
 
 
@@ -85,7 +85,7 @@ def test_dark_chart_has_the_inks_of_the_dark_theme():
 
 
 def test_frozen_groups_are_drawn_from_the_image_to_the_head():
-    stages = (StageRow("head", "head", 2, 1.0, True), StageRow("top 1", "more", 3, 1.0, False, thawed=1))
+    stages = (StageRow("head", "head", 2, 1.0, True), StageRow("top 1", "more", 3, 1.0, False, unfrozen=1))
     chart = freezing_chart(("stem", "$blocks$"), stages)
     assert {"stem", "$blocks$", "head", "top 1", "epoch"} <= set(texts(chart))
     filled = base64.b64decode(chart.light.partition(",")[2]).decode().count(LIGHT.series[0].lower())
@@ -93,10 +93,10 @@ def test_frozen_groups_are_drawn_from_the_image_to_the_head():
     assert freezing_chart((), stages) is None and freezing_chart(("stem",), ()) is None
 
 
-def test_net_benefit_of_one_class_is_beside_acting_on_all_and_of_several_by_name():
+def test_net_benefit_of_one_class_is_beside_treating_all_and_of_several_by_name():
     curve = {"thresholds": [0.1, 0.5], "model": [0.3, 0.2], "low": [0.2, None], "high": [0.4, None]}
     curve["treat_all"] = [0.3, -0.2]
-    assert {"the model", "acting on all"} <= set(texts(decision_chart({"lesion": curve})))
+    assert {"model", "treat all"} <= set(texts(decision_chart({"lesion": curve})))
     shown = set(texts(decision_chart({"glioma": curve, "none": curve})))
-    assert {"glioma", "none"} <= shown and "acting on all" not in shown
+    assert {"glioma", "none"} <= shown and "treat all" not in shown
     assert decision_chart({}) is None

@@ -65,7 +65,7 @@ def test_page_is_self_contained_and_says_the_numbers(tmp_path: Path) -> None:
     check_page(page, path)
     for text in ("+0.051", "+0.020 to +0.080", "< 0.001", "from scratch, 200 labels", "undefined"):
         assert text in page.words, text
-    assert "Gradual with 50 labels reaches what scratch needs more than 200 for" in page.words
+    assert "Gradual unfreezing with 50 labels beats training from scratch with 200: AUROC" in page.words
     assert "nan" not in page.words.lower() and "None" not in page.words
     assert len(page.values("img", "src")) == 2
 
@@ -73,8 +73,8 @@ def test_page_is_self_contained_and_says_the_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({}, "scratch comes to as much with 800"),
-        ({"worth": make_worth(reached=None)}, "no run from scratch comes to as much"),
+        ({}, "Training from scratch needed 800 labels for this."),
+        ({"worth": make_worth(reached=None)}, "Training from scratch never reached this."),
         ({"worth": None}, "do not show that transfer saves labels"),
         ({"worth": None, "scratch_has_more": False}, ""),
     ],
@@ -83,12 +83,12 @@ def test_the_sentence_says_what_the_data_say(changes: dict[str, Any], text: str)
     sentence = worth_sentence(make_comparison(**changes))
     assert text in sentence and bool(text) == bool(sentence)
     if changes.get("worth", make_worth()):
-        assert "another may say otherwise" in sentence and "0.020 to 0.080" in sentence
+        assert "(a single seed; others may differ)" in sentence and "0.020 to 0.080" in sentence
 
 
 def test_several_seeds_are_counted() -> None:
     sentence = worth_sentence(make_comparison(worth=make_worth(seeds=[3, 3])))
-    assert "(means of 3 seeds)" in sentence and "otherwise" not in sentence
+    assert "(means over 3 seeds)" in sentence and "single" not in sentence
 
 
 def test_runs_without_curves_or_recipes_have_a_ladder_all_the_same(tmp_path: Path) -> None:

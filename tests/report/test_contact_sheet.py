@@ -121,7 +121,7 @@ def test_an_image_that_is_withheld_is_not_in_the_page(tmp_path: Path) -> None:
 
 def test_what_is_not_shown_is_counted(tmp_path: Path) -> None:
     words = write(tmp_path, make_sheet(make_tile(), make_tile("s2"), images=5000)).words
-    assert "2 of 5,000 are shown" in words and "4,998 are not shown" in words
+    assert "2 of 5,000 images are shown" in words and "4,998 are not shown" in words
     assert "not shown" not in write(tmp_path, make_sheet(make_tile())).words
 
 

@@ -34,7 +34,7 @@ def test_page_is_self_contained_and_says_the_numbers(tmp_path, card):
         check_page(page, tmp_path / name)
     words = pages[path.name].words
     assert "0.91 (95% interval 0.86 to 0.95)" in words
-    assert all(text in words for text in ("undefined", "37", "38", "75%", "no study"))
+    assert all(text in words for text in ("undefined", "37", "38", "75%", "no studies"))
     assert "nan" not in words.lower() and "None" not in words
 
 
@@ -42,7 +42,7 @@ def test_an_interval_that_lies_below_its_value_is_explained_beside_it(tmp_path, 
     evaluation = make_evaluation(ece={"value": 0.05, "low": 0.0, "high": 0.05})
     write_evaluation_page(tmp_path, evaluation, card())
     words = " ".join(read_pages(tmp_path)["evaluation.html"].words.split())
-    assert "its interval takes that off again: most of it lies below the value" in words
+    assert "the interval corrects for that, so most of it lies below the value" in words
 
 
 def test_parts_that_are_absent_are_left_out(tmp_path, card):
@@ -116,7 +116,7 @@ def test_only_what_has_a_value_and_bounds_is_a_metric():
 def test_confusion_shares_are_of_the_true_class():
     (first, second) = confusion_cells([[6, 2], [0, 0]])
     assert [cell.share for cell in first] == [0.75, 0.25] and [cell.share for cell in second] == [None, None]
-    assert [cell.right for cell in first + second] == [True, False, False, True]
+    assert [cell.correct for cell in first + second] == [True, False, False, True]
     assert first[0].shade > first[1].shade
 
 
@@ -169,14 +169,14 @@ def test_subgroups_sets_and_calibration_are_said_in_words(tmp_path, card):
     page = read_pages(tmp_path)[path.name]
     check_page(page, path)
     for text in (
-        "Worst by AUROC: M, below all others together by 0.20 (95% interval 0.05 to 0.30)",
+        "Lowest AUROC: M, 0.20 (95% interval 0.05 to 0.30) below all others combined",
         "3 studies, too few",
         "90% of new patients",
         "0.88 (95% interval 0.80 to 0.93)",
         "30 (75%)",
-        "The model is too sure of itself: calibration slope 0.60",
-        "not shown to be too high or too low",
-        "a missed case to a false alarm 10:1",
+        "The model is overconfident: calibration slope 0.60",
+        "no evidence that the probabilities are, on average, too high or too low",
+        "lowest cost (missed case : false alarm = 10:1)",
         "5.0%",
         "Clopper and Pearson",
     ):

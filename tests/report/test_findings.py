@@ -17,7 +17,7 @@ def test_sound_findings_pass(finding, card):
     [
         ({"image": np.zeros((2, 2, 2, 2), np.float32)}, "shape"),
         ({"image": np.zeros((0, 4), np.float32)}, "shape"),
-        ({"image": np.full((20, 16), np.nan, np.float32)}, "not numbers"),
+        ({"image": np.full((20, 16), np.nan, np.float32)}, "not finite"),
         ({"window": (1.0, 1.0)}, "window"),
         ({"window": (0.0, np.nan)}, "window"),
         ({"heatmap": np.zeros((16, 20), np.float32)}, "heatmap has shape"),
@@ -25,11 +25,11 @@ def test_sound_findings_pass(finding, card):
         ({"spacing_mm": (1.0, 0.0)}, "not positive"),
         ({"spacing_mm": (1.0,)}, "1 values for 2 axes"),
         ({"probabilities": {"opacity": 0.8, "normal": 0.2}}, "classes of the model"),
-        ({"probabilities": {"normal": np.nan, "opacity": 0.2}}, "not a number"),
+        ({"probabilities": {"normal": np.nan, "opacity": 0.2}}, "not finite"),
         ({"probabilities": {"normal": 0.2, "opacity": 1.7}}, "outside"),
-        ({"predicted": "fracture"}, "does not know"),
-        ({"label": "fracture"}, "does not know"),
-        ({"target_class": "fracture"}, "does not know"),
+        ({"predicted": "fracture"}, "does not have"),
+        ({"label": "fracture"}, "does not have"),
+        ({"target_class": "fracture"}, "does not have"),
     ],
 )
 def test_finding_that_a_page_would_distort_is_named(finding, card, changes, reason):

@@ -2,13 +2,16 @@ import math
 
 import pytest
 
+from medtl.explain.audit import FAILED
 from medtl.report.formatting import (
+    MEASURES,
     duration_text,
     interval_text,
     metric_name,
     number_text,
     probability_text,
     set_text,
+    words_of_audit,
 )
 
 
@@ -53,14 +56,63 @@ def test_unknown_metric_keeps_a_readable_name():
 
 
 @pytest.mark.parametrize(
-    ("held", "kind", "words"),
+    ("prediction_set", "kind", "words"),
     [
         (None, "binary", ""),
         (("normal",), "binary", "normal"),
         (("a", "b", "c"), "multiclass", "a or b or c"),
-        (("mass", "fluid?"), "multilabel", "mass, perhaps fluid"),
+        (("mass", "fluid?"), "multilabel", "mass, possibly fluid"),
         ((), "multilabel", "none of the findings"),
     ],
 )
-def test_prediction_set_is_in_words(held, kind, words):
-    assert set_text(held, kind) == words
+def test_prediction_set_is_in_words(prediction_set, kind, words):
+    assert set_text(prediction_set, kind) == words
+
+
+def check(verdict: str, value: float | None = 0.4) -> dict:
+    low = None if verdict == "undecided" else 0.3
+    return {
+        "value": value,
+        "low": low,
+        "high": None if low is None else 0.5,
+        "bound": 0.0,
+        "verdict": verdict,
+    }
+
+
+def audited(empty: int = 0, **verdicts: str) -> dict:
+    """Return the audit of a method as JSON holds it."""
+    checks = {name: check(verdict) for name, verdict in verdicts.items()}
+    return {"method": "grad-cam", "images": 5, "empty": empty, "checks": checks}
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [
+        (("passed", "passed"), "passed"),
+        (("passed", "failed"), "failed"),
+        (("undecided", "failed"), "failed"),
+        (("passed", "undecided"), "undecided"),
+    ],
+)
+def test_a_method_passes_only_if_every_check_does(verdicts, expected):
+    found = words_of_audit(audited(deletion=verdicts[0], stability=verdicts[1]), "On five images.")
+    assert found.verdict == expected and found.basis == "On five images." and len(found.sentences) == 2
+
+
+def test_what_failed_is_named_with_its_numbers():
+    found = words_of_audit(audited(deletion="passed", randomisation="failed"), "")
+    assert found.headline == "Do not rely on its maps: survives randomisation."
+    assert "0.40 (95% interval 0.30 to 0.50); should be below 0." in found.sentences[1]
+    assert found.sentences[0].startswith("Deletion, passed:")
+
+
+def test_undefined_numbers_and_empty_maps_are_said():
+    row = audited(empty=5, deletion="undecided")
+    row["checks"]["deletion"]["value"] = None
+    found = words_of_audit(row, "")
+    assert "undefined" in found.sentences[0] and "5 of 5 maps are empty" in found.sentences[1]
+
+
+def test_every_check_of_an_audit_has_words():
+    assert list(MEASURES) == list(FAILED)

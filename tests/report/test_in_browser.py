@@ -41,7 +41,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     projection = make_finding("projection", image=np.full((20, 16), 0.5, np.float32))
     other = SaliencyMap("Occlusion", np.zeros((20, 16), np.float32))
     findings = [
-        replace(projection, maps=(*projection.maps, other), held=("normal", "opacity")),
+        replace(projection, maps=(*projection.maps, other), prediction_set=("normal", "opacity")),
         make_finding("volume", shape=VOLUME, image=values, window=(0.0, top), oriented=True, label="opacity"),
         make_finding("mapless", heatmap=None, label="opacity", predicted="normal"),
     ]
@@ -206,8 +206,8 @@ def test_names_stay_text(browser: Any, visit: Visit, tmp_path: Path) -> None:
         probabilities=dict(zip(names, (0.2, 0.8), strict=True)),
         predicted=names[1],
         label=names[0],
-        held=names,
-        screening=PAYLOAD,
+        prediction_set=names,
+        ood=PAYLOAD,
         warning=PAYLOAD,
         facts={PAYLOAD: PAYLOAD},
         notes=(PAYLOAD,),

@@ -12,7 +12,7 @@ from medtl.report.pictures import (
     encode_grey,
     frame_of,
     overlay_ramp,
-    peak_slice,
+    peak_voxel,
 )
 
 
@@ -77,12 +77,12 @@ def test_no_ruler_without_spacing():
     assert frame.ruler_text == "" and frame.ruler_px == 0
 
 
-def test_peak_slice_is_where_the_heatmap_is_largest():
+def test_peak_is_where_the_heatmap_is_largest():
     heatmap = np.zeros((7, 4, 4), np.float32)
-    assert peak_slice(None, 7) == peak_slice(heatmap, 7) == 3
+    assert peak_voxel(None, (7, 4, 4)) == peak_voxel(heatmap, (7, 4, 4)) == (3, 2, 2)
     heatmap[1] = 0.3
-    heatmap[5, 2, 2] = 0.9
-    assert peak_slice(heatmap, 7) == 5
+    heatmap[5, 2, 1] = 0.9
+    assert peak_voxel(heatmap, (7, 4, 4)) == (5, 2, 1)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 400), (400, 1), (3, 5)])

@@ -21,9 +21,15 @@ def write(out: Path, card, history, wrong=(WRONG,)):
 def test_run_page_tells_training_validation_and_mistakes(tmp_path, card, history):
     words = " ".join(write(tmp_path, card, history).words.split())
     assert "3 epochs in 2 stages, 1 min 23 s" in words
-    for part in ("What was frozen when", "Loss by epoch", "Confusion matrix", "Curves", "Please cite"):
+    for part in (
+        "Frozen and trained layer groups",
+        "Loss by epoch",
+        "Confusion matrix",
+        "Curves",
+        "How to cite",
+    ):
         assert part in words, part
-    assert "s1 said opacity at 0.98 labelled normal" in words
+    assert "s1 predicted opacity (0.98) labelled normal" in words
 
 
 def test_mistakes_have_their_pictures_and_old_ones_go(tmp_path, card, history):
@@ -33,11 +39,11 @@ def test_mistakes_have_their_pictures_and_old_ones_go(tmp_path, card, history):
     unseen = WrongAnswer("s2", "opacity", "normal", 0.9)
     page = write(tmp_path, card, history, (unseen,))
     assert not any((tmp_path / "images").iterdir())
-    assert "Name the data with --data" in page.words
+    assert "Add --data to show the images" in page.words
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"), [((), "answered wrongly"), (None, "kept no validation predictions")]
+    ("wrong", "words"), [((), "classified correctly"), (None, "no saved validation predictions")]
 )
 def test_no_mistakes_and_unknown_mistakes_are_told_apart(tmp_path, card, history, wrong, words):
     assert words in write(tmp_path, card, history, wrong).words
@@ -47,7 +53,7 @@ def test_bare_run_is_still_a_page(tmp_path, card):
     write_run_page(tmp_path, card(stages=(), metrics={}), {}, None, None)
     page = read_pages(tmp_path)["index.html"]
     check_page(page, tmp_path / "index.html")
-    assert "No history of training" in page.words and "None" not in page.words
+    assert "No training history" in page.words and "None" not in page.words
 
 
 def test_markup_in_names_stays_text(tmp_path, card, history):

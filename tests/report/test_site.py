@@ -137,9 +137,9 @@ def test_worst_comes_first_and_pages_follow_that_order(tmp_path, finding, card):
     studies = [
         scored("sure", 0.97),
         scored("close", 0.55),
-        scored("undecided", 0.6, held=("normal", "opacity")),
+        scored("undecided", 0.6, prediction_set=("normal", "opacity")),
         scored("odd", 0.9, warning="it is nearly constant"),
-        scored("screened", 0.9, screening="far from the training images", held=("normal", "opacity")),
+        scored("screened", 0.9, ood="far from the training images", prediction_set=("normal", "opacity")),
         scored("wrong", 0.6, label="normal"),
         scored("wrong-and-sure", 0.99, label="normal"),
     ]
@@ -152,7 +152,7 @@ def test_worst_comes_first_and_pages_follow_that_order(tmp_path, finding, card):
         assert {f"../studies/{order[place + step]}.html" for step in (-1, 1)} <= set(links)
     assert "Study 2 of 7" in pages["studies/wrong.html"].words
     reasons = pages["index.html"].values("tr", "data-reasons")
-    assert reasons[:3] == ["differs", "differs", "screening undecided"] and reasons[-1] == "none"
+    assert reasons[:3] == ["differs", "differs", "ood undecided"] and reasons[-1] == "none"
 
 
 def test_given_order_wins_over_probability(tmp_path, finding, card):
@@ -190,7 +190,7 @@ def test_study_says_what_its_map_means(tmp_path, finding, card):
     write_report(tmp_path, [finding("with"), finding("without", heatmap=None)], [], card())
     pages = read_pages(tmp_path)
     assert "not where disease is" in pages["studies/with.html"].words
-    assert "No map was made" in pages["studies/without.html"].words
+    assert "There is no saliency map" in pages["studies/without.html"].words
     assert "heat" not in pages["studies/without.html"].values("canvas", "class")
 
 
@@ -257,41 +257,43 @@ def test_nothing_but_pages_and_their_pictures_is_left_behind(tmp_path, finding, 
 
 
 def test_prediction_set_is_told_in_words(tmp_path, finding, card):
-    both = finding("both", held=("normal", "opacity"))
-    write_report(tmp_path, [both, finding("one", held=("opacity",)), finding("none")], [], card(promised=0.9))
+    both = finding("both", prediction_set=("normal", "opacity"))
+    write_report(
+        tmp_path, [both, finding("one", prediction_set=("opacity",)), finding("none")], [], card(coverage=0.9)
+    )
     pages = read_pages(tmp_path)
-    assert "Cannot be excluded: normal or opacity." in pages["studies/both.html"].words
+    assert "Prediction set: normal or opacity." in pages["studies/both.html"].words
     assert "90% of new patients" in pages["studies/both.html"].words
-    assert "Cannot be excluded: opacity." in pages["studies/one.html"].words
-    assert "Cannot be excluded" not in pages["studies/none.html"].words
+    assert "Prediction set: opacity." in pages["studies/one.html"].words
+    assert "Prediction set" not in pages["studies/none.html"].words
 
 
 def test_threshold_that_decides_is_said(tmp_path, finding, card):
     write_report(tmp_path, [finding("a")], [], card(thresholds={"opacity": 0.65}))
     pages = read_pages(tmp_path)
     for name in ("index.html", "studies/a.html"):
-        assert "opacity is answered from a probability of 0.65 up" in pages[name].words
+        assert "Decision threshold for opacity: 0.65 (chosen on validation data)" in pages[name].words
 
 
-def test_screening_is_shown_where_there_is_a_verdict(tmp_path, finding, card):
+def test_out_of_distribution_check_is_shown_where_there_is_a_verdict(tmp_path, finding, card):
     write_report(tmp_path, [finding("a")], [], card())
-    assert "Screening" not in read_pages(tmp_path)["index.html"].words
-    write_report(tmp_path, [finding("a", screening="ok"), finding("b", screening="modality")], [], card())
+    assert "Out-of-distribution" not in read_pages(tmp_path)["index.html"].words
+    write_report(tmp_path, [finding("a", ood="ok"), finding("b", ood="modality")], [], card())
     pages = read_pages(tmp_path)
-    assert "Screening" in pages["index.html"].words
-    assert "should not be relied on" in pages["studies/b.html"].words
-    assert "should not be relied on" not in pages["studies/a.html"].words
+    assert "Out-of-distribution" in pages["index.html"].words
+    assert "Do not rely on the prediction" in pages["studies/b.html"].words
+    assert "Do not rely on the prediction" not in pages["studies/a.html"].words
 
 
 def test_each_page_says_what_its_maps_are_worth(tmp_path, finding, card):
-    checks = {"Grad-CAM": MapCheck("failed", "Do not rely on its maps.", ("Deletion, not passed.",), "On 3.")}
+    checks = {"Grad-CAM": MapCheck("failed", "Do not rely on its maps.", ("Deletion, failed.",), "On 3.")}
     studies = [finding("a"), finding("b", method="Occlusion"), finding("c", heatmap=None)]
     write_report(tmp_path, studies, [], card(), checks)
     words = {name: " ".join(page.words.split()) for name, page in read_pages(tmp_path).items()}
     for name in ("index", "studies/a"):
-        assert "not passed Grad-CAM. Do not rely on its maps." in words[f"{name}.html"]
+        assert "failed Grad-CAM. Do not rely on its maps." in words[f"{name}.html"]
     assert "not checked Occlusion." in words["studies/b.html"]
-    assert "believed" not in words["studies/c.html"]
+    assert "reliable" not in words["studies/c.html"]
 
 
 def test_several_methods_stand_side_by_side(tmp_path, finding, card):
@@ -308,8 +310,8 @@ def test_pages_with_identifiers_say_so(tmp_path, finding, card):
     named = finding("a", identifiers={"source": "ward/a.dcm", "name": "Doe^Jane"})
     write_report(tmp_path, [named], [], card())
     words = {name: page.words for name, page in read_pages(tmp_path).items()}
-    assert "names the patient" in words["studies/a.html"] and "Doe^Jane" in words["studies/a.html"]
-    assert "name patients" in words["index.html"] and "ward/a.dcm" in words["index.html"]
+    assert "identifies the patient" in words["studies/a.html"] and "Doe^Jane" in words["studies/a.html"]
+    assert "identify patients" in words["index.html"] and "ward/a.dcm" in words["index.html"]
     write_report(tmp_path, [finding("a")], [], card())
     assert not any("identifiers" in page.words for page in read_pages(tmp_path).values())
 

@@ -255,7 +255,7 @@ def test_the_fault_of_one_process_is_told_once_and_ends_all():
 
     first, second = in_processes(member)
     assert second.startswith("TrainingError: [out-of-memory]")
-    assert first.startswith("AlreadyToldError")
+    assert first.startswith("AlreadyReportedError")
 
 
 def test_a_process_that_is_killed_ends_the_other_one_in_a_line():
@@ -278,7 +278,7 @@ def test_whoever_waits_for_the_leader_ends_with_it():
 
     first, second, third = in_processes(member, size=3)
     assert first.startswith("TrainingError: [run-exists]")
-    assert second.startswith("AlreadyToldError") and third.startswith("AlreadyToldError")
+    assert second.startswith("AlreadyReportedError") and third.startswith("AlreadyReportedError")
 
 
 @pytest.mark.parametrize("error", [StoppedError("interrupted", "stopped"), KeyboardInterrupt()])
@@ -289,7 +289,7 @@ def test_of_a_stop_the_leader_speaks_however_long_it_takes_to_save(error):
         raise error
 
     first, second = in_processes(member)
-    assert first.startswith(type(error).__name__) and second.startswith("AlreadyToldError")
+    assert first.startswith(type(error).__name__) and second.startswith("AlreadyReportedError")
 
 
 def test_parts_are_every_sample_once_and_differ_by_one_at_most():

@@ -1,8 +1,8 @@
 """A process that decodes compressed frames, one at a time, until its standard input ends.
 
 Request and reply are a line of JSON followed by bytes: {"size": n, ...} and the frame, then {"shape",
-"dtype"} and the values, or {"error": name of the exception}. A line "ready" comes before all replies. What
-decoders print is thrown away.
+"dtype"} and the values, or {"error": name of the exception}. A line "ready" precedes all replies. What
+decoders print is discarded.
 """
 
 import json
@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any, BinaryIO
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
@@ -26,18 +27,15 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
     while line := requests.readline():
         request = json.loads(line)
         frame = requests.read(request.pop("size"))
-        header, values = _answer(request, frame)
-        replies.write(json.dumps(header).encode() + b"\n")
-        replies.write(values)
+        reply: dict[str, Any]
+        try:
+            values = decode_frame(frame, **request)
+            reply, content = {"shape": values.shape, "dtype": values.dtype.str}, values.tobytes()
+        except BaseException as error:  # a decoder written in Rust panics past Exception
+            reply, content = {"error": type(error).__name__}, b""
+        replies.write(json.dumps(reply).encode() + b"\n")
+        replies.write(content)
         replies.flush()
-
-
-def _answer(request: dict[str, Any], frame: bytes) -> tuple[dict[str, Any], bytes]:
-    try:
-        values = decode_frame(frame, **request)
-    except BaseException as error:  # a decoder written in Rust panics past Exception
-        return {"error": type(error).__name__}, b""
-    return {"shape": values.shape, "dtype": values.dtype.str}, values.tobytes()
 
 
 def decode_frame(frame: bytes, transfer_syntax: str, plugin: str, **options: Any) -> NDArray:
@@ -52,7 +50,7 @@ def decode_frame(frame: bytes, transfer_syntax: str, plugin: str, **options: Any
 
 
 def _decode_twelve_bits(frame: bytes, rows: int, columns: int, bits_stored: int, **_: Any) -> NDArray:
-    """Decode grey JPEG Extended of 12 bits, which pydicom does not hand to gdcm."""
+    """Decode grey JPEG Extended of 12 bits, which pydicom does not pass to gdcm."""
     import gdcm
 
     fragment = gdcm.Fragment()
@@ -75,22 +73,14 @@ def _decode_twelve_bits(frame: bytes, rows: int, columns: int, bits_stored: int,
     return np.frombuffer(stored, "<u2", rows * columns).reshape(rows, columns)
 
 
-def _load_decoders() -> None:
-    """Import the decoders before memory is limited."""
-    for name in ("gdcm", "openjpeg", "rle", "jpeg_ls", "PIL.Image"):
-        with suppress(ImportError):  # then pydicom says which one a frame wants
-            __import__(name)
-
-
 def _limit_memory() -> None:
-    if sys.platform != "linux":
+    """Let a frame that asks for too much memory end this process; Windows and macOS have no such limit."""
+    process = psutil.Process()
+    if not hasattr(process, "rlimit"):
         return
-    import resource
-
-    with open("/proc/self/statm") as file:  # noqa: PTH123
-        held = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY_BYTES, held + MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    most = process.memory_info().vms + MEMORY_BYTES
+    process.rlimit(psutil.RLIMIT_AS, (most, most))
+    process.rlimit(psutil.RLIMIT_CORE, (0, 0))
 
 
 def main() -> None:
@@ -99,7 +89,9 @@ def main() -> None:
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    _load_decoders()
+    for name in ("gdcm", "openjpeg", "rle", "jpeg_ls", "PIL.Image"):  # before memory is limited
+        with suppress(ImportError):  # then pydicom says which one a frame needs
+            __import__(name)
     _limit_memory()
     replies.write(b"ready\n")
     replies.flush()

@@ -1,7 +1,7 @@
-"""Decode compressed frames in child processes, so that a decoder that aborts, hangs or grows costs one file.
+"""FRAMES -> stored values, in child processes: a decoder that aborts, hangs or grows costs one file.
 
 Some decoders end their process on malformed data (gdcm), or panic past any `except` (pylibjpeg-rle). A child
-is started when it is first needed, is kept, and is replaced once it has died or was killed over its time.
+starts when it is first needed and serves until it dies or is killed for taking too long.
 """
 
 import atexit
@@ -18,12 +18,14 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from medtl.core.parallel import usable_processors
+
 T = TypeVar("T")
 
 # Seconds for a frame: some, and more for a large one. A mammogram of 12 million pixels takes about four.
 BASE_SECONDS = 8.0
 SECONDS_PER_VALUE = 2e-6
-# A child loads its libraries before it answers for the first time.
+# A child loads its libraries before its first reply.
 START_SECONDS = 60.0
 
 MOST_THREADS = 4
@@ -32,11 +34,11 @@ CHILD = (sys.executable, "-P", "-m", "medtl.imaging.dicom.decoder_process")
 
 
 class FrameRefusedError(Exception):
-    """A decoder refused a frame: `args[0]` is the name of its exception."""
+    """A decoder raised on a frame: `args[0]` is the name of its exception."""
 
 
 class DecoderLostError(Exception):
-    """A decoder ended its process, or ran over its time: `args[0]` says which."""
+    """A decoder ended its process, or took too long: `args[0]` says which."""
 
 
 class DecoderChild:
@@ -51,12 +53,12 @@ class DecoderChild:
     def decode(self, frame: bytes, request: dict[str, Any], seconds: float) -> NDArray:
         """Return the values of a frame. Raises FrameRefusedError; DecoderLostError, and ends the child."""
         if not self.ready:
-            self._within(START_SECONDS, self._await_ready)
+            self._within(START_SECONDS, self._read_line)
             self.ready = True
         return self._within(seconds, lambda: self._exchange(frame, request))
 
     def _within(self, seconds: float, work: Callable[[], T]) -> T:
-        """Do work that ends when the process does, and kill the process once its time is over."""
+        """Do work that ends when the process does, and kill the process after so many seconds."""
         overtime = threading.Timer(seconds, self.process.kill)
         overtime.start()
         try:
@@ -74,10 +76,12 @@ class DecoderChild:
         self.process.kill()
         self.process.communicate()
 
-    def _await_ready(self) -> None:
+    def _read_line(self) -> bytes:
         assert self.process.stdout is not None
-        if not self.process.stdout.readline():
+        line = self.process.stdout.readline()
+        if not line:
             raise EOFError
+        return line
 
     def _exchange(self, frame: bytes, request: dict[str, Any]) -> NDArray:
         requests, replies = self.process.stdin, self.process.stdout
@@ -85,10 +89,7 @@ class DecoderChild:
         requests.write(json.dumps({**request, "size": len(frame)}).encode() + b"\n")
         requests.write(frame)
         requests.flush()
-        line = replies.readline()
-        if not line:
-            raise EOFError
-        reply = json.loads(line)
+        reply = json.loads(self._read_line())
         if "error" in reply:
             raise FrameRefusedError(reply["error"])
         values = np.empty(reply["shape"], np.dtype(reply["dtype"]))
@@ -98,20 +99,19 @@ class DecoderChild:
 
 
 def _child_environment() -> dict[str, str]:
-    """Let OpenJPEG take some processors for a frame, but not where processes read side by side.
+    """Let OpenJPEG use some processors for a frame, but one where several processes read side by side.
 
-    torchrun and Ray, whose processes do, set OMP_NUM_THREADS for each.
-
-    Threads with memory of their own would use up the address space that a child is limited to.
+    torchrun and Ray, which start such processes, set OMP_NUM_THREADS for each. MALLOC_ARENA_MAX: one arena a
+    thread would use up the address space that a child is limited to.
     """
-    asked = re.match(r"[1-9]\d*", os.environ.get("OMP_NUM_THREADS", ""))  # OpenMP takes "4,2", too
-    allowed = int(asked[0]) if asked else len(os.sched_getaffinity(0))
+    requested = re.match(r"[1-9]\d*", os.environ.get("OMP_NUM_THREADS", ""))  # OpenMP takes "4,2", too
+    allowed = int(requested[0]) if requested else usable_processors()
     threads = 1 if parent_process() else min(MOST_THREADS, allowed)
     return {**os.environ, "OPJ_NUM_THREADS": str(threads), "MALLOC_ARENA_MAX": "1"}
 
 
 class DecoderPool:
-    """Children that are idle, and no more at work than there are processors."""
+    """Idle children, and a limit on those at work."""
 
     def __init__(self, most: int) -> None:
         self.owner = os.getpid()
@@ -144,16 +144,13 @@ _starting = threading.Lock()
 def decode_frame(frame: bytes, request: dict[str, Any], values: int) -> NDArray:
     """Decode one frame, without its encapsulation, to stored values (H, W) or (H, W, 3); YBR becomes RGB.
 
-    request: transfer_syntax, plugin, and the elements that pydicom's decoder asks for; values: how many there
-    should be. Raises FrameRefusedError, DecoderLostError.
+    request: transfer_syntax, plugin, and the elements that pydicom's decoder needs; values: their number, by
+    which the time is limited. Raises FrameRefusedError, DecoderLostError.
     """
-    return _running_pool().decode(frame, request, BASE_SECONDS + SECONDS_PER_VALUE * values)
-
-
-def _running_pool() -> DecoderPool:
     global _pool
     with _starting:
         if _pool is None or _pool.owner != os.getpid():  # a forked process shares no pipe with its parent
             _pool = DecoderPool(os.cpu_count() or 1)
             atexit.register(_pool.close)
-        return _pool
+        pool = _pool
+    return pool.decode(frame, request, BASE_SECONDS + SECONDS_PER_VALUE * values)

@@ -1,8 +1,7 @@
-"""Turn the header of one DICOM file into the planes that it holds: one, the frames of an enhanced image, or
-the tiles of a Siemens mosaic.
+"""HEADER OF A FILE -> its planes: one, the frames of an enhanced image, or the tiles of a Siemens mosaic.
 
 A frame becomes a plane by flattening its functional groups (PS3.3 C.7.6.16) into a header like that of a file
-with one plane, so that everything after this knows planes alone.
+with one plane, so that all later code knows planes alone.
 """
 
 import math
@@ -35,7 +34,7 @@ ENHANCED_NAMES = {
     "FrameAcquisitionDateTime": "AcquisitionDateTime",
     "NominalCardiacTriggerDelayTime": "TriggerTime",
 }
-# Tiles in a mosaic; scanners write some tens of them.
+# Scanners write some tens of tiles.
 MOST_TILES = 2**12
 NAMES_BY_TAG = {
     **KEYWORDS_BY_TAG,
@@ -78,14 +77,14 @@ def _frames(parsed: Parsed, header: Header, instance: Instance) -> list[Instance
 
 def _gather(item: Dataset) -> Header:
     """Return the elements of functional groups, by the keywords that a flat header has for them."""
-    found: Header = {}
+    header: Header = {}
     for tag in item.keys():  # noqa: SIM118 a Dataset iterates over its elements
         if tag in NAMES_BY_TAG:
-            found[NAMES_BY_TAG[tag]] = values_of(item, tag)
+            header[NAMES_BY_TAG[tag]] = values_of(item, tag)
         elif not tag.is_private and item[tag].VR == "SQ":
             for nested in item[tag].value[:1]:
-                found |= _gather(nested)
-    return found
+                header |= _gather(nested)
+    return header
 
 
 def _tiles(dataset: Dataset, instance: Instance) -> list[Instance]:
@@ -96,8 +95,8 @@ def _tiles(dataset: Dataset, instance: Instance) -> list[Instance]:
     """
     count, normal = _mosaic_layout(dataset, instance)
     grid = math.ceil(math.sqrt(count))
-    position, orientation = instance.position, instance.orientation
-    pixel_spacing, spacing = instance.pixel_spacing, instance.slice_spacing
+    position, orientation, spacing = instance.position, instance.orientation, instance.slice_spacing
+    pixel_spacing = instance.pixel_spacing
     even = 0 < count <= MOST_TILES and instance.rows % grid == 0 and instance.columns % grid == 0
     if not (even and position and orientation and pixel_spacing and spacing) or normal is None:
         reason = "is a Siemens mosaic that does not say how its tiles lie"

@@ -1,4 +1,4 @@
-"""Parse a DICOM file by pydicom: its header alone, or all of it, inflated where it is deflated."""
+"""FILE -> pydicom Dataset: its header alone, or all of it, inflated where it is deflated."""
 
 import os
 import struct
@@ -41,7 +41,7 @@ MOST_INFLATED_BYTES = 2**27
 
 @dataclass(frozen=True, eq=False)
 class Parsed:
-    """A DICOM file as pydicom parsed it: whole, or up to its pixel data, whose place is then known."""
+    """A DICOM file parsed by pydicom: whole, or up to its pixel data, whose place is then known."""
 
     path: Path
     dataset: Dataset
@@ -53,18 +53,24 @@ def read_header(path: Path) -> Parsed:
     """Read the header of one file. Raises ReadError dicom-header, -truncated, -transfer-syntax, -no-image."""
     with path.open("rb") as file:
         if file.read(4).startswith(PROGRAM_MAGICS):
-            raise ReadError(
-                "file-unknown", "begins with a program", where=path, fix="copy it from its source"
-            )
+            reason = "begins with a program"
+            raise ReadError("file-unknown", reason, where=path, fix="copy it from its source")
         file.seek(0)
         stream = inflated(file, path)
         parsed = parse(stream, path, header_only=True)
         with reporting_malformed(path):
-            start, length = _find_pixels(stream, parsed.dataset, path)
-        status = os.fstat(file.fileno())
-    whole = stream is file and length != UNDEFINED_LENGTH
-    place = Place(start, length, status.st_size, status.st_mtime_ns) if whole else None
+            start, little_endian = stream.tell(), parsed.dataset.original_encoding[1]
+            pixels = locate_pixels(stream.read(12), start, stream.seek(0, os.SEEK_END), little_endian)
+        if pixels is None:
+            raise truncated(path)
+        place = place_of(pixels, file) if stream is file else None
     return Parsed(path, parsed.dataset, parsed.transfer_syntax, place)
+
+
+def place_of(pixels: tuple[int, int], file: BinaryIO) -> Place | None:
+    """Return where a file keeps its pixel data, from locate_pixels; None where they are compressed."""
+    status = os.fstat(file.fileno())
+    return Place(*pixels, status.st_size, status.st_mtime_ns) if pixels[1] != UNDEFINED_LENGTH else None
 
 
 def read_dataset(path: Path, data: bytes) -> Parsed:
@@ -83,18 +89,20 @@ def parse(file: BinaryIO, path: Path, *, header_only: bool) -> Parsed:
         fix = "export it again, with file meta information"
         raise ReadError("dicom-transfer-syntax", "does not name its transfer syntax", where=path, fix=fix)
     with reporting_malformed(path):
-        _check_is_image(dataset, path)  # pydicom gives an empty dataset where the pixel data break off
+        _check_is_image(dataset, path)
     return Parsed(path, dataset, UID(syntax))
 
 
 def inflated(file: BinaryIO, path: Path) -> BinaryIO:
-    """Return the stream, inflated up to a limit where it is deflated: pydicom would inflate without one."""
+    """Return the stream, inflated up to a limit where it is deflated; pydicom would inflate without one."""
     head = file.read(HEAD_BYTES)
     file.seek(0)
     if DeflatedExplicitVRLittleEndian.encode() not in head:
         return file
     data = file.read()
-    start = _end_of_file_meta(data)
+    # The file meta group ends where its first element says, which is its length (PS3.10 7.1).
+    meta = 132 if data[128:132] == b"DICM" else 0
+    start = meta + 12 + int.from_bytes(data[meta + 8 : meta + 12], "little")
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     with reporting_malformed(path):
         body = inflater.decompress(data[start:], MOST_INFLATED_BYTES)
@@ -103,15 +111,9 @@ def inflated(file: BinaryIO, path: Path) -> BinaryIO:
         raise ReadError("dicom-too-large", reason, where=path, fix="rewrite it uncompressed")
     if not inflater.eof:
         raise truncated(path)
-    # The same length, so that the file meta group stays as long as it says.
+    # The transfer syntaxes have the same length, so that the file meta group is as long as it says.
     deflated, plain = (uid.encode() for uid in (DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian))
     return BytesIO(data[:start].replace(deflated, plain.ljust(len(deflated), b"\0")) + body)
-
-
-def _end_of_file_meta(data: bytes) -> int:
-    """Return where the file meta group ends, by its length, which is its first element (PS3.10 7.1)."""
-    start = 132 if data[128:132] == b"DICM" else 0
-    return start + 12 + int.from_bytes(data[start + 8 : start + 12], "little")
 
 
 def _check_is_image(dataset: Dataset, path: Path) -> None:
@@ -121,24 +123,12 @@ def _check_is_image(dataset: Dataset, path: Path) -> None:
         name = kind.name if kind.keyword else "an object of unknown kind"
         raise ReadError("dicom-no-image", f"is no image: {name}", where=path, fix="name image files only")
     if "Rows" not in dataset or "Columns" not in dataset:
-        raise truncated(path)
+        raise truncated(path)  # pydicom returns an empty dataset where the pixel data break off
 
 
 def names_image(sop_class: UID) -> bool:
-    """Say whether a SOP class is one of images."""
+    """Say whether a SOP class is of images."""
     return "ImageStorage" in sop_class.keyword and not sop_class.keyword.startswith("RT")
-
-
-def _find_pixels(file: BinaryIO, dataset: Dataset, path: Path) -> tuple[int, int]:
-    """Return where the pixel data begin and how long they are; UNDEFINED_LENGTH where they are compressed.
-
-    The stream stands before them, and must hold as many bytes as they announce.
-    """
-    start = file.tell()
-    found = locate_pixels(file.read(12), start, file.seek(0, os.SEEK_END), dataset.original_encoding[1])
-    if found is None:
-        raise truncated(path)
-    return found
 
 
 def locate_pixels(
@@ -146,7 +136,8 @@ def locate_pixels(
 ) -> tuple[int, int] | None:
     """Return where pixel data begin, and their length, from the first 12 bytes of their element.
 
-    None where they are no pixel data, or the file ends before they do.
+    The length is UNDEFINED_LENGTH where they are compressed. None where the element is another one, or the
+    file ends before the pixel data do.
     """
     # By the bytes, not by the transfer syntax: real files contradict theirs, and pydicom follows the bytes.
     explicit = element[4:6] in PIXEL_VRS

@@ -1,4 +1,4 @@
-"""The Instance: what a DICOM header says of one plane, made from the values of its elements."""
+"""HEADER -> Instance: what a DICOM header says about one plane."""
 
 import math
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ TABLE_KEYWORDS = ("ModalityLUTSequence", "VOILUTSequence")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a file keeps its pixel data, uncompressed: byte and length; and the file's size and time then."""
+    """Where a file keeps its uncompressed pixel data, in bytes, and the file's size and time when scanned."""
 
     start: int
     length: int
@@ -35,14 +35,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Instance:
-    """What a DICOM file says of one plane. Identifiers never leave the readers but as hashes.
+    """What a DICOM file says about one plane. Identifiers leave the readers only as hashes.
 
     position (3,) and orientation (6,), row cosines first, are in LPS mm; pixel_spacing is (rows, columns) in
     mm; rescale is (slope, intercept); voi is the first window; padding the lowest and highest stored value
-    that stand for no image; all are None where absent or invalid. contrast and moments hold the values of
-    CONTRAST_KEYWORDS and MOMENT_KEYWORDS. frame counts the planes of one file from 0; frames says how many
-    the file has; mosaic how many tiles lie side by side in a mosaic, whose tiles are planes (1: no mosaic).
-    has_tables: the file has a Modality or VOI LUT. place is None where the pixel data are compressed.
+    outside the image; all are None where absent or invalid. contrast and moments hold the values of
+    CONTRAST_KEYWORDS and MOMENT_KEYWORDS. frame counts the planes of a file from 0; frames is how many the
+    file has; mosaic is how many tiles a mosaic has side by side (1: no mosaic). has_tables: the file has a
+    Modality or VOI LUT. place is None where the pixel data are compressed.
     """
 
     path: Path
@@ -167,15 +167,15 @@ def _whole(header: Header, keyword: str, absent: int) -> int:
 def _numbers(header: Header, keyword: str, count: int) -> tuple[float, ...] | None:
     """Return exactly `count` finite numbers of an element, or None."""
     try:
-        found = tuple(float(value) for value in header.get(keyword, ()))
+        values = tuple(float(value) for value in header.get(keyword, ()))
     except ValueError:
         return None
-    return found if len(found) == count and all(map(math.isfinite, found)) else None
+    return values if len(values) == count and all(map(math.isfinite, values)) else None
 
 
 def _number(header: Header, keyword: str) -> float | None:
-    found = _numbers(header, keyword, 1)
-    return found[0] if found else None
+    values = _numbers(header, keyword, 1)
+    return values[0] if values else None
 
 
 def _rescale(header: Header) -> tuple[float, float] | None:

@@ -1,10 +1,12 @@
-"""Read headers of a DICOM series again, and no pixels: what a result refers to, or a few elements as text."""
+"""SERIES -> its headers, read again without pixels: what a result refers to, or a few elements as text."""
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import BinaryIO
 
 import pydicom
 from pydicom import Dataset
@@ -12,8 +14,7 @@ from pydicom import Dataset
 from medtl.errors import ReadError
 from medtl.imaging.dicom.elements import reporting_malformed, silence_warnings
 from medtl.imaging.dicom.header import inflated
-from medtl.imaging.dicom.instance import Instance
-from medtl.imaging.series import Series, unreadable
+from medtl.imaging.series import DICOM, Series, unreadable
 
 # Without these a result cannot say which patient's images it is about (PS3.3 C.12.1, C.7.2.1, C.7.3.1).
 IDENTIFYING = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
@@ -29,7 +30,7 @@ GROUP_ELEMENTS = (
 )
 AGE = re.compile(r"(\d{3})([DWMY])")  # PS3.5 6.2, AS
 A_YEAR = {"D": 365.25, "W": 52.18, "M": 12, "Y": 1}
-DATE = re.compile(r"(\d{4})(\d{2})(\d{2})")
+DATE = re.compile(r"[0-9]{8}")
 
 # Keyword in DICOM -> how a page names it (PS3.3 C.7.1.1, C.7.2.1).
 IDENTIFYING_ELEMENTS = {
@@ -43,9 +44,9 @@ IDENTIFYING_ELEMENTS = {
 
 @dataclass(frozen=True, eq=False)
 class SourceFile:
-    """The header of one file that was read, its text decoded; and which of its frames, counted from 1.
+    """The decoded header of one file that was read, with all that it says about the patient.
 
-    frames is None for a file with one frame. It holds all that the file says of the patient.
+    frames: which of its frames were read, counted from 1; None for a file with one frame.
     """
 
     path: Path
@@ -56,13 +57,13 @@ class SourceFile:
 def read_sources(series: Series) -> tuple[SourceFile, ...]:
     """Read the headers of a DICOM series, in slice order.
 
-    Raises ReadError result-no-study where a file lacks a UID or they are of several series; dicom-header;
-    file-missing, file-unreadable where one is there no more.
+    Raises ReadError result-no-study where a file lacks a UID or they belong to several series; dicom-header;
+    file-missing, file-unreadable where one has gone.
     """
     sources = tuple(_read_source(path, series) for path in series.files)
     studies = {(one.header.StudyInstanceUID, one.header.SeriesInstanceUID) for one in sources}
     if len(studies) > 1:
-        reason = "has files of several series, so there is no one study that a result could go back to"
+        reason = "has files of several series, so a result could not refer to one study"
         raise ReadError("result-no-study", reason, where=series.path, fix="export it again")
     return sources
 
@@ -70,26 +71,23 @@ def read_sources(series: Series) -> tuple[SourceFile, ...]:
 def read_texts(series: Series, keywords: Iterable[str]) -> dict[str, str]:
     """Return elements of a series' first file as text, "" for one that is absent.
 
-    Nothing of what is not DICOM, or cannot be read any more. No line quotes a value.
+    Returns nothing for what is not DICOM or can no longer be read. No line quotes a value.
     """
-    if series.format != "dicom" or not series.files:
+    if series.format != DICOM or not series.files:
         return {}
     path, tags = series.files[0], list(keywords)
-    silence_warnings()
     try:
         with path.open("rb") as file, reporting_malformed(path):
-            stream = inflated(file, path)
-            header = pydicom.dcmread(stream, force=True, stop_before_pixels=True, specific_tags=tags)
+            header = _parse(file, path, tags)
             return {keyword: str(header.get(keyword) or "").strip() for keyword in tags}
     except (OSError, ReadError):
         return {}
 
 
 def _read_source(path: Path, series: Series) -> SourceFile:
-    silence_warnings()
     try:
         with path.open("rb") as file, reporting_malformed(path):
-            header = pydicom.dcmread(inflated(file, path), force=True, stop_before_pixels=True)
+            header = _parse(file, path)
             header.decode()
             absent = [keyword for keyword in IDENTIFYING if not str(header.get(keyword) or "")]
     except OSError as error:
@@ -97,19 +95,21 @@ def _read_source(path: Path, series: Series) -> SourceFile:
     if absent:
         reason = f"lacks {absent[0]}, so no result can refer to it"
         raise ReadError("result-no-study", reason, where=path, fix="export it again from its source")
-    return SourceFile(path, header, _frames(path, series.planes))
-
-
-def _frames(path: Path, planes: tuple[Instance, ...]) -> tuple[int, ...] | None:
-    own = [plane for plane in planes if plane.path == path]
+    own = [plane for plane in series.planes if plane.path == path]
     several = any(plane.frames > 1 for plane in own)
-    return tuple(sorted(plane.frame + 1 for plane in own)) if several else None
+    return SourceFile(path, header, tuple(sorted(plane.frame + 1 for plane in own)) if several else None)
+
+
+def _parse(file: BinaryIO, path: Path, tags: list[str] | None = None) -> Dataset:
+    silence_warnings()
+    stream = inflated(file, path)
+    return pydicom.dcmread(stream, force=True, stop_before_pixels=True, specific_tags=tags)
 
 
 def read_group_facts(series: Series) -> dict[str, str]:
     """Return "sex" (F, M or O), "age" in whole years and "scanner" of a series, "" where it does not say.
 
-    Of what is not DICOM, or cannot be read any more, nothing.
+    Returns nothing for what is not DICOM or can no longer be read.
     """
     header = read_texts(series, GROUP_ELEMENTS)
     if not header:
@@ -135,19 +135,16 @@ def _age(header: Mapping[str, str]) -> str:
 
 
 def _date(text: str) -> date | None:
-    found = DATE.fullmatch(text)
-    try:
-        return date(*map(int, found.groups())) if found else None
-    except ValueError:
-        return None
+    with suppress(ValueError):
+        return date.fromisoformat(text) if DATE.fullmatch(text) else None
+    return None
 
 
 def read_identifiers(series: Series, source: str) -> dict[str, str]:
     """Return what identifies the patient of a series: its source, and what its DICOM header says.
 
-    A header that cannot be read any more adds nothing.
+    A header that can no longer be read adds nothing.
     """
-    found = read_texts(series, IDENTIFYING_ELEMENTS)
-    return {"source": source} | {
-        IDENTIFYING_ELEMENTS[keyword]: value for keyword, value in found.items() if value
-    }
+    texts = read_texts(series, IDENTIFYING_ELEMENTS)
+    named = {IDENTIFYING_ELEMENTS[keyword]: value for keyword, value in texts.items() if value}
+    return {"source": source} | named

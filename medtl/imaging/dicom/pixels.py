@@ -1,7 +1,4 @@
-"""Turn the pixel data of a DICOM file into values in which larger is brighter, plane by plane.
-
-Stored values are decoded, brought to modality units (PS3.3 C.11.1), and inverted where low values are white.
-"""
+"""PIXEL DATA -> stored values -> modality units (PS3.3 C.11.1) in which larger is brighter."""
 
 import struct
 from collections.abc import Iterator, Sequence
@@ -39,8 +36,8 @@ from medtl.imaging.dicom.elements import reporting_malformed
 from medtl.imaging.dicom.instance import Instance, Place
 from medtl.imaging.image import Voi, VoiTable
 
-# The plugin of pydicom and the distribution that decode a transfer syntax. One each: values of lossy ones
-# differ between decoders by one to three grey levels.
+# The plugin of pydicom and the distribution that decode a transfer syntax. One each: decoders of lossy ones
+# differ by one to three grey levels.
 NATIVE = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian}
 DECODERS: dict[UID, tuple[str, str]] = {
     RLELossless: ("pylibjpeg", "pylibjpeg-rle"),
@@ -56,12 +53,12 @@ DECODERS: dict[UID, tuple[str, str]] = {
     HTJ2KLosslessRPCL: ("pylibjpeg", "pylibjpeg-openjpeg"),
     HTJ2K: ("pylibjpeg", "pylibjpeg-openjpeg"),
 }
-# The same OpenJPEG, which computes grey frames with threads here, and does not take all colours.
+# The same OpenJPEG, which here decodes grey frames with threads, and does not read all colours.
 THREADED = ("pillow", "pillow")
-# Pillow takes much larger images for an attack.
+# Pillow refuses much larger images as an attack.
 MOST_THREADED_VALUES = 2**26
 NATIVE_DECODER = "pydicom"
-# Where a codestream says how deep its first component is: bits - 1, and 128 where it is signed.
+# The byte of a codestream that holds the depth of its first component: bits - 1, plus 128 where it is signed.
 DEPTH_PLACE = 42
 
 # The number of a plane, its stored values, and the decoder's name and version.
@@ -88,11 +85,10 @@ START_OF_FRAME = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """Values (C, H, W) of one plane, the VOI transformation meant for them, and how they came about.
+    """Values (C, H, W) of one plane, the VOI transformation meant for them, and their decoder.
 
-    They have the type in which they are exact; whoever makes an image of them rounds them to float32.
-
-    padding: the lowest and highest value that stand for no image, None where the file names none.
+    They have the type in which they are exact; an Image rounds them to float32. padding: the lowest and the
+    highest value outside the image, None where the file names none.
     """
 
     values: NDArray
@@ -106,8 +102,23 @@ def check_decodable(plane: Instance, where: str, count: int = 1) -> None:
 
     Raises ReadError dicom-undecoded, -photometric, -bits, -rescale, -too-large.
     """
-    _check_coding(plane, where)
-    _check_values(plane, where)
+    syntax = plane.transfer_syntax
+    if syntax not in DECODERS and syntax not in NATIVE:
+        name = syntax.name if syntax.keyword else "an unknown transfer syntax"
+        reason = f"is in {name}, which is not decoded"
+        fix = "rewrite it uncompressed, for example with gdcmconv --raw"
+        raise ReadError("dicom-undecoded", reason, where=where, fix=fix)
+    single = plane.photometric in GREY | {PALETTE}
+    known = single or plane.photometric in COLOUR
+    if not known or plane.samples != (1 if single else 3):
+        reason = "has a photometric interpretation that is unknown or contradicts its samples per pixel"
+        raise ReadError("dicom-photometric", reason, where=where, fix="convert it to MONOCHROME2 or RGB")
+    if not 0 < plane.bits_stored <= plane.bits_allocated or plane.high_bit != plane.bits_stored - 1:
+        reason = "has BitsAllocated, BitsStored and HighBit that contradict each other"
+        raise ReadError("dicom-bits", reason, where=where, fix="export it again")
+    if plane.rescale is None:
+        reason = "has a rescale slope of zero, or slope or intercept that are no numbers"
+        raise ReadError("dicom-rescale", reason, where=where, fix="export it again")
     if plane.values * max(count, plane.mosaic**2) > MOST_VALUES:
         size = f"{count} x {plane.rows} x {plane.columns} x {plane.samples}"
         reason = f"has {size} values, more than {MOST_VALUES}"
@@ -119,14 +130,23 @@ def decode(dataset: Dataset, planes: Sequence[Instance]) -> list[Pixels]:
 
     Raises ReadError dicom-truncated, -pixels, -decoder, -photometric, -rescale, -not-finite.
     """
-    stored = {number: (values, decoder) for number, values, decoder in _stored_planes(dataset, planes)}
-    return [_to_pixels(dataset, *stored[plane.frame], plane) for plane in planes]
+    frames = {number: (values, decoder) for number, values, decoder in _stored_planes(dataset, planes)}
+    pixels = []
+    for plane in planes:
+        stored, decoder = frames[plane.frame]
+        if plane.photometric not in GREY:
+            pixels.append(Pixels(_colour(dataset, stored, plane), None, None, decoder))
+            continue
+        if "ModalityLUTSequence" in dataset:
+            stored, plane = _through_table(dataset, stored, plane)
+        pixels.append(_grey(stored, plane, _voi(dataset, plane), decoder))
+    return pixels
 
 
 def decode_directly(data: bytes, planes: Sequence[Instance], place: Place) -> list[Pixels] | None:
-    """Decode planes straight from the bytes of their file, which the scan has understood already.
+    """Decode planes straight from the bytes of their file, at the place that its scan has found.
 
-    Only grey, little-endian whole numbers without tables; None for all others.
+    Only grey, little-endian integers without tables; None for all others.
     """
     first = planes[0]
     simple = first.transfer_syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
@@ -135,7 +155,7 @@ def decode_directly(data: bytes, planes: Sequence[Instance], place: Place) -> li
         return None
     size = first.values * first.bits_allocated // 8
     if not size * first.frames <= place.length < 2 * size * first.frames:
-        return None  # the long way says what is wrong
+        return None  # pydicom then says what is wrong
     decoded = []
     for plane in planes:
         start = place.start + plane.frame * size
@@ -155,18 +175,10 @@ def _stored_values(words: NDArray, plane: Instance) -> NDArray:
     return words.reshape(plane.rows, plane.columns)
 
 
-def _to_pixels(dataset: Dataset, stored: NDArray, decoder: str, plane: Instance) -> Pixels:
-    if plane.photometric not in GREY:
-        return Pixels(_colour(dataset, stored, plane), None, None, decoder)
-    if "ModalityLUTSequence" in dataset:
-        stored, plane = _through_table(dataset, stored, plane)
-    return _grey(stored, plane, _voi(dataset, plane), decoder)
-
-
 def _decoder_of(plane: Instance, frame: bytes) -> tuple[str, str]:
     """Return the plugin and the distribution that decode a frame.
 
-    A codestream that contradicts its header in sign, or is deeper than 16 bits, is not for THREADED.
+    THREADED does not take a codestream that contradicts its header in sign, or is deeper than 16 bits.
     """
     grey = plane.transfer_syntax == JPEG2000Lossless and plane.photometric in GREY and not plane.signed
     depth = frame[DEPTH_PLACE] + 1 if frame.startswith(J2K_START) and len(frame) > DEPTH_PLACE else 0
@@ -179,41 +191,11 @@ def _named(distribution: str) -> str:
     return f"{distribution} {version(distribution)}"
 
 
-def _check_coding(plane: Instance, where: str) -> None:
-    if plane.transfer_syntax not in DECODERS and plane.transfer_syntax not in NATIVE:
-        fix = "rewrite it uncompressed, for example with gdcmconv --raw"
-        reason = f"is in {_name(plane.transfer_syntax)}, which is not decoded"
-        raise ReadError("dicom-undecoded", reason, where=where, fix=fix)
-    single = plane.photometric in GREY | {PALETTE}
-    known = single or plane.photometric in COLOUR
-    if not known or plane.samples != (1 if single else 3):
-        reason = "has a photometric interpretation that is unknown or contradicts its samples per pixel"
-        raise ReadError("dicom-photometric", reason, where=where, fix="convert it to MONOCHROME2 or RGB")
-
-
-def _check_values(plane: Instance, where: str) -> None:
-    stored = plane.bits_stored
-    if not 0 < stored <= plane.bits_allocated or plane.high_bit != stored - 1:
-        reason = "has BitsAllocated, BitsStored and HighBit that contradict each other"
-        raise ReadError("dicom-bits", reason, where=where, fix="export it again")
-    if plane.rescale is None:
-        reason = "has a rescale slope of zero, or slope or intercept that are no numbers"
-        raise ReadError("dicom-rescale", reason, where=where, fix="export it again")
-
-
-def _name(syntax: UID) -> str:
-    return syntax.name if syntax.keyword else "an unknown transfer syntax"
-
-
 def _stored_planes(dataset: Dataset, planes: Sequence[Instance]) -> Iterator[Stored]:
-    """Yield the number of each plane, its stored values, (H, W) or (H, W, 3), and who decoded them.
-
-    YBR becomes RGB.
-    """
+    """Yield the number of each plane, its stored values and their decoder; YBR becomes RGB (H, W, 3)."""
     first = planes[0]
     data = _pixel_bytes(dataset, first)
-    native = first.transfer_syntax in NATIVE
-    frames = _native_frames if native else _compressed_frames
+    frames = _native_frames if first.transfer_syntax in NATIVE else _compressed_frames
     if first.mosaic == 1:
         yield from frames(dataset, data, first, [plane.frame for plane in planes])
         return
@@ -224,8 +206,10 @@ def _stored_planes(dataset: Dataset, planes: Sequence[Instance]) -> Iterator[Sto
         yield plane.frame, whole[rows, column * plane.columns : (column + 1) * plane.columns], decoder
 
 
-def _native_frames(dataset: Dataset, data: bytes, plane: Instance, wanted: Sequence[int]) -> Iterator[Stored]:
-    """Decode uncompressed frames, in this process: there is no decoder that could fail."""
+def _native_frames(
+    dataset: Dataset, data: bytes, plane: Instance, numbers: Sequence[int]
+) -> Iterator[Stored]:
+    """Decode uncompressed frames, in this process: no decoder can crash it."""
     rows, columns = plane.stored_shape
     samples = 2 if plane.photometric == "YBR_FULL_422" else plane.samples
     expected = (rows * columns * samples * plane.bits_allocated * plane.frames + 7) // 8
@@ -234,23 +218,23 @@ def _native_frames(dataset: Dataset, data: bytes, plane: Instance, wanted: Seque
         raise ReadError("dicom-truncated", reason, where=plane.path, fix="copy it again")
     if len(data) >= 2 * expected:
         raise _other_size(plane)
-    for number in wanted:
+    for number in numbers:
         try:
             yield number, pixel_array(dataset, index=number), _named(NATIVE_DECODER)
-        except Exception as error:  # pydicom fails in as many ways as there are malformed elements
+        except Exception as error:  # pydicom raises nearly anything on malformed elements
             raise _undecodable(plane, type(error).__name__) from error
 
 
 def _compressed_frames(
-    dataset: Dataset, data: bytes, plane: Instance, wanted: Sequence[int]
+    dataset: Dataset, data: bytes, plane: Instance, numbers: Sequence[int]
 ) -> Iterator[Stored]:
     """Decode compressed frames, in a child process."""
     rows, columns = plane.stored_shape
-    values = plane.samples * rows * columns * len(wanted)
+    values = plane.samples * rows * columns * len(numbers)
     if values > max(LARGE_FRAME_VALUES, MOST_SHRINKING * len(data)):
         reason = f"has {len(data)} bytes for {values} values"
         raise ReadError("dicom-too-large", reason, where=plane.path, fix="export it again")
-    for number, frame in _encoded_frames(dataset, data, plane, wanted):
+    for number, frame in _encoded_frames(dataset, data, plane, numbers):
         size = _codestream_size(frame)
         if size is not None and size != plane.stored_shape:
             raise _other_size(plane)
@@ -287,7 +271,7 @@ def _decode_compressed(dataset: Dataset, frame: bytes, plane: Instance, plugin: 
 
 
 def _encoded_frames(
-    dataset: Dataset, data: bytes, plane: Instance, wanted: Sequence[int]
+    dataset: Dataset, data: bytes, plane: Instance, numbers: Sequence[int]
 ) -> Iterator[tuple[int, bytes]]:
     offsets = None
     if "ExtendedOffsetTable" in dataset and "ExtendedOffsetTableLengths" in dataset:
@@ -297,8 +281,8 @@ def _encoded_frames(
             yield 0, get_frame(data, 0, number_of_frames=1, extended_offsets=offsets)
             return
         frames = generate_frames(data, number_of_frames=plane.frames, extended_offsets=offsets)
-        found = {number: frame for number, frame in enumerate(frames) if number in set(wanted)}
-        yield from ((number, found[number]) for number in wanted)
+        chosen = {number: frame for number, frame in enumerate(frames) if number in set(numbers)}
+        yield from ((number, chosen[number]) for number in numbers)
     except ReadError:
         raise
     except Exception as error:  # see _native_frames
@@ -355,10 +339,13 @@ def _colour(dataset: Dataset, stored: NDArray, plane: Instance) -> NDArray:
 
 
 def _grey(stored: NDArray, plane: Instance, voi: Voi | None, decoder: str) -> Pixels:
-    """Bring stored values (H, W) to modality units in which larger is brighter."""
+    """Convert stored values (H, W) to modality units in which larger is brighter."""
     slope, intercept = plane.rescale or (1.0, 0.0)
     values = stored if (slope, intercept) == (1.0, 0.0) else stored * slope + intercept
-    padding = _padding(plane)
+    padding = None
+    if plane.padding is not None:
+        low, high = sorted(value * slope + intercept for value in plane.padding)
+        padding = (low, high)
     if plane.photometric == "MONOCHROME1":
         # Low values are white (PS3.3 C.7.6.3.1.2). The inverted twin is stored as ends - v, with the same
         # rescale: the lowest plus the highest stored value is 2^bits - 1 unsigned, -1 in two's complement.
@@ -375,17 +362,8 @@ def _grey(stored: NDArray, plane: Instance, voi: Voi | None, decoder: str) -> Pi
     return Pixels(values[None], voi, padding, decoder)
 
 
-def _padding(plane: Instance) -> tuple[float, float] | None:
-    """Return the range of padding in modality units."""
-    if plane.padding is None:
-        return None
-    slope, intercept = plane.rescale or (1.0, 0.0)
-    low, high = sorted(value * slope + intercept for value in plane.padding)
-    return low, high
-
-
 def _voi(dataset: Dataset, plane: Instance) -> Voi | None:
-    """Return the VOI LUT of a file, which goes before its window; a table that is damaged counts for none."""
+    """Return the VOI LUT of a file, which precedes its window; a damaged table is ignored."""
     table = (dataset.get("VOILUTSequence") or [None])[0]
     if table is None:
         return plane.voi
@@ -400,7 +378,7 @@ def _voi(dataset: Dataset, plane: Instance) -> Voi | None:
 
 
 def _through_table(dataset: Dataset, stored: NDArray, plane: Instance) -> tuple[NDArray, Instance]:
-    """Apply the Modality LUT; return its values, and the plane as if they were stored."""
+    """Apply the Modality LUT; return its values, and the plane as if these were stored."""
     try:
         bits = int(dataset.ModalityLUTSequence[0].LUTDescriptor[2])
         values = apply_modality_lut(stored, dataset)

@@ -1,6 +1,6 @@
-"""What of a header's code strings may be shown: the standard's own terms, and nothing that a person typed.
+"""Which code strings of a header may be shown: the standard's own terms, and nothing that a person typed.
 
-A code string (CS) holds any sixteen capitals, so a name fits into it, and technicians type remarks there.
+A code string (CS) holds any sixteen capitals: a name fits, and technicians type remarks there.
 """
 
 import re
@@ -53,7 +53,7 @@ PHOTOMETRIC = re.compile(
 
 
 def shown_body_part(text: str) -> str:
-    """Return a body part that is of the standard's words; NOT_SHOWN for another, "" for none."""
+    """Return a body part made of the standard's words; NOT_SHOWN for another, "" for none."""
     return _shown(text, all(word in BODY_WORDS for word in re.split("[^A-Z]+", text) if word))
 
 
@@ -73,6 +73,6 @@ def shown_photometric(text: str) -> str:
 
 
 def _shown(text: str, known: bool) -> str:
-    # Digits and signs between words are let through ("L5-S1"), a year, date or an id is not.
+    # Digits and signs between words may be shown ("L5-S1"), but no year, date or ID.
     plain = re.fullmatch(r"[A-Z0-9 _/&+.,-]{1,16}", text) and len(re.findall("[0-9]", text)) < 4
     return text if not text or (known and plain) else NOT_SHOWN

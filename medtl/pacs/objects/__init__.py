@@ -1,11 +1,6 @@
-"""STUDY RESULTS -> OBJECTS FOR THE PACS: they go back to the study whose images they are about.
+"""STUDY RESULTS -> OBJECTS FOR THE PACS: they refer to the images scored, and name their patient."""
 
-result.py              the noun that objects are made from: StudyResult, with its ModelIdentity
-concepts.py            coded concepts: of the standards where there is one, of 99MEDTL otherwise
-headers.py             what all objects share: patient and study as copied, UIDs, equipment
-structured_report.py   the classification, as a Structured Report (TID 1500)
-secondary_capture.py   the heatmap over the image, as a picture that says what it is
-parametric_map.py      the heatmap of a volume, on the grid of its slices
-
-Patient data stand in these objects as the standard demands, and nowhere else.
-"""
+# What `medtl results` writes: DICOM objects, each with the module and function (of one name) that build it,
+# and the FHIR Bundle. Names alone, so that the command line knows the kinds without loading highdicom.
+BUILDERS = {"sr": "structured_report", "sc": "secondary_capture", "map": "parametric_map"}
+KINDS = (*BUILDERS, "fhir")

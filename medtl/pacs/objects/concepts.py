@@ -1,4 +1,4 @@
-"""Coded concepts: SNOMED CT, UCUM and DICOM's own where they have one, medtl's own scheme otherwise."""
+"""Coded concepts: from SNOMED CT, UCUM or DICOM if they have one, otherwise from medtl's private scheme."""
 
 import hashlib
 import re
@@ -19,9 +19,9 @@ NO_UNITS = Code("1", "UCUM", "no units")
 PREDICTED = Code("predicted", SCHEME, "Predicted by the model")
 IN_PREDICTION_SET = Code("in-set", SCHEME, "In the prediction set")
 THRESHOLD = Code("threshold", SCHEME, "Predicted from this probability on")
-SCREENING = Code("screening", SCHEME, "Is this an image for this model?")
-# By the verdict of screening. A code has 16 characters at most.
-VERDICTS = {
+OOD_CHECK = Code("screening", SCHEME, "Is this an image for this model?")
+# By the verdict of the out-of-distribution check. A code has at most 16 characters.
+OOD_VERDICTS = {
     "ok": Code("screen-ok", SCHEME, "Yes, like the training images"),
     "modality": Code("screen-modality", SCHEME, "No, of another modality than the training images"),
     "body part": Code("screen-body-part", SCHEME, "No, of another body part than the training images"),
@@ -29,7 +29,7 @@ VERDICTS = {
     "far from the training images": Code("screen-far", SCHEME, "No, far from the training images"),
 }
 
-# What was done to a patient, as far as the modality says so.
+# The procedure, as far as the modality implies it.
 PROCEDURES = {
     "CR": Code("363680008", "SCT", "Radiographic imaging procedure"),
     "DX": Code("363680008", "SCT", "Radiographic imaging procedure"),
@@ -38,7 +38,7 @@ PROCEDURES = {
 }
 IMAGING = Code("363679005", "SCT", "Imaging")
 
-# Class names that say by themselves what SNOMED CT means; all others are codes of the private scheme.
+# Class names with an unambiguous SNOMED CT concept; all others get a code of the private scheme.
 FINDINGS = {
     "normal": Code("17621005", "SCT", "Normal"),
     "abnormal": Code("263654008", "SCT", "Abnormal"),
@@ -56,7 +56,7 @@ FINDINGS = {
 
 
 def class_concept(name: str) -> CodedConcept:
-    """Return the concept of a class by its name: the same name gives the same code."""
+    """Return the concept for a class name: the same name gives the same code."""
     known = FINDINGS.get(re.sub(r"[\s_]+", " ", name).strip().casefold())
     if known is not None:
         return CodedConcept.from_code(known)
@@ -64,19 +64,19 @@ def class_concept(name: str) -> CodedConcept:
     return CodedConcept(f"C{digest[:12]}", SCHEME, meaning_of(name))
 
 
-def verdict_words(verdict: str) -> str:
-    """Say what screening found; "" where there was none."""
-    return f"{SCREENING.meaning} {VERDICTS[verdict].meaning}." if verdict else ""
+def ood_text(verdict: str) -> str:
+    """Return the result of the out-of-distribution check as a sentence, "" if there was none."""
+    return f"{OOD_CHECK.meaning} {OOD_VERDICTS[verdict].meaning}." if verdict else ""
 
 
 def meaning_of(text: str) -> str:
-    """Return a text that may stand as a Code Meaning: at most 64 characters, without backslashes."""
+    """Return a text that is valid as a Code Meaning: at most 64 characters, without backslashes."""
     plain = UNPRINTABLE.sub(" ", text.encode("utf-8", "replace").decode()).strip()
     return plain[:MEANING_LIMIT] or "unnamed"
 
 
 def scheme_item() -> CodingSchemeIdentificationItem:
-    """Return the item that says whose codes 99MEDTL are."""
+    """Return the item that identifies the scheme 99MEDTL."""
     return CodingSchemeIdentificationItem(
         designator=SCHEME, name="Class names of models trained with medtl", responsible_organization="medtl"
     )

@@ -2,13 +2,14 @@
 
 import re
 import uuid
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 from medtl.core.files import read_json
 from medtl.imaging.dicom.patient import SourceFile
-from medtl.pacs.objects.concepts import PREDICTED, PROBABILITY, SCHEME, class_concept, verdict_words
+from medtl.pacs.objects.concepts import PREDICTED, PROBABILITY, SCHEME, class_concept, ood_text
 from medtl.pacs.objects.result import RESEARCH_ONLY, StudyResult, derived_uid
 
 Resource = dict[str, Any]
@@ -20,12 +21,12 @@ SYSTEMS = {
 }
 DICOM_UID, URI = "urn:dicom:uid", "urn:ietf:rfc:3986"
 TERMINOLOGY = "http://terminology.hl7.org/CodeSystem"
-# Preliminary: nobody has verified it (DiagnosticReport.status, Observation.status).
+# No person has verified it (DiagnosticReport.status, Observation.status).
 STATUS = "preliminary"
 
 
 def fhir_bundle(result: StudyResult) -> Resource:
-    """Return what a model said of a study as plain data; of the patient it holds the id alone."""
+    """Return a model's result as plain data; the patient is identified by the id alone."""
     device = _device(result)
     observations = [_observation(result, name) for name in result.task.classes]
     resources = [_report(result, [one["id"] for one in observations]), *observations, device]
@@ -40,12 +41,12 @@ def fhir_bundle(result: StudyResult) -> Resource:
 
 
 def bundle_id(result: StudyResult) -> str:
-    """Return the id of the Bundle about a result."""
+    """Return the id of the Bundle for a result."""
     return _id(result.uid("fhir"))
 
 
 def holds_bundle(path: Path, result: StudyResult) -> bool:
-    """Say whether a file holds the Bundle about this result already."""
+    """Return whether a file already holds the Bundle for this result."""
     try:
         return bool(read_json(path)["id"] == bundle_id(result))
     except (OSError, ValueError, KeyError, TypeError):
@@ -73,12 +74,14 @@ def _report(result: StudyResult, observations: list[str]) -> Resource:
 def _observation(result: StudyResult, name: str) -> Resource:
     source, model, place = result.sources[0], result.model, result.task.classes.index(name)
     predicted = _coding(SYSTEMS[SCHEME], PREDICTED.value, PREDICTED.meaning)
+    concept = class_concept(name)
+    coded = _coding(SYSTEMS[concept.scheme_designator], concept.value, concept.meaning)
     return {
         "resourceType": "Observation",
         "id": _id(result.uid("fhir", "observation", name)),
         "status": STATUS,
         "category": [{"coding": [_coding(f"{TERMINOLOGY}/observation-category", "imaging", "Imaging")]}],
-        "code": {"coding": [_coded(name)], "text": f"{PROBABILITY.meaning} of {name}"},
+        "code": {"coding": [coded], "text": f"{PROBABILITY.meaning} of {name}"},
         **_context(source),
         "issued": _now(),
         "valueQuantity": {
@@ -95,9 +98,8 @@ def _observation(result: StudyResult, name: str) -> Resource:
 
 
 def _remarks(result: StudyResult) -> list[str]:
-    """Return what must be read along with an answer: whether the model may judge the image, and its use."""
-    screened = verdict_words(result.screening)
-    return [screened, RESEARCH_ONLY] if screened else [RESEARCH_ONLY]
+    """Return the caveats of a result: the out-of-distribution check, if any, and its intended use."""
+    return [*filter(None, [ood_text(result.ood)]), RESEARCH_ONLY]
 
 
 def _device(result: StudyResult) -> Resource:
@@ -114,16 +116,18 @@ def _device(result: StudyResult) -> Resource:
 
 
 def _context(source: SourceFile) -> Resource:
-    """Return whom it is about and when that was seen, as far as the source says so."""
-    found: Resource = {}
+    """Return the patient and the date of the study, as far as the source states them."""
+    context: Resource = {}
     if patient := str(source.header.get("PatientID") or ""):
         identifier: Resource = {"value": patient}
         if issuer := str(source.header.get("IssuerOfPatientID") or ""):
             identifier["assigner"] = {"display": issuer}
-        found["subject"] = {"type": "Patient", "identifier": identifier}
-    if day := _day(str(source.header.get("StudyDate") or "")):
-        found["effectiveDateTime"] = day
-    return found
+        context["subject"] = {"type": "Patient", "identifier": identifier}
+    day = str(source.header.get("StudyDate") or "")
+    if re.fullmatch("[0-9]{8}", day):
+        with suppress(ValueError):  # not a date
+            context["effectiveDateTime"] = date.fromisoformat(day).isoformat()
+    return context
 
 
 def _request(source: SourceFile) -> Resource:
@@ -139,27 +143,12 @@ def _study(source: SourceFile) -> Resource:
     return {"type": "ImagingStudy", "identifier": identifier}
 
 
-def _day(text: str) -> str:
-    """Return a DICOM date as FHIR writes it, "" where it is none."""
-    if not re.fullmatch("[0-9]{8}", text):
-        return ""
-    try:
-        return date(int(text[:4]), int(text[4:6]), int(text[6:])).isoformat()
-    except ValueError:
-        return ""
-
-
-def _coded(name: str) -> Resource:
-    concept = class_concept(name)
-    return _coding(SYSTEMS[concept.scheme_designator], concept.value, concept.meaning)
-
-
 def _coding(system: str, code: str, display: str) -> Resource:
     return {"system": system, "code": code, "display": display}
 
 
 def _id(uid: str) -> str:
-    """Return the UUID that a UID of medtl's was made of."""
+    """Return the UUID from which a UID of medtl was derived."""
     return str(uuid.UUID(int=int(uid.removeprefix("2.25."))))
 
 

@@ -1,4 +1,4 @@
-"""What all objects share: patient and study as the source has them, their UIDs, and medtl as equipment."""
+"""Header of a source file -> the attributes all objects share: patient, study, UIDs, medtl as equipment."""
 
 import logging
 import re
@@ -12,7 +12,7 @@ from medtl.pacs.objects.result import StudyResult
 # Its warnings quote the patient's name.
 logging.getLogger("highdicom").setLevel(logging.CRITICAL)
 
-# Must be there, with or without a value (PS3.3 C.7.1.1, C.7.2.1).
+# Type 2: present, with or without a value (PS3.3 C.7.1.1, C.7.2.1).
 PATIENT_AND_STUDY = (
     "PatientID",
     "PatientName",
@@ -27,39 +27,43 @@ PATIENT_AND_STUDY = (
 SEXES, SIDES = ("M", "F", "O"), ("R", "L")
 AGE = re.compile("[0-9]{3}[DWMY]")
 DESCRIPTION_LIMIT = 64
-# Of a series 4 the series of results are 401, 402 and 403, as far as that is an Integer String.
-NUMBERS = {"sr": 1, "sc": 2, "map": 3}
-DESCRIPTIONS = {"sr": "classification", "sc": "overlay", "map": "saliency map"}
-MOST_SOURCE_NUMBER = 10**7
+# Series number and description by kind: results of series 4 are series 401, 402 and 403.
+SERIES = {"sr": (1, "classification"), "sc": (2, "overlay"), "map": (3, "saliency map")}
+MOST_SOURCE_NUMBER = 10**7  # a hundred times that would not be an Integer String
 
 
 def reference(header: Dataset) -> Dataset:
-    """Return a header that objects are made from: what must be there and is not has no value."""
+    """Return a copy of a header with all attributes that objects need; missing ones are empty."""
     complete = Dataset()
     complete.update(header)
     for keyword in PATIENT_AND_STUDY:
         if keyword not in complete:
             complete.add_new(keyword, dictionary_VR(keyword), None)
     if complete.PatientSex not in SEXES:
-        complete.add_new("PatientSex", "CS", None)  # a new element: the old one is the header's
+        complete.add_new("PatientSex", "CS", None)  # a new element: the old one belongs to the header
     if not AGE.fullmatch(str(complete.get("PatientAge") or "")):
         complete.pop("PatientAge", None)  # optional, and often written as years alone
     return complete
 
 
 def references(result: StudyResult) -> list[Dataset]:
-    """Return the headers of all source files, complete."""
+    """Return the completed headers of all source files."""
     return [reference(one.header) for one in result.sources]
 
 
 def identity(result: StudyResult, kind: str) -> dict[str, Any]:
-    """Return what tells an object apart: its UIDs, numbers and description. kind is a key of NUMBERS."""
+    """Return what identifies an object: UIDs, numbers and description. kind is a key of SERIES."""
+    number, description = SERIES[kind]
+    try:
+        source = int(result.sources[0].header.get("SeriesNumber") or 0)
+    except (TypeError, ValueError):
+        source = 0
     return {
         "series_instance_uid": result.uid(kind, "series"),
         "sop_instance_uid": instance_uid(result, kind),
-        "series_number": _series_number(result.sources[0].header, kind),
+        "series_number": (source if 0 <= source < MOST_SOURCE_NUMBER else 0) * 100 + number,
         "instance_number": 1,
-        "series_description": f"medtl {DESCRIPTIONS[kind]}: research use only",
+        "series_description": f"medtl {description}: research use only",
         "specific_character_set": "ISO_IR 192",
     }
 
@@ -70,7 +74,7 @@ def instance_uid(result: StudyResult, kind: str) -> str:
 
 
 def equipment(result: StudyResult) -> dict[str, Any]:
-    """Return medtl as the equipment that made an object; its serial number is that of the model."""
+    """Return medtl as the equipment that made an object; the serial number identifies the model."""
     return {
         "manufacturer": "medtl",
         "manufacturer_model_name": result.model.backbone[:DESCRIPTION_LIMIT],
@@ -80,14 +84,6 @@ def equipment(result: StudyResult) -> dict[str, Any]:
 
 
 def add_laterality(built: Dataset, header: Dataset) -> None:
-    """Copy which side of a paired part an image shows; without a value where the source does not say."""
+    """Copy the side of a paired body part; the attribute is empty if the source does not state it."""
     named = header.get("Laterality") or header.get("ImageLaterality")
-    built.Laterality = named if named in SIDES else None  # images may also say B and U, series may not
-
-
-def _series_number(header: Dataset, kind: str) -> int:
-    try:
-        number = int(header.get("SeriesNumber") or 0)
-    except (TypeError, ValueError):
-        number = 0
-    return (number if 0 <= number < MOST_SOURCE_NUMBER else 0) * 100 + NUMBERS[kind]
+    built.Laterality = named if named in SIDES else None  # images may have B and U, series may not

@@ -10,27 +10,34 @@ from medtl.pacs.objects import concepts
 from medtl.pacs.objects.headers import add_laterality, equipment, identity, references
 from medtl.pacs.objects.result import RESEARCH_ONLY, StudyResult
 
-# Viewers show 16-bit maps, and hardly one shows those of floats; a step is 1.5e-5.
+# Viewers show 16-bit maps, but hardly any shows float maps; a step is 1.5e-5.
 TOP = 2**16 - 1
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def parametric_map(result: StudyResult) -> ParametricMap:
-    """Return the heatmap with the values 0 to 65535 for 0 to 1; each frame refers to the slices it lies on.
+    """Return the heatmap, 0 to 1 as 0 to 65535; each frame refers to the slices at its position.
 
-    Raises ReadError result-no-frame where the slices do not say which frame of reference they lie in.
+    Raises ReadError result-no-frame if the slices lack a frame of reference.
     """
     headers = references(result)
     for header in headers:
-        header.SliceThickness = header.get("SliceThickness")  # highdicom takes it for granted
-    if not headers[0].get("FrameOfReferenceUID"):
-        reason = "lacks FrameOfReferenceUID, so a map has no place in the patient"
-        raise ReadError(
-            "result-no-frame", reason, where=result.image.facts.source, fix="leave out --kind map"
-        )
+        header.SliceThickness = header.get("SliceThickness")  # highdicom requires the attribute
+    frame_of_reference = str(headers[0].get("FrameOfReferenceUID") or "")
+    if not frame_of_reference:
+        where, fix = result.image.facts.source, "leave out --kind map"
+        reason = "lacks FrameOfReferenceUID, so a map has no position in the patient"
+        raise ReadError("result-no-frame", reason, where=where, fix=fix)
+    assert result.image.affine is not None
+    levels: NDArray[np.uint16] = np.round(np.clip(result.heatmap, 0, 1) * TOP).astype(np.uint16)
     written = ParametricMap(
         source_images=headers,
-        pixel_array=_volume(result, str(headers[0].FrameOfReferenceUID)),
+        pixel_array=Volume(
+            levels,
+            affine=RAS_TO_LPS @ result.image.affine,
+            coordinate_system="PATIENT",
+            frame_of_reference_uid=frame_of_reference,
+        ),
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[_mapping(result)],
         voi_lut_transformations=[VOILUTTransformation(window_center=TOP / 2, window_width=TOP)],
@@ -42,32 +49,21 @@ def parametric_map(result: StudyResult) -> ParametricMap:
     )
     _drop_other_frames(written, result)
     add_laterality(written, headers[0])
-    written.ContentCreatorName = None  # nobody, which must be said (PS3.3 table 10-12)
-    written.ImageComments = f"What raised the model's score of {result.target_class}. {RESEARCH_ONLY}"
+    written.ContentCreatorName = None  # type 2, and nobody created it (PS3.3 table 10-12)
+    written.ImageComments = f"What raised the model's score for {result.target_class}. {RESEARCH_ONLY}"
     return written
 
 
-def _volume(result: StudyResult, frame_of_reference: str) -> Volume:
-    assert result.image.affine is not None
-    levels: NDArray[np.uint16] = np.round(np.clip(result.heatmap, 0, 1) * TOP).astype(np.uint16)
-    return Volume(
-        levels,
-        affine=RAS_TO_LPS @ result.image.affine,
-        coordinate_system="PATIENT",
-        frame_of_reference_uid=frame_of_reference,
-    )
-
-
 def _drop_other_frames(written: ParametricMap, result: StudyResult) -> None:
-    """Take back references to frames that lie at the same places and were not judged, as of another echo."""
-    judged = {str(one.header.SOPInstanceUID): one.frames for one in result.sources}
+    """Drop references to frames at the same positions that were not scored, such as those of another echo."""
+    scored = {str(one.header.SOPInstanceUID): one.frames for one in result.sources}
     for group in written.PerFrameFunctionalGroupsSequence:
         for derivation in group.get("DerivationImageSequence", ()):
             derivation.SourceImageSequence = [
                 item
                 for item in derivation.SourceImageSequence
                 if item.get("ReferencedFrameNumber") is None
-                or item.ReferencedFrameNumber in (judged[item.ReferencedSOPInstanceUID] or ())
+                or item.ReferencedFrameNumber in (scored[item.ReferencedSOPInstanceUID] or ())
             ]
 
 

@@ -1,4 +1,4 @@
-"""Turn a study's result into a Secondary Capture: the heatmap over the image, and what it is in words."""
+"""Turn a study's result into a Secondary Capture: the image under its heatmap, with a legend."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,25 +13,25 @@ from pydicom import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
-from medtl.pacs.objects.concepts import verdict_words
+from medtl.pacs.objects.concepts import ood_text
 from medtl.pacs.objects.headers import add_laterality, equipment, identity, reference
 from medtl.pacs.objects.result import RESEARCH_ONLY, StudyResult
 from medtl.report.formatting import probability_text
 from medtl.report.pictures import Overlay, overlay_of
 
-LONGEST_SIDE = 768  # px of the picture above the words
+LONGEST_SIDE = 768  # px of the picture above the legend
 FONT_SIZE, MARGIN = 17, 10
-# Rows to the back and columns to the left, as imaging/display.py turns a volume.
+# Rows run to the left and columns to the back, as imaging/display.py orients a volume.
 AXIAL_ORIENTATION = ["L", "P"]
 
 
 def secondary_capture(result: StudyResult) -> SCImage:
-    """Return the overlay, with its words burned in, as an image that refers to the images judged."""
+    """Return the overlay with its legend burned in, as an image that refers to the images scored."""
     overlay = overlay_of(result.image, result.heatmap)
     header = reference(result.sources[0].header)
     capture = SCImage.from_ref_dataset(
         ref_dataset=header,
-        pixel_array=_draw(overlay, _words(result, overlay)),
+        pixel_array=_draw(overlay, _legend(result, overlay)),
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
@@ -45,31 +45,30 @@ def secondary_capture(result: StudyResult) -> SCImage:
     return capture
 
 
-def _words(result: StudyResult, overlay: Overlay) -> list[str]:
+def _legend(result: StudyResult, overlay: Overlay) -> list[str]:
     place = f", slice {overlay.slice} of {overlay.slices} from the feet" if overlay.slices > 1 else ""
     pairs = zip(result.task.classes, result.probabilities, strict=True)
-    chances = [f"{name} {probability_text(chance)}" for name, chance in pairs]
-    screened = verdict_words(result.screening)
+    probabilities = [f"{name} {probability_text(probability)}" for name, probability in pairs]
     return [
         f"medtl {result.model.medtl}, {result.model.backbone}, model {result.model.sha256[:12]}",
         f"Predicted: {', '.join(result.predicted) or 'none of the findings'}",
-        f"Probabilities: {', '.join(chances)}",
-        *([screened] if screened else []),
-        f"Colour: what raised the score of {result.target_class} ({result.method}){place}",
+        f"Probabilities: {', '.join(probabilities)}",
+        *filter(None, [ood_text(result.ood)]),
+        f"Colour: what raised the score for {result.target_class} ({result.method}){place}",
         RESEARCH_ONLY,
     ]
 
 
-def _draw(overlay: Overlay, words: Sequence[str]) -> NDArray[np.uint8]:
-    """Return RGB (H, W, 3): the picture with square pixels, and below it the words."""
+def _draw(overlay: Overlay, legend: Sequence[str]) -> NDArray[np.uint8]:
+    """Return RGB (H, W, 3): the picture with square pixels, and below it the legend."""
     row_mm, column_mm = overlay.spacing_mm or (1.0, 1.0)
     picture = Picture.fromarray(overlay.pixels)
     sides = picture.width * column_mm, picture.height * row_mm
     scale = LONGEST_SIDE / max(sides)
     width, height = (max(1, round(side * scale)) for side in sides)
     picture = picture.resize((width, height), Picture.Resampling.BICUBIC)
-    font = _font()
-    lines = [part for line in words for part in _wrap(line, font, LONGEST_SIDE - 2 * MARGIN)]
+    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), FONT_SIZE)
+    lines = [part for line in legend for part in _wrap(line, font, LONGEST_SIDE - 2 * MARGIN)]
     step = round(FONT_SIZE * 1.4)
     sheet = Picture.new("RGB", (LONGEST_SIDE, height + 2 * MARGIN + step * len(lines)))
     sheet.paste(picture, ((LONGEST_SIDE - width) // 2, 0))
@@ -79,12 +78,8 @@ def _draw(overlay: Overlay, words: Sequence[str]) -> NDArray[np.uint8]:
     return np.asarray(sheet)
 
 
-def _font() -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), FONT_SIZE)
-
-
 def _wrap(line: str, font: ImageFont.FreeTypeFont, room: float) -> list[str]:
-    """Break a line between words, and a word that is longer than the room anywhere."""
+    """Break a line between words, or within a word that is too long by itself."""
     lines = [""]
     for word in " ".join(line.split()).split(" "):
         longer = f"{lines[-1]} {word}".strip()
@@ -100,15 +95,15 @@ def _wrap(line: str, font: ImageFont.FreeTypeFont, room: float) -> list[str]:
 
 
 def _describe(capture: SCImage, header: Dataset, result: StudyResult) -> None:
-    """Say what the picture is and what it was made from."""
+    """Describe the picture and the images it was made from."""
     volume = result.image.affine is not None
     capture.ConversionType = "WSD"
     capture.BurnedInAnnotation = "YES"
     capture.PatientOrientation = AXIAL_ORIENTATION if volume else header.get("PatientOrientation")
     add_laterality(capture, header)
     capture.DerivationDescription = (
-        f"Image under a heatmap ({result.method}) of what raised the model's score of {result.target_class}; "
-        f"medtl {result.model.medtl}, {result.model.backbone}. {RESEARCH_ONLY}"
+        f"Image under a heatmap ({result.method}) of what raised the model's score for "
+        f"{result.target_class}; medtl {result.model.medtl}, {result.model.backbone}. {RESEARCH_ONLY}"
     )
     capture.SourceImageSequence = [_source_item(one.header, one.frames) for one in result.sources]
     capture.LossyImageCompression = header.get("LossyImageCompression") or "00"

@@ -1,6 +1,6 @@
 """Turn a study's result into a Structured Report: one measurement group a class (PS3.16 TID 1500, 1501)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from highdicom.sr import (
     AlgorithmIdentification,
@@ -29,13 +29,21 @@ DECIMALS = 6
 
 
 def structured_report(result: StudyResult) -> EnhancedSR:
-    """Return the classification with its probabilities, the model, and references to the images judged.
+    """Return the classification with its probabilities, the model, and references to the images scored.
 
-    It is unverified and preliminary: nobody has looked at it.
+    It is preliminary and unverified: no person has reviewed it.
     """
     headers = references(result)
+    device = DeviceObserverIdentifyingAttributes(
+        uid=result.model.uid,
+        name="medtl",
+        manufacturer_name="medtl",
+        model_name=result.model.backbone,
+        serial_number=result.model.sha256[:16],
+    )
+    observer = ObserverContext(codes.DCM.Device, device)
     report = MeasurementReport(
-        observation_context=_observer(result),
+        observation_context=ObservationContext(observer_device_context=observer),
         procedure_reported=_procedures(headers[0]),
         imaging_measurements=list(_groups(result)),
         title=codes.DCM.ImagingMeasurementReport,
@@ -54,24 +62,13 @@ def structured_report(result: StudyResult) -> EnhancedSR:
     )
 
 
-def _observer(result: StudyResult) -> ObservationContext:
-    device = DeviceObserverIdentifyingAttributes(
-        uid=result.model.uid,
-        name="medtl",
-        manufacturer_name="medtl",
-        model_name=result.model.backbone,
-        serial_number=result.model.sha256[:16],
-    )
-    return ObservationContext(observer_device_context=ObserverContext(codes.DCM.Device, device))
-
-
 def _procedures(header: Dataset) -> list[CodedConcept]:
-    """Return the procedures that the source names by code; otherwise what its modality says was done."""
+    """Return the procedures coded in the source; otherwise the one that its modality implies."""
     keywords = ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")
     coded = [[item.get(key) for key in keywords] for item in header.get("ProcedureCodeSequence") or ()]
     named = [CodedConcept(*map(str, parts)) for parts in coded if all(parts)]
-    said = concepts.PROCEDURES.get(str(header.get("Modality") or ""), concepts.IMAGING)
-    return named or [CodedConcept.from_code(said)]
+    implied = concepts.PROCEDURES.get(str(header.get("Modality") or ""), concepts.IMAGING)
+    return named or [CodedConcept.from_code(implied)]
 
 
 def _groups(result: StudyResult) -> Iterator[MeasurementsAndQualitativeEvaluations]:
@@ -81,20 +78,7 @@ def _groups(result: StudyResult) -> Iterator[MeasurementsAndQualitativeEvaluatio
         family=concepts.ARTIFICIAL_INTELLIGENCE,
         parameters=list(result.model.parameters()),
     )
-    images = _images(result)
-    for name, probability in zip(result.task.classes, result.probabilities, strict=True):
-        yield MeasurementsAndQualitativeEvaluations(
-            tracking_identifier=TrackingIdentifier(result.uid("class", name), name),
-            finding_type=concepts.class_concept(name),
-            algorithm_id=algorithm,
-            measurements=_measurements(result, name, probability),
-            qualitative_evaluations=_evaluations(result, name),
-            source_images=images,
-        )
-
-
-def _images(result: StudyResult) -> Sequence[SourceImageForMeasurementGroup]:
-    return [
+    images = [
         SourceImageForMeasurementGroup(
             str(one.header.SOPClassUID),
             str(one.header.SOPInstanceUID),
@@ -102,13 +86,18 @@ def _images(result: StudyResult) -> Sequence[SourceImageForMeasurementGroup]:
         )
         for one in result.sources
     ]
-
-
-def _measurements(result: StudyResult, name: str, probability: float) -> list[Measurement]:
-    found = [_measurement(concepts.PROBABILITY, probability)]
-    if name in result.model.thresholds:
-        found.append(_measurement(concepts.THRESHOLD, result.model.thresholds[name]))
-    return found
+    for name, probability in zip(result.task.classes, result.probabilities, strict=True):
+        measurements = [_measurement(concepts.PROBABILITY, probability)]
+        if name in result.model.thresholds:
+            measurements.append(_measurement(concepts.THRESHOLD, result.model.thresholds[name]))
+        yield MeasurementsAndQualitativeEvaluations(
+            tracking_identifier=TrackingIdentifier(result.uid("class", name), name),
+            finding_type=concepts.class_concept(name),
+            algorithm_id=algorithm,
+            measurements=measurements,
+            qualitative_evaluations=_evaluations(result, name),
+            source_images=images,
+        )
 
 
 def _measurement(name: Code, value: float) -> Measurement:
@@ -117,12 +106,12 @@ def _measurement(name: Code, value: float) -> Measurement:
 
 def _evaluations(result: StudyResult, name: str) -> list[QualitativeEvaluation]:
     answers = {concepts.PREDICTED: name in result.predicted}
-    if result.held is not None:
-        answers[concepts.IN_PREDICTION_SET] = name in result.held
-    found = [
+    if result.prediction_set is not None:
+        answers[concepts.IN_PREDICTION_SET] = name in result.prediction_set
+    evaluations = [
         QualitativeEvaluation(question, concepts.YES if answer else concepts.NO)
         for question, answer in answers.items()
     ]
-    if result.screening:
-        found.append(QualitativeEvaluation(concepts.SCREENING, concepts.VERDICTS[result.screening]))
-    return found
+    if result.ood:
+        evaluations.append(QualitativeEvaluation(concepts.OOD_CHECK, concepts.OOD_VERDICTS[result.ood]))
+    return evaluations

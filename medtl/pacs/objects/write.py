@@ -1,62 +1,70 @@
 """Write the objects about a study's result into files, each whole or absent and none twice."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import pydicom
 from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
-from medtl.core.files import replacing
+from medtl.core.files import replacing, write_json
 from medtl.errors import MedtlError, ReadError
 from medtl.imaging.series import unreadable
+from medtl.pacs.objects import BUILDERS
+from medtl.pacs.objects.fhir import bundle_id, fhir_bundle, holds_bundle
 from medtl.pacs.objects.headers import instance_uid
-from medtl.pacs.objects.parametric_map import parametric_map
 from medtl.pacs.objects.result import StudyResult
-from medtl.pacs.objects.secondary_capture import secondary_capture
-from medtl.pacs.objects.structured_report import structured_report
 
-BUILDERS: dict[str, Callable[[StudyResult], Dataset]] = {
-    "sr": structured_report,
-    "sc": secondary_capture,
-    "map": parametric_map,
-}
+
+def object_path(result: StudyResult, kind: str) -> str:
+    """Return where an object of a kind of KINDS belongs, below the folder for results."""
+    if kind == "fhir":
+        return f"fhir/{bundle_id(result)}.json"
+    return f"dicom/{instance_uid(result, kind)}-{kind}.dcm"
 
 
 def write_object(path: Path, result: StudyResult, kind: str) -> None:
-    """Write one object; where the file holds this very object, it stays as it is, its dates too.
+    """Write one object; if the file already holds this very object, it is left as it is, with its dates.
 
-    kind is a key of BUILDERS. Raises ReadError result-no-frame, result-header, file-unreadable; OutputError.
+    kind is one of KINDS. Raises ReadError result-no-frame, result-header, file-unreadable; OutputError.
     """
-    if _holds(path, instance_uid(result, kind)):
-        return
-    with warnings.catch_warnings(), _reporting_unfit(result), replacing(path) as temporary:
-        warnings.simplefilter("ignore")  # they quote the patient's name
-        BUILDERS[kind](result).save_as(temporary, enforce_file_format=True)
+    if kind == "fhir":
+        if not holds_bundle(path, result):
+            write_json(path, fhir_bundle(result))
+    elif not _holds(path, instance_uid(result, kind)):
+        with warnings.catch_warnings(), _reporting_unfit(result), replacing(path) as temporary:
+            warnings.simplefilter("ignore")  # they quote the patient's name
+            build_object(result, kind).save_as(temporary, enforce_file_format=True)
+
+
+def build_object(result: StudyResult, kind: str) -> Dataset:
+    """Return the DICOM object about a result. kind is a key of BUILDERS."""
+    module = import_module(f"medtl.pacs.objects.{BUILDERS[kind]}")
+    dataset: Dataset = getattr(module, BUILDERS[kind])(result)
+    return dataset
 
 
 @contextmanager
 def _reporting_unfit(result: StudyResult) -> Iterator[None]:
-    """Turn whatever highdicom raises on odd values of the source into a refusal that does not quote them."""
+    """Turn what highdicom raises on odd values of the source into a refusal that does not quote them."""
     try:
         yield
     except MedtlError:
         raise
     except (ValueError, TypeError, AttributeError, LookupError, NotImplementedError) as error:
         reason = f"has a header that does not allow this object ({type(error).__name__})"
-        where = result.sources[0].path
-        raise ReadError(
-            "result-header", reason, where=where, fix="export it again from its source"
-        ) from error
+        where, fix = result.sources[0].path, "export it again from its source"
+        raise ReadError("result-header", reason, where=where, fix=fix) from error
 
 
 def _holds(path: Path, uid: str) -> bool:
     try:
-        found = pydicom.dcmread(path, specific_tags=["SOPInstanceUID"], stop_before_pixels=True)
+        header = pydicom.dcmread(path, specific_tags=["SOPInstanceUID"], stop_before_pixels=True)
     except (FileNotFoundError, InvalidDicomError):
         return False
     except OSError as error:
         raise unreadable(path, error) from error
-    return found.get("SOPInstanceUID") == uid
+    return header.get("SOPInstanceUID") == uid

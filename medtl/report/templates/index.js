@@ -63,6 +63,6 @@
   form.addEventListener("input", show);
   form.addEventListener("submit", (event) => event.preventDefault());
   form.hidden = false;
-  // A page that is come back to keeps its filters.
+  // Going back to the page restores its filters.
   window.addEventListener("pageshow", () => { sortByOrder(); show(); });
 })();

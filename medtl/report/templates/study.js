@@ -123,7 +123,7 @@
   const setMap = (on) => {
     viewer.classList.toggle("plain", !on);
     toggle.setAttribute("aria-pressed", String(on));
-    toggle.firstChild.textContent = on ? "Map is on " : "Map is off ";
+    toggle.firstChild.textContent = on ? "Map on " : "Map off ";
   };
 
   const moves = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 5, PageDown: -5,

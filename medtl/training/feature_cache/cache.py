@@ -33,17 +33,14 @@ from medtl.training.feature_cache.plan import Wanted
 from medtl.training.feature_cache.store import (
     FORMAT_VERSION,
     FeatureStore,
-    Lease,
     OpenStore,
-    Staging,
     StoreSpec,
+    StoreWriter,
     begin,
     cache_full,
-    claim,
     make_room,
     open_store,
     publish,
-    remove,
     staging_folder,
     telling,
 )
@@ -204,12 +201,13 @@ class FeatureCache:
     def _open_or_claim_one(self, spec: StoreSpec, claims: ExitStack) -> OpenStore | None:
         store = open_store(self.root, spec)
         if store is None:
-            lease = claim(self.root, spec)
+            lock = staging_folder(self.root, spec).claim()
             store = open_store(self.root, spec)  # another process may have been faster
             if store is None:
-                claims.callback(lease.release)
+                claims.callback(lock.release)
             else:
-                _give_up(self.root, [spec], lease)
+                _give_up(self.root, [spec])
+                lock.release()
         return store
 
     def _allocate(self, specs: Sequence[StoreSpec]) -> None:
@@ -260,7 +258,7 @@ class FeatureCache:
         failure = None
         try:
             with ExitStack() as files:
-                stagings = {slot: Staging(self.root, spec, team.rank) for slot, spec in absent.items()}
+                stagings = {slot: StoreWriter(self.root, spec, team.rank) for slot, spec in absent.items()}
                 for staging in stagings.values():
                     files.callback(staging.close)
                 self._run_jobs(views, stagings, progress, team)
@@ -274,7 +272,7 @@ class FeatureCache:
             raise failure
 
     def _run_jobs(
-        self, views: Views, stagings: Mapping[Slot, Staging], progress: Progress | None, team: Team
+        self, views: Views, stagings: Mapping[Slot, StoreWriter], progress: Progress | None, team: Team
     ) -> None:
         jobs = list(_jobs(stagings))
         total = len(views) * len({view for _, view in stagings})
@@ -383,7 +381,7 @@ def pass_batch_size(costs: Sequence[StepCost]) -> int:
     return size
 
 
-def _jobs(stagings: Mapping[Slot, Staging]) -> Iterator[Job]:
+def _jobs(stagings: Mapping[Slot, StoreWriter]) -> Iterator[Job]:
     """Yield the batches that some store lacks, view by view: one chain fills the stores of all steps."""
     for view in sorted({view for _, view in stagings}):
         of_view = {step: staging for (step, seen), staging in sorted(stagings.items()) if seen == view}
@@ -401,9 +399,7 @@ def _all_open(root: Path, stores: Mapping[Slot, OpenStore | None]) -> dict[Slot,
     return found
 
 
-def _give_up(root: Path, specs: Sequence[StoreSpec], lease: Lease | None = None) -> None:
+def _give_up(root: Path, specs: Sequence[StoreSpec]) -> None:
     """Remove the staging folders of stores that this process has claimed."""
     for spec in specs:
-        remove(staging_folder(root, spec))
-    if lease:
-        lease.release()
+        staging_folder(root, spec).discard()

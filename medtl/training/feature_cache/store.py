@@ -1,27 +1,23 @@
 """Activations on disk: stores that are whole or absent, found by their content, evicted where room is short.
 
+batches -> activations.f32, with a line in a journal for each -> features.json -> the folder is published
+
 A store is a folder named by what its numbers depend on, and holds one view of some samples at one step: a
-file of float32, and a header with its shape and the checksum of each batch. Whoever reads it holds a shared
-lock, so that nobody evicts it meanwhile; the lock of a process that was killed is gone with it. A store is
-computed in a folder beside its place, under an exclusive lock, batch after batch with a line in a journal
-for each, and renamed when it is whole. So whoever was killed goes on there, and of two processes that want
-the same store one waits.
+file of float32, and a header with its shape and the checksum of each batch. Each process that reads it holds
+a lock in it, so that nobody evicts it meanwhile.
 """
 
 import errno
-import fcntl
 import logging
 import math
 import os
 import shutil
 import time
-import uuid
-import weakref
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +26,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medtl.core.files import read_json, unwritable, write_json
+from medtl.core.staging import (
+    REMOVED,
+    STAGING,
+    Lock,
+    StagingFolder,
+    remove_folder,
+    remove_lock,
+    try_lock,
+    wait_for_lock,
+)
 from medtl.errors import OutputError
 
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
-HEADER, ACTIVATIONS, JOURNAL = "features.json", "activations.f32", "journal"
-IN_USE, COMPUTING, ROOM = "in-use.lock", "computing.lock", ".room.lock"
-STAGING, EVICTED = ".computing-", ".evicted-"
+HEADER, ACTIVATIONS = "features.json", "activations.f32"
+IN_USE, ROOM = "in-use", ".room.lock"
 
 # So much of the disk stays free, for checkpoints and whatever else runs.
 RESERVED_BYTES = 1_000_000_000
@@ -73,36 +78,12 @@ class StoreSpec:
         return slice(batch * self.batch_size * row, min((batch + 1) * self.batch_size * row, size))
 
 
-class Lease:
-    """A lock that is held until it is released, or this object or its process is gone."""
-
-    def __init__(self, path: Path, *, create: bool = False) -> None:
-        self.path = path
-        self.descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o600)
-        self._close = weakref.finalize(self, os.close, self.descriptor)
-
-    def take(self, kind: int) -> bool:
-        """Lock as asked for, and say whether that is so and the file still in its place.
-
-        kind: fcntl.LOCK_SH or LOCK_EX, with LOCK_NB not to wait.
-        """
-        try:
-            fcntl.flock(self.descriptor, kind)
-            return os.fstat(self.descriptor).st_ino == self.path.stat().st_ino
-        except (BlockingIOError, FileNotFoundError):
-            return False
-
-    def release(self) -> None:
-        """Give the lock back."""
-        self._close()
-
-
 @dataclass(frozen=True, eq=False)
 class OpenStore:
-    """The activations of one view, (N, *activation), memory-mapped and held."""
+    """The activations of one view, (N, *activation), memory-mapped, and the lock that keeps them there."""
 
     activations: NDArray[np.float32]
-    lease: Lease
+    lock: Lock
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,20 +104,17 @@ def open_store(root: Path, spec: StoreSpec, *, check: bool = True) -> OpenStore 
     none, and will be computed again.
     """
     folder = root / spec.name
-    try:
-        lease = Lease(folder / IN_USE)
-    except (FileNotFoundError, NotADirectoryError):
+    if not (folder / HEADER).is_file():
         return None
-    if not lease.take(fcntl.LOCK_SH | fcntl.LOCK_NB):  # it is being evicted
-        lease.release()
-        return None
+    locks = (try_lock(folder / f"{IN_USE}-{number}.lock") for number in count())
+    lock = next(lock for lock in locks if lock)  # each reader has one of its own
     activations = _map_whole(folder, spec, check)
     if activations is None:
         log.warning("features %s are damaged: they are computed again", spec.name)
-        lease.release()
+        lock.release()
         return None
-    os.utime(lease.descriptor)
-    return OpenStore(activations, lease)
+    os.utime(folder / HEADER)
+    return OpenStore(activations, lock)
 
 
 def _map_whole(folder: Path, spec: StoreSpec, check: bool) -> NDArray[np.float32] | None:
@@ -167,96 +145,60 @@ def _bytes_of(values: NDArray[np.float32]) -> memoryview:
     return memoryview(values.reshape(-1).view(np.uint8))  # type: ignore[arg-type]  # numpy's stubs lack it
 
 
-def claim(root: Path, spec: StoreSpec) -> Lease:
-    """Wait until this process alone may compute the store; perhaps another one has done so meanwhile."""
-    folder = staging_folder(root, spec)
-    while True:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        try:
-            lease = Lease(folder / COMPUTING, create=True)
-        except FileNotFoundError:  # it was evicted in this moment
-            continue
-        if lease.take(fcntl.LOCK_EX | fcntl.LOCK_NB):
-            return lease
-        log.info("another process computes the same features: waiting for it")
-        if lease.take(fcntl.LOCK_EX):
-            return lease
-        lease.release()
+def staging_folder(root: Path, spec: StoreSpec) -> StagingFolder:
+    """Return where a store is computed, once it is claimed."""
+    return StagingFolder(root / spec.name, spec.name)
 
 
-def staging_folder(root: Path, spec: StoreSpec) -> Path:
-    """Return where a store is computed."""
-    return root / f"{STAGING}{spec.name}"
-
-
-class Staging:
+class StoreWriter:
     """A store while it is computed. Several processes may write batches, each once, in any order."""
 
     def __init__(self, root: Path, spec: StoreSpec, rank: int) -> None:
-        self.root = root
         self.spec = spec
-        self.folder = staging_folder(root, spec)
-        self.done = frozenset(_read_journal(self.folder / JOURNAL))
-        self._descriptor = os.open(self.folder / ACTIVATIONS, os.O_RDWR)
-        self._journal = (self.folder / f"{JOURNAL}-{rank}").open("a")
+        staging = staging_folder(root, spec)
+        self.done = frozenset(_checksums(staging.entries(parts=False)))
+        with ExitStack() as files:
+            self._activations = files.enter_context((staging.path / ACTIVATIONS).open("r+b", buffering=0))
+            self._journal = files.enter_context(staging.journal(rank))
+            self._files = files.pop_all()
 
     def write(self, batch: int, activation: Tensor) -> None:
-        """Write the activations of a batch, and then its line: what the journal tells of is there."""
+        """Write the activations of a batch, and then its line: wherever the line is, they are there."""
         content = _bytes_of(activation.numpy())
-        offset = self.spec.span(batch).start
+        self._activations.seek(self.spec.span(batch).start)
         written = 0
         while written < len(content):
-            written += os.pwrite(self._descriptor, content[written:], offset + written)
-        self._journal.write(f"{batch} {zlib.crc32(content)}\n")
-        self._journal.flush()
+            written += self._activations.write(content[written:])
+        self._journal.add([batch, zlib.crc32(content)])
 
     def close(self) -> None:
         """Flush what this process wrote to the disk, and close it."""
-        try:
-            os.fsync(self._descriptor)
-        finally:
-            os.close(self._descriptor)
-            self._journal.close()
+        with self._files:
+            os.fsync(self._activations.fileno())
 
 
 def begin(root: Path, spec: StoreSpec) -> None:
-    """Ready the staging folder of a claimed store: one journal of the batches that hold.
-
-    A machine that lost power may have kept a line and not its numbers, so the journal is not taken at its
-    word, and nothing need be flushed to the disk before the end.
-    """
-    folder = staging_folder(root, spec)
-    content = np.memmap(folder / ACTIVATIONS, dtype=np.float32, mode="r", shape=spec.shape)
-    held = holding(content, spec, _read_journals(folder))
-    for old in folder.glob(f"{JOURNAL}*"):
-        old.unlink()
-    (folder / JOURNAL).write_text("".join(f"{batch} {crc}\n" for batch, crc in held.items()))
+    """Ready the staging folder of a claimed store: its journal has the batches that hold."""
+    staging = staging_folder(root, spec)
+    try:  # a process was killed before it could publish the store
+        known = dict(enumerate(read_json(staging.path / HEADER)["crc32"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        known = _checksums(staging.entries())
+    content = np.memmap(staging.path / ACTIVATIONS, dtype=np.float32, mode="r", shape=spec.shape)
+    staging.begin(holding(content, spec, known).items(), keep=ACTIVATIONS)
 
 
 def publish(root: Path, spec: StoreSpec) -> OpenStore | None:
     """Move a store that was computed to its place and open it; None where batches of it are missing."""
-    folder, place = staging_folder(root, spec), root / spec.name
-    journal = _read_journals(folder)
-    if len(journal) != spec.batches:
+    staging = staging_folder(root, spec)
+    checksums = _checksums(staging.entries())
+    if len(checksums) != spec.batches:
         return None
-    checksums = [journal[batch] for batch in range(spec.batches)]
-    write_json(folder / HEADER, {"format": FORMAT_VERSION, "shape": list(spec.shape), "crc32": checksums})
-    lease = Lease(folder / IN_USE, create=True)
-    lease.take(fcntl.LOCK_SH | fcntl.LOCK_NB)  # before it can be found and evicted
-    if place.exists():  # it is damaged
-        remove(place)
-    folder.replace(place)
-    for done in (place / COMPUTING, *place.glob(f"{JOURNAL}*")):
-        done.unlink()
-    activations = _map_whole(place, spec, check=False)
-    return OpenStore(activations, lease) if activations is not None else None
-
-
-def remove(folder: Path) -> None:
-    """Remove a store or a staging folder so that nobody finds half of it."""
-    away = folder.with_name(f"{EVICTED}{uuid.uuid4().hex}")
-    folder.replace(away)
-    shutil.rmtree(away, ignore_errors=True)
+    crc32 = [checksums[batch] for batch in range(spec.batches)]
+    write_json(staging.path / HEADER, {"format": FORMAT_VERSION, "shape": list(spec.shape), "crc32": crc32})
+    with wait_for_lock(root / ROOM):  # so that nobody evicts it before it is open
+        staging.publish()
+        return open_store(root, spec, check=False)
 
 
 def make_room(root: Path, specs: Sequence[StoreSpec], budget_bytes: float) -> None:
@@ -265,15 +207,13 @@ def make_room(root: Path, specs: Sequence[StoreSpec], budget_bytes: float) -> No
     What killed passes left goes first, then the stores that were used the longest ago; none that a living
     process holds. Raises OutputError cache-full, and then nothing was evicted.
     """
-    room = Lease(root / ROOM, create=True)
-    try:
-        room.take(fcntl.LOCK_EX)
+    with wait_for_lock(root / ROOM):
         _sweep(root)
+        for spec in specs:
+            remove_folder(root / spec.name)  # it is damaged
         _evict(root, specs, budget_bytes)
         for spec in specs:
-            _allocate(staging_folder(root, spec) / ACTIVATIONS, spec.nbytes)
-    finally:
-        room.release()
+            _allocate(staging_folder(root, spec).path / ACTIVATIONS, spec.nbytes)
 
 
 @contextmanager
@@ -302,16 +242,19 @@ class _Folder:
     def is_staging(self) -> bool:
         return self.path.name.startswith(STAGING)
 
-    def held_alone(self) -> Lease | None:
-        """Lock the folder against everyone else, None where somebody holds it."""
-        try:
-            lease = Lease(self.path / (COMPUTING if self.is_staging else IN_USE), create=True)
-        except OSError:
-            return None
-        if lease.take(fcntl.LOCK_EX | fcntl.LOCK_NB):
-            return lease
-        lease.release()
-        return None
+    @property
+    def lock_path(self) -> Path:
+        """The lock of the store and of its staging folder."""
+        return StagingFolder(self.path.with_name(self.path.name.removeprefix(STAGING)), "").lock_path
+
+    def claim(self) -> Lock | None:
+        """Lock a folder that may be evicted; None where a process reads or computes it."""
+        readers = [try_lock(path) for path in self.path.glob(f"{IN_USE}-*.lock")]
+        # They are let go at once, as Windows renames no folder with an open file. A reader that comes now
+        # keeps what it has mapped: on Windows the folder stays, elsewhere its space is freed afterwards.
+        for lock in filter(None, readers):
+            lock.release()
+        return try_lock(self.lock_path) if all(readers) else None
 
 
 def _folders(root: Path) -> list[_Folder]:
@@ -321,52 +264,49 @@ def _folders(root: Path) -> list[_Folder]:
 
 
 def _describe(path: Path) -> _Folder:
-    size, used = 0, 0.0
-    for name in (ACTIVATIONS, IN_USE):
-        try:
-            status = (path / name).stat()
-        except OSError:
-            continue
-        size += status.st_size
-        used = max(used, status.st_mtime)
-    return _Folder(path, size, used)
+    """Return how large a folder is, and when it was written or read last."""
+    found = {name: (path / name).stat() for name in (ACTIVATIONS, HEADER) if (path / name).is_file()}
+    size = found[ACTIVATIONS].st_size if ACTIVATIONS in found else 0
+    return _Folder(path, size, max((status.st_mtime for status in found.values()), default=0.0))
 
 
 def _sweep(root: Path) -> None:
     """Remove what evictions and killed passes left long ago."""
-    for orphan in root.glob(f"{EVICTED}*"):
+    for orphan in root.glob(f"{REMOVED}*"):
         shutil.rmtree(orphan, ignore_errors=True)
     oldest = time.time() - LEFTOVER_SECONDS
-    stale = (folder for folder in _folders(root) if folder.is_staging and folder.used < oldest)
-    _remove_held((folder, lease) for folder in stale if (lease := folder.held_alone()))
+    for folder in _folders(root):
+        if folder.is_staging and folder.used < oldest and (lock := folder.claim()):
+            _remove(folder, lock)
 
 
 def _evict(root: Path, specs: Sequence[StoreSpec], budget_bytes: float) -> None:
-    own = {staging_folder(root, spec).name for spec in specs}
+    own = {staging_folder(root, spec).path for spec in specs}
     folders = _folders(root)
-    allocated = sum(folder.nbytes for folder in folders if folder.path.name in own)
+    allocated = sum(folder.nbytes for folder in folders if folder.path in own)
     needed = sum(spec.nbytes for spec in specs) - allocated
     over_budget = sum(folder.nbytes for folder in folders) + needed - budget_bytes
     over_disk = needed + RESERVED_BYTES - shutil.disk_usage(root).free
     excess = max(over_budget, over_disk)
-    chosen: list[tuple[_Folder, Lease]] = []
+    chosen: list[tuple[_Folder, Lock]] = []
     for folder in folders:
-        if excess > 0 and folder.path.name not in own and (lease := folder.held_alone()):
-            chosen.append((folder, lease))
+        if excess > 0 and folder.path not in own and (lock := folder.claim()):
+            chosen.append((folder, lock))
             excess -= folder.nbytes
     if excess > 0:
-        for _, lease in chosen:
-            lease.release()
+        for _, lock in chosen:
+            lock.release()
         what = "the disk has no room" if over_disk >= over_budget else "fit.cache_gb has no room"
         raise cache_full(root, f"{what} for {needed / 1e6:.0f} MB of activations")
-    _remove_held(chosen)
+    for folder, lock in chosen:
+        _remove(folder, lock)
 
 
-def _remove_held(held: Iterable[tuple[_Folder, Lease]]) -> None:
-    for folder, lease in held:
-        log.info("evicting features %s", folder.path.name)
-        remove(folder.path)
-        lease.release()
+def _remove(folder: _Folder, lock: Lock) -> None:
+    log.info("evicting features %s", folder.path.name)
+    with lock:
+        remove_folder(folder.path)
+        remove_lock(folder.lock_path)
 
 
 def _allocate(path: Path, nbytes: int) -> None:
@@ -384,21 +324,6 @@ def _allocate(path: Path, nbytes: int) -> None:
                 raise
 
 
-def _read_journals(folder: Path) -> dict[int, int]:
-    return dict(chain.from_iterable(_read_journal(p).items() for p in sorted(folder.glob(f"{JOURNAL}*"))))
-
-
-def _read_journal(path: Path) -> dict[int, int]:
-    """Return the checksum of each batch that is done; a torn last line is none."""
-    try:
-        lines = path.read_text().splitlines(keepends=True)
-    except FileNotFoundError:
-        return {}
-    return dict(_read_lines(lines))
-
-
-def _read_lines(lines: Sequence[str]) -> Iterator[tuple[int, int]]:
-    for line in lines:
-        batch, _, crc = line.partition(" ")
-        if line.endswith("\n") and batch.isdecimal() and crc.strip().isdecimal():
-            yield int(batch), int(crc)
+def _checksums(entries: Sequence[Sequence[int]]) -> dict[int, int]:
+    """Return the checksum of each batch that is done."""
+    return {entry[0]: entry[1] for entry in entries if len(entry) == 2}

@@ -42,7 +42,7 @@ def test_the_report_leads_to_an_observation_for_each_class(make_result: Callable
 def test_the_verdict_on_the_image_is_read_along_with_the_answer(make_result: Callable) -> None:
     said = "No, far from the training images."
     for verdict, told in (("far from the training images", True), ("", False)):
-        result = replace(make_result(), screening=verdict)
+        result = replace(make_result(), ood=verdict)
         (report,) = resources(result, "DiagnosticReport")
         assert (said in report["conclusion"]) is told and "Research use only" in report["conclusion"]
         for observation in resources(result, "Observation"):

@@ -10,14 +10,14 @@ from highdicom.sr import EnhancedSR, MeasurementReport, srread
 from highdicom.sr.utils import find_content_items
 from pydicom.sr.codedict import codes
 
-from medtl.inference.ood import Verdict
+from medtl.inference.ood import OodVerdict
 from medtl.pacs.objects.concepts import (
+    OOD_CHECK,
+    OOD_VERDICTS,
     PREDICTED,
     PROBABILITY,
     SCHEME,
-    SCREENING,
     THRESHOLD,
-    VERDICTS,
     class_concept,
 )
 from medtl.pacs.objects.result import StudyResult
@@ -48,14 +48,14 @@ def test_each_class_is_a_group_with_its_probability(make_result: Callable, tmp_p
     assert not found["Normal"].get_measurements(THRESHOLD)
 
 
-@pytest.mark.parametrize("verdict", get_args(Verdict))
+@pytest.mark.parametrize("verdict", get_args(OodVerdict))
 def test_each_group_says_whether_the_model_may_judge_the_image(
     verdict: str, make_result: Callable, tmp_path: Path
 ) -> None:
-    result = replace(make_result(), screening=verdict)
+    result = replace(make_result(), ood=verdict)
     for group in groups_of(read_again(result, tmp_path / "sr.dcm")):
-        said = [item.value for item in group.get_qualitative_evaluations(SCREENING)]
-        assert [code.meaning for code in said] == ([VERDICTS[verdict].meaning] if verdict else [])
+        said = [item.value for item in group.get_qualitative_evaluations(OOD_CHECK)]
+        assert [code.meaning for code in said] == ([OOD_VERDICTS[verdict].meaning] if verdict else [])
         assert all(len(code.value) <= 16 and len(code.meaning) <= 64 for code in said)
     said = run_tool("dciodvfy", tmp_path / "sr.dcm")
     assert "Error" not in said, said

@@ -20,7 +20,7 @@ from medtl.models.classifier import Classifier
 from medtl.models.costs import step_costs
 from medtl.training.feature_cache import cache as features
 from medtl.training.feature_cache.cache import FeatureCache, Views, pass_batch_size
-from medtl.training.feature_cache.store import Staging
+from medtl.training.feature_cache.store import StoreWriter
 
 fork = multiprocessing.get_context("fork")
 FAMILIES = {
@@ -314,7 +314,7 @@ def test_a_team_without_room_is_told_of_it_all_together(make_classifier, make_pr
 def test_where_one_of_a_team_cannot_write_none_has_a_store(make_classifier, make_prepared, tmp_path, unlucky):
     def fill_disk(rank, cache):
         if rank == unlucky:
-            os.pwrite = no_space
+            StoreWriter.write = no_space
 
     results = in_team(make_classifier, make_views(make_prepared), tmp_path, {4: 2}, prepare=fill_disk)
     assert [result[1] for result in results] == ["cache-full", "cache-full"]
@@ -325,12 +325,12 @@ def no_space(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("call", ["pwrite", "posix_fallocate", "fsync"])
+@pytest.mark.parametrize(("place", "call"), [(StoreWriter, "write"), (os, "posix_fallocate"), (os, "fsync")])
 def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(
-    make_classifier, make_prepared, tmp_path, monkeypatch, call
+    make_classifier, make_prepared, tmp_path, monkeypatch, place, call
 ):
     cache, views = make_cache(make_classifier(), tmp_path), make_views(make_prepared)
-    monkeypatch.setattr(os, call, no_space)
+    monkeypatch.setattr(place, call, no_space)
     with pytest.raises(OutputError) as caught:
         cache.ensure(views, {4: 2})
     assert caught.value.code == "cache-full" and "\n" not in str(caught.value)
@@ -373,7 +373,7 @@ def test_a_store_with_a_flipped_bit_is_computed_again(make_classifier, make_prep
 
 def test_reading_goes_on_while_the_network_runs(make_classifier, make_prepared, tmp_path, monkeypatch):
     views, cache, busy = make_views(make_prepared), make_cache(make_classifier(), tmp_path), []
-    read, write = Views.read, Staging.write
+    read, write = Views.read, StoreWriter.write
     monkeypatch.setattr(Views, "read", lambda *a, **k: (busy.append("read"), read(*a, **k))[1])
 
     def write_late(*args):
@@ -381,7 +381,7 @@ def test_reading_goes_on_while_the_network_runs(make_classifier, make_prepared, 
         busy.append("write")
         write(*args)
 
-    monkeypatch.setattr(Staging, "write", write_late)
+    monkeypatch.setattr(StoreWriter, "write", write_late)
     cache.ensure(views, {4: 1})
     assert busy == ["read", "read", "read", "write", "write", "write"] or busy[:2] == ["read", "read"]
 

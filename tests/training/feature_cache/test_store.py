@@ -12,10 +12,9 @@ from medtl.training.feature_cache import store as feature_store
 from medtl.training.feature_cache.store import (
     LEFTOVER_SECONDS,
     FeatureStore,
-    Staging,
     StoreSpec,
+    StoreWriter,
     begin,
-    claim,
     make_room,
     open_store,
     publish,
@@ -35,7 +34,7 @@ def numbers(of):
 
 
 def write(root, of, batches, rank=0):
-    staging = Staging(root, of, rank)
+    staging = StoreWriter(root, of, rank)
     for batch in batches:
         staging.write(batch, numbers(of)[of.rows(batch)])
     staging.close()
@@ -43,13 +42,17 @@ def write(root, of, batches, rank=0):
 
 def build(root, of, budget=1e9):
     """Compute a whole store and return it open."""
-    lease = claim(root, of)
+    lock = claimed(root, of)
     make_room(root, [of], budget)
     begin(root, of)
     write(root, of, range(of.batches))
     store = publish(root, of)
-    lease.release()
+    lock.release()
     return store
+
+
+def claimed(root, of):
+    return staging_folder(root, of).claim()
 
 
 def names(root):
@@ -71,7 +74,7 @@ def test_what_was_written_in_any_order_is_read_by_view_and_sample(tmp_path):
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
         "activations.f32",
         "features.json",
-        "in-use.lock",
+        "in-use-0.lock",
     ]
 
 
@@ -115,13 +118,13 @@ def test_a_store_that_is_held_is_not_evicted(tmp_path):
 
 def test_where_room_cannot_be_made_nothing_is_evicted(tmp_path):
     held, _ = build(tmp_path, spec("held")), build(tmp_path, spec("free"))
-    lease = claim(tmp_path, spec("new"))
+    lock = claimed(tmp_path, spec("new"))
     with pytest.raises(OutputError, match="has no room for 0 MB") as caught:
         make_room(tmp_path, [spec("new")], 1.5 * KB)
     assert caught.value.code == "cache-full"
-    assert names(tmp_path) == {"held", "free", ".computing-new"}
+    assert names(tmp_path) == {"held", "free", ".preparing-new"}
     assert held.activations.shape == (25, 10)
-    lease.release()
+    lock.release()
 
 
 def test_a_full_disk_evicts_and_then_is_told_of(tmp_path, monkeypatch):
@@ -133,73 +136,73 @@ def test_a_full_disk_evicts_and_then_is_told_of(tmp_path, monkeypatch):
     build(tmp_path, spec("new"))
     assert names(tmp_path) == {"new"}
     monkeypatch.setattr(feature_store.shutil, "disk_usage", lambda _: usage(0))
-    lease = claim(tmp_path, spec("newer"))
+    lock = claimed(tmp_path, spec("newer"))
     with pytest.raises(OutputError, match="the disk has no room"):
         make_room(tmp_path, [spec("newer")], 1e9)
-    lease.release()
+    lock.release()
 
 
 def test_what_killed_passes_left_goes_first_unless_it_is_held(tmp_path):
     for name in ("left", "busy"):
-        lease = claim(tmp_path, spec(name))
+        lock = claimed(tmp_path, spec(name))
         make_room(tmp_path, [spec(name)], 1e9)
         if name == "left":
-            lease.release()
+            lock.release()
     build(tmp_path, spec("store"))
     age(tmp_path, "store", 1000)
     build(tmp_path, spec("new"), budget=3 * KB)
-    assert names(tmp_path) == {"store", ".computing-busy", "new"}
-    lease.release()
+    assert names(tmp_path) == {"store", ".preparing-busy", "new"}
+    lock.release()
 
 
 def test_what_was_left_long_ago_is_removed_and_what_was_left_lately_is_not(tmp_path):
     for name, seconds in (("lately", LEFTOVER_SECONDS - 60), ("long-ago", LEFTOVER_SECONDS + 60)):
-        lease = claim(tmp_path, spec(name))
+        lock = claimed(tmp_path, spec(name))
         make_room(tmp_path, [spec(name)], 1e9)
-        lease.release()
-        age(tmp_path, f".computing-{name}", seconds)
-    (tmp_path / ".evicted-half" / "sub").mkdir(parents=True)
+        lock.release()
+        age(tmp_path, f".preparing-{name}", seconds)
+    (tmp_path / ".removed-half" / "sub").mkdir(parents=True)
     build(tmp_path, spec("new"))
-    assert names(tmp_path) == {".computing-lately", "new"}
+    assert names(tmp_path) == {".preparing-lately", "new"}
 
 
 def test_a_pass_goes_on_with_the_batches_that_hold(tmp_path):
-    lease = claim(tmp_path, spec("a"))
+    lock = claimed(tmp_path, spec("a"))
     make_room(tmp_path, [spec("a")], 1e9)
     begin(tmp_path, spec("a"))
     write(tmp_path, spec("a"), [0], rank=0)
     write(tmp_path, spec("a"), [2], rank=1)
-    lease.release()
-    folder = staging_folder(tmp_path, spec("a"))
-    with (folder / "journal-1").open("a") as journal:
-        journal.write("1 12345\nnonsense\n7 1\n1 99")  # never written; torn
-    lease = claim(tmp_path, spec("a"))
+    lock.release()
+    folder = staging_folder(tmp_path, spec("a")).path
+    with (folder / "journal-1.jsonl").open("a") as journal:
+        journal.write("[1, 12345]\n[7, 1]\nnonsense\n[1, 99")  # never written; torn
+    lock = claimed(tmp_path, spec("a"))
     make_room(tmp_path, [spec("a")], 1e9)
     begin(tmp_path, spec("a"))
-    assert Staging(tmp_path, spec("a"), 0).done == {0, 2}
+    assert StoreWriter(tmp_path, spec("a"), 0).done == {0, 2}
     assert publish(tmp_path, spec("a")) is None, "a batch is missing"
     write(tmp_path, spec("a"), [1])
     store = publish(tmp_path, spec("a"))
     assert np.array_equal(store.activations, numbers(spec("a")).numpy())
-    lease.release()
+    lock.release()
 
 
 def test_a_batch_whose_numbers_were_lost_with_the_power_is_not_believed(tmp_path):
-    lease = claim(tmp_path, spec("a"))
+    lock = claimed(tmp_path, spec("a"))
     make_room(tmp_path, [spec("a")], 1e9)
     begin(tmp_path, spec("a"))
     write(tmp_path, spec("a"), [0, 1, 2])
-    with (staging_folder(tmp_path, spec("a")) / "activations.f32").open("r+b") as file:
+    with (staging_folder(tmp_path, spec("a")).path / "activations.f32").open("r+b") as file:
         file.seek(400)
         file.write(bytes(400))
     begin(tmp_path, spec("a"))
-    assert Staging(tmp_path, spec("a"), 0).done == {0, 2}
-    lease.release()
+    assert StoreWriter(tmp_path, spec("a"), 0).done == {0, 2}
+    lock.release()
 
 
 def test_files_of_a_pass_have_their_whole_size_from_the_start(tmp_path):
-    lease = claim(tmp_path, spec("a"))
+    lock = claimed(tmp_path, spec("a"))
     make_room(tmp_path, [spec("a")], 1e9)
-    status = (staging_folder(tmp_path, spec("a")) / "activations.f32").stat()
+    status = (staging_folder(tmp_path, spec("a")).path / "activations.f32").stat()
     assert status.st_size == KB and status.st_blocks > 0, "allocated, not sparse"
-    lease.release()
+    lock.release()

@@ -1,9 +1,9 @@
-"""VOI windows and tables: the standard's own formulas, and mirror images of both."""
+"""VOI windows and tables follow the standard's own formulas; constant pixels are a warning."""
 
 import numpy as np
 import pytest
 
-from medtl.imaging.image import Voi, VoiTable, Window
+from medtl.imaging.image import Image, ImageFacts, ImageWarning, Voi, VoiTable, Window, find_warning
 
 VALUES = np.linspace(-20, 120, 281, dtype=np.float32)
 
@@ -48,3 +48,15 @@ def test_a_table_is_looked_up_and_clamped() -> None:
 def test_the_mirror_image_shows_the_negative(voi: Voi) -> None:
     whole = np.arange(0, 101, dtype=np.float32)
     np.testing.assert_allclose(voi.mirrored(100).apply(100 - whole), 1 - voi.apply(whole), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "warning"),
+    [
+        (np.full((1, 3, 4), 7), ImageWarning("image-constant", "every pixel has the same value")),
+        (np.arange(12).reshape(1, 3, 4), None),
+    ],
+)
+def test_constant_pixels_are_a_warning(pixels: np.ndarray, warning: ImageWarning | None) -> None:
+    image = Image(pixels.astype(np.float32), None, None, ImageFacts("a", "raster"))
+    assert find_warning(image) == warning

@@ -1,12 +1,12 @@
-"""Does a model of chest X-rays notice what is none? AUROC of telling brain MRI and photographs from chests.
+"""Measure whether a model of chest X-rays notices other images: AUROC for brain MRI and photographs.
 
-python -m benchmarks.screening [--data DIR] [--labels N] [--images N] [--photographs DIR] [--out DIR]
+python -m benchmarks.ood [--data DIR] [--labels N] [--images N] [--photographs DIR] [--out DIR]
 
 Trains with the recipe for X-rays on N labels of PneumoniaMNIST at 96 px, then scores chests that it never
-saw (training images that the budget left out), brain MR slices, and crops of photographs. The chests are
-28 x 28, and sharpness alone would give the others away: these are judged once as they are, and once reduced
-to 28 x 28. DIR as for benchmarks.main_job. Photographs are those that come with scikit-learn and matplotlib,
-and with scikit-image where it is installed, or those of a folder.
+saw (training images outside the label budget), brain MR slices, and crops of photographs. The chests are
+28 x 28, and sharpness alone would give the others away: these are scored once as they are, and once reduced
+to 28 x 28. DIR as for benchmarks.main_job. Photographs are those that come with scikit-learn, matplotlib and,
+if installed, scikit-image, or those of a folder.
 """
 
 import argparse
@@ -59,7 +59,7 @@ SKIMAGE = (
 
 
 def train(data: Path, run: Path, labels: int) -> None:
-    """Train with `medtl train`, unless the run is there."""
+    """Train with `medtl train`, unless the run exists."""
     if (run / "metrics.json").is_file():
         return
     settings = [part for setting in SETTINGS for part in ("--set", setting)]
@@ -120,7 +120,7 @@ def _read_grey(path: Path) -> np.ndarray:
 
 
 def reduced(pixels: np.ndarray) -> np.ndarray:
-    """Return an image as small as the chests are."""
+    """Return an image reduced to the size of the chests."""
     return np.asarray(PillowImage.fromarray(pixels).resize((SIDE, SIDE), PillowImage.Resampling.BILINEAR))
 
 
@@ -143,18 +143,18 @@ def measure(checkpoint: Checkpoint, images: Tensor) -> np.ndarray:
 def report(run: Path, chests: Tensor, others: Mapping[str, Sequence[np.ndarray]]) -> None:
     """Print a row for each kind of image."""
     checkpoint = load_checkpoint(run)
-    screening = checkpoint.header.screening
-    assert screening is not None
+    ood = checkpoint.header.ood
+    assert ood is not None
     near = measure(checkpoint, chests)
-    size = sum(tensor.nbytes for tensor in checkpoint.screening.values())
-    print(f"{screening.samples} training images; {size / 1e3:.0f} kB in the checkpoint")
+    size = sum(tensor.nbytes for tensor in checkpoint.ood.values())
+    print(f"{ood.samples} training images; {size / 1e3:.0f} kB in the checkpoint")
     print("| images | number | AUROC against chests | called far |\n| --- | --- | --- | --- |")
-    print(f"| chests that it never saw | {len(near)} | | {(near > screening.threshold).mean():.1%} |")
+    print(f"| chests that it never saw | {len(near)} | | {(near > ood.threshold).mean():.1%} |")
     for name, pixels in others.items():
         far = measure(checkpoint, prepare(pixels, checkpoint))
         truth = np.repeat([0, 1], [len(near), len(far)])
         area = roc_auc_score(truth, np.concatenate([near, far]))
-        print(f"| {name} | {len(far)} | {area:.4f} | {(far > screening.threshold).mean():.1%} |")
+        print(f"| {name} | {len(far)} | {area:.4f} | {(far > ood.threshold).mean():.1%} |")
 
 
 def main() -> None:
@@ -170,7 +170,7 @@ def main() -> None:
     chosen = parser.parse_args()
     if not chosen.data.is_dir():
         parser.error(f"{chosen.data} is not here: name the folder of real images with --data")
-    out = chosen.out or Path(tempfile.mkdtemp(prefix="medtl-screening-"))
+    out = chosen.out or Path(tempfile.mkdtemp(prefix="medtl-ood-"))
     os.environ.setdefault("MEDTL_HOME", str(out / "home"))
     archive = chosen.data / "chest-xray-pneumonia" / "pneumoniamnist.npz"
     train(archive, out / "run", chosen.labels)

@@ -9,7 +9,7 @@ import pytest
 from highdicom.sr import srread
 from pydicom import dcmread
 
-from medtl.pacs.objects.concepts import PREDICTED, PROBABILITY, SCREENING, THRESHOLD, VERDICTS
+from medtl.pacs.objects.concepts import OOD_CHECK, OOD_VERDICTS, PREDICTED, PROBABILITY, THRESHOLD
 from tests.cli import jobs
 from tests.cli.conftest import Trained
 
@@ -57,8 +57,8 @@ def test_the_report_holds_what_medtl_score_says(trained: Trained, radiographs: P
         for group in report.content.get_image_measurement_groups():
             value = group.get_measurements()[0].value
             assert value == pytest.approx(float(score[f"p_{group.tracking_identifier}"]), abs=1e-6)
-            (screened,) = group.get_qualitative_evaluations(SCREENING)
-            assert screened.value.meaning == VERDICTS[score["screening"]].meaning
+            (screened,) = group.get_qualitative_evaluations(OOD_CHECK)
+            assert screened.value.meaning == OOD_VERDICTS[score["ood"]].meaning
         bundle = json.loads((tmp_path / "out" / row["fhir"]).read_text())
         assert score["predicted"] in bundle["entry"][0]["resource"]["conclusion"]
 
@@ -138,7 +138,7 @@ def test_objects_of_earlier_results_are_counted(trained: Trained, radiographs: P
     command = ("results", trained.run, radiographs, "--out", tmp_path / "out", "--kind", "sr")
     assert "of earlier results" not in jobs.medtl(*command).stderr
     (tmp_path / "out/dicom/1.2.3-sr.dcm").write_bytes(b"of another model")
-    assert "holds 1 more objects, of earlier results" in jobs.medtl(*command).stderr
+    assert "holds 1 more objects of earlier results" in jobs.medtl(*command).stderr
 
 
 def test_one_kind_alone_may_be_asked_for(trained: Trained, radiographs: Path, tmp_path: Path) -> None:

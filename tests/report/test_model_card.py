@@ -21,7 +21,7 @@ def test_every_part_of_the_card_is_there(card: Callable) -> None:
 
 
 def test_a_card_without_numbers_says_so(card: Callable) -> None:
-    assert "None are kept." in card_text(card(metrics={}), "", [])
+    assert "None recorded." in card_text(card(metrics={}), "", [])
 
 
 @pytest.mark.parametrize("text", ["<script>alert(1)</script>", "[a](javascript:1)", "a | b", "`x`\n# y"])

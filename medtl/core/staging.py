@@ -1,0 +1,172 @@
+"""Work that takes long, staged: lock -> staging folder -> items, a line of a journal for each -> publish.
+
+A process that is killed leaves its staging folder behind, and the next one resumes there; of two processes
+that want the same place, one waits. Locks lie beside the folders that they guard: Windows renames no folder
+in which a file is open.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+from filelock import BaseFileLock, FileLock, Timeout
+
+from medtl.core.files import flush
+
+log = logging.getLogger(__name__)
+STAGING, REMOVED = ".preparing-", ".removed-"
+JOURNAL = "journal"
+
+
+class Lock:
+    """A lock held by this process until it is released, this object is gone, or the process ends."""
+
+    def __init__(self, held: BaseFileLock) -> None:
+        self._held = held
+
+    def release(self) -> None:
+        """Give the lock back."""
+        self._held.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def try_lock(path: Path) -> Lock | None:
+    """Lock a file, made where it is absent; None where it is held already. Raises OSError."""
+    lock = FileLock(path, mode=0o600, thread_local=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return None
+    return Lock(lock)
+
+
+def wait_for_lock(path: Path) -> Lock:
+    """Lock a file, made where it is absent, as soon as nobody else holds it. Raises OSError."""
+    lock = try_lock(path)
+    if lock is None:
+        log.info("another process holds %s: waiting for it", path.name)
+        waiting = FileLock(path, mode=0o600, thread_local=False)
+        waiting.acquire()
+        lock = Lock(waiting)
+    return lock
+
+
+def remove_lock(path: Path) -> None:
+    """Remove the file of a lock that is held; whoever waits for it makes a new one."""
+    with suppress(OSError):  # Windows removes no file that is open; there filelock does so at the release
+        path.unlink()
+
+
+@dataclass(frozen=True)
+class StagingFolder:
+    """Where the content of a place is computed. key: names that content; other journals count as none."""
+
+    place: Path
+    key: str
+
+    @property
+    def path(self) -> Path:
+        """The folder, beside its place."""
+        return self.place.with_name(f"{STAGING}{self.place.name}")
+
+    @property
+    def lock_path(self) -> Path:
+        """The lock of the place and of its staging folder."""
+        return self.path.with_name(f"{self.path.name}.lock")
+
+    def claim(self) -> Lock:
+        """Hold the folder; wait while another process does, which may fill the place meanwhile."""
+        lock = wait_for_lock(self.lock_path)
+        self.path.mkdir(mode=0o700, exist_ok=True)  # pixels of patients
+        return lock
+
+    def entries(self, *, parts: bool = True) -> list[list[Any]]:
+        """Return the journal's entries as far as its lines are whole; parts: with those of all processes."""
+        header, *entries = list(_read_lines(self.path / f"{JOURNAL}.jsonl")) or [[]]
+        if header != [self.key]:
+            return []
+        for path in sorted(self.path.glob(f"{JOURNAL}-*.jsonl")) if parts else ():
+            entries.extend(_read_lines(path))
+        return entries
+
+    def begin(self, entries: Iterable[Sequence[Any]], *, keep: str) -> None:
+        """Begin or resume with these entries alone, and remove all else but the file `keep`.
+
+        A machine that lost power may have kept a line and not its content: whoever resumes checks that, so
+        nothing need be flushed to the disk before the end.
+        """
+        fresh = self.path / "journal.new"
+        fresh.write_bytes(b"".join(map(_line, ([self.key], *entries))))
+        for path in self.path.iterdir():
+            if path.name not in (keep, fresh.name, f"{JOURNAL}.jsonl"):
+                path.unlink()
+        fresh.replace(self.path / f"{JOURNAL}.jsonl")
+
+    @contextmanager
+    def journal(self, part: int | None = None) -> Iterator["JournalWriter"]:
+        """Open the journal to add entries; part: the number of one of several processes that do so."""
+        name = JOURNAL if part is None else f"{JOURNAL}-{part}"
+        with (self.path / f"{name}.jsonl").open("ab") as file:
+            yield JournalWriter(file)
+
+    def publish(self) -> None:
+        """Move the folder, which is whole, to its place, and remove what was there."""
+        for path in self.path.glob(f"{JOURNAL}*"):
+            path.unlink()
+        remove_folder(self.place)
+        self.path.replace(self.place)
+        flush(self.place.parent)
+        remove_lock(self.lock_path)
+
+    def discard(self) -> None:
+        """Remove the folder."""
+        remove_folder(self.path)
+        remove_lock(self.lock_path)
+
+
+@dataclass(frozen=True)
+class JournalWriter:
+    """An open journal."""
+
+    file: BinaryIO
+
+    def add(self, entry: Sequence[Any]) -> None:
+        """Add the line of an item whose content is written."""
+        self.file.write(_line(entry))
+        self.file.flush()
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, if it is there, so that nobody finds half of it; Windows refuses where it is used."""
+    away = folder.with_name(f"{REMOVED}{folder.name}")
+    shutil.rmtree(away, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        folder.replace(away)
+        shutil.rmtree(away, ignore_errors=True)
+
+
+def _line(entry: Sequence[Any]) -> bytes:
+    return json.dumps(entry).encode() + b"\n"
+
+
+def _read_lines(path: Path) -> Iterator[list[Any]]:
+    """Yield entries up to the first line that is torn."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            return
+        if not isinstance(entry, list) or not line.endswith(b"\n"):
+            return
+        yield entry
