@@ -83,10 +83,6 @@ def read_state_dict(path: Path) -> StateDict:
             ) from error
         reason = "not a plain state dict, or damaged"
         raise WeightsError("weights-unsafe", reason, where=path, fix=PLAIN) from error
-    return _unwrap(content, path)
-
-
-def _unwrap(content: object, path: Path) -> StateDict:
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(v, torch.Tensor) for v in content.values()):

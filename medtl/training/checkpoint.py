@@ -168,10 +168,20 @@ def save_checkpoint(
     OutputError.
     """
     make_folder(folder)
-    files = {name: _write_tensors(folder, name, content) for name, content in tensors.items()}
+    files = {}
+    for name, named in tensors.items():
+        content = save(dict(sorted(named.items())))
+        digest = hashlib.sha256(content).hexdigest()
+        path = folder / f"{name}-{digest[:16]}.safetensors"
+        if not path.is_file():
+            with replacing(path) as temporary:
+                temporary.write_bytes(content)
+        files[name] = TensorFile(file=path.name, sha256=digest)
     complete = header.model_copy(update={"tensors": files})
     write_text(folder / HEADER, complete.model_dump_json(indent=2) + "\n")
-    _remove_unnamed(folder, {file.file for file in files.values()})
+    for path in folder.glob("*.safetensors"):
+        if path.name not in {file.file for file in files.values()}:
+            path.unlink(missing_ok=True)
 
 
 def read_header(folder: Path) -> CheckpointHeader:
@@ -272,22 +282,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
         moment = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
         state.setdefault(int(index), {})[key] = moment
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _write_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> TensorFile:
-    content = save(dict(sorted(tensors.items())))
-    digest = hashlib.sha256(content).hexdigest()
-    path = folder / f"{name}-{digest[:16]}.safetensors"
-    if not path.is_file():
-        with replacing(path) as temporary:
-            temporary.write_bytes(content)
-    return TensorFile(file=path.name, sha256=digest)
-
-
-def _remove_unnamed(folder: Path, named: set[str]) -> None:
-    for path in folder.glob("*.safetensors"):
-        if path.name not in named:
-            path.unlink(missing_ok=True)
 
 
 def load_finished(run: Path, *, any_modality: bool = False) -> Checkpoint:

@@ -1,4 +1,4 @@
-"""Strategies against class imbalance: how samples are drawn and how their losses are weighed.
+"""Strategies against class imbalance: how samples are drawn and their losses weighted.
 
 IMBALANCE[name](task, targets, **options) -> strategy. One class and one line here for each; its keyword-only
 parameters are its options, their defaults the published ones.
@@ -50,33 +50,24 @@ class ImbalanceStrategy:
         the weight stays that of the given label. torch's own smoothing weighs each possible label by its
         class weight, so that under strong weights the many teach the rare class by mistake.
         """
-        labels, known = self._labels(targets)
-        losses = self._modulated(self._cross_entropies(self._shifted(logits)))
+        logits = self._shifted(logits)
+        if self.task.kind == "multilabel":  # labels (N, K) are 0 or 1, losses (N, K, 2) those of 0 and of 1
+            labels, known = (targets > 0.5).long(), ~torch.isnan(targets)
+            possible = (torch.zeros_like(logits), torch.ones_like(logits))
+            losses = torch.stack(
+                [F.binary_cross_entropy_with_logits(logits, x, reduction="none") for x in possible], dim=-1
+            )
+            weights = torch.where(labels == 1, self.class_weights.to(labels.device), 1.0)
+        else:
+            labels, known = targets, torch.ones_like(targets, dtype=torch.bool)
+            losses = -F.log_softmax(logits, dim=1)
+            weights = self.class_weights.to(labels.device)[labels]
+        losses = self._modulated(losses)
         given = losses.gather(-1, labels[..., None])[..., 0]
         if smoothing:
             given = (1 - smoothing) * given + smoothing * losses.mean(dim=-1)
-        weights = self._weights(labels).to(logits) * known
+        weights = weights.to(logits) * known
         return (given * weights).sum(), weights.sum()
-
-    def _labels(self, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each sample's class (N,), or each cell's 0 or 1 (N, K), and which of them are known."""
-        if self.task.kind != "multilabel":
-            return targets, torch.ones_like(targets, dtype=torch.bool)
-        return (targets > 0.5).long(), ~torch.isnan(targets)
-
-    def _cross_entropies(self, logits: Tensor) -> Tensor:
-        """Return the loss of every possible label: (N, K), or (N, K, 2) for 0 and 1 in multilabel."""
-        if self.task.kind != "multilabel":
-            return -F.log_softmax(logits, dim=1)
-        possible = (torch.zeros_like(logits), torch.ones_like(logits))
-        losses = [F.binary_cross_entropy_with_logits(logits, x, reduction="none") for x in possible]
-        return torch.stack(losses, dim=-1)
-
-    def _weights(self, labels: Tensor) -> Tensor:
-        by_class = self.class_weights.to(labels.device)
-        if self.task.kind != "multilabel":
-            return by_class[labels]
-        return torch.where(labels == 1, by_class, 1.0)
 
     def _shifted(self, logits: Tensor) -> Tensor:
         return logits
@@ -86,7 +77,7 @@ class ImbalanceStrategy:
 
 
 class ClassWeighted(ImbalanceStrategy):
-    """Losses weighed by the inverse class frequency; in multilabel the positives by negatives/positives.
+    """Losses weighted by the inverse class frequency; in multilabel the positives by negatives/positives.
 
     The mean is over the weights of a batch, as in torch: in a batch without the rare class the others count
     in full, so that its share of all steps is less than even where batches are small.
@@ -98,9 +89,9 @@ class ClassWeighted(ImbalanceStrategy):
 
 
 class EffectiveNumber(ImbalanceStrategy):
-    """Losses weighed by the inverse effective number of samples, (1 - beta^n) / (1 - beta) (Cui 2019).
+    """Losses weighted by the inverse effective number of samples, (1 - beta^n) / (1 - beta) (Cui 2019).
 
-    n new samples are worth less the more there are. beta 0 weighs nothing, beta towards 1 as class-weighted;
+    n new samples are worth less the more there are. beta 0 weights nothing, beta towards 1 as class-weighted;
     with hundreds of samples a class, 0.9999 is all but the latter. In multilabel each class is its own
     question, and its positives weigh the effective number of negatives over that of positives.
     """
@@ -120,7 +111,12 @@ class BalancedSampler(ImbalanceStrategy):
     def __init__(self, task: Task, targets: NDArray) -> None:
         super().__init__(task, targets)
         rarity = 1.0 / np.maximum(class_counts(task, targets), 1)
-        weights = _multilabel_rarity(targets, rarity) if task.kind == "multilabel" else rarity[targets]
+        if task.kind == "multilabel":
+            positive = targets > 0.5
+            bare = ~positive.any(axis=1) & ~np.isnan(targets).all(axis=1)
+            weights = np.maximum((positive * rarity).max(axis=1), bare / max(1, int(bare.sum())))
+        else:
+            weights = rarity[targets]
         self.sampling_weights = weights / weights.sum() if weights.any() else None
 
 
@@ -142,7 +138,7 @@ class Focal(ImbalanceStrategy):
 
 
 class ClassBalancedFocal(Focal):
-    """Focal loss weighed by the inverse effective number of samples (Cui 2019)."""
+    """Focal loss weighted by the inverse effective number of samples (Cui 2019)."""
 
     def __init__(self, task: Task, targets: NDArray, *, beta: float = 0.9999, gamma: float = 2.0) -> None:
         super().__init__(task, targets, gamma=gamma)
@@ -210,9 +206,3 @@ def _relative_weights(task: Task, numbers: Floats | NDArray[np.int64]) -> Tensor
     else:
         weights = numbers.sum() / (len(numbers) * numbers)
     return torch.tensor(weights, dtype=torch.float32)
-
-
-def _multilabel_rarity(targets: NDArray, rarity: Floats) -> Floats:
-    positive = targets > 0.5
-    bare = ~positive.any(axis=1) & ~np.isnan(targets).all(axis=1)
-    return np.maximum((positive * rarity).max(axis=1), bare / max(1, int(bare.sum())))
