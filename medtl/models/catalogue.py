@@ -1,6 +1,6 @@
 """TABLE -> LISTING: what is known of every backbone, read from catalogue.json without torch.
 
-`python -m medtl.models.catalogue` writes the table anew from the code; a test compares the two.
+`python -m medtl.models.catalogue` writes the table from the code; a test compares the two.
 """
 
 import json

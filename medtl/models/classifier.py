@@ -16,7 +16,7 @@ class Classifier(nn.Module):
     The network is a chain of steps: the backbone's layer groups 0 to K - 1, pooling at K, the head after it.
     forward(x, start) enters the chain at a step, with the activations that come out of the step before, so
     that a frozen prefix need not be computed twice. The first `frozen` groups are inert: evaluation mode, no
-    gradient, no buffer moves, whatever train() is called with.
+    gradient, no buffer moves, in train() too.
     """
 
     def __init__(self, backbone: Backbone, task: Task, dropout: float = 0.2) -> None:
@@ -117,7 +117,7 @@ class SliceAttentionHead(nn.Module):
     """Attention over slices that knows their place, then a linear layer: (N, F, D) -> (N, classes).
 
     Gated by a small network on each slice's features and its relative position (after Gupta 2021 and
-    arXiv 2303.01491). The mean over slices is kept beside the attended one, so that extent counts as well.
+    arXiv 2303.01491). The mean over slices stays beside the attended one, so that extent counts as well.
     """
 
     def __init__(self, num_features: int, num_classes: int, dropout: float, width: int = 64) -> None:

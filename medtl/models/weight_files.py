@@ -41,7 +41,7 @@ class KnownWeights:
 
 @dataclass(frozen=True)
 class WeightsRecord:
-    """What was noted beside a file when it came into the weights folder: from then on it must stay so.
+    """What was recorded beside a file when it entered the weights folder: it must not change after that.
 
     converted_from: the SHA-256 of the whole module whose tensors these are, if they are.
     """
@@ -95,7 +95,7 @@ def own_places(known: KnownWeights) -> list[Path]:
 
 
 def cached_places(known: KnownWeights) -> list[Path]:
-    """Return where torchvision or the Hugging Face hub would have kept the file."""
+    """Return where torchvision or the Hugging Face hub would have saved the file."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     if known.origin == "torchvision":
         torch_home = Path(os.environ.get("TORCH_HOME") or cache / "torch")
@@ -144,7 +144,7 @@ def check_record(path: Path, digest: str) -> None:
     """Refuse a file that is not what it was when it was recorded. Raises WeightsError weights-hash."""
     record = read_record(path)
     if record and record.sha256 != digest:
-        reason = f"SHA-256 is {digest[:12]}, was {record.sha256[:12]} when it came here"
+        reason = f"SHA-256 is {digest[:12]}, was {record.sha256[:12]} when it was added"
         raise WeightsError("weights-hash", reason, where=path, fix=AGAIN)
 
 

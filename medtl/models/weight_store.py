@@ -63,7 +63,7 @@ class StoredFile:
 
     @property
     def check_with(self) -> BackboneEntry:
-        """The backbone that tells whether a file's tensors are the right ones."""
+        """The backbone that a file's tensors must fit."""
         return self.backbones[0]
 
 
@@ -137,7 +137,7 @@ def import_weights(file: Path, name: str | None = None, *, unsafe_module: bool =
     """Copy a file of the user's into the weights folder under its known name; return where it is now.
 
     name: what the file is, where its own name does not say. unsafe_module: take the tensors out of a whole
-    pickled module, in a process of its own, and keep them alone. Raises WeightsError weights-unknown,
+    pickled module, in a process of its own, and save only them. Raises WeightsError weights-unknown,
     -missing, -hash, -mismatch, -unsafe; OutputError.
     """
     if not file.is_file():
@@ -265,7 +265,7 @@ def fetch_weights(name: str) -> Path:
 
 
 def url_of(known: KnownWeights) -> str | None:
-    """Return where a published file can be fetched from, or None where users must bring it."""
+    """Return where a published file can be fetched from, or None where users must supply it."""
     kind, _, place = known.origin.partition(":")
     if not kind:
         return None

@@ -1,7 +1,7 @@
 """Checkpoints: tensors in safetensors, everything else in JSON; a checkpoint is whole or absent.
 
 A checkpoint folder holds tensor files named by their content and one checkpoint.json that names them. The
-JSON is replaced atomically and last, so that whatever happens it names files that are whole.
+JSON is replaced atomically and last, so that it always names files that are whole.
 """
 
 import hashlib
@@ -127,7 +127,7 @@ class Checkpoint:
 
     @property
     def task(self) -> Task:
-        """What the classifier tells apart."""
+        """The classes that the classifier distinguishes."""
         return self.classifier.task
 
     @property
@@ -141,7 +141,7 @@ class Checkpoint:
         return self.header.tensors["model"].sha256
 
     def for_any_modality(self) -> "Checkpoint":
-        """Return the same checkpoint, which takes images of whatever modality and body part."""
+        """Return the same checkpoint, which takes images of any modality and body part."""
         lenient = self.preprocessing.model_copy(update={"modalities": None, "body_parts": None})
         return replace(self, header=self.header.model_copy(update={"preprocessing": lenient}))
 
@@ -246,8 +246,8 @@ def load_checkpoint(run: str | Path, which: Literal["best", "last"] = "best") ->
     except RuntimeError as error:
         reason = f"its tensors are not those of {header.backbone}"
         raise CheckpointError("checkpoint-damaged", reason, where=folder) from error
-    kept = read_tensors(folder, header, TENSORS) if header.ood else {}
-    return Checkpoint(classifier.eval(), header, folder, kept)
+    ood = read_tensors(folder, header, TENSORS) if header.ood else {}
+    return Checkpoint(classifier.eval(), header, folder, ood)
 
 
 def build_classifier(header: CheckpointHeader, folder: Path) -> Classifier:
@@ -291,6 +291,6 @@ def load_finished(run: Path, *, any_modality: bool = False) -> Checkpoint:
     """
     checkpoint = load_checkpoint(run)
     if checkpoint.header.thresholds is None:
-        fix = "go on with medtl train --resume"
+        fix = "resume it with medtl train --resume"
         raise CheckpointError("run-unfinished", "training was not finished", where=run, fix=fix)
     return checkpoint.for_any_modality() if any_modality else checkpoint

@@ -80,7 +80,7 @@ class ProcessGroup:
         """Give all processes the weights and buffers of the one that leads."""
         if not self.alone:
             for tensor in module.state_dict().values():
-                plain = tensor.reshape(-1).clone()  # whatever the layout of the weights
+                plain = tensor.reshape(-1).clone()  # independent of the layout of the weights
                 self._collect(dist.broadcast, plain, 0)
                 tensor.copy_(plain.view_as(tensor))
 
@@ -158,11 +158,11 @@ class ProcessGroup:
                 while self._count("fault", 0) == 0 and time.monotonic() < deadline:
                     time.sleep(LONGEST_PAUSE)
             return self._count("fault", 1) == 1
-        except TrainingError:  # the store is gone, and with it the process that kept it
+        except TrainingError:  # the store is gone, and with it the process that held it
             return True
 
     def leave(self) -> None:
-        """Leave in good order: the process that leads goes last, since it may keep the store."""
+        """Leave in good order: the process that leads goes last, since it may hold the store."""
         if self._store is not None:
             self._count("left", 1)
             if self.leads:

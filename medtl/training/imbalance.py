@@ -7,7 +7,7 @@ What a strategy does to probabilities: `none` leaves them frequencies of the tra
 balanced sampler and logit adjustment with tau 1 aim at balanced posteriors instead, the probabilities that
 would hold if all classes were equally common: a rare class is overstated, and the calibration error shows it.
 Focal loss draws them towards the middle. Thresholds chosen on validation data are right for all of them;
-whoever reads probabilities as frequencies calibrates first.
+calibrate first to read probabilities as frequencies.
 """
 
 from collections.abc import Callable

@@ -37,7 +37,7 @@ def current_key(key: str) -> str:
 
 
 def with_current_keys(values: Any) -> Any:
-    """Return a schedule or a stage, as plain values, with today's keys; one that has both keeps both."""
+    """Return a schedule or a stage, as plain values, with today's keys; one with both is left as it is."""
     if not isinstance(values, dict):
         return values
     old = {key: new for key, new in OLD_KEYS.items() if new not in values}

@@ -72,7 +72,7 @@ class Stepper:
     def step(self, parts: Sequence[Batch], number: int, of_stage: int, whole: Tensor | None = None) -> Step:
         """Take step `number` of the run, the stage's step `of_stage`.
 
-        The gradient is that of the loss over all parts' samples together, whatever the strategy's weights.
+        The gradient is that of the loss over all parts' samples together, for any weights of the strategy.
         whole: the targets of all processes' parts, where these are not all.
         """
         self.optimizer.zero_grad()
@@ -104,7 +104,7 @@ class Stepper:
         return Step(sums[0], *(sums[1:] > 0).tolist())
 
     def _loss(self, x: Tensor, targets: Tensor, counters: Counters) -> Tensor:
-        """Return the mean loss of one part; counters tell it from all other parts of the run."""
+        """Return the mean loss of one part; counters distinguish it from all other parts of the run."""
         device, smoothing = self.place.device, self.config.label_smoothing
         # What dropout draws from. torch.manual_seed would queue a seeding of CUDA, with the traceback of its
         # call, until CUDA is first used: without a GPU that takes as long as a step on pooled features, and

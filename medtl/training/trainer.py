@@ -44,7 +44,7 @@ from medtl.training.config import FitConfig, Select
 from medtl.training.device import make_accelerator
 from medtl.training.distributed import ProcessGroup, join_error
 from medtl.training.feature_cache.cache import FeatureCache, FeatureStore, Views
-from medtl.training.feature_cache.plan import CachePlan, Wanted, plan_cache, shared_views
+from medtl.training.feature_cache.plan import CachePlan, StepViews, plan_cache, shared_views
 from medtl.training.imbalance import ImbalanceStrategy, make_strategy
 from medtl.training.run_folder import RunFolder
 from medtl.training.schedule import Pace, Stage, unfreeze
@@ -267,7 +267,7 @@ class Fit:
             self.plans[number] = plan.uncached(error.reason)
             return None
 
-    def _fill_stores(self, wanted: Wanted) -> tuple[dict[int, FeatureStore], dict[int, FeatureStore]]:
+    def _fill_stores(self, requested: StepViews) -> tuple[dict[int, FeatureStore], dict[int, FeatureStore]]:
         cache = FeatureCache(
             self.classifier,
             self.accelerator.autocast,
@@ -275,17 +275,17 @@ class Fit:
             budget_bytes=self.config.cache_gb * 1e9,
         )
 
-        def fill(views: Views, wanted: Wanted, what: str) -> dict[int, FeatureStore]:
+        def fill(views: Views, requested: StepViews, what: str) -> dict[int, FeatureStore]:
             def progress(done: int, total: int) -> None:
                 self.watcher.progress(what, done, total)
                 self._check_stop(f"with {done} of {total} images through the {what}")
 
             barrier = partial(self.process_group.barrier, partial(self._check_stop, f"in the {what}"))
             rank, size = self.process_group.rank, self.process_group.size
-            return cache.ensure(views, wanted, progress, rank=rank, size=size, barrier=barrier)
+            return cache.ensure(views, requested, progress, rank=rank, size=size, barrier=barrier)
 
-        train = fill(self.data.train, wanted, "frozen prefix")
-        return train, fill(self.data.val, dict.fromkeys(wanted, 1), "frozen prefix, validation")
+        train = fill(self.data.train, requested, "frozen prefix")
+        return train, fill(self.data.val, dict.fromkeys(requested, 1), "frozen prefix, validation")
 
     def _check_stop(self, when: str) -> None:
         """Raise StoppedError where any process has requested a stop: a pass has nothing to save."""

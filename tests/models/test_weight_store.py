@@ -277,7 +277,7 @@ def test_an_imported_file_is_pinned_and_held_to_it(publish, tmp_path, own_home) 
     assert record(path)["sha256"] == sha256_of(tmp_path / "mine.pth")
     BACKBONES["small"]("made")
     write(path, seed=1)
-    with pytest.raises(WeightsError, match="when it came here") as caught:
+    with pytest.raises(WeightsError, match="when it was added") as caught:
         BACKBONES["small"]("made")
     assert caught.value.code == "weights-hash"
 
@@ -412,7 +412,7 @@ def test_what_changed_or_is_gone_is_named(publish, tmp_path, own_home) -> None:
     path = import_weights(write(tmp_path / "small.pth"))
     assert [check.problem for check in verify_weights() if check.path == path] == [""]
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    assert "when it came here" in next(v.problem for v in verify_weights() if v.path == path)
+    assert "when it was added" in next(v.problem for v in verify_weights() if v.path == path)
     path.unlink()
     assert next(v.problem for v in verify_weights() if v.path == path) == "is recorded here, and missing"
 

@@ -22,7 +22,7 @@ from medtl.models.catalogue import BackboneConfig
 from medtl.models.inflated import inflated
 from medtl.models.slices import slice_encoder
 
-# The files of this folder that bring ImageNet, each as its ENTRIES. A new one is a line here, and no more.
+# The files of this folder with ImageNet networks, each as its ENTRIES. A new one is one line here.
 IMAGENET_FILES = (
     "efficientnet",
     "mobilenet",

@@ -1,4 +1,4 @@
-"""RadImageNet's networks (Mei 2022): 2D backbones trained on CT, MR and ultrasound, whose files users bring.
+"""RadImageNet's networks (Mei 2022): 2D backbones trained on CT, MR and ultrasound, whose files users supply.
 
 The published files hold torchvision's networks without their heads, as children of a Sequential named
 `backbone`: `backbone.4.0.conv1.weight` is `layer1.0.conv1.weight`, since layer1 is the child in place 4.

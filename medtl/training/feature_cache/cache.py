@@ -30,7 +30,7 @@ from medtl.models.backbone import Backbone
 from medtl.models.classifier import Classifier, place_images
 from medtl.models.costs import StepCost, step_costs
 from medtl.models.folding import fold_groups
-from medtl.training.feature_cache.plan import Wanted
+from medtl.training.feature_cache.plan import StepViews
 from medtl.training.feature_cache.store import (
     FORMAT_VERSION,
     FeatureStore,
@@ -62,7 +62,7 @@ BATCH_BYTES = 256e6
 class Views:
     """Views of some rows of a prepared dataset: view 0 is the image itself, view v > 0 the random view v.
 
-    key: the seed and the augmentation in words, which tell random views apart.
+    key: the seed and the augmentation in words, which distinguish random views.
     """
 
     dataset: PreparedDataset
@@ -137,21 +137,21 @@ class FeatureCache:
     def ensure(
         self,
         views: Views,
-        wanted: Wanted,
+        requested: StepViews,
         progress: Progress | None = None,
         *,
         rank: int = 0,
         size: int = 1,
         barrier: Callable[[], object] = lambda: None,
     ) -> dict[int, FeatureStore]:
-        """Return a store for each wanted step (step -> number of views); one pass computes what is absent.
+        """Return a store for each requested step (step -> number of views); one pass computes what is absent.
 
         A pass that was killed resumes where it was; one that runs elsewhere is waited for. rank, size and
         barrier: the processes that share the pass, and the file system; each calls this with the same views
         and gets the same bytes as one process would. Raises OutputError cache-full, in each of them, where
         the disk or the budget has no room; output-unwritable.
         """
-        specs = self._specs(views, wanted)
+        specs = self._specs(views, requested)
         team = Team(rank, size, barrier)
         with telling(self.root), ExitStack() as claims:
             stores = self._open_or_claim(specs, claims, team)
@@ -160,10 +160,11 @@ class FeatureCache:
                 self._compute(views, absent, progress, team)
                 stores |= self._publish(absent, team)
         return {
-            step: FeatureStore(tuple(stores[step, view] for view in range(wanted[step]))) for step in wanted
+            step: FeatureStore(tuple(stores[step, view] for view in range(requested[step])))
+            for step in requested
         }
 
-    def _specs(self, views: Views, wanted: Wanted) -> dict[Slot, StoreSpec]:
+    def _specs(self, views: Views, requested: StepViews) -> dict[Slot, StoreSpec]:
         """Return a store's name, from all that its numbers depend on and nothing else, with its shape."""
         costs = step_costs(self.classifier, views.image_shape)
         batch_size = pass_batch_size(costs)
@@ -173,7 +174,7 @@ class FeatureCache:
         else:
             arithmetic = f"{torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()} threads"
         common = (FORMAT_VERSION, *VERSIONS, "folded", self.precision, arithmetic, batch_size)
-        prefixes = _prefix_digests(backbone, max(wanted))
+        prefixes = _prefix_digests(backbone, max(requested))
         samples = hashlib.sha256(str(views.image_shape).encode())
         for row in views.rows:
             samples.update(views.dataset.content_hashes[row].encode() + b"\0")
@@ -186,7 +187,7 @@ class FeatureCache:
             name = hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:24]
             return StoreSpec(name, (len(views), *costs[step - 1].output_shape), batch_size)
 
-        return {(step, view): spec(step, view) for step, count in wanted.items() for view in range(count)}
+        return {(step, view): spec(step, view) for step, count in requested.items() for view in range(count)}
 
     def _open_or_claim(
         self, specs: Mapping[Slot, StoreSpec], claims: ExitStack, team: Team

@@ -14,7 +14,7 @@ from medtl.models.classifier import Classifier
 from medtl.models.costs import step_costs
 from medtl.training.schedule import Stage, entry_step
 
-Wanted = dict[int, int]  # step -> number of views
+StepViews = dict[int, int]  # step -> number of views
 
 
 class CachePlan(BaseModel):
@@ -58,7 +58,7 @@ def plan_cache(
     costs = step_costs(classifier, image)
     plans: list[CachePlan] = []
     left = budget_bytes
-    stored: Wanted = {}  # by the stages so far, of prefixes that none of them has trained
+    stored: StepViews = {}  # by the stages so far, of prefixes that none of them has trained
     for stage, count in zip(stages, epochs or [stage.epochs for stage in stages], strict=True):
         step, views = entry_step(classifier, stage), min(stage.views, count)
         one_view = costs[step - 1].output_bytes if step else 0
@@ -83,17 +83,17 @@ def plan_cache(
     return plans
 
 
-def shared_views(plans: Sequence[CachePlan], number: int) -> Wanted:
+def shared_views(plans: Sequence[CachePlan], number: int) -> StepViews:
     """Return what the pass of stage `number` computes: for each step that is entered, how many views.
 
     Groups that this stage freezes have been frozen in every stage before it, if the schedule only unfreezes.
     Then all later stages start from the same pretrained prefix, and one pass over the images serves all.
     """
-    wanted: Wanted = {}
+    requested: StepViews = {}
     for plan, lowest in zip(plans[number:], accumulate((p.step for p in plans[number:]), min), strict=True):
         if plan.cached and plan.step <= lowest:  # no stage from `number` to it trains its prefix
-            wanted[plan.step] = max(plan.views, wanted.get(plan.step, 0))
-    return wanted
+            requested[plan.step] = max(plan.views, requested.get(plan.step, 0))
+    return requested
 
 
 def in_bytes(size: float) -> str:
