@@ -205,7 +205,18 @@ def _family_section(family: str, rows: list[dict[str, Any]]) -> str:
         "groups",
     )
     backbones = [_backbone_cells(row) for row in rows]
-    weights = [(f"`{row['name']}`", *_weights_cells(w)) for row in rows for w in row["weights"]]
+    weights = [
+        (
+            f"`{row['name']}`",
+            f"`{known['name']}`",
+            f"`{known['file']}`",
+            known["source"],
+            known["licence"],
+            "" if known["top1"] is None else f"{known['top1']:.1f} %",
+        )
+        for row in rows
+        for known in row["weights"]
+    ]
     tables = [_table(head, backbones)]
     if weights:
         tables.append(_table(("backbone", "weights", "file", "from", "licence", "top-1"), weights))
@@ -230,18 +241,13 @@ def _backbone_cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _weights_cells(weights: dict[str, Any]) -> tuple[str, ...]:
-    top1 = "" if weights["top1"] is None else f"{weights['top1']:.1f} %"
-    return f"`{weights['name']}`", f"`{weights['file']}`", weights["source"], weights["licence"], top1
-
-
 def _numbers(values: list[float] | None) -> str:
     if values is None:
         return "each image's own"
     return ", ".join(f"{value:g}" for value in values[: 1 if len(set(values)) == 1 else None])
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
