@@ -14,7 +14,7 @@ from medtl.core.progress import Watcher, note_all
 from medtl.data.attributes import attribute_names, identifying_attributes
 from medtl.data.labels import compared_name
 from medtl.data.manifest import load_manifest, targets
-from medtl.data.prepared import PreparedDataset, all_refusals, oddity_notes, prepare_samples
+from medtl.data.prepared import PreparedDataset, all_refusals, prepare_samples, warning_notes
 from medtl.data.splits import read_splits
 from medtl.data.task import Sample, Task, TaskConfig
 from medtl.errors import CheckpointError, ConfigError, LabelError, ReadError
@@ -133,7 +133,7 @@ def _open(
         progress=lambda done, total: watcher.progress("reading", done, total),
     )
     kept, notes = _select_part(manifest.samples, prepared, run, part)
-    note_all(watcher, manifest.notes, notes, oddity_notes(prepared))
+    note_all(watcher, manifest.notes, notes, warning_notes(prepared))
     return _Opened(kept, prepared, notes[1:], all_refusals(manifest, prepared))
 
 

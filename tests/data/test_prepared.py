@@ -594,13 +594,13 @@ def test_constant_images_are_counted_and_kept(
     first, again = prepare_samples(samples, CONFIG), prepare_samples(samples, CONFIG)
     assert len(reads) == 2
     for prepared in (first, again):
-        assert [(name, odd.code) for name, odd in prepared.oddities] == [
+        assert [(name, odd.code) for name, odd in prepared.warnings] == [
             ("s0", "image-constant"),
             ("s2", "image-constant"),
         ]
-        (note,) = module.oddity_notes(prepared)
+        (note,) = module.warning_notes(prepared)
         assert note == "2 images of 4: every pixel has the same value (image-constant)"
-    assert module.oddity_notes(prepare_samples(samples[1:2], CONFIG)) == ()
+    assert module.warning_notes(prepare_samples(samples[1:2], CONFIG)) == ()
 
 
 def test_only_what_was_refused_is_read_again(radiographs: list[Sample], reads: list[str]) -> None:
