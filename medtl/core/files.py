@@ -14,6 +14,8 @@ from typing import Any
 
 from medtl.errors import OutputError
 
+PathLike = str | os.PathLike[str]
+
 # A cell that starts with one of these is a formula to a spreadsheet.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 

@@ -61,6 +61,9 @@ class Unwatched:
     def epoch(self, row: Mapping[str, Any]) -> None: ...
 
 
+SILENT = Unwatched()
+
+
 def note_all(watcher: Watcher, *notes: Sequence[str]) -> None:
     """Show one line for each note."""
     for note in (note for group in notes for note in group):
@@ -72,7 +75,7 @@ class StoppedError(TrainingError):
 
     exit_code = 1  # StopSignal sets that of its signal
 
-    exit_code = 1  # StopSignal sets that of its signal
+    exit_code = 130  # StopSignal sets that of its signal
 
 
 def never() -> bool:

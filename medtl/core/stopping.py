@@ -6,6 +6,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from medtl.core.progress import StoppedError
+from medtl.errors import AlreadyReportedError
 
 HANDLED = (signal.SIGINT, signal.SIGTERM)
 
@@ -36,8 +37,8 @@ class StopSignal:
         for number, handler in self._before.items():
             ignored = self.of_many and number == signal.SIGTERM
             signal.signal(number, signal.SIG_IGN if ignored else handler)
-        if isinstance(error, StoppedError):
-            error.exit_code = self.exit_code
+        if isinstance(error, StoppedError | AlreadyReportedError):
+            error.exit_code = self.exit_code if self.received else error.exit_code
 
     def __call__(self) -> bool:
         """Return whether a signal was received."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from medtl.core.files import PathLike
 from medtl.data.task import Split, Task, TaskConfig
 from medtl.errors import LINE_LIMIT, LabelError, SplitError
 from medtl.imaging.series import Series
@@ -63,11 +64,16 @@ class LeakRowsError(SplitError):
         super().__init__("patient-leak", self.problems[0] + more, where=where, fix="split by patient_id")
 
 
-def read_table(path: Path) -> Table:
+def load_table(path: PathLike) -> Table:
     """Read a CSV (comma, semicolon or tab; UTF-8, UTF-16 with a mark, or Windows-1252) or Parquet table.
 
     Raises LabelError file-missing, file-unreadable, label-table; LabelRowsError for rows that are too long.
+
+    >>> import medtl
+    >>> medtl.load_table(medtl.sample_data("xray") / "labels.csv").columns[:2]
+    ('path', 'label')
     """
+    path = Path(path)
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:

@@ -32,7 +32,7 @@ from medtl.data.labels import (
     list_leaks,
     list_repeats,
     listed,
-    read_table,
+    load_table,
     table_error,
 )
 from medtl.data.lookup import Folder, LookupFailure
@@ -74,7 +74,7 @@ def load_manifest(data: Path, labels: Path | None, config: TaskConfig) -> Manife
         labels = data / LABELS_FILE
     if labels is None:
         return _manifest_of_archive(data, config)
-    table = read_table(labels)
+    table = load_table(labels)
     columns = assign_columns(table, config)
     return _manifest_of_table(Source(table, columns, config, Folder(data, scan(data))))
 

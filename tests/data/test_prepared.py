@@ -8,7 +8,6 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ import torch
 
 from medtl.core import parallel as in_children
 from medtl.core import staging
-from medtl.core.parallel import in_order
 from medtl.data import prepared as module
 from medtl.data import prepared as preparing
 from medtl.data.prepared import prepare_samples
@@ -545,25 +543,6 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
-
-
-@pytest.mark.parametrize("most", [1, 3])
-def test_results_come_in_order_and_few_are_under_way(most: int) -> None:
-    under_way: list[int] = []
-
-    def take(item: int) -> int:
-        time.sleep(0.01 * (item % 3))
-        return item
-
-    def submit(item: int) -> Future[int]:
-        under_way.append(item)
-        return pool.submit(take, item)
-
-    with ThreadPoolExecutor(4) as pool:
-        for taken, result in enumerate(in_order(submit, range(20), most)):
-            assert result == taken
-            assert len(under_way) - taken <= most
-    assert under_way == list(range(20))
 
 
 def test_every_step_reads_as_it_always_did(tmp_path: Path) -> None:
