@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medtl.core.files import safe_cell, write_table
+from medtl.core.files import safe_cell, write_csv
 from medtl.core.ids import hash_identifier
 from medtl.data.manifest import targets
 from medtl.data.task import Sample, Task
@@ -72,7 +72,7 @@ def write_predictions(
             columns = values.T.tolist()
             table |= {f"{prefix}_{name}": row for name, row in zip(task.classes, columns, strict=True)}
     table |= more or {}
-    write_table(path, [table, *zip(*table.values(), strict=True)])
+    write_csv(path, [table, *zip(*table.values(), strict=True)])
 
 
 def read_predictions(path: Path, task: Task) -> Predictions:

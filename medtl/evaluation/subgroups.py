@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medtl.core.files import write_table
+from medtl.core.files import write_csv
 from medtl.data.task import Task
 from medtl.evaluation.evaluate import Evaluation, evaluate
 from medtl.evaluation.intervals import (
@@ -206,7 +206,7 @@ def write_metrics(path: Path, evaluation: Evaluation) -> None:
     rows: list[list[str | float]] = [["", *row] for row in _rows(metrics)]
     for name, by_metric in evaluation.per_class.items():
         rows += [[name, *row] for row in _rows(by_metric)]
-    write_table(path, [["class", *NUMBERS], *rows])
+    write_csv(path, [["class", *NUMBERS], *rows])
 
 
 def write_subgroups(path: Path, groupings: Sequence[Grouping]) -> None:
@@ -218,7 +218,7 @@ def write_subgroups(path: Path, groupings: Sequence[Grouping]) -> None:
             rows += [[grouping.attribute, group.name, *size, *row] for row in _rows(group.metrics)]
         gap = _rows({"auroc_gap": grouping.gap})[0]
         rows.append([grouping.attribute, grouping.worst, "", "", "", *gap])
-    write_table(path, [["attribute", "group", "samples", "patients", "reason", *NUMBERS], *rows])
+    write_csv(path, [["attribute", "group", "samples", "patients", "reason", *NUMBERS], *rows])
 
 
 def _rows(metrics: Mapping[str, Interval]) -> list[list[str | float]]:

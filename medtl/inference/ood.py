@@ -17,7 +17,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from medtl.imaging.dicom import reader as dicom
+from medtl.imaging import dicom
 from medtl.imaging.dicom.terms import NOT_SHOWN, shown_body_part, shown_modality
 from medtl.imaging.image import Image
 from medtl.imaging.inspection import Inspection, inspect_header

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from medtl.core.files import write_json
-from medtl.core.journal import Entry, Journal
+from medtl.core.journal import Journal, JournalEntry
 from medtl.core.parallel import work_in_order
 from medtl.core.progress import StoppedError, Watcher, never
 from medtl.data.naming import check_names, sample_key, source_name
@@ -153,7 +153,7 @@ def _has_row(journal: Journal, unit: Unit, try_again: bool) -> bool:
     return True
 
 
-def _score_batch(ensemble: Ensemble, root: Path, batch: Sequence[Unit]) -> list[Entry]:
+def _score_batch(ensemble: Ensemble, root: Path, batch: Sequence[Unit]) -> list[JournalEntry]:
     """Read and score a batch, in this process or another."""
     contents: dict[Series, str] = {}
 
@@ -164,7 +164,7 @@ def _score_batch(ensemble: Ensemble, root: Path, batch: Sequence[Unit]) -> list[
 
     rows = predict_batch(ensemble, [unit.series for unit in batch], root, read)
     return [
-        Entry(unit.stamp, contents.get(unit.series, "") if row.status == "scored" else "", asdict(row))
+        JournalEntry(unit.stamp, contents.get(unit.series, "") if row.status == "scored" else "", asdict(row))
         for unit, row in zip(batch, rows, strict=True)
     ]
 
