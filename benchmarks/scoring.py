@@ -30,7 +30,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -119,21 +118,12 @@ def make_run(folder: Path, kind: str) -> Path:
     return run
 
 
-class Silent:
-    """Watches and says nothing."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_: None
-
-
 def time_medtl(run: Path, folder: Path, out: Path, precision: str, engine: str) -> float:
     """Score a folder as the command does."""
-    from medtl.inference.streaming import ScoreOptions
-    from medtl.workflows.score import score_run
+    import medtl
 
-    options = ScoreOptions(precision=precision, engine=engine)  # type: ignore[arg-type]
     started = time.perf_counter()
-    outcome = score_run(run, folder, out, Silent(), options)  # type: ignore[arg-type]
+    outcome = medtl.score_folder(run, folder, out, precision=precision, engine=engine)  # type: ignore[arg-type]
     seconds = time.perf_counter() - started
     assert outcome.refused == 0 and outcome.scored > 0
     return seconds

@@ -20,9 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from medtl.config import load_config, sample_data
-from medtl.workflows.study import TuneOptions
-from medtl.workflows.tune import TuneOutcome, tune_run
+from medtl.config import sample_data
+from medtl.workflows.tune import TuneOutcome, tune
 
 PNEUMONIA = Path(__file__).parents[1] / ".." / "shared/data/chest-xray-pneumonia/pneumoniamnist.npz"
 SPACE = """\
@@ -72,9 +71,16 @@ def search(data: Path, size: int, trials: int, cache_gb: float, out: Path) -> Tu
     os.environ["MEDTL_HOME"] = str(out / "home")
     (out / "space.yaml").write_text(SPACE)
     recipe = (*RECIPE, f"preprocessing.size=[{size},{size}]", f"fit.cache_gb={cache_gb}")
-    config = load_config("xray", None, recipe)
-    options = TuneOptions(trials=trials)
-    return tune_run(data, None, out / "study", config, Quiet(), options, out / "space.yaml")
+    space = out / "space.yaml"
+    return tune(
+        "xray",
+        data=data,
+        out=out / "study",
+        overrides=recipe,
+        trials=trials,
+        space=space,
+        watcher=Quiet(),
+    )
 
 
 def print_row(name: str, outcome: TuneOutcome) -> float:

@@ -1,22 +1,155 @@
 """medtl: medical transfer learning that people can trust.
 
-Data flows down this map; imports run up it and never down.
+    import medtl
 
-    imaging      FILES -> PREPARED SAMPLES: formats, series, labels, splits, preprocessing
-    learning     PREPARED SAMPLES -> CHECKPOINT: backbones, stages of unfreezing, features, fit
-    prediction   CHECKPOINT + SAMPLES -> FINDINGS: scoring, evaluation, saliency
-    reporting    FINDINGS -> PAGES, AND OBJECTS FOR THE PACS
-    config       a recipe: the sections that lie beside the code they configure
-    runs, demo   the job behind each command, and the tour of them all
+    run = medtl.train("xray", data="FOLDER", labels="labels.csv", out="runs/xray")
+    rows = run.predict("NEW_STUDIES")
+
+The names of __all__ are the public ones; each is imported when it is first used. The packages, in the order
+in which data flow through them; imports run the other way:
+
+    imaging      FILES -> IMAGES
+    data         IMAGES + TABLES -> SAMPLES
+    models       backbones as chains of layer groups, and their weights
+    training     SAMPLES -> CHECKPOINT
+    inference    CHECKPOINT + STUDIES -> PREDICTIONS
+    evaluation   PREDICTIONS + LABELS -> NUMBERS
+    explain      PREDICTIONS -> HEATMAPS, and whether to believe them
+    report       NUMBERS AND PREDICTIONS -> PAGES
+    pacs         PREDICTIONS -> OBJECTS FOR THE PACS; studies from there
+    workflows    the job behind each command, as a function
     cli          FRONT DOOR: one file a command
 """
 
 import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medtl.config import RunConfig, load_config, sample_data
+    from medtl.core.progress import StoppedError, Watcher
+    from medtl.data.labels import load_table
+    from medtl.data.task import Sample, Task
+    from medtl.errors import (
+        CheckpointError,
+        ConfigError,
+        LabelError,
+        MedtlError,
+        OutputError,
+        PacsError,
+        ReadError,
+        SplitError,
+        TrainingError,
+        WeightsError,
+    )
+    from medtl.evaluation.evaluate import Evaluation
+    from medtl.explain import METHODS
+    from medtl.explain.explanation import Explanation
+    from medtl.imaging.image import Image
+    from medtl.imaging.reader import read_images
+    from medtl.imaging.series import Series
+    from medtl.inference.predictor import Prediction
+    from medtl.models.backbones import BACKBONES
+    from medtl.training.imbalance import IMBALANCE
+    from medtl.training.schedule import ScheduleConfig, Stage
+    from medtl.workflows.compare import compare
+    from medtl.workflows.demo import run_demo
+    from medtl.workflows.evaluate import evaluate
+    from medtl.workflows.explain import explain_folder
+    from medtl.workflows.inspect import inspect_folder
+    from medtl.workflows.prepare import prepare
+    from medtl.workflows.report import report_folder, report_training
+    from medtl.workflows.run import Run, export, load_run
+    from medtl.workflows.score import score_folder
+    from medtl.workflows.train import train
+    from medtl.workflows.tune import tune
 
 __version__ = "0.1.0"
 
-# Dependencies read these when they are imported. ONNX Runtime otherwise makes a device id and a queue of
-# events for its maker in the user's cache. What the user has set stays.
+__all__ = [
+    "BACKBONES",
+    "IMBALANCE",
+    "METHODS",
+    "CheckpointError",
+    "ConfigError",
+    "Evaluation",
+    "Explanation",
+    "Image",
+    "LabelError",
+    "MedtlError",
+    "OutputError",
+    "PacsError",
+    "Prediction",
+    "ReadError",
+    "Run",
+    "RunConfig",
+    "Sample",
+    "ScheduleConfig",
+    "Series",
+    "SplitError",
+    "Stage",
+    "StoppedError",
+    "Task",
+    "TrainingError",
+    "Watcher",
+    "WeightsError",
+    "__version__",
+    "compare",
+    "evaluate",
+    "explain_folder",
+    "export",
+    "inspect_folder",
+    "load_config",
+    "load_run",
+    "load_table",
+    "prepare",
+    "read_images",
+    "report_folder",
+    "report_training",
+    "run_demo",
+    "sample_data",
+    "score_folder",
+    "train",
+    "tune",
+]
+
+# Where each public name is defined.
+_HOMES = {
+    name: f"medtl.{module}"
+    for module, names in {
+        "config": "RunConfig load_config sample_data",
+        "core.progress": "StoppedError Watcher",
+        "data.labels": "load_table",
+        "data.task": "Sample Task",
+        "errors": "CheckpointError ConfigError LabelError MedtlError OutputError PacsError ReadError "
+        "SplitError TrainingError WeightsError",
+        "evaluation.evaluate": "Evaluation",
+        "explain": "METHODS",
+        "explain.explanation": "Explanation",
+        "imaging.image": "Image",
+        "imaging.reader": "read_images",
+        "imaging.series": "Series",
+        "inference.predictor": "Prediction",
+        "models.backbones": "BACKBONES",
+        "training.imbalance": "IMBALANCE",
+        "training.schedule": "ScheduleConfig Stage",
+        "workflows.compare": "compare",
+        "workflows.demo": "run_demo",
+        "workflows.evaluate": "evaluate",
+        "workflows.explain": "explain_folder",
+        "workflows.inspect": "inspect_folder",
+        "workflows.prepare": "prepare",
+        "workflows.report": "report_folder report_training",
+        "workflows.run": "Run export load_run",
+        "workflows.score": "score_folder",
+        "workflows.train": "train",
+        "workflows.tune": "tune",
+    }.items()
+    for name in names.split()
+}
+
+# Dependencies read these when they are imported. ONNX Runtime otherwise creates a device id and an event
+# queue for its maker in the user's cache. Values that the user has set stay.
 for _name, _value in {
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -24,3 +157,15 @@ for _name, _value in {
     "RAY_USAGE_STATS_ENABLED": "0",
 }.items():
     os.environ.setdefault(_name, _value)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name where it is first used (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'medtl' has no attribute {name!r}")
+    globals()[name] = value = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

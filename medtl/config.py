@@ -1,6 +1,6 @@
-"""RunConfig: composes the sections that live beside the code they configure, from a recipe and overrides.
+"""RunConfig: a recipe (YAML) + overrides -> the sections that live beside the code they configure.
 
-A recipe is plain YAML. Nothing in it is ever executed, and no key is silently ignored.
+Nothing in a recipe is ever executed, and no key is silently ignored.
 """
 
 import difflib
@@ -14,20 +14,21 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 from yaml import YAMLError
 
+from medtl.core.files import PathLike
 from medtl.data.splits import SplitConfig
 from medtl.data.task import TaskConfig
 from medtl.errors import ConfigError
 from medtl.imaging.augmentation import AugmentationConfig
 from medtl.imaging.preprocessing import PreprocessingConfig
 from medtl.models.backbones import BACKBONES, BackboneConfig
+from medtl.training.config import FitConfig
 from medtl.training.imbalance import IMBALANCE
 from medtl.training.schedule import ScheduleConfig, current_key, with_current_keys
-from medtl.training.trainer import FitConfig
 
 Modality = Literal["xray", "mri"]
 MOST_HINTS = 3
 
-# The recipe that a modality takes where none is named.
+# The recipe of a modality where none is named.
 DEFAULT_RECIPES: dict[str, str] = {"xray": "xray.yaml", "mri": "mri-volume.yaml"}
 
 
@@ -76,21 +77,37 @@ def recipes_folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).parents[1] / "configs"
 
 
-def load_config(modality: str | None, file: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Compose a recipe with dotted overrides such as `schedule.learning_rate=1e-4`.
+def load_config(
+    modality: str | None = None,
+    config: "RunConfig | PathLike | None" = None,
+    overrides: Sequence[str] = (),
+) -> RunConfig:
+    """Compose a recipe (a file, a RunConfig, or the modality's own) with overrides such as `fit.seed=1`.
 
     Raises ConfigError config-missing, config-unknown, config-value.
+
+    >>> import medtl
+    >>> medtl.load_config("xray", overrides=["fit.seed=7"]).fit.seed
+    7
     """
-    path = file or recipes_folder() / DEFAULT_RECIPES[modality or "xray"]
-    values = _merge(_read_yaml(path), overrides)
+    if isinstance(config, RunConfig):
+        where, recipe = "the given recipe", OmegaConf.create(config.model_dump(mode="json"))
+    elif config is None and modality not in DEFAULT_RECIPES:
+        reason = f"modality {modality!r} is not known" if modality else "no recipe is named"
+        fix = f"give a modality ({' or '.join(DEFAULT_RECIPES)}) or a recipe"
+        raise ConfigError("config-missing", reason, fix=fix)
+    else:
+        path = recipes_folder() / DEFAULT_RECIPES[str(modality)] if config is None else Path(config)
+        where, recipe = str(path), _read_yaml(path)
+    values = _merge(recipe, overrides)
     if modality and values.setdefault("modality", modality) != modality:
         reason = f"is for modality {values['modality']}, not {modality}"
-        raise ConfigError("config-value", reason, where=path, fix="name another recipe with --config")
-    return validate_config(values, str(path), overrides)
+        raise ConfigError("config-value", reason, where=where, fix="name another recipe with --config")
+    return validate_config(values, where, overrides)
 
 
 def validate_config(values: dict[str, Any], where: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """Check plain values, and say in which of the overrides a fault lies.
+    """Check plain values; an error names the override that caused it.
 
     Raises ConfigError config-unknown (with the nearest keys) or config-value.
     """
@@ -114,7 +131,7 @@ def _read_yaml(path: Path) -> Any:
         return OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         reason = f"is not YAML: {str(error).splitlines()[0]}"
-        raise ConfigError("config-value", reason, where=path, fix="mend the line") from error
+        raise ConfigError("config-value", reason, where=path, fix="correct the line") from error
 
 
 def _merge(recipe: Any, overrides: Sequence[str]) -> dict[str, Any]:
@@ -125,7 +142,7 @@ def _merge(recipe: Any, overrides: Sequence[str]) -> dict[str, Any]:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise ConfigError(
-                "config-value", "is no override", where=f"--set {override}", fix="write key=value"
+                "config-value", "is not an override", where=f"--set {override}", fix="write key=value"
             )
         key = "schedule.name" if key == "schedule" else current_key(key)
         try:
@@ -133,7 +150,7 @@ def _merge(recipe: Any, overrides: Sequence[str]) -> dict[str, Any]:
         except (YAMLError, OmegaConfBaseException) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(
-                "config-value", reason, where=f"--set {override}", fix="mend the value"
+                "config-value", reason, where=f"--set {override}", fix="correct the value"
             ) from error
     values = OmegaConf.to_container(recipe, resolve=False)
     if not isinstance(values, dict):
@@ -152,12 +169,12 @@ def _first_problem(error: ValidationError, where: str, overrides: Sequence[str])
         return ConfigError("config-unknown", f"no key {key}", where=where, fix=fix)
     reason = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     reason = reason.split(", unable to parse")[0]
-    fix = _with_a_point(problem["input"]) or "mend the value"
+    fix = _with_a_point(problem["input"]) or "correct the value"
     return ConfigError("config-value", f"{key}: {reason}" if key else reason, where=where, fix=fix)
 
 
 def _concerns(override: str, key: str, reason: str) -> bool:
-    """Say whether a fault lies in an override; one of the whole recipe names its key in its reason."""
+    """Return whether an override caused an error; one about the whole recipe names the key in its reason."""
     if not key:
         return override in reason
     ours, theirs = ("schedule.name" if override == "schedule" else override).split("."), key.split(".")
@@ -165,13 +182,13 @@ def _concerns(override: str, key: str, reason: str) -> bool:
 
 
 def _with_a_point(value: object) -> str:
-    """Return what to write in place of a decimal comma, "" where there is none."""
+    """Return how to write a number that has a decimal comma, "" for anything else."""
     text = str(value)
     return f"write {text.replace(',', '.')}" if re.fullmatch(r"\d+,\d+", text) else ""
 
 
 def _near_keys(key: str, known: Sequence[str]) -> list[str]:
-    """Return what may have been meant: the key spelled alike, or keys whose last part shares a word."""
+    """Return likely keys: one that is spelled alike, or those whose last part shares a word."""
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
     last = key.rsplit(".", 1)[-1]
     endings = {name.rsplit(".", 1)[-1]: name for name in known}
@@ -195,7 +212,7 @@ def _check_name(key: str, name: str, known: list[str]) -> None:
 
 
 def sample_data(modality: str) -> Path:
-    """Return the phantoms of a modality: inside an installed package, or beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    root = package if (package / "sample_data").is_dir() else package.parent
-    return root / "sample_data" / modality
+    """Return the folder of phantoms ("xray", "mri" or "unlabelled") that come with medtl."""
+    installed = Path(__file__).parent / "sample_data"
+    root = installed if installed.is_dir() else Path(__file__).parents[1] / "sample_data"
+    return root / modality

@@ -219,6 +219,8 @@ class TrainingError(MedtlError):
 class AlreadyReportedError(TrainingError):
     """Another process of the same run has reported the error: this one exits silently."""
 
+    exit_code = 1  # StopSignal sets that of its signal
+
 
 class CheckpointError(MedtlError):
     """A run or checkpoint cannot be loaded."""

@@ -1,57 +1,68 @@
 """FRONT DOOR: one file per command; each parses, calls one function and prints.
 
-Exit codes: 0 all well; 1 the command failed; 2 usage; 3 finished, with some inputs refused.
+Exit codes: 0 success; 1 the command failed; 2 usage; 3 finished, with some inputs refused.
 """
 
 import signal
 import sys
+from importlib import import_module
 from typing import Any
 
 import click
 
 from medtl import __version__
-from medtl.cli.compare import compare
-from medtl.cli.config import config
-from medtl.cli.demo import demo
-from medtl.cli.evaluate import evaluate
-from medtl.cli.explain import explain
-from medtl.cli.export import export
-from medtl.cli.inspect import inspect
-from medtl.cli.libraries import quieten_libraries
-from medtl.cli.pacs import pacs, results
-from medtl.cli.prepare import prepare
-from medtl.cli.report import report
-from medtl.cli.score import score
-from medtl.cli.terminal import say
-from medtl.cli.train import train
-from medtl.cli.tune import tune
-from medtl.cli.weights import backbones, weights
-from medtl.core.parallel import allow_spawning, keep_freed_memory
-from medtl.errors import MedtlError
+from medtl.errors import AlreadyReportedError, MedtlError
 
+# The commands, in the order in which one uses them, and the module of each; loaded when it is called.
+COMMANDS = {
+    "demo": "medtl.cli.demo",
+    "inspect": "medtl.cli.inspect",
+    "prepare": "medtl.cli.prepare",
+    "train": "medtl.cli.train",
+    "tune": "medtl.cli.tune",
+    "evaluate": "medtl.cli.evaluate",
+    "compare": "medtl.cli.compare",
+    "score": "medtl.cli.score",
+    "explain": "medtl.cli.explain",
+    "report": "medtl.cli.report",
+    "results": "medtl.cli.pacs",
+    "pacs": "medtl.cli.pacs",
+    "export": "medtl.cli.export",
+    "backbones": "medtl.cli.weights",
+    "weights": "medtl.cli.weights",
+    "config": "medtl.cli.config",
+}
 PROBLEMS_SHOWN = 20
-# Faults in what an option says, and in nothing else.
+# Errors in the arguments.
 USAGE = frozenset({"pacs-address"})
 
 
 class FrontDoor(click.Group):
-    """The commands in the order in which one uses them; any fault becomes one line and exit code 1, or 2."""
+    """The commands; any error becomes one line and exit code 1, or 2."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Keep the order of add_command."""
-        return list(self.commands)
+        """Return the names in the order of COMMANDS."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Load a command."""
+        if name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(COMMANDS[name]), name)
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; print a fault as one line, also a stop that the command itself does not answer."""
+        """Run a command; print an error, or a stop, as one line, and exit with its code."""
         try:
             return super().invoke(ctx)
         except MedtlError as error:
-            _print_error(error)
+            if not isinstance(error, AlreadyReportedError):  # by another process of torchrun
+                _print_error(error)
             ctx.exit(2 if error.code in USAGE else getattr(error, "exit_code", 1))
         except KeyboardInterrupt as stop:
-            click.echo(
-                "medtl: [interrupted] stopped before it was done: run the same command again", err=True
-            )
+            again = " with --resume" if ctx.invoked_subcommand == "train" else ""
+            line = f"medtl: [interrupted] stopped before it was finished: run the same command again{again}"
+            click.echo(line, err=True)
             ctx.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
 
 
@@ -60,26 +71,21 @@ class FrontDoor(click.Group):
 )
 @click.version_option(__version__, prog_name="medtl")
 @click.option(
-    "--debug", is_flag=True, help="Show where libraries warn; never their words, which quote files."
+    "--debug", is_flag=True, help="Show where libraries warn, without their text, which quotes files."
 )
 def main(debug: bool) -> None:
     """Medical transfer learning that people can trust.
 
-    From a folder of X-ray or MRI studies and a label table to a classifier with honest numbers, saliency maps
-    and reports. Research use only, not for diagnosis.
+    Turn a folder of X-ray or MRI studies and a label table into a classifier with honest metrics, saliency
+    maps and reports. For research use only, not for diagnosis.
     """
+    from medtl.cli.libraries import quieten_libraries
+    from medtl.core.parallel import allow_spawning, keep_freed_memory
+
     quieten_libraries(debug)
     signal.signal(signal.SIGTERM, _interrupt)
     keep_freed_memory()
     allow_spawning()
-
-
-COMMANDS = (
-    *(demo, inspect, prepare, train, tune, evaluate, compare, score, explain, report, results),
-    *(pacs, export, backbones, weights, config),
-)
-for command in COMMANDS:
-    main.add_command(command)
 
 
 def _interrupt(number: int, _: Any) -> None:
@@ -87,6 +93,8 @@ def _interrupt(number: int, _: Any) -> None:
 
 
 def _print_error(error: MedtlError) -> None:
+    from medtl.cli.terminal import say
+
     say(f"medtl: {error}", err=True)
     problems = getattr(error, "problems", ())
     for problem in problems[:PROBLEMS_SHOWN]:

@@ -1,4 +1,4 @@
-"""medtl config: the recipe as it will be used."""
+"""medtl config: recipes with all their keys."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +6,8 @@ from textwrap import fill
 from typing import TYPE_CHECKING
 
 import click
+
+from medtl.cli import options
 
 if TYPE_CHECKING:
     from medtl.workflows.plan import StagePlan
@@ -19,15 +21,13 @@ def config() -> None:
 
 
 @config.command()
-@click.option("--modality", type=click.Choice(["xray", "mri"]))
-@click.option("--config", "recipe", type=click.Path(path_type=Path), help="Recipe (YAML).")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key.")
-@click.option("--stages", is_flag=True, help="Print the stages in place of the recipe: trained, kept, cost.")
+@options.recipe
+@click.option("--stages", is_flag=True, help="Print what each stage trains, caches and costs instead.")
 @click.option("--samples", type=click.IntRange(min=1), help="Training images, for --stages.")
-@click.option("--json", "as_json", is_flag=True, help="Print the stages as one JSON list on stdout.")
+@options.as_json("the stages as one JSON list")
 def show(
     modality: str | None,
-    recipe: Path | None,
+    config: Path | None,
     overrides: tuple[str, ...],
     stages: bool,
     samples: int | None,
@@ -35,14 +35,14 @@ def show(
 ) -> None:
     """Print the resolved recipe: every key, defaults and overrides included.
 
-    With --stages, print what each stage of it trains at which rates, until when, what is cached, and how many
-    multiply-adds it costs. A recipe that names no classes is taken to have two.
+    --stages prints what each stage trains, at which learning rates and until when, what is cached, and how
+    many multiply-adds it costs. A recipe that names no classes is assumed to have two.
     """
     from medtl.config import load_config, to_yaml
 
     if (samples or as_json) and not stages:
-        raise click.UsageError("--samples and --json go with --stages")
-    resolved = load_config(modality, recipe, overrides)
+        raise click.UsageError("--samples and --json need --stages")
+    resolved = load_config(modality or (None if config else "xray"), config, overrides)
     if not stages:
         click.echo(to_yaml(resolved), nl=False)
         return
@@ -76,9 +76,13 @@ def _as_json(plans: Sequence["StagePlan"], samples: int | None) -> str:
 def _as_tables(plans: Sequence["StagePlan"], samples: int | None) -> str:
     """Lay the stages out as three tables that fit a terminal of 80 columns."""
     names = [plan.stage.name for plan in plans]
-    trains = [("trains", "parameters", "rates: head, top, lowest"), *map(_trains, plans)]
-    lasts = [("ends by", "frozen"), *((_ends(plan), _frozen(plan)) for plan in plans)]
-    costs = [_cost_titles(samples), *(_costs(plan, samples or 1) for plan in plans)]
+    trains = [("trains", "parameters", "LR: head, top, lowest"), *map(_trains, plans)]
+    lasts = [("ends after", "frozen"), *map(_ends, plans)]
+    images = f"{samples} images, all epochs" if samples else "an image, all epochs"
+    costs: list[tuple[str, ...]] = [("an image, an epoch", "cached", images, "cached")]
+    for plan in plans:
+        totals = (samples or 1) * plan.all_epochs, (samples or 1) * plan.cached_all_epochs
+        costs.append(tuple(map(_short, (plan.image, plan.cached_image, *totals))))
     parts = [
         _table([(first, *cells) for first, cells in zip((title, *names), rows, strict=True)])
         for title, rows in (("stage", trains), ("stage", lasts), ("multiply-adds", costs))
@@ -96,29 +100,15 @@ def _trains(plan: "StagePlan") -> tuple[str, ...]:
     return modules, parameters, ", ".join(f"{rate:.2g}" for rate in plan.rates)
 
 
-def _ends(plan: "StagePlan") -> str:
-    stage = plan.stage
+def _ends(plan: "StagePlan") -> tuple[str, ...]:
+    """Return when the stage ends, where its frozen prefix ends, and what is cached of one image."""
+    stage, prefix = plan.stage, "nothing"
     steps = f" or {stage.steps} steps" if stage.steps else ""
     patience = f", patience {stage.patience}" if stage.patience else ""
-    return f"{stage.epochs} epochs{steps}{patience}"
-
-
-def _frozen(plan: "StagePlan") -> str:
-    """Say where the frozen prefix ends, and what is kept of it for one image."""
-    if not plan.boundary:
-        return "nothing"
-    kept = f"{plan.stage.views} x {_short(plan.kept_bytes, 'B')} cached" if plan.cached else "not cached"
-    return f"up to {plan.boundary}: {kept}"
-
-
-def _cost_titles(samples: int | None) -> tuple[str, ...]:
-    images = f"{samples} images, all epochs" if samples else "an image, all epochs"
-    return "an image, an epoch", "cached", images, "cached"
-
-
-def _costs(plan: "StagePlan", samples: int) -> tuple[str, ...]:
-    run = samples * plan.all_epochs, samples * plan.cached_all_epochs
-    return tuple(map(_short, (plan.image, plan.cached_image, *run)))
+    if plan.boundary:
+        size = f"{stage.views} x {_short(plan.kept_bytes, 'B')} cached"
+        prefix = f"up to {plan.boundary}: {size if plan.cached else 'not cached'}"
+    return f"{stage.epochs} epochs{steps}{patience}", prefix
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -1,32 +1,43 @@
 """medtl demo: the whole tour on the phantoms of sample_data, offline."""
 
+from dataclasses import astuple
 from pathlib import Path
 
 import click
 
+from medtl.cli.options import PATH
+
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("medtl-demo"), show_default=True)
+@click.option("--out", type=PATH, default=Path("medtl-demo"), show_default=True, help="Folder.")
 def demo(out: Path) -> None:
-    """Train an X-ray and an MRI model, evaluate, score unseen studies, report. About a minute."""
-    from medtl.cli.terminal import TerminalWatcher, in_words
-    from medtl.workflows.demo import median_gain, run_demo
+    """Tour medtl on phantoms, in about a minute.
+
+    Trains an X-ray and an MRI model, evaluates them, scores unseen studies and writes reports.
+    """
+    from medtl.cli.terminal import TerminalWatcher, metric_text
 
     with TerminalWatcher("medtl demo") as watcher:
-        tours = run_demo(out, watcher)
+        from medtl.workflows.demo import median_gain, run_demo
+
+        tours = run_demo(out, watcher=watcher)
     for tour in tours:
-        click.echo(
-            f"\n{tour.modality} in {tour.seconds:.0f} s: phantoms, so the numbers say nothing about patients"
-        )
-        click.echo(f"  test AUROC      {in_words(tour.test['auroc'])}, patients that training never saw")
-        click.echo(f"  test accuracy   {in_words(tour.test['balanced_accuracy'])}, balanced")
-        if tour.localisations:
-            gain, count = median_gain(tour.localisations), len(tour.localisations)
-            click.echo(
-                f"  saliency maps   {gain:.1f} times chance inside the planted lesion (median of {count})"
-            )
-        click.echo(f"  unseen studies  {tour.scored} scored, {tour.right} as planted; {tour.refused} refused")
-        click.echo(f"  report          {tour.report}")
-        click.echo(f"  evaluation      {tour.evaluation}")
-        click.echo(f"  how it trained  {tour.run_report}")
-        click.echo(f"  run             {tour.run}")
+        areas = metric_text(*astuple(tour.test["auroc"]))
+        accuracies = metric_text(*astuple(tour.test["balanced_accuracy"]))
+        lines = {
+            "test AUROC": f"{areas}, on patients not used in training",
+            "test accuracy": f"{accuracies}, balanced",
+            "saliency maps": f"{median_gain(tour.localisations):.1f} times chance inside the planted lesion "
+            f"(median of {len(tour.localisations)})",
+            "unseen studies": f"{tour.scored} scored, {tour.correct} as planted; {tour.refused} refused",
+            "report": tour.report,
+            "evaluation": tour.evaluation,
+            "how it trained": tour.run_report,
+            "run": tour.run,
+        }
+        if not tour.localisations:
+            lines.pop("saliency maps")
+        seconds = f"{tour.modality} in {tour.seconds:.0f} s"
+        click.echo(f"\n{seconds}: phantoms, so the numbers mean nothing for patients")
+        for name, text in lines.items():
+            click.echo(f"  {name:<15} {text}")

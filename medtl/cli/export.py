@@ -1,26 +1,32 @@
 """medtl export: the model in a format that runs without medtl."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-PATH = click.Path(path_type=Path)
-FORMATS = ("onnx", "torch", "monai-bundle")
+from medtl.cli.options import PATH
+
+if TYPE_CHECKING:
+    from medtl.workflows.run import ExportFormat
 
 
 @click.command()
 @click.argument("run", type=PATH)
-@click.option("--to", type=click.Choice(FORMATS), required=True, help="What to write.")
-@click.option("--out", type=PATH, required=True, help="Folder for the model and what travels with it.")
-def export(run: Path, to: str, out: Path) -> None:
-    """Write RUN's best model as ONNX, as a torch.export archive, or as a MONAI bundle.
+@click.option(
+    "--to", type=click.Choice(["onnx", "torch", "monai-bundle"]), required=True, help="Format of the model."
+)
+@click.option("--out", type=PATH, required=True, help="Folder for the model and its description.")
+def export(run: Path, to: "ExportFormat", out: Path) -> None:
+    """Write RUN's model as ONNX, torch.export or MONAI bundle.
 
-    It takes prepared images and gives logits and calibrated probabilities. Task, thresholds, calibration,
-    preprocessing, licences and a model card travel with it.
+    The model takes prepared images and returns logits and calibrated probabilities. Its task, thresholds,
+    calibration, preprocessing, licences and model card are written beside it.
     """
     from medtl.cli.terminal import TerminalWatcher
-    from medtl.workflows.export import export_run
 
     with TerminalWatcher(f"medtl export · {run}"):
-        outcome = export_run(run, out, to)  # type: ignore[arg-type]
-    click.echo(f"{outcome.size / 1e6:.1f} MB: {outcome.model}")
+        from medtl.workflows import run as workflow
+
+        exported = workflow.export(run, out, to)
+    click.echo(f"{exported.size / 1e6:.1f} MB: {exported.model}")

@@ -1,20 +1,22 @@
-"""medtl inspect: what is in a folder, and what is wrong with it."""
+"""medtl inspect: what a folder contains, and what is wrong with it."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from medtl.cli import options
+from medtl.cli.options import PATH
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from medtl.workflows.inspect import InspectOutcome, Problem
+    from medtl.workflows.inspect import InputIssue, InspectOutcome
 
-PATH = click.Path(path_type=Path)
-# Of each code, so that a rare fault is not lost behind a common one.
+# Of each code, so that a rare problem is not hidden by a common one.
 PROBLEMS_SHOWN = 20
 # Wider, a line of text is hard to follow.
 WIDEST = 140
@@ -23,26 +25,27 @@ WIDEST = 140
 @click.command()
 @click.argument("folder", type=PATH)
 @click.option("--html", type=PATH, metavar="DIR", help="Write DIR/contact_sheet.html: a page of thumbnails.")
-@click.option("--headers-only", is_flag=True, help="Read no pixels: fast, but finds fewer problems.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+@click.option("--headers-only", is_flag=True, help="Read no pixels: faster, but finds fewer problems.")
+@options.as_json()
 @click.pass_context
 def inspect(ctx: click.Context, folder: Path, html: Path | None, headers_only: bool, as_json: bool) -> None:
-    """Say what is in FOLDER and what is wrong with it; no patient data is shown.
+    """List what FOLDER contains and what is wrong with it.
 
-    Every pixel is read, since only so is every fault found. That takes a while in a big folder: with
-    --headers-only it is counted by its headers alone, without values and without the faults that pixels have.
-    Exit code 3 says that something was refused.
+    No patient data is shown. Every pixel is read, because some problems are found no other way. That takes a
+    while in a big folder: --headers-only reads only the headers, and finds neither pixel values nor problems
+    with them. Exit code 3: something was refused.
     """
     import json
     from dataclasses import asdict
 
     from medtl.cli.terminal import TerminalWatcher
-    from medtl.workflows.inspect import inspect_folder
 
     if html is not None and headers_only:
-        raise click.UsageError("--html shows pixels, which --headers-only does not read: give one of them")
+        raise click.UsageError("--html needs pixels, which --headers-only does not read: give one of them")
     with TerminalWatcher(f"medtl inspect · {folder}") as watcher:
-        outcome = inspect_folder(folder, watcher, headers_only=headers_only, html=html)
+        from medtl.workflows.inspect import inspect_folder
+
+        outcome = inspect_folder(folder, headers_only=headers_only, html=html, watcher=watcher)
     if as_json:
         click.echo(json.dumps(asdict(outcome), indent=2, allow_nan=False, default=str))
     else:
@@ -61,13 +64,13 @@ def print_inspection(outcome: "InspectOutcome") -> None:
     console.print(_groups_table(outcome))
     for group in outcome.groups:
         _print_facts(console, group_name(group), describe_group(group))
-    _print_counts(console, "Noted while reading", outcome.notes)
+    _print_counts(console, "Notes", outcome.notes)
     _print_counts(console, "Skipped", outcome.skipped)
-    _print_problems(console, f"Odd, but read: {len(outcome.odd):,}", outcome.odd)
+    _print_problems(console, f"Warnings: {len(outcome.warnings):,}", outcome.warnings)
     _print_counts(console, "Refused, by code", outcome.refused_codes)
     _print_problems(console, f"Refused: {len(outcome.refused):,}", outcome.refused)
     if not outcome.pixels_read:
-        click.echo("\nNo pixels were read: without --headers-only more faults may be found.")
+        click.echo("\nNo pixels were read: there may be more problems. Omit --headers-only to find them.")
     if outcome.page is not None:
         click.echo(f"\ncontact sheet: {outcome.page}")
 
@@ -91,35 +94,31 @@ def _groups_table(outcome: "InspectOutcome") -> "Table":
 
 
 def _print_facts(console: "Console", title: str, facts: Mapping[str, str]) -> None:
-    from rich.table import Table
-
-    if not facts:
-        return
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, text in facts.items():
-        grid.add_row(f"  {name}", text)
-    console.print(f"\n{title}", style="bold")
-    console.print(grid)
+    _print_grid(console, title, [(f"  {name}", text) for name, text in facts.items()], no_wrap=True)
 
 
 def _print_counts(console: "Console", title: str, counts: Mapping[str, int]) -> None:
+    rows = [(f"{count:,}", name) for name, count in counts.items()]
+    _print_grid(console, title, rows, justify="right", no_wrap=True, min_width=7)
+
+
+def _print_grid(console: "Console", title: str, rows: Sequence[tuple[str, str]], **first_column: Any) -> None:
+    """Print a title and two columns, if there are rows."""
     from rich.table import Table
 
-    if not counts:
+    if not rows:
         return
     grid = Table.grid(padding=(0, 2))
-    grid.add_column(justify="right", no_wrap=True, min_width=7)
+    grid.add_column(**first_column)
     grid.add_column(overflow="fold")
-    for name, count in counts.items():
-        grid.add_row(f"{count:,}", name)
+    for row in rows:
+        grid.add_row(*row)
     console.print(f"\n{title}", style="bold")
     console.print(grid)
 
 
-def _print_problems(console: "Console", title: str, problems: "Sequence[Problem]") -> None:
-    """Print a line for each problem: on a terminal folded under its code where it is too long."""
+def _print_problems(console: "Console", title: str, problems: "Sequence[InputIssue]") -> None:
+    """Print a line for each problem; on a terminal a long one is folded under its code."""
     from rich.padding import Padding
 
     from medtl.errors import printable
@@ -127,8 +126,13 @@ def _print_problems(console: "Console", title: str, problems: "Sequence[Problem]
     if not problems:
         return
     console.print(f"\n{title}", style="bold")
-    shown = list(_first_of_each_code(problems))
-    for problem in shown:
+    seen: Counter[str] = Counter()
+    shown = 0
+    for problem in problems:
+        seen[problem.code] += 1
+        if seen[problem.code] > PROBLEMS_SHOWN:
+            continue
+        shown += 1
         text = printable(": ".join(filter(None, (problem.source, problem.reason, problem.fix))))
         line = f"  [{problem.code}] {text}"
         if console.is_terminal and len(line) > console.width:
@@ -136,16 +140,8 @@ def _print_problems(console: "Console", title: str, problems: "Sequence[Problem]
             console.print(Padding(text, (0, 0, 0, 4)))
         else:
             click.echo(line)
-    if len(problems) > len(shown):
-        console.print(f"  and {len(problems) - len(shown):,} more: --json names all")
-
-
-def _first_of_each_code(problems: "Sequence[Problem]") -> "Iterator[Problem]":
-    seen: Counter[str] = Counter()
-    for problem in problems:
-        seen[problem.code] += 1
-        if seen[problem.code] <= PROBLEMS_SHOWN:
-            yield problem
+    if len(problems) > shown:
+        console.print(f"  and {len(problems) - shown:,} more: --json lists all")
 
 
 def _count(number: int) -> str:

@@ -1,7 +1,7 @@
-"""Keep libraries from telling what a file holds: their warnings and log lines quote its values.
+"""Keep libraries from revealing what a file contains: their warnings and log lines quote its values.
 
-By default nothing of theirs is shown. --debug shows who warned, of which kind and on which line of its code,
-where the words can be looked up; the words themselves stay unsaid.
+By default none are shown. --debug shows the kind of each warning and the line of code that it came from, but
+never its text.
 """
 
 import logging
@@ -13,24 +13,24 @@ from typing import TextIO
 
 
 def quieten_libraries(debug: bool) -> None:
-    """Let warnings and logs of libraries show their place alone (debug), or nothing; here and in children."""
+    """Show only where libraries warn and log (debug), or nothing; here and in child processes."""
     if not debug:
         warnings.simplefilter("ignore")
-    # Of children nothing is shown in any case: their warnings come with all words.
+    # Children show nothing in any case: their warnings would come with their text.
     os.environ["PYTHONWARNINGS"] = "ignore"
     warnings.showwarning = _show_place
     logging.lastResort = PlaceHandler(debug)
 
 
 class PlaceHandler(logging.Handler):
-    """What logging takes for loggers without a handler: medtl's warnings in full, others' by their place."""
+    """Prints log records that no other handler takes: medtl's in full, others' by their place."""
 
     def __init__(self, debug: bool) -> None:
         super().__init__(logging.WARNING)
         self.debug = debug
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a record of medtl's, or the place of another one."""
+        """Print a record of medtl, or the place of another one."""
         from medtl.errors import printable
 
         if record.name.split(".")[0] == "medtl":

@@ -1,88 +1,73 @@
-"""medtl prepare: decode a labelled folder once, into a dataset that can be kept, moved and trained from."""
+"""medtl prepare: decode a labelled folder once, into a dataset to keep, move and train from."""
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    from medtl.workflows.prepare import PrepareOutcome
-
-PATH = click.Path(path_type=Path)
+from medtl.cli import options
+from medtl.cli.options import PATH
 
 
 @click.command()
 @click.argument("folder", type=PATH)
-@click.option("--labels", type=PATH, help="Label table. Default: labels.csv in the folder.")
-@click.option("--modality", type=click.Choice(["xray", "mri"]), help="Which recipe to start from.")
+@options.recipe
+@options.labels
 @click.option("--out", type=PATH, required=True, metavar="DATASET", help="Folder of the dataset.")
-@click.option(
-    "--config", "recipe", type=PATH, help="Recipe (YAML). Default: configs/xray.yaml or mri-volume.yaml."
-)
-@click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of preprocessing or task."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+@options.as_json()
 @click.pass_context
 def prepare(
     ctx: click.Context,
     folder: Path,
+    modality: Any,
     labels: Path | None,
-    modality: str | None,
     out: Path,
-    recipe: Path | None,
+    config: Path | None,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Prepare FOLDER into DATASET: pixels and labels, with which train and evaluate need no source.
+    """Decode a labelled FOLDER once, into a DATASET to train from.
 
     \b
     medtl prepare FOLDER --labels labels.csv --modality xray --out DATASET
     medtl train --modality xray --data DATASET --out RUN
 
-    Patients are salted hashes in it, and no path is kept; attributes of the table are. Run again, it costs
-    the scan of the headers where nothing has changed. Exit code 3 says that something was refused.
+    DATASET has the pixels and labels that train and evaluate need. It contains no paths, and patients are
+    salted hashes; the attributes of the table are included. Run again, only what has changed is decoded. Exit
+    code 3: some inputs were refused.
     """
-    import json
-
     from medtl.cli.terminal import TerminalWatcher, print_refusals
-    from medtl.config import load_config
-    from medtl.workflows.prepare import prepare_run
-
-    if modality is None and recipe is None:
-        raise click.UsageError("give --modality xray or mri, or a recipe with --config")
-    config = load_config(modality, recipe, overrides)
-    with TerminalWatcher(f"medtl prepare · {folder}") as watcher:
-        outcome = prepare_run(folder, labels, out, config, watcher)
-    if as_json:
-        click.echo(json.dumps(_document(outcome), indent=2))
-    else:
-        click.echo(_describe(outcome))
-    print_refusals(outcome.refusals)
-    ctx.exit(3 if outcome.refusals else 0)
-
-
-def _document(outcome: "PrepareOutcome") -> dict[str, object]:
-    return {
-        "folder": str(outcome.folder),
-        "task": {"kind": outcome.task.kind, "classes": list(outcome.task.classes)},
-        "samples": outcome.samples,
-        "patients": outcome.patients,
-        "counts": dict(outcome.counts),
-        "shape": list(outcome.shape),
-        "decoded": outcome.decoded,
-        "bytes": outcome.bytes,
-        "refused": len(outcome.refusals),
-    }
-
-
-def _describe(outcome: "PrepareOutcome") -> str:
     from medtl.errors import printable
 
-    counts = ", ".join(f"{printable(name)} {count:,}" for name, count in outcome.counts.items())
-    size = " x ".join(map(str, outcome.shape))
-    made = f"{outcome.decoded:,} decoded" if outcome.decoded else "nothing had changed"
-    return (
-        f"{outcome.samples:,} samples of {outcome.patients:,} patients ({counts}), {size}, "
-        f"{outcome.bytes / 1e6:,.1f} MB; {made}\ndataset kept in {outcome.folder}"
-    )
+    options.check_recipe(modality, config)
+    with TerminalWatcher(f"medtl prepare · {folder}") as watcher:
+        from medtl.workflows import prepare as workflow
+
+        outcome = workflow.prepare(
+            folder, out, modality, labels=labels, config=config, overrides=overrides, watcher=watcher
+        )
+    if as_json:
+        document = {
+            "folder": str(outcome.folder),
+            "task": {"kind": outcome.task.kind, "classes": list(outcome.task.classes)},
+            "samples": outcome.samples,
+            "patients": outcome.patients,
+            "counts": dict(outcome.counts),
+            "shape": list(outcome.shape),
+            "decoded": outcome.decoded,
+            "bytes": outcome.bytes,
+            "refused": len(outcome.refusals),
+        }
+        click.echo(json.dumps(document, indent=2))
+    else:
+        counts = ", ".join(f"{printable(name)} {count:,}" for name, count in outcome.counts.items())
+        size = " x ".join(map(str, outcome.shape))
+        click.echo(
+            f"{outcome.samples:,} samples of {outcome.patients:,} patients ({counts}), {size}, "
+            f"{outcome.bytes / 1e6:,.1f} MB; "
+            + (f"{outcome.decoded:,} decoded" if outcome.decoded else "nothing has changed")
+            + f"\ndataset: {outcome.folder}"
+        )
+    print_refusals(outcome.refusals)
+    ctx.exit(3 if outcome.refusals else 0)

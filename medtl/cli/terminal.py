@@ -1,4 +1,4 @@
-"""What a job looks like on a terminal: a line for each stage, a bar while it runs, plain lines elsewhere."""
+"""How a job looks on a terminal: a line for each stage, a bar while it runs; plain lines elsewhere."""
 
 import sys
 import textwrap
@@ -13,17 +13,15 @@ from medtl.errors import ReadError, printable
 
 if TYPE_CHECKING:
     from medtl.core.progress import PlanFacts, StageFacts
-    from medtl.evaluation.evaluate import Evaluation
-    from medtl.evaluation.intervals import Interval
     from medtl.inference.predictor import Prediction
 
 REFUSALS_SHOWN = 10
 
 
 class TerminalWatcher:
-    """Shows a job on stderr; progress bars only where stderr is a terminal."""
+    """Shows a job on stderr; progress bars only where stderr is a terminal. silent: shows nothing."""
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, *, silent: bool = False) -> None:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -34,7 +32,7 @@ class TerminalWatcher:
             TimeRemainingColumn,
         )
 
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Console(stderr=True, highlight=False, quiet=silent)
         self.bar = Progress(
             TextColumn("   "),
             SpinnerColumn(),
@@ -45,7 +43,7 @@ class TerminalWatcher:
             TimeRemainingColumn(compact=True),
             console=self.console,
             transient=True,
-            disable=not self.console.is_terminal,
+            disable=silent or not self.console.is_terminal,
         )
         self.title = title
         self.task: Any = None
@@ -62,7 +60,7 @@ class TerminalWatcher:
         self.bar.stop()
 
     def note(self, label: str, text: str) -> None:
-        """Print one labelled line; what does not fit on a terminal goes on below the text, not the label."""
+        """Print one labelled line; on a terminal it is folded below the text, not the label."""
         from rich.table import Table
 
         self._clear()
@@ -75,7 +73,7 @@ class TerminalWatcher:
         self.console.print(line)
 
     def stage(self, number: int, of: int, stage: "StageFacts", plan: "PlanFacts") -> None:
-        """Announce a stage and say what happens to its frozen prefix."""
+        """Announce a stage and what happens to its frozen prefix."""
         prefix = "" if plan.step == 0 else "prefix cached: " if plan.cached else "prefix not cached: "
         self.stage_epochs = stage.epochs
         self.note(
@@ -94,7 +92,7 @@ class TerminalWatcher:
         self.bar.update(self.task, completed=done, total=total, rate=rate)
 
     def remove_bar(self) -> None:
-        """Take the bar away: lines follow that are not the watcher's."""
+        """Remove the bar, before lines that the watcher does not print."""
         self.bar.stop()
 
     def epoch(self, row: Mapping[str, Any]) -> None:
@@ -115,7 +113,7 @@ class TerminalWatcher:
 
 
 def say(line: str, *, err: bool = False) -> None:
-    """Print a line; on a terminal that is narrower it goes on below, indented. Names of files stay whole."""
+    """Print a line, folded with an indent on a terminal that is narrower. File names stay whole."""
     if (sys.stderr if err else sys.stdout).isatty():
         from rich.console import Console
 
@@ -127,27 +125,30 @@ def say(line: str, *, err: bool = False) -> None:
 
 
 def counted(number: int, noun: str, several: str = "") -> str:
-    """Say how many: "1 epoch", "2 epochs", "3 studies"."""
+    """Write how many: "1 epoch", "2 epochs", "3 studies"."""
     return f"{number} {noun if number == 1 else several or noun + 's'}"
 
 
-def in_words(interval: "Interval") -> str:
-    """Say an interval in plain words."""
-    if interval.value != interval.value:
+def metric_text(value: float | None, low: float | None, high: float | None) -> str:
+    """Write a metric with its interval; None and NaN are undefined."""
+    if value is None or value != value:
         return "undefined (one class only)"
-    if interval.low != interval.low:
-        return f"{interval.value:.3f} (interval undefined)"
-    return f"{interval.value:.3f}  (95% interval {interval.low:.3f} to {interval.high:.3f})"
+    if low is None or high is None or low != low:
+        return f"{value:.3f} (interval undefined)"
+    return f"{value:.3f}  (95% interval {low:.3f} to {high:.3f})"
 
 
-def print_evaluation(evaluation: "Evaluation", title: str) -> None:
-    """Print metrics with their intervals on stdout."""
-    click.echo(f"{title}: {evaluation.samples} samples of {evaluation.patients} patients")
-    for name, interval in evaluation.metrics.items():
-        click.echo(f"  {name.replace('_', ' '):<21} {in_words(interval)}")
-    ece = evaluation.metrics.get("ece")
-    if ece is not None and ece.low == ece.low:
-        say("  Noise adds to the ece; its interval takes that off, and lies mostly below it.")
+def print_evaluation(content: Mapping[str, Any], title: str) -> None:
+    """Print the metrics of an evaluation, as metrics.json has it, with their intervals on stdout."""
+    from medtl.report.findings import read_bounds
+
+    counts, metrics = content["counts"], read_bounds(content)
+    metrics.pop("auroc_bootstrap", None)
+    click.echo(f"{title}: {counts['samples']} samples of {counts['patients']} patients")
+    for name, bounds in metrics.items():
+        click.echo(f"  {name.replace('_', ' '):<21} {metric_text(*bounds)}")
+    if "ece" in metrics and metrics["ece"][1] is not None:
+        say("  A small sample raises the ece; its interval corrects for that, and lies mostly below it.")
 
 
 def print_refusals(refusals: Sequence[ReadError]) -> None:

@@ -1,37 +1,39 @@
-"""medtl weights: which pretrained weights are on this machine, and how others come here."""
+"""medtl weights and medtl backbones: which pretrained networks there are, and how to get their weights."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-PATH = click.Path(path_type=Path)
+from medtl.cli import options
+from medtl.cli.options import PATH
+
 SHOWN_BACKBONES = 3
 
 
 @click.group()
 def weights() -> None:
-    """List, fetch, import and verify pretrained weights. Nothing is downloaded unless you say fetch."""
+    """List, fetch, import and verify pretrained weights. Only fetch downloads anything."""
 
 
 @weights.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON list on stdout.")
+@options.as_json("one JSON list")
 def list_weights(as_json: bool) -> None:
-    """List the published weights files: licence, source, and whether and where they are here."""
+    """List the published weights files: licence, source, and where they are on this machine."""
     import json
 
     from medtl.models.weight_store import describe_weights
 
     rows = describe_weights()
-    click.echo(json.dumps(rows, indent=2) if as_json else "\n".join(map(_in_words, rows)))
+    click.echo(json.dumps(rows, indent=2) if as_json else "\n".join(map(_describe, rows)))
 
 
 @weights.command()
 @click.argument("name")
 def fetch(name: str) -> None:
-    """Download the weights NAME: a file, a backbone, or BACKBONE/WEIGHTS, as medtl weights list names them.
+    """Download the weights NAME: a file, a backbone, or BACKBONE/WEIGHTS, as in medtl weights list.
 
-    A download that broke off goes on where it stopped.
+    An interrupted download resumes.
     """
     from medtl.cli.terminal import TerminalWatcher
     from medtl.models.weight_store import fetch_weights, find_stored
@@ -46,12 +48,12 @@ def fetch(name: str) -> None:
 @weights.command("import")
 @click.argument("file", type=PATH)
 @click.option("--as", "name", metavar="NAME", help="What FILE is: a file, a backbone, or BACKBONE/WEIGHTS.")
-@click.option("--unsafe-module", is_flag=True, help="FILE is a whole pickled module: take its tensors alone.")
+@click.option("--unsafe-module", is_flag=True, help="FILE is a pickled module: import only its tensors.")
 def import_file(file: Path, name: str | None, unsafe_module: bool) -> None:
-    """Check the weights FILE and copy it to where medtl finds it by name; its SHA-256 is pinned.
+    """Check the weights FILE, copy it to where medtl finds it by name, and pin its SHA-256.
 
-    A whole pickled module is refused. With --unsafe-module its tensors are taken out, in a process of its
-    own, and kept as safetensors; the code that it names is not run.
+    A whole pickled module is refused. With --unsafe-module its tensors are extracted in a separate process
+    and stored as safetensors; the code that it names is not run.
     """
     from medtl.models.weight_store import import_weights
 
@@ -60,36 +62,38 @@ def import_file(file: Path, name: str | None, unsafe_module: bool) -> None:
 
 @weights.command()
 def verify() -> None:
-    """Hash every weights file again; exit code 1 names what changed."""
+    """Hash every weights file again; exit code 1 if any has changed."""
     from medtl.errors import WeightsError
     from medtl.models.weight_store import verify_weights
 
     verdicts = verify_weights()
     for verdict in verdicts:
-        unpinned = "" if verdict.pinned else ", but nothing says what it must be: import it to pin it"
-        click.echo(f"{verdict.path.name}: {verdict.problem or 'whole'}{unpinned}")
+        unpinned = "" if verdict.pinned else ", but its hash is not known: import it to pin it"
+        click.echo(f"{verdict.path.name}: {verdict.problem or 'unchanged'}{unpinned}")
     changed = [verdict.path.name for verdict in verdicts if verdict.problem]
     if changed:
-        reason = f"not what came here: {', '.join(changed)}"
-        raise WeightsError("weights-hash", reason, fix="fetch or import them anew")
+        reason = f"has changed since it was stored: {', '.join(changed)}"
+        raise WeightsError("weights-hash", reason, fix="fetch or import it again")
     if not verdicts:
-        click.echo("no weights files are here")
+        click.echo("no weights files on this machine")
 
 
-def _in_words(row: dict[str, Any]) -> str:
-    size = f"{row['bytes'] / 1e6:,.0f} MB" if row["present"] else "absent"
+def _describe(row: dict[str, Any]) -> str:
+    size = f"{row['bytes'] / 1e6:,.0f} MB" if row["present"] else "not on this machine"
     others = len(row["backbones"]) - SHOWN_BACKBONES
     users = ", ".join(row["backbones"][:SHOWN_BACKBONES]) + (f" and {others} more" if others > 0 else "")
-    way = "can be fetched" if row["url"] else "in medtl[offline]" if row["package"] else "you bring it"
+    way = (
+        "medtl weights fetch" if row["url"] else "in medtl[offline]" if row["package"] else "import your own"
+    )
     head = f"{row['file']}  {size}: {row['path'] or way}"
     return f"{head}\n    {row['weights']} for {users}; {row['source']} ({row['licence']})"
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON list on stdout.")
+@options.as_json("one JSON list")
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print docs/backbones.md on stdout.")
 def backbones(as_json: bool, as_markdown: bool) -> None:
-    """List the backbones: size, layer groups, input, weights, and whether those are on this machine."""
+    """List the backbones and their weights."""
     import json
 
     from medtl.models.catalogue import backbones_page, describe_backbones
@@ -110,5 +114,5 @@ def backbones(as_json: bool, as_markdown: bool) -> None:
             f"{len(row['layer_groups']):>2} groups  {size}"
         )
         for weights in row["weights"]:
-            state = "here" if weights["present"] else "absent"
+            state = "present" if weights["present"] else "absent"
             click.echo(f"    {weights['name']:<14} {state:<7} {weights['file']} ({weights['licence']})")

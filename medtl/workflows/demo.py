@@ -5,13 +5,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medtl.config import load_config, sample_data
-from medtl.core.progress import Watcher
+from medtl.config import Modality, load_config, sample_data
+from medtl.core.files import PathLike
+from medtl.core.progress import SILENT, Watcher
 from medtl.data.manifest import load_manifest
 from medtl.data.splits import read_splits
 from medtl.data.task import Sample
@@ -20,28 +22,28 @@ from medtl.explain.checks import Localisation, localise
 from medtl.explain.explanation import explain
 from medtl.imaging.preprocessing import prepare_image
 from medtl.imaging.reader import read_images, read_series
-from medtl.inference.predictor import Prediction, predict
+from medtl.inference.predictor import predict
 from medtl.training.checkpoint import load_finished
-from medtl.workflows.evaluate import evaluate_run
-from medtl.workflows.report import ReportOptions, report_run, report_training
-from medtl.workflows.score import score_run
-from medtl.workflows.train import train_run
+from medtl.workflows.evaluate import evaluate
+from medtl.workflows.report import report_folder, report_training
+from medtl.workflows.score import score_folder
+from medtl.workflows.train import train
 
-# The phantoms are few: a quarter of the patients is kept for the test.
+# The phantoms are few: a quarter of the patients are held out for the test.
 DEMO_OVERRIDES = ("split.val=0.2", "split.test=0.25")
-CHECK_IMAGES = {"xray": 4, "mri": 2}  # that the maps of a report are checked on
+CHECK_IMAGES = {"xray": 4, "mri": 2}  # for the audit of a report
 
 
 @dataclass(frozen=True)
 class Tour:
-    """What the tour of one modality came to."""
+    """What the tour of one modality produced. correct: how many unseen phantoms were predicted as planted."""
 
     modality: str
     test: dict[str, Interval]
     localisations: tuple[Localisation, ...]
     scored: int
     refused: int
-    right: int
+    correct: int
     report: Path
     run_report: Path
     evaluation: Path
@@ -49,32 +51,34 @@ class Tour:
     seconds: float
 
 
-def run_demo(out: Path, watcher: Watcher) -> list[Tour]:
-    """Tour X-ray and MRI into OUT/xray and OUT/mri. A tour that was cut short goes on where it was."""
-    return [_tour(modality, out / modality, watcher) for modality in ("xray", "mri")]
+def run_demo(out: PathLike = "medtl-demo", *, watcher: Watcher = SILENT) -> list[Tour]:
+    """Tour X-ray and MRI into OUT/xray and OUT/mri. A tour that was interrupted resumes."""
+    return [_tour(modality, Path(out) / modality, watcher) for modality in ("xray", "mri")]
 
 
-def _tour(modality: str, out: Path, watcher: Watcher) -> Tour:
+def _tour(modality: Modality, out: Path, watcher: Watcher) -> Tour:
     started = time.perf_counter()
     data, run = sample_data(modality), out / "run"
     watcher.note(modality, f"training on {data}, from ImageNet weights")
-    train_run(data, None, run, load_config(modality, None, DEMO_OVERRIDES), watcher, resume=True)
-    evaluated = evaluate_run(run, data, None, out / "evaluation", watcher, part="test")
+    train(modality, data=data, out=run, overrides=DEMO_OVERRIDES, resume=True, watcher=watcher)
+    evaluated = evaluate(run, data, out=out / "evaluation", part="test", watcher=watcher)
     localisations = localise_run(run, _test_samples(data, run), _mask_reader(data))
-    unseen = sample_data("unlabelled") / modality
-    rows: list[Prediction] = []
-    scored = score_run(run, unseen, out / "scores", watcher, on_row=rows.append)
-    options = ReportOptions(check_images=CHECK_IMAGES[modality])
-    reported = report_run(run, out / "scores", out / "report", watcher, options)
-    story = report_training(run, out / "run-report", watcher, data)
+    unseen, scores = sample_data("unlabelled") / modality, out / "scores"
+    predicted: dict[str, str] = {}
+    scored = score_folder(
+        run, unseen, scores, watcher=watcher, on_row=lambda row: predicted.update({row.source: row.predicted})
+    )
+    pages = report_folder(run, scores, out / "report", check_images=CHECK_IMAGES[modality], watcher=watcher)
+    story = report_training(run, out / "run-report", data=data, watcher=watcher)
+    assert evaluated.page is not None
     return Tour(
         modality=modality,
         test=dict(evaluated.evaluation.metrics),
         localisations=tuple(localisations),
         scored=scored.scored,
         refused=scored.refused,
-        right=_count_right({row.source: row.predicted for row in rows}, modality),
-        report=reported.index,
+        correct=_count_correct(predicted, modality),
+        report=pages.index,
         run_report=story,
         evaluation=evaluated.page,
         run=run,
@@ -83,16 +87,15 @@ def _tour(modality: str, out: Path, watcher: Watcher) -> Tour:
 
 
 def _test_samples(data: Path, run: Path) -> list[Sample]:
-    config = load_config(None, run / "config.yaml")
     split = read_splits(run / "splits.csv")
-    samples = load_manifest(data, None, config.task).samples
+    samples = load_manifest(data, None, load_config(config=run / "config.yaml").task).samples
     return [sample for sample in samples if split[sample.sample_id].split == "test"]
 
 
-def _mask_reader(data: Path) -> Callable[[Sample], NDArray | None]:
-    """Return how to find a phantom's lesion mask: masks/ beside images/, under the same name."""
+def _mask_reader(data: Path) -> Callable[[Sample], NDArray[Any] | None]:
+    """Return a reader of a phantom's lesion mask: masks/ beside images/, under the same name."""
 
-    def read_mask(sample: Sample) -> NDArray | None:
+    def read_mask(sample: Sample) -> NDArray[Any] | None:
         name = sample.series.path.name.split(".")[0]
         found = sorted((data / "masks").glob(f"{name}.*"))
         return read_images(found[0])[0].pixels[0] if found else None
@@ -100,21 +103,21 @@ def _mask_reader(data: Path) -> Callable[[Sample], NDArray | None]:
     return read_mask
 
 
-def _count_right(predicted: dict[str, str], modality: str) -> int:
+def _count_correct(predicted: dict[str, str], modality: str) -> int:
     with (sample_data("unlabelled") / "answers.csv").open(newline="", encoding="utf-8") as file:
         answers = {row["path"]: row["label"] for row in csv.DictReader(file)}
     return sum(answers.get(f"{modality}/{source}") == name for source, name in predicted.items())
 
 
 def median_gain(localisations: tuple[Localisation, ...]) -> float:
-    """Return the median over maps of their energy inside the lesion, over chance."""
+    """Return the median over maps of the share of energy inside the lesion, divided by chance."""
     return float(np.median([found.gain for found in localisations]))
 
 
 def localise_run(
     run: Path,
     samples: Sequence[Sample],
-    mask_of: Callable[[Sample], NDArray | None],
+    mask_of: Callable[[Sample], NDArray[Any] | None],
     method: str = "grad-cam",
 ) -> list[Localisation]:
     """Compare heatmaps with masks on the same grids: one row for each sample that has a mask and a map."""

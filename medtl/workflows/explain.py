@@ -4,15 +4,15 @@ folder -> scored studies -> heatmaps on their grids -> OUT/maps, explain.csv
                          -> cases, and masks        -> audits of each method, audit.csv, audit.json
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image as Picture
 
-from medtl.core.files import check_apart, replacing, write_csv, write_json
-from medtl.core.progress import Watcher
+from medtl.core.files import PathLike, check_apart, replacing, write_csv, write_json
+from medtl.core.progress import SILENT, Watcher
 from medtl.errors import ReadError
 from medtl.explain import check_method, default_method, methods_for
 from medtl.explain.audit import AuditSettings, Case, MethodAudit, audit, find_case, to_json
@@ -24,19 +24,9 @@ from medtl.inference.predictor import Prediction, Scored, score_series
 from medtl.report.pictures import overlay_of
 from medtl.training.checkpoint import Checkpoint, load_finished
 
-COLUMNS = (
-    "sample_id",
-    "source",
-    "status",
-    "code",
-    "reason",
-    "class",
-    "probability",
-    "method",
-    "map",
-    "picture",
-)
-AUDIT_COLUMNS = ("method", "check", "value", "low", "high", "bound", "images", "verdict")
+ROW_COLUMNS = ("sample_id", "source", "status", "code", "reason")
+COLUMNS = (*ROW_COLUMNS, "class", "probability", "method", "map", "picture")
+AUDIT_NUMBERS = ("value", "low", "high", "bound", "images")
 
 
 @dataclass(frozen=True)
@@ -56,7 +46,7 @@ class ExplainedRow:
 
 @dataclass(frozen=True)
 class ExplainOutcome:
-    """What explaining a folder came to. audits is empty where none was asked for."""
+    """The table and its rows. audits is empty where none was requested."""
 
     table: Path
     rows: tuple[ExplainedRow, ...]
@@ -69,56 +59,61 @@ class ExplainOutcome:
         return tuple(row.prediction for row in self.rows if row.prediction.status == "refused")
 
 
-@dataclass(frozen=True)
-class ExplainOptions:
-    """What to explain with, and what to check.
-
-    methods: names of METHODS; by default the network's own for the maps, and every one that suits it for the
-    audit. masks: a folder of masks with the images' names. audit_images: an audit takes so many.
-    """
-
-    methods: tuple[str, ...] = ()
-    audit: bool = False
-    masks: Path | None = None
-    audit_images: int = 20
-    any_modality: bool = False
-    settings: AuditSettings = field(default_factory=AuditSettings)
-
-
-def explain_run(
-    run: Path, folder: Path, out: Path, watcher: Watcher, options: ExplainOptions = ExplainOptions()
+def explain_folder(
+    run: PathLike,
+    folder: PathLike,
+    out: PathLike,
+    *,
+    methods: Sequence[str] = (),
+    audited: bool = False,
+    masks: PathLike | None = None,
+    audit_images: int = 20,
+    any_modality: bool = False,
+    watcher: Watcher = SILENT,
 ) -> ExplainOutcome:
-    """Write a heatmap of each study of a folder into OUT/maps, and with options.audit what they are worth.
+    """Write a heatmap of each study of a folder to OUT/maps; with `audited`, check the methods as well.
 
+    methods: names of METHODS; by default the one that suits the network for the maps, and all that suit it
+    for the audit, which uses up to `audit_images` images. masks: a folder of masks named as the images are.
     Raises ConfigError saliency-method; ReadError audit-empty, mask-grid; OutputError output-unwritable.
+
+    >>> import medtl
+    >>> images = medtl.sample_data("unlabelled") / "xray"
+    >>> medtl.explain_folder("runs/xray", images, "explained").rows[0].method
+    'grad-cam'
     """
+    folder, out, masks = Path(folder), Path(out), Path(masks) if masks else None
     check_apart(out, folder)
-    checkpoint = load_finished(run, any_modality=options.any_modality)
-    methods = options.methods or (default_method(checkpoint.classifier),)
-    for method in methods:
+    checkpoint = load_finished(Path(run), any_modality=any_modality)
+    shown = methods or (default_method(checkpoint.classifier),)
+    for method in shown:
         check_method(method, checkpoint.classifier)
     rows: list[ExplainedRow] = []
     cases: list[Case] = []
-    for scored in _scored(checkpoint, folder, watcher):
-        rows += _explain_study(checkpoint, scored, methods, out)
-        if options.audit and len(cases) < options.audit_images:
-            cases += find_case(checkpoint, scored, options.masks)
-    table = out / "explain.csv"
-    write_csv(table, [COLUMNS, *map(_cells, rows)])
-    if not options.audit:
-        return ExplainOutcome(table, tuple(rows))
-    audited = options.methods or methods_for(checkpoint.classifier)
-    audits, notes = _audit(checkpoint, cases, audited, options, watcher, folder)
-    _write_audit(out, checkpoint, audits, notes)
-    return ExplainOutcome(table, tuple(rows), audits, notes)
-
-
-def _scored(checkpoint: Checkpoint, folder: Path, watcher: Watcher) -> Iterator[Scored]:
     found = scan(folder)
     total = len(found.series) + len(found.refusals)
     for done, scored in enumerate(score_series(checkpoint, found, folder, batch_size=1), start=1):
-        yield scored
+        rows += _explain_study(checkpoint, scored, shown, out)
+        if audited and len(cases) < audit_images:
+            cases += find_case(checkpoint, scored, masks)
         watcher.progress("explaining", done, total)
+    table = out / "explain.csv"
+    write_csv(table, [COLUMNS, *map(_cells, rows)])
+    if not audited:
+        return ExplainOutcome(table, tuple(rows))
+    if not cases:
+        reason = "the model predicted the explained class for no image, so there is nothing to check"
+        raise ReadError("audit-empty", reason, where=folder, fix="name a folder with images of that class")
+    audits = audit(
+        checkpoint.classifier,
+        cases,
+        methods or methods_for(checkpoint.classifier),
+        AuditSettings(),
+        lambda done, total: watcher.progress("auditing", done, total),
+    )
+    notes = (_cases_text(cases), _masks_text(cases, masks))
+    _write_audit(out, checkpoint, audits, notes)
+    return ExplainOutcome(table, tuple(rows), tuple(audits), notes)
 
 
 def _explain_study(
@@ -152,55 +147,32 @@ def _write_map(out: Path, name: str, image: Image, explanation: Explanation) -> 
     return path, picture
 
 
-def _audit(
-    checkpoint: Checkpoint,
-    cases: Sequence[Case],
-    methods: Sequence[str],
-    options: ExplainOptions,
-    watcher: Watcher,
-    folder: Path,
-) -> tuple[tuple[MethodAudit, ...], tuple[str, ...]]:
-    if not cases:
-        reason = "in no image did the model find the class that is explained, so there is nothing to check"
-        raise ReadError("audit-empty", reason, where=folder, fix="name a folder with images of that class")
-    found = audit(
-        checkpoint.classifier,
-        cases,
-        methods,
-        options.settings,
-        lambda done, total: watcher.progress("auditing", done, total),
-    )
-    return tuple(found), tuple(_audit_notes(cases, options))
-
-
-def _audit_notes(cases: Sequence[Case], options: ExplainOptions) -> Iterator[str]:
+def _cases_text(cases: Sequence[Case]) -> str:
     patients = len({case.patient for case in cases})
-    yield f"checked on {len(cases)} images of {patients} patients in which the model found what it explains"
-    if options.masks is None:
-        yield "no masks were named (--masks): whether maps lie on the finding was not checked"
-    else:
-        yield f"{sum(case.mask is not None for case in cases)} of the images have a mask"
+    return f"checked on {len(cases)} images of {patients} patients for which the model predicted the class"
+
+
+def _masks_text(cases: Sequence[Case], masks: Path | None) -> str:
+    if masks is None:
+        return "no masks were given (--masks): whether maps lie on the finding was not checked"
+    return f"{sum(case.mask is not None for case in cases)} of the images have a mask"
 
 
 def _write_audit(
     out: Path, checkpoint: Checkpoint, audits: Sequence[MethodAudit], notes: Sequence[str]
 ) -> None:
-    rows = to_json(audits)
-    write_json(out / "audit.json", {"model_sha256": checkpoint.sha256, "notes": list(notes), "methods": rows})
-    lines = [
-        [row["method"], name, *(_number(check[key]) for key in AUDIT_COLUMNS[2:-1]), check["verdict"]]
-        for row in rows
-        for name, check in row["checks"].items()
-    ]
-    write_csv(out / "audit.csv", [AUDIT_COLUMNS, *lines])
+    methods = to_json(audits)
+    content = {"model_sha256": checkpoint.sha256, "notes": list(notes), "methods": methods}
+    write_json(out / "audit.json", content)
+    rows = []
+    for row in methods:
+        for name, check in row["checks"].items():
+            numbers = ("" if check[key] is None else f"{check[key]:.6g}" for key in AUDIT_NUMBERS)
+            rows.append([row["method"], name, *numbers, check["verdict"]])
+    write_csv(out / "audit.csv", [("method", "check", *AUDIT_NUMBERS, "verdict"), *rows])
 
 
 def _cells(row: ExplainedRow) -> list[str]:
-    said = row.prediction
     probability = "" if row.probability is None else f"{row.probability:.6f}"
-    facts = [said.sample_id, said.source, said.status, said.code, said.reason]
+    facts = [getattr(row.prediction, name) for name in ROW_COLUMNS]
     return [*facts, row.target_class, probability, row.method, row.map, row.picture]
-
-
-def _number(value: float | int | None) -> str:
-    return "" if value is None else f"{value:.6g}"

@@ -1,7 +1,6 @@
-"""Judge the best checkpoint of a finished fit on validation data, and keep in it what they say.
+"""Evaluate the best checkpoint of a fit on validation data, and complete it.
 
-Fit -> calibration, thresholds, prediction sets and out-of-distribution limits in the checkpoint; predictions
-and metrics.
+Fit -> calibration, thresholds, prediction sets and OOD check in the checkpoint; predictions and metrics.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medtl.core.files import write_json
-from medtl.core.progress import Watcher, stopped, tell
+from medtl.core.progress import Watcher, note_all, stopped
 from medtl.core.seeds import make_generator
 from medtl.data.task import Sample
 from medtl.evaluation.calibration import fit_calibration, to_probabilities
@@ -38,16 +37,16 @@ from medtl.training.trainer import Fit
 
 BATCH = 32
 
-# Whether a run that was judged so shall screen what it scores: that costs a pass over training images.
+# Whether a run with this evaluation gets an OOD check: fitting it costs a pass over training images.
 Screens = Callable[[Evaluation], bool]
 
 
 def always(_: Evaluation) -> bool:
-    """Let a run screen whatever it came to."""
+    """Fit the OOD check of every run."""
     return True
 
 
-def judge_fit(
+def finish_fit(
     run: RunFolder,
     fit: Fit,
     samples: Sequence[Sample],
@@ -57,14 +56,14 @@ def judge_fit(
     watcher: Watcher,
     screens: Screens = always,
 ) -> Evaluation:
-    """Calibrate and judge the best checkpoint on validation data, keep what they say, write metrics.json."""
+    """Calibrate and evaluate the best checkpoint on validation data, complete it, and write metrics.json."""
     checkpoint = load_checkpoint(run.root)
     task, truth = checkpoint.task, fit.data.val_targets
-    judged = [sample for sample in samples if sample.split == "val"]
-    patients = [sample.patient_id for sample in judged]
+    evaluated = [sample for sample in samples if sample.split == "val"]
+    patients = [sample.patient_id for sample in evaluated]
     logits, features = _predict_views(checkpoint, fit.data.val, run, stop)
     fitted = fit_calibration(logits, truth, task, fit.config.calibration)
-    tell(watcher, [fitted.note])
+    note_all(watcher, [fitted.note])
     probabilities = to_probabilities(logits, task.kind, fitted.calibration)
     thresholds = choose_thresholds(probabilities, truth, task)
     evaluation = evaluate(probabilities, truth, task, patients, thresholds)
@@ -77,7 +76,7 @@ def judge_fit(
         "ood": limits,
     }
     header = checkpoint.header.model_copy(update=kept)
-    write_predictions(run.root / FILE, task, predictions_of(judged, task, probabilities, logits))
+    write_predictions(run.root / FILE, task, predictions_of(evaluated, task, probabilities, logits))
     save_checkpoint(run.best, header, {"model": model_tensors(checkpoint.classifier), **tensors})
     write_json(run.metrics, {**_metrics(fit, evaluation, header, clock), "recipe": recipe})
     run.log("finished", seconds=round(clock["total"], 1))
@@ -111,7 +110,7 @@ def _predict_views(
     found = []
     for start in range(0, len(views), BATCH):
         if stop():
-            raise stopped("while the best epoch was judged", run.root)
+            raise stopped("while the best epoch was evaluated", run.root)
         batch = np.arange(start, min(start + BATCH, len(views)))
         found.append(predict_features(checkpoint, views.read(batch, 0)))
     logits, features = zip(*found, strict=True)

@@ -1,14 +1,15 @@
-"""Look through a folder: what is in it, what is refused, what is odd, and a contact sheet of its images."""
+"""Inspect a folder: series -> groups, refusals, warnings -> a contact sheet."""
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from medtl.core.files import PathLike
 from medtl.core.parallel import in_order
+from medtl.core.progress import SILENT, Watcher
 from medtl.data.naming import refused_name, sample_key, source_name
 from medtl.errors import CODES, ReadError
 from medtl.imaging.image import Image
@@ -23,34 +24,30 @@ from medtl.imaging.inspection import (
     size_text,
 )
 from medtl.imaging.reader import FORMATS, read_series, scan
-from medtl.imaging.series import Scan, Series
+from medtl.imaging.series import Series
 from medtl.report.contact_sheet import (
     MOST_TILES,
     THUMBNAIL_SIDE,
     ContactSheet,
-    Thumbnail,
     Tile,
     make_thumbnail,
     write_contact_sheet,
 )
 from medtl.report.findings import Refusal
 
-if TYPE_CHECKING:
-    from medtl.core.progress import Watcher
-
-# What of an image deserves a badge on the sheet: codes of oddities, and notes.
+# Badges of tiles on the sheet, by the code of a warning or by a note.
 BADGES = {"image-constant": "constant pixels", BURNED_IN: "burned-in text"}
-# Names that a line lists before it says how many others there are.
+# Names that a line lists before it counts the others.
 MOST_NAMED = 4
-# Images that are read at once, and so are in memory: compressed ones are decoded in processes of their own.
+# Images in memory at once; compressed ones are decoded in processes of their own.
 READ_AT_ONCE = min(4, os.cpu_count() or 1)
 
 Result = tuple[Inspection, Image | None] | ReadError
 
 
 @dataclass(frozen=True)
-class Problem:
-    """An input that is refused, or odd; source is relative to the folder."""
+class InputIssue:
+    """Why an input is refused, or a warning about it; source is relative to the folder."""
 
     code: str
     source: str
@@ -60,7 +57,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class InspectOutcome:
-    """What a folder holds. Counts by name have the most common first; page: the contact sheet, if asked for.
+    """What a folder contains. Counts by name have the most common first; page: the contact sheet, if any.
 
     studies, series and patients count what the files name; unidentified is how many images name no patient.
     """
@@ -74,9 +71,9 @@ class InspectOutcome:
     unidentified: int
     pixels_read: bool
     groups: tuple[Group, ...]
-    refused: tuple[Problem, ...]
+    refused: tuple[InputIssue, ...]
     refused_codes: dict[str, int]
-    odd: tuple[Problem, ...]
+    warnings: tuple[InputIssue, ...]
     notes: dict[str, int]
     skipped: dict[str, int]
     page: Path | None = None
@@ -88,7 +85,7 @@ class InspectOutcome:
 
 
 class TilePicker:
-    """Keeps the tiles of a sheet: those with a problem, and others evenly from all over the folder."""
+    """Picks the tiles of a sheet: those with a problem, and others evenly from the whole folder."""
 
     def __init__(self, total: int, most: int = MOST_TILES) -> None:
         self.most = most
@@ -97,43 +94,53 @@ class TilePicker:
         self.others: dict[int, Tile] = {}
 
     def wants(self, number: int, inspection: Inspection) -> bool:
-        """Say whether image `number` of the folder may come on the sheet."""
-        if _problems(inspection):
+        """Return whether image `number` of the folder belongs on the sheet."""
+        if _badges(inspection):
             return len(self.problems) < self.most
         return number % self.step == 0
 
     def add(self, number: int, tile: Tile) -> None:
-        """Keep a tile that is wanted."""
+        """Add a tile that is wanted."""
         (self.problems if tile.problems else self.others)[number] = tile
 
     def tiles(self) -> list[Tile]:
         """Return the tiles, at most `most`, in the order of the folder."""
-        kept = dict(list({**self.problems, **self.others}.items())[: self.most])
-        return [kept[number] for number in sorted(kept)]
+        chosen = dict(list({**self.problems, **self.others}.items())[: self.most])
+        return [chosen[number] for number in sorted(chosen)]
 
 
 def inspect_folder(
-    folder: Path, watcher: "Watcher", *, headers_only: bool = False, html: Path | None = None
+    folder: PathLike, *, headers_only: bool = False, html: PathLike | None = None, watcher: Watcher = SILENT
 ) -> InspectOutcome:
-    """Inspect every series of a folder; with `html`, write a contact sheet below it, which needs pixels.
+    """Inspect every series of a folder; write a contact sheet to `html`, which needs pixels.
 
+    headers_only: read no pixels, which is fast but finds fewer problems.
     Raises ReadError file-missing, folder-empty; OutputError output-unwritable.
+
+    >>> import medtl
+    >>> medtl.inspect_folder(medtl.sample_data("xray") / "images", headers_only=True).images
+    120
     """
+    folder = Path(folder)
     found = scan(folder)
     refused = [(refused_name(error, folder), error) for error in found.refusals]
     picker = TilePicker(len(found.series))
     inspected: list[tuple[str, Inspection]] = []
-    for number, (series, result) in enumerate(_inspect_all(found, watcher, headers_only)):
-        source = source_name(series, folder)
-        if isinstance(result, ReadError):
-            refused.append((source, result))
-            continue
-        inspection, image = result
-        inspected.append((source, inspection))
-        if html is not None and image is not None and picker.wants(number, inspection):
-            picker.add(number, _tile(source, inspection, image))
+    what = "reading headers" if headers_only else "reading pixels"
+    with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        results = in_order(lambda one: pool.submit(_inspect, one, headers_only), found.series, READ_AT_ONCE)
+        for number, (series, result) in enumerate(zip(found.series, results, strict=True)):
+            source = source_name(series, folder)
+            if isinstance(result, ReadError):
+                refused.append((source, result))
+            else:
+                inspection, image = result
+                inspected.append((source, inspection))
+                if html is not None and image is not None and picker.wants(number, inspection):
+                    picker.add(number, _tile(source, inspection, image))
+            watcher.progress(what, number + 1, len(found.series))
     outcome = _outcome(inspected, refused, dict(found.left_out), pixels_read=not headers_only)
-    return outcome if html is None else _with_page(outcome, html, picker.tiles(), refused)
+    return outcome if html is None else _with_page(outcome, Path(html), picker.tiles(), refused)
 
 
 def group_name(group: Group | Inspection) -> str:
@@ -143,7 +150,7 @@ def group_name(group: Group | Inspection) -> str:
 
 
 def describe_group(group: Group) -> dict[str, str]:
-    """Say what a group is, in words for a page or a terminal: name -> text; what is not known is left out."""
+    """Describe a group for a page or a terminal: name -> text, without what is unknown."""
     facts = {
         "Body parts": _counts_text(group.body_parts),
         "Views": _counts_text(group.views),
@@ -161,20 +168,10 @@ def describe_group(group: Group) -> dict[str, str]:
 
 
 def patients_text(patients: int, unidentified: int) -> str:
-    """Say how many patients are named: "5", "5 + 2 without id", "no patient ids"."""
+    """Write how many patients are named: "5", "5 + 2 without id", "no patient ids"."""
     if not patients:
         return "no patient ids"
     return f"{patients:,}" + (f" + {unidentified:,} without id" if unidentified else "")
-
-
-def _inspect_all(found: Scan, watcher: "Watcher", headers_only: bool) -> Iterator[tuple[Series, Result]]:
-    """Yield each series with what was found, in order."""
-    what = "reading headers" if headers_only else "reading pixels"
-    with ThreadPoolExecutor(READ_AT_ONCE) as pool:
-        results = in_order(lambda one: pool.submit(_inspect, one, headers_only), found.series, READ_AT_ONCE)
-        for done, pair in enumerate(zip(found.series, results, strict=True), start=1):
-            yield pair
-            watcher.progress(what, done, len(found.series))
 
 
 def _inspect(series: Series, headers_only: bool) -> Result:
@@ -206,48 +203,47 @@ def _outcome(
         unidentified=sum(not one.patient_key for one in inspections),
         pixels_read=pixels_read,
         groups=group_inspections(inspections),
-        refused=tuple(Problem(error.code, source, error.reason, error.fix) for source, error in refused),
+        refused=tuple(InputIssue(error.code, source, error.reason, error.fix) for source, error in refused),
         refused_codes=dict(Counter(error.code for _, error in refused).most_common()),
-        odd=tuple(
-            Problem(one.warning.code, source, one.warning.reason) for source, one in inspected if one.warning
+        warnings=tuple(
+            InputIssue(one.warning.code, source, one.warning.reason)
+            for source, one in inspected
+            if one.warning
         ),
         notes=dict(Counter(note for one in inspections for note in one.notes).most_common()),
         skipped=skipped,
     )
 
 
-def _problems(inspection: Inspection) -> tuple[str, ...]:
-    """Return the badges of an image."""
+def _badges(inspection: Inspection) -> tuple[str, ...]:
     odd = () if inspection.warning is None else (BADGES[inspection.warning.code],)
     return (*odd, *(BADGES[note] for note in inspection.notes if note in BADGES))
 
 
 def _tile(source: str, inspection: Inspection, image: Image) -> Tile:
-    withheld = "it may name the patient" if BURNED_IN in inspection.notes else ""
+    from medtl.imaging.display import make_display  # loads torch, which nothing else here needs
+
+    thumbnail, withheld = None, "it may name the patient" if BURNED_IN in inspection.notes else ""
+    if not withheld:
+        display = make_display(image, longest_side=THUMBNAIL_SIDE)
+        thumbnail = make_thumbnail(display.grey, display.spacing_mm)
     spacing = inspection.spacing_mm
     return Tile(
         sample_id=sample_key(source),
         group=group_name(inspection),
         matrix=size_text(inspection.matrix),
         spacing="" if spacing is None else f"{size_text(spacing)} mm",
-        thumbnail=None if withheld else _thumbnail(image),
+        thumbnail=thumbnail,
         withheld=withheld,
-        problems=_problems(inspection),
+        problems=_badges(inspection),
         notes=inspection.notes,
     )
-
-
-def _thumbnail(image: Image) -> Thumbnail:
-    from medtl.imaging.display import make_display  # loads torch, which nothing else here needs
-
-    display = make_display(image, longest_side=THUMBNAIL_SIDE)
-    return make_thumbnail(display.grey, display.spacing_mm)
 
 
 def _with_page(
     outcome: InspectOutcome, out: Path, tiles: Sequence[Tile], refused: Sequence[tuple[str, ReadError]]
 ) -> InspectOutcome:
-    """Write the sheet; it tells what a refusal's code means, since the reason itself may name a file."""
+    """Write the sheet; it explains a refusal's code, since the reason itself may name a file."""
     facts = {
         "Images": f"{outcome.images:,}",
         "Volumes": f"{outcome.volumes:,}",
@@ -266,9 +262,9 @@ def _with_page(
     return replace(outcome, page=write_contact_sheet(out, sheet))
 
 
-def _counts_text(counts: Mapping[str, int], most: int = MOST_NAMED) -> str:
+def _counts_text(counts: Mapping[str, int]) -> str:
     """Write the most common names: "BRAIN (20), HEAD (2), 3 others"."""
-    named = [f"{name} ({count:,})" for name, count in list(counts.items())[:most]]
+    named = [f"{name} ({count:,})" for name, count in list(counts.items())[:MOST_NAMED]]
     rest = len(counts) - len(named)
     return ", ".join([*named, *([f"{rest} other{'s' * (rest > 1)}"] if rest else [])])
 

@@ -1,12 +1,13 @@
-"""Prepare a labelled folder into a dataset that a user keeps, moves and trains from."""
+"""Prepare a labelled folder: studies + labels -> pixels on one grid, a dataset to move and train from."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medtl.config import RunConfig
-from medtl.core.progress import Watcher, tell
+from medtl.config import Modality, RunConfig, load_config
+from medtl.core.files import PathLike
+from medtl.core.progress import SILENT, Watcher, note_all
 from medtl.data.dataset_file import is_dataset, write_record
 from medtl.data.manifest import LABELS_FILE, load_manifest
 from medtl.data.prepared import all_refusals, content_key, oddity_notes, prepare_samples
@@ -16,7 +17,7 @@ from medtl.errors import ConfigError, ReadError
 
 @dataclass(frozen=True)
 class PrepareOutcome:
-    """What a preparing came to. counts: of each class; decoded: how many samples were not there before."""
+    """What a prepared dataset contains. counts: samples of each class; decoded: how many are new."""
 
     folder: Path
     task: Task
@@ -29,20 +30,33 @@ class PrepareOutcome:
     refusals: tuple[ReadError, ...]
 
 
-def prepare_run(
-    data: Path, labels: Path | None, out: Path, config: RunConfig, watcher: Watcher
+def prepare(
+    data: PathLike,
+    out: PathLike,
+    modality: Modality | None = None,
+    *,
+    labels: PathLike | None = None,
+    config: RunConfig | PathLike | None = None,
+    overrides: Sequence[str] = (),
+    watcher: Watcher = SILENT,
 ) -> PrepareOutcome:
-    """Decode and resample a labelled folder into the dataset `out`, which train and evaluate take as --data.
+    """Decode and resample a labelled folder once, into the dataset `out`, to train and evaluate on.
 
-    What an earlier call left there of the same files and settings is kept, whole or in part; what it left of
-    others is replaced. Raises MedtlError in one of its kinds.
+    modality, config and overrides: as for train; only preprocessing and task matter. What an earlier call
+    wrote from the same files and settings is reused; anything else is replaced. Raises MedtlError.
+
+    >>> import medtl
+    >>> medtl.prepare(medtl.sample_data("xray"), "dataset", "xray").shape
+    (1, 160, 160)
     """
+    data, out, config = Path(data), Path(out), load_config(modality, config, overrides)
     if is_dataset(data):
-        reason = "is a prepared dataset already"
-        raise ConfigError("dataset-recipe", reason, where=data, fix="name the folder that it was made from")
-    labels = labels or _own_labels(data)
+        reason, fix = "is already a prepared dataset", "name the folder that it was made from"
+        raise ConfigError("dataset-recipe", reason, where=data, fix=fix)
+    table = Path(labels) if labels else data / LABELS_FILE
+    labels = table if labels or table.is_file() else None
     manifest = load_manifest(data, labels, config.task)
-    tell(watcher, manifest.notes)
+    note_all(watcher, manifest.notes)
     decoded = 0
 
     def progress(done: int, total: int) -> None:
@@ -61,23 +75,20 @@ def prepare_run(
         preprocessing=config.preprocessing.model_dump(mode="json"),
         key=content_key(manifest.samples, config.preprocessing),
     )
-    tell(watcher, oddity_notes(prepared))
-    kept = [sample for sample in manifest.samples if sample.sample_id in set(prepared.sample_ids)]
+    note_all(watcher, oddity_notes(prepared))
+    readable = set(prepared.sample_ids)
+    samples = [sample for sample in manifest.samples if sample.sample_id in readable]
     return PrepareOutcome(
         folder=out,
         task=manifest.task,
-        samples=len(kept),
-        patients=len({sample.patient_id for sample in kept}),
-        counts=_count_classes(kept, manifest.task),
+        samples=len(samples),
+        patients=len({sample.patient_id for sample in samples}),
+        counts=_count_classes(samples, manifest.task),
         shape=prepared.pixels.shape[1:],
         decoded=decoded,
         bytes=sum(path.stat().st_size for path in out.iterdir()),
         refusals=all_refusals(manifest, prepared),
     )
-
-
-def _own_labels(data: Path) -> Path | None:
-    return data / LABELS_FILE if (data / LABELS_FILE).is_file() else None
 
 
 def _count_classes(samples: Sequence[Sample], task: Task) -> dict[str, int]:

@@ -1,67 +1,99 @@
-"""Score a folder of studies into tables, and resume where that was stopped."""
+"""Score a folder of studies: series -> rows in a journal -> tables; a stopped job resumes."""
 
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
-from medtl.core.files import read_json
-from medtl.core.journal import Journal, open_journal
-from medtl.core.progress import Watcher, never
+from medtl.core.files import PathLike, read_json
+from medtl.core.journal import open_journal
+from medtl.core.progress import SILENT, Watcher, never
 from medtl.errors import ReadError
 from medtl.imaging.reader import scan
 from medtl.imaging.series import Scan
 from medtl.inference.ensemble import Ensemble, make_ensemble
-from medtl.inference.predictor import Prediction
+from medtl.inference.predictor import Precision, Prediction
 from medtl.inference.streaming import (
+    Engine,
     ScoreOptions,
     ScoreOutcome,
+    Scoring,
     choose_engine,
     list_units,
-    score_into,
-    show_rows,
     stopped,
-    write_outcome,
 )
 from medtl.inference.tables import check_formats
 from medtl.training.checkpoint import load_finished
 
-# A stop takes effect within so many seconds.
+# How often a watched folder checks whether to stop.
 STOP_SECONDS = 0.2
 
 
-def score_run(
-    run: Path,
-    folder: Path,
-    out: Path,
-    watcher: Watcher,
-    options: ScoreOptions = ScoreOptions(),
+def score_folder(
+    run: PathLike,
+    folder: PathLike,
+    out: PathLike,
+    *,
+    others: Sequence[PathLike] = (),
+    tta: bool = False,
+    precision: Precision = "fp32",
+    engine: Engine = "torch",
+    formats: Sequence[str] = ("csv",),
+    overwrite: bool = False,
+    workers: int | None = None,
+    cluster: Literal["ray"] | None = None,
+    any_modality: bool = False,
+    watch: bool = False,
+    settle: float = 5.0,
+    watcher: Watcher = SILENT,
     stop: Callable[[], bool] = never,
     on_row: Callable[[Prediction], object] | None = None,
 ) -> ScoreOutcome:
-    """Score every series and image of a folder into tables in OUT, refusals included, one row each.
+    """Score every series and image of a folder into tables in `out`: one row each, refusals included.
 
-    on_row: is called with each row in order, after the tables are written and before the journal is closed.
+    Rows are stored in a journal as they come: called again, it scores only what is new or has changed, unless
+    `overwrite` is set. others: runs to ensemble with. on_row: called with each row, in order, after the
+    tables are written. watch: keep scoring what arrives in the folder, each study once none of its files has
+    changed for `settle` seconds, until `stop` says so; the tables are replaced after each arrival.
 
-    Raises StoppedError after the current batch when `stop` returns True; TrainingError run-locked if another
-    process scores into OUT.
+    Raises StoppedError after the current batch when `stop` says so; TrainingError run-locked where another
+    process scores into `out`; MedtlError.
+
+    >>> import medtl
+    >>> images = medtl.sample_data("unlabelled") / "xray"
+    >>> medtl.score_folder("runs/xray", images, "scores").table.name
+    'scores.csv'
     """
+    options = ScoreOptions(
+        others=tuple(map(Path, others)),
+        any_modality=any_modality,
+        flips=tta,
+        precision=precision,
+        engine=engine,
+        formats=tuple(formats),
+        overwrite=overwrite,
+        workers=workers,
+        cluster=cluster,
+    )
+    folder, out = Path(folder).absolute() if cluster else Path(folder), Path(out)
     check_formats(options.formats)
-    ensemble = choose_engine(load_ensemble(run, options), options, watcher)
-    folder = folder.absolute() if options.cluster else folder
-    found = scan(folder)
-    with open_journal(out) as journal:
+    ensemble = choose_engine(load_ensemble(Path(run), options), options, watcher)
+    if watch and not folder.is_dir():
+        raise ReadError("file-missing", "is no folder to watch", where=folder, fix="check the path")
+    found = None if watch else scan(folder)
+    with open_journal(out) as journal:  # held until on_row has seen all: no other process changes it before
         _note_other_rows(out, ensemble, folder, watcher)
-        show_rows(journal, ensemble, overwrite=options.overwrite)
-        kept = score_into(journal, ensemble, found, folder, options, watcher, stop)
-        return write_outcome(journal, ensemble, found, folder, options, kept, on_row)
+        scoring = Scoring(ensemble, folder, journal, options, watcher, stop)
+        scoring.show_rows()
+        if found is None:
+            _watch(scoring, settle)
+        return scoring.write(found, scoring.score(found), on_row)
 
 
 def _note_other_rows(out: Path, ensemble: Ensemble, folder: Path, watcher: Watcher) -> None:
-    """Note that the tables in `out` are of another model or folder: they will show this one's rows."""
+    """Note that tables of another model or folder in `out` are replaced."""
     try:
         before = read_json(out / "scores.json")
         models, place = before["models"], before["folder"]
@@ -73,71 +105,41 @@ def _note_other_rows(out: Path, ensemble: Ensemble, folder: Path, watcher: Watch
     }
     others = " and ".join(f"another {name}" for name, differs in changed.items() if differs)
     if others:
-        watcher.note("note", f"tables in {out} were those of {others}: they will show this one's rows")
+        watcher.note("note", f"the tables in {out} are of {others}: they will be replaced")
 
 
 def load_ensemble(run: Path, options: ScoreOptions) -> Ensemble:
-    """Load the runs to predict with. Raises CheckpointError, also if they cannot be ensembled."""
+    """Load the run and those to ensemble with. Raises CheckpointError, also where they cannot be combined."""
     runs = (run, *options.others)
     checkpoints = [load_finished(one, any_modality=options.any_modality) for one in runs]
     return make_ensemble(checkpoints, flips=options.flips)
 
 
-@dataclass(frozen=True, eq=False)
-class Watch:
-    """A folder to watch. settle: seconds for which a file has to be unchanged before it is scored."""
-
-    ensemble: Ensemble
-    folder: Path
-    journal: Journal
-    options: ScoreOptions
-    watcher: Watcher
-    stop: Callable[[], bool]
-    settle: float
-
-
-def watch_run(
-    run: Path,
-    folder: Path,
-    out: Path,
-    watcher: Watcher,
-    options: ScoreOptions,
-    stop: Callable[[], bool],
-    settle: float,
-) -> NoReturn:
-    """Score what is in a folder and what arrives there; tables are replaced after each arrival.
-
-    A unit is scored once none of its files has changed for `settle` seconds, and again if files are added.
-    Raises StoppedError when `stop` returns True; ReadError file-missing if there is no folder.
-    """
-    check_formats(options.formats)
-    ensemble = choose_engine(load_ensemble(run, options), options, watcher)
-    folder = folder.absolute() if options.cluster else folder
-    if not folder.is_dir():
-        raise ReadError("file-missing", "is no folder to watch", where=folder, fix="check the path")
-    with open_journal(out) as journal:
-        show_rows(journal, ensemble, overwrite=options.overwrite)
-        watch = Watch(ensemble, folder, journal, options, watcher, stop, settle)
-        seen = written = ""
-        while True:
-            listing = _listing(folder)
-            if listing != seen:
-                found, rests = _at_rest(_scan(folder), settle)
-                seen = listing if rests else ""
-                written = _score_arrivals(watch, found, written)
-            _wait(watch)
+def _watch(scoring: Scoring, settle: float) -> NoReturn:
+    """Score what is in the folder and what arrives there. Raises StoppedError."""
+    seen = written = ""
+    while True:
+        listing = _listing(scoring.folder)
+        if listing != seen:
+            found, complete = _at_rest(_scan(scoring.folder), settle)
+            seen = listing if complete else ""
+            written = _score_arrivals(scoring, found, written)
+        until = time.monotonic() + settle
+        while not (stopping := scoring.stop()) and (left := until - time.monotonic()) > 0:
+            time.sleep(min(STOP_SECONDS, left))
+        if stopping:
+            raise stopped(scoring.journal)
 
 
-def _score_arrivals(watch: Watch, found: Scan, written: str) -> str:
+def _score_arrivals(scoring: Scoring, found: Scan, written: str) -> str:
     """Score, and write the tables if their signature differs from that of the last ones; return it."""
-    signature = _signature(found, watch.folder)
+    signature = _signature(found, scoring.folder)
     if signature == written or not (found.series or found.refusals):
         return written
-    about = watch.journal, watch.ensemble, found, watch.folder, watch.options
-    kept = score_into(*about, watch.watcher, watch.stop, first=not written)
-    outcome = write_outcome(*about, kept)
+    kept = scoring.score(found, first=not written)
+    outcome = scoring.write(found, kept)
     counts = f"{outcome.scored} scored, {outcome.refused} refused"
-    watch.watcher.note("rows", f"{counts}, {len(found.series) - kept} of them now: {outcome.table}")
+    scoring.watcher.note("rows", f"{counts}, {len(found.series) - kept} of them new: {outcome.table}")
     return signature
 
 
@@ -152,7 +154,7 @@ def _scan(folder: Path) -> Scan:
 
 
 def _at_rest(found: Scan, settle: float) -> tuple[Scan, bool]:
-    """Return the settled part of a scan, and whether that is all of it."""
+    """Return the part of a scan whose files no longer change, and whether that is all of it."""
     series = tuple(one for one in found.series if _rests(one.files, settle))
     refusals = tuple(one for one in found.refusals if _rests([Path(one.where)], settle))
     whole = len(series) == len(found.series) and len(refusals) == len(found.refusals)
@@ -160,7 +162,7 @@ def _at_rest(found: Scan, settle: float) -> tuple[Scan, bool]:
 
 
 def _rests(paths: Iterable[Path], settle: float) -> bool:
-    """Say whether paths exist and are unchanged: copying may set a file's time, not its inode's."""
+    """Return whether paths exist and were left alone: copying may set a file's time, not its inode's."""
     try:
         return time.time() - max(path.stat().st_ctime for path in paths) >= settle
     except OSError:
@@ -183,22 +185,10 @@ def _listing(folder: Path) -> str:
 
 
 def _signature(found: Scan, folder: Path) -> str:
-    """Return a key of what the tables of a scan contain, and of how many other files were in the folder."""
+    """Return a key of what the tables hold of a scan, and of how many other files there are."""
     digest = hashlib.blake2b(str(found.skipped).encode(), digest_size=16)
     for unit in list_units(found, folder):
         digest.update(f"{unit.source}\0{unit.stamp}\0".encode())
     for error in found.refusals:
         digest.update(f"{error}\0".encode(errors="backslashreplace"))
     return digest.hexdigest()
-
-
-def _wait(watch: Watch) -> None:
-    """Wait for the settling time. Raises StoppedError."""
-    until = time.monotonic() + watch.settle
-    while True:
-        if watch.stop():
-            raise stopped(watch.journal)
-        left = until - time.monotonic()
-        if left <= 0:
-            return
-        time.sleep(min(STOP_SECONDS, left))

@@ -1,6 +1,6 @@
-"""Train on a labelled folder and leave a run.
+"""Train: labelled studies + recipe -> a run folder.
 
-Of several processes one leads: it reads the data, writes the run and tells of it. The others follow.
+Of several processes one leads: it reads the data, writes the run and reports. The others follow.
 """
 
 import platform
@@ -9,15 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from numpy.typing import NDArray
 
 from medtl import __version__
-from medtl.config import RunConfig, load_config, to_yaml
-from medtl.core.files import write_json, write_text
-from medtl.core.progress import Unwatched, Watcher, never, tell
+from medtl.config import Modality, RunConfig, load_config, sample_data, to_yaml
+from medtl.core.files import PathLike, write_json, write_text
+from medtl.core.progress import SILENT, Watcher, never, note_all
 from medtl.core.seeds import derive_seed
 from medtl.data.manifest import load_manifest, targets
 from medtl.data.near_duplicates import NO_LINKS, describe_near_duplicates, find_near_duplicates, join_patients
@@ -37,21 +37,22 @@ from medtl.imaging.augmentation import Augmentation
 from medtl.models.backbones import BACKBONES
 from medtl.models.classifier import Classifier
 from medtl.training.checkpoint import CheckpointHeader, describe_classifier
-from medtl.training.distributed import World
+from medtl.training.distributed import World, joined_world
 from medtl.training.feature_cache.cache import Views
 from medtl.training.feature_cache.plan import CachePlan
 from medtl.training.run_folder import VERSIONED, RunFolder
 from medtl.training.schedule import resolve_schedule
 from medtl.training.trainer import Fit, FitData
-from medtl.workflows.finish_training import Screens, always, judge_fit
+from medtl.workflows.finish_training import Screens, always, finish_fit
+from medtl.workflows.run import Run
 
-# What the process that leads tells the others it has done.
+# What the leading process announces to the others.
 PREPARED, RECORDED, FINISHED = "prepared", "recorded", "finished"
 
 
 @dataclass(frozen=True)
 class TrainOutcome:
-    """What a training run came to."""
+    """What a training run produced. seconds: by part of the work."""
 
     run: RunFolder
     evaluation: Evaluation
@@ -74,6 +75,53 @@ class OpenedData:
     seconds: Mapping[str, float]
 
 
+def train(
+    modality: Modality | None = None,
+    *,
+    data: PathLike | None = None,
+    labels: PathLike | None = None,
+    out: PathLike | None = None,
+    config: RunConfig | PathLike | None = None,
+    overrides: Sequence[str] = (),
+    label_budget: int | None = None,
+    seed: int | None = None,
+    device: Literal["auto", "cpu", "cuda"] | None = None,
+    resume: bool = False,
+    watcher: Watcher = SILENT,
+    stop: Callable[[], bool] = never,
+) -> Run:
+    """Transfer a pretrained network to a labelled folder, in stages of unfreezing, and return the run.
+
+    data: a folder of studies, a prepared dataset or a MedMNIST .npz; by default the phantoms of sample_data.
+    labels: by default labels.csv in the folder. out: the run folder, by default runs/MODALITY. config: a
+    recipe; by default that of the modality. overrides: such as `schedule=full` or `fit.batch_size=8`.
+    label_budget: train on at most this many labelled samples. resume: continue the run in `out`, to the same
+    model. stop: asked after each step; when it returns True, everything is saved and StoppedError raised.
+
+    Under torchrun every process calls this; one of them leads, and all return the run. Raises MedtlError.
+
+    >>> import medtl
+    >>> fast = ["schedule=linear-probe", "schedule.head_epochs=1", "preprocessing.size=[64,64]"]
+    >>> run = medtl.train("xray", out="runs/xray", overrides=fast)
+    >>> run.task.classes
+    ('normal', 'opacity')
+    """
+    named = {"device": device, "label_budget": label_budget, "seed": seed}
+    settings = [f"fit.{key}={value}" for key, value in named.items() if value is not None]
+    table = Path(labels) if labels else None
+    with joined_world() as world:
+        recipe = load_config(modality, config, (*overrides, *settings))
+        source = sample_data(recipe.modality) if data is None else Path(data)
+        folder = Path(out) if out else Path("runs") / recipe.modality
+        if not world.leads:
+            follow_run(source, table, folder, recipe, world, resume=resume, stop=stop)
+            return Run(folder)
+        if data is None:
+            watcher.note("data", f"no data folder is given: training on the phantoms of {source}")
+        outcome = train_run(source, table, folder, recipe, watcher, resume=resume, stop=stop, world=world)
+    return Run(folder, outcome.refusals)
+
+
 def train_run(
     data: Path,
     labels: Path | None,
@@ -85,18 +133,16 @@ def train_run(
     stop: Callable[[], bool] = never,
     world: World | None = None,
 ) -> TrainOutcome:
-    """Train on a labelled folder and leave a run: checkpoints, history, splits and metrics with intervals.
+    """Write a run: checkpoints, history, splits and metrics with intervals.
 
-    stop is asked from the first stage on, after each step: once it says so, what was done is saved and
-    StoppedError raised. world: of several processes that train together, the one that leads calls this, and
-    the others follow_run. Raises MedtlError in one of its kinds; a run that was there before stays loadable
-    in any case.
+    world: of several processes that train together, the leading one calls this, and the others follow_run.
+    Raises MedtlError; a run that was there before stays loadable.
     """
     run, started, world = RunFolder(out), time.perf_counter(), world or World()
     with run.locked():
         _check_resumable(run, config, resume)
         if resume and run.config.is_file() and not run.last.is_dir():
-            tell(watcher, ["there is no checkpoint here to go on from: training begins at the start"])
+            note_all(watcher, ["no checkpoint to resume from: training starts from the beginning"])
         opened = open_data(data, labels, config, watcher)
         world.announce(PREPARED)
         clock = {"total": started, **opened.seconds}
@@ -115,11 +161,11 @@ def follow_run(
     resume: bool = False,
     stop: Callable[[], bool] = never,
 ) -> None:
-    """Take this process's part in what another one does by train_run with the same arguments.
+    """Take part in the training that another process leads by train_run with the same arguments.
 
-    What that one has prepared and kept is read; nothing is written but activations of the frozen prefix.
+    Reads what that process has prepared, and writes only activations of the frozen prefix.
     """
-    run, watcher = RunFolder(out), Unwatched()
+    run, watcher = RunFolder(out), SILENT
     world.await_leader(PREPARED)
     opened = open_data(data, labels, config, watcher)
     fit = _make_fit(run, config, opened, watcher, world)
@@ -138,7 +184,7 @@ def train_prepared(
     stop: Callable[[], bool] = never,
     screens: Screens = always,
 ) -> TrainOutcome:
-    """Train as train_run does, on data that are open already; screens: whether the run learns to screen."""
+    """Train as train_run does, on data that are already open; screens: whether to fit the OOD check."""
     run, started = RunFolder(out), time.perf_counter()
     with run.locked():
         _check_resumable(run, config, resume)
@@ -146,15 +192,15 @@ def train_prepared(
 
 
 def open_data(data: Path, labels: Path | None, config: RunConfig, watcher: Watcher) -> OpenedData:
-    """Read, prepare and split a labelled folder. Raises MedtlError in one of its kinds."""
+    """Read, prepare and split a labelled folder. Raises MedtlError."""
     clock: dict[str, float] = {}
     manifest = load_manifest(data, labels, config.task)
-    # What reading cannot mend is refused before hours of it.
+    # An impossible split is refused before hours of reading.
     split_samples(manifest.samples, manifest.task, config.split)
-    tell(watcher, manifest.notes)
+    note_all(watcher, manifest.notes)
     prepared, readable = _prepare(manifest.samples, config, watcher, clock)
     samples = _split(readable, prepared, manifest.task, config.split, watcher, clock)
-    tell(watcher, oddity_notes(prepared), [_describe_samples(samples, manifest.task, config.split)])
+    note_all(watcher, oddity_notes(prepared), [_describe_samples(samples, manifest.task, config.split)])
     return OpenedData(manifest.task, prepared, samples, all_refusals(manifest, prepared), clock)
 
 
@@ -169,49 +215,32 @@ def _train(
     world: World,
     screens: Screens = always,
 ) -> TrainOutcome:
-    """Fit and judge; clock says when the run began, as "total", and what its data took."""
+    """Fit and evaluate. clock: when the run began, as "total", and the seconds that its data took."""
     fit = _make_fit(run, config, opened, watcher, world)
     _record_start(run, config, opened.samples, opened.prepared, resume, world.size)
     world.announce(RECORDED)
     fit.run(resume=resume, stop=stop)
     clock = {**clock, "total": time.perf_counter() - clock["total"], **fit.seconds}
-    recipe = _recipe(config, len(fit.data.train), opened.samples)
-    evaluation = judge_fit(run, fit, opened.samples, recipe, clock, stop, watcher, screens)
-    return TrainOutcome(run, evaluation, opened.refusals, tuple(fit.plans), clock)
-
-
-def _describe_samples(samples: Sequence[Sample], task: Task, config: SplitConfig) -> str:
-    """Say how many samples of each class and part there are, and of how many patients."""
-    parts = [f"{sum(s.split == part for s in samples)} {part}" for part in ("train", "val", "test")]
-    patients = len({sample.patient_id for sample in samples})
-    shown = [part for part in parts if not part.startswith("0 ")]
-    positive = f", positive is {task.classes[-1]}" if task.kind == "binary" else ""
-    fold = f" ({_describe_fold(config)})" if config.folds else ""
-    counts = f"{len(samples)} samples of {patients} patients: {', '.join(shown)}{fold}"
-    return f"{counts}; {', '.join(task.classes)}{positive}"
-
-
-def _describe_budget(taught: Sequence[Sample], samples: Sequence[Sample]) -> list[str]:
-    drawn, available = _count_train(taught), _count_train(samples)
-    if drawn == available:
-        return []
-    return [f"learning from {drawn} of {available} training samples, of whole patients; the rest lie idle"]
-
-
-def _count_train(samples: Sequence[Sample]) -> int:
-    return sum(sample.split == "train" for sample in samples)
-
-
-def _recipe(config: RunConfig, taught: int, samples: Sequence[Sample]) -> dict[str, Any]:
-    """Return what tells this run from others on the same data; taught: samples that it learned from."""
-    return {
+    recipe = {  # what distinguishes this run from others on the same data
         "backbone": config.backbone.name,
         "schedule": config.schedule.name if config.schedule.stages is None else "own stages",
         "seed": config.fit.seed,
         "label_budget": config.fit.label_budget,
-        "labels": taught,
-        "labels_available": _count_train(samples),
+        "labels": len(fit.data.train),
+        "labels_available": _count_parts(opened.samples)["train"],
     }
+    evaluation = finish_fit(run, fit, opened.samples, recipe, clock, stop, watcher, screens)
+    return TrainOutcome(run, evaluation, opened.refusals, tuple(fit.plans), clock)
+
+
+def _describe_samples(samples: Sequence[Sample], task: Task, config: SplitConfig) -> str:
+    """Describe how many samples there are of each part, of how many patients, and the classes."""
+    parts = [f"{count} {part}" for part, count in _count_parts(samples).items() if count]
+    patients = len({sample.patient_id for sample in samples})
+    positive = f", positive is {task.classes[-1]}" if task.kind == "binary" else ""
+    fold = f" ({_describe_fold(config)})" if config.folds else ""
+    counts = f"{len(samples)} samples of {patients} patients: {', '.join(parts)}{fold}"
+    return f"{counts}; {', '.join(task.classes)}{positive}"
 
 
 def _describe_fold(config: SplitConfig) -> str:
@@ -219,43 +248,42 @@ def _describe_fold(config: SplitConfig) -> str:
     return f"val is fold {config.fold} of 0 to {(config.folds or 0) - 1}{repeat}"
 
 
+def _count_parts(samples: Sequence[Sample]) -> dict[str, int]:
+    return {part: sum(s.split == part for s in samples) for part in ("train", "val", "test")}
+
+
 def _check_resumable(run: RunFolder, config: RunConfig, resume: bool) -> None:
     started = (run.last / "checkpoint.json").is_file()
     if started and not resume:
-        fix = "add --resume to go on with it, or choose another --out"
-        raise TrainingError("run-exists", "holds a run already", where=run.root, fix=fix)
-    if resume and (started or run.config.is_file()) and not _is_same(run, config):
-        reason = f"the recipe differs from the run's config.yaml{_first_difference(run, config)}"
-        raise TrainingError("run-changed", reason, where=run.root, fix=f"use --config {run.config}")
-
-
-def _is_same(run: RunFolder, config: RunConfig) -> bool:
-    """Return whether a recipe is the run's, but for what changes no result."""
-    kept = run.read(run.config)
-    if kept == to_yaml(config):
-        return True
+        fix = "add --resume to continue it, or choose another --out"
+        raise TrainingError("run-exists", "already contains a run", where=run.root, fix=fix)
+    if not resume or not (started or run.config.is_file()) or run.read(run.config) == to_yaml(config):
+        return
+    difference = ""
     try:
-        return _without_means(load_config(None, run.config)) == _without_means(config)
-    except ConfigError:  # it was damaged, or is an older medtl's
-        return False
+        before = _without_means(load_config(config=run.config))
+    except ConfigError:  # it is damaged
+        pass
+    else:
+        if before == _without_means(config):
+            return
+        difference = _first_difference(before, _without_means(config))
+    reason = f"the recipe differs from the run's config.yaml{difference}"
+    raise TrainingError("run-changed", reason, where=run.root, fix=f"use --config {run.config}")
 
 
-def _first_difference(run: RunFolder, config: RunConfig) -> str:
-    """Say which key of a recipe is not as the run has it; "" where the run's cannot be read."""
-    try:
-        kept = _without_means(load_config(None, run.config)).model_dump(mode="json")
-    except ConfigError:
-        return ""
-    now = _without_means(config).model_dump(mode="json")
-    for section, values in now.items():
-        keys = values if isinstance(values, dict) else ()
-        for key in keys:
-            if kept[section][key] != values[key]:
-                return f": {section}.{key} was {kept[section][key]}, is {values[key]}"
+def _first_difference(before: RunConfig, now: RunConfig) -> str:
+    """Return which key of a recipe has changed, for the end of a sentence."""
+    old = before.model_dump(mode="json")
+    for section, values in now.model_dump(mode="json").items():
+        for key in values if isinstance(values, dict) else ():
+            if old[section][key] != values[key]:
+                return f": {section}.{key} was {old[section][key]}, is {values[key]}"
     return ""
 
 
 def _without_means(config: RunConfig) -> RunConfig:
+    """Return a recipe without the settings that change no result."""
     means = {"workers": 0, "save_minutes": None}
     return config.model_copy(update={"fit": config.fit.model_copy(update=means)})
 
@@ -302,7 +330,7 @@ def _split(
 
 
 def _explain(error: SplitError, joined: bool, prepared: PreparedDataset) -> SplitError:
-    """Say what has changed since the split of all samples was found possible."""
+    """Explain why a split that was possible for all samples no longer is."""
     if joined:
         reason = f"{error.reason}, where near-duplicates count as one patient"
         return SplitError(error.code, reason, fix="add patients, or set split.near_duplicates=warn")
@@ -321,11 +349,13 @@ def _make_fit(
 ) -> Fit:
     task, prepared, available = opened.task, opened.prepared, opened.samples
     samples = draw_labels(available, task, config.fit.label_budget, config.fit.seed)
-    tell(watcher, _describe_budget(samples, available))
+    drawn, labelled = _count_parts(samples)["train"], _count_parts(available)["train"]
+    if drawn < labelled:
+        note_all(watcher, [f"training on {drawn} of {labelled} training samples (whole patients)"])
     torch.manual_seed(derive_seed(config.fit.seed, "backbone"))  # of an untrained one
     weights = None if config.schedule.name == "scratch" else config.backbone.weights
     backbone = BACKBONES[config.backbone.name](weights=weights, in_channels=config.preprocessing.channels)
-    torch.manual_seed(derive_seed(config.fit.seed, "head"))  # whatever was drawn to build the backbone
+    torch.manual_seed(derive_seed(config.fit.seed, "head"))  # independent of the backbone's draws
     classifier = Classifier(backbone, task, config.fit.dropout)
     header = CheckpointHeader(
         **describe_classifier(classifier, config.fit.dropout),
@@ -334,26 +364,20 @@ def _make_fit(
         schedule=resolve_schedule(config.schedule, len(backbone.groups)),
         provenance=_provenance(config, samples, prepared),
     )
-    data = FitData(
-        *_views_and_targets("train", config, task, samples, prepared),
-        *_views_and_targets("val", config, task, samples, prepared),
-    )
+
+    def views_and_targets(part: str) -> tuple[Views, NDArray[Any]]:
+        chosen = [sample for sample in samples if sample.split == part]
+        augmentation = Augmentation(config.augmentation, config.preprocessing.size)
+        key = f"{config.fit.seed} {config.augmentation.model_dump_json()}"
+        views = Views(prepared, prepared.rows_of(chosen), augmentation, config.fit.seed, key)
+        return views, targets(task, chosen)
+
+    data = FitData(*views_and_targets("train"), *views_and_targets("val"))
     return Fit(classifier, data, header, config.fit, run, watcher, world)
 
 
-def _views_and_targets(
-    part: str, config: RunConfig, task: Task, samples: Sequence[Sample], prepared: PreparedDataset
-) -> tuple[Views, NDArray]:
-    chosen = [sample for sample in samples if sample.split == part]
-    augmentation = Augmentation(config.augmentation, config.preprocessing.size)
-    key = f"{config.fit.seed} {config.augmentation.model_dump_json()}"
-    return Views(prepared, prepared.rows_of(chosen), augmentation, config.fit.seed, key), targets(
-        task, chosen
-    )
-
-
 def _provenance(config: RunConfig, samples: Sequence[Sample], prepared: PreparedDataset) -> dict[str, str]:
-    counts = {part: sum(sample.split == part for sample in samples) for part in ("train", "val", "test")}
+    counts = _count_parts(samples)
     patients = {part: len({s.patient_id for s in samples if s.split == part}) for part in counts}
     return {
         "modality": config.modality,
@@ -379,16 +403,15 @@ def _record_start(
     resume: bool,
     processes: int,
 ) -> None:
-    """Write the recipe and the split; on resuming, the split must be the run's own."""
+    """Write the recipe and the split; a resumed run must have the same split as before."""
     if resume and run.pixels.is_file():
         before = {sample_id: (row.split, row.target) for sample_id, row in read_splits(run.splits).items()}
         now = {sample.sample_id: (sample.split, sample.target) for sample in samples}
         same_pixels = run.read_json(run.pixels) == _parts_by_pixels(samples, prepared)
         if before != now or not same_pixels:
-            reason = "the samples, their labels, split or pixels are not those that the run began with"
-            raise TrainingError(
-                "run-changed", reason, where=run.root, fix="restore the data, or start a new run"
-            )
+            reason = "the samples, labels, split or pixels have changed since the run was started"
+            fix = "restore the data, or start a new run"
+            raise TrainingError("run-changed", reason, where=run.root, fix=fix)
     else:
         write_text(run.config, to_yaml(config))
         write_splits(run.splits, samples)
@@ -397,7 +420,7 @@ def _record_start(
 
 
 def _parts_by_pixels(samples: Sequence[Sample], prepared: PreparedDataset) -> dict[str, str | None]:
-    """Return the part of each image by its pixels; training wins where the same pixels are in several."""
+    """Return the part of each image by its pixels; `train` wins where the same pixels are in several."""
     contents = dict(zip(prepared.sample_ids, prepared.content_hashes, strict=True))
-    ordered = sorted(samples, key=lambda sample: sample.split == "train")  # the last one stays
+    ordered = sorted(samples, key=lambda sample: sample.split == "train")  # later ones overwrite
     return {contents[sample.sample_id]: sample.split for sample in ordered}

@@ -1,9 +1,9 @@
-"""Search rates, stages and augmentation with Optuna: each trial is a run like any other.
+"""Search for a better recipe with Optuna: each trial is a run like any other.
 
-recipe + space -> STUDY/study.db, a run a trial in STUDY/trials/NNNN -> STUDY/trials.csv, STUDY/best.yaml
+recipe + space -> OUT/study.db, a run for each trial in OUT/trials/NNNN -> OUT/trials.csv, OUT/best.yaml
 
-Several processes may work on one STUDY. Each trial is held by a lock that vanishes with its process, so that
-whoever comes next goes on with a killed trial where it was; nothing depends on clocks.
+Several processes may work on one search. Each trial is held by a lock that vanishes with its process, so that
+another process resumes a killed trial where it was; nothing depends on clocks.
 """
 
 import hashlib
@@ -17,16 +17,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from medtl.config import RunConfig, to_yaml
-from medtl.core.files import make_folder, read_json, write_text
-from medtl.core.progress import PlanFacts, StageFacts, StoppedError, Unwatched, Watcher, never
+from medtl.config import Modality, RunConfig, load_config, sample_data, to_yaml
+from medtl.core.files import PathLike, make_folder, read_json, write_text
+from medtl.core.progress import SILENT, PlanFacts, StageFacts, StoppedError, Unwatched, Watcher, never
 from medtl.core.staging import Lock
 from medtl.data.splits import read_splits
-from medtl.errors import ConfigError, MedtlError, ReadError, TrainingError
+from medtl.errors import ConfigError, ReadError, TrainingError
 from medtl.evaluation.evaluate import Evaluation
 from medtl.evaluation.intervals import Interval
 from medtl.training.run_folder import RunFolder
-from medtl.workflows.evaluate import evaluate_run
+from medtl.workflows.evaluate import evaluate as evaluate_run
 from medtl.workflows.finish_training import Screens
 from medtl.workflows.search_space import Space, apply_values, load_space
 from medtl.workflows.study import (
@@ -54,24 +54,24 @@ except ModuleNotFoundError as missing:
         "extra-missing", f"needs {missing.name}", where="medtl tune", fix="pip install 'medtl[hpo]'"
     ) from missing
 
-# Faults that lie in a trial's own values: the search learns from them and goes on.
+# Errors caused by a trial's own values: the search learns from them and continues.
 FAULTS_OF_A_TRIAL = frozenset({"loss-not-finite", "out-of-memory", "config-value"})
-# Fewer finished trials say little of what mattered.
+# Fewer finished trials say little about what mattered.
 FEWEST_FOR_IMPORTANCE = 20
 NO_TEST_PART = "there is no test part to evaluate on: search with --set split.test=0.2"
 OPTIMISTIC = (
-    "the winner was chosen by its validation score, which is therefore optimistic: "
-    "a test part (--evaluate) or nested folds judge it"
+    "the winner was chosen by its validation score, which is therefore too optimistic: "
+    "evaluate it on a test part (--evaluate) or with nested folds"
 )
 
 
 @dataclass(frozen=True)
 class TuneOutcome:
-    """What a search came to. rows: all trials; best: the finished ones, best first.
+    """The result of a search. rows: all trials; best: the finished ones, best first.
 
-    importances: key -> share of what the metric varies by, empty where too few trials say. cost: median
-    seconds of this session's trials: "trial", and "epochs" of it in which was trained. test: the best trial
-    on the test part, where asked for. told: what the user should know at the end, line by line.
+    importances: key -> its share of the metric's variance, empty where there are too few trials. cost: median
+    seconds of this session's trials: "trial", and "epochs" of it spent in training. test: the best trial on
+    the test part, if requested. notes: what the user should know, line by line.
     """
 
     root: Path
@@ -84,66 +84,90 @@ class TuneOutcome:
     seconds: float
     test: Evaluation | None
     refusals: tuple[ReadError, ...]
-    told: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 class PrunedError(Exception):
     """A trial is worse than others were: raised through its run to end it."""
 
 
-def tune_run(
-    data: Path,
-    labels: Path | None,
-    out: Path,
-    config: RunConfig,
-    watcher: Watcher,
-    options: TuneOptions,
-    space_file: Path | None = None,
+def tune(
+    modality: Modality | None = None,
     *,
+    out: PathLike,
+    data: PathLike | None = None,
+    labels: PathLike | None = None,
+    config: RunConfig | PathLike | None = None,
+    overrides: Sequence[str] = (),
+    trials: int = 20,
+    minutes: float | None = None,
+    seed: int = 0,
+    space: PathLike | None = None,
+    metric: str = "auroc",
+    keep: int = 3,
+    evaluate: bool = False,
+    watcher: Watcher = SILENT,
     stop: Callable[[], bool] = never,
 ) -> TuneOutcome:
-    """Search a recipe's space by trials that are runs; the same call again goes on to options.trials in all.
+    """Search for a better recipe: each trial is a run. Called again, the search resumes, to `trials` in all.
 
-    space_file: YAML, `schedule.learning_rate: {low: 1e-5, high: 1e-2, log: true}` or `schedule.unfreeze: [2,
-    4]`; without it the space that suits the recipe. stop is asked from the first training step on: once it
-    says so, the trial is saved as it is and StoppedError raised. Raises ConfigError config-unknown,
-    config-value;
-    TrainingError study-changed, study-empty; CheckpointError study-damaged; and what train_run raises.
+    modality, data, labels, config, overrides and stop: as for train. minutes: start no trial after this long.
+    seed: of the search; that of a run is fit.seed. space: YAML such as `schedule.unfreeze: [2, 4]`; by
+    default what suits the schedule. keep: how many of the best trials keep their checkpoints. evaluate:
+    evaluate the best trial on the test part. Raises StoppedError; ConfigError config-unknown, config-value;
+    TrainingError study-changed, study-empty; CheckpointError study-damaged; and what train raises.
+
+    >>> import medtl
+    >>> outcome = medtl.tune("xray", out="search", trials=2)
+    >>> [row.state for row in outcome.rows]
+    ['complete', 'complete']
     """
     started = time.perf_counter()
-    check_metric(options.metric)
-    space = load_space(space_file, config)
-    folder = StudyFolder(make_folder(out))
+    recipe = load_config(modality, config, overrides)
+    if data is None:
+        data = sample_data(recipe.modality)
+        watcher.note("data", f"no data folder is given: searching on the phantoms of {data}")
+    source, table = Path(data), Path(labels) if labels else None
+    check_metric(metric)
+    options = TuneOptions(trials, minutes, seed, metric, keep, evaluate)
+    dimensions = load_space(Path(space) if space else None, recipe)
+    folder = StudyFolder(make_folder(Path(out)))
     with folder.locked():
-        record_study(folder, config, space, options)
-    with telling_of_the_database(folder), opened_study(folder, config, space, options) as study:
-        search = Search(folder, study, space, config, options, watcher, Trainer(data, labels, stop))
+        record_study(folder, recipe, dimensions, options)
+    with telling_of_the_database(folder), opened_study(folder, recipe, dimensions, options) as study:
+        search = Search(folder, study, dimensions, recipe, options, watcher, Trainer(source, table, stop))
         search.run()
         rows = search.rows()
         importances = _importances(rows, study)
     best = rank_rows(rows, options.sign)
     if not best:
-        raise _nothing_finished(rows, out)
-    test, told = _judge(folder, best[0], data, labels, HeedingWatcher(watcher, stop, out), options)
-    seconds = time.perf_counter() - started
+        faults = [row.fault for row in rows if row.fault]
+        reason, fix = f"none of {len(rows)} trials finished", "wait for the other process, or search again"
+        raise TrainingError("study-empty", reason, where=folder.root, fix=faults[0] if faults else fix)
+    test, notes = None, [OPTIMISTIC]
+    if evaluate and not _has_test_part(folder.run(best[0].number)):
+        notes.append(NO_TEST_PART)
+    elif evaluate:
+        test, reused = _test(folder, best[0], source, table, StoppingWatcher(watcher, stop, folder.root))
+        notes += reused
     return TuneOutcome(
-        out,
-        options.metric,
-        rows,
-        best,
-        importances,
-        search.cost(),
-        len(search.seconds),
-        seconds,
-        test,
-        search.trainer.refusals,
-        (OPTIMISTIC, *told),
+        root=folder.root,
+        metric=metric,
+        rows=rows,
+        best=best,
+        importances=importances,
+        cost=search.cost(),
+        trials_here=len(search.seconds),
+        seconds=time.perf_counter() - started,
+        test=test,
+        refusals=search.trainer.refusals,
+        notes=tuple(notes),
     )
 
 
 @dataclass
 class Trainer:
-    """Trains a trial's recipe on the data of the study."""
+    """Trains a trial's recipe on the data of the search."""
 
     data: Path
     labels: Path | None
@@ -152,7 +176,7 @@ class Trainer:
     opened: OpenedData | None = None
 
     def __call__(self, out: Path, config: RunConfig, watcher: Watcher, screens: Screens) -> TrainOutcome:
-        """Train, from where an earlier process left the run."""
+        """Train, or resume where an earlier process stopped."""
         self.opened = self.opened or open_data(self.data, self.labels, config, watcher)
         outcome = train_prepared(
             self.opened, out, config, watcher, resume=True, stop=self.stop, screens=screens
@@ -172,7 +196,7 @@ class Claim:
 
 @dataclass(eq=False)
 class Search:
-    """One process at work on a study: takes trials, trains them, and tells Optuna what they came to."""
+    """One process at work on a search: takes trials, trains them, and reports their scores to Optuna."""
 
     folder: StudyFolder
     study: "optuna.Study"
@@ -202,14 +226,14 @@ class Search:
                 self._write_best(best)
 
     def rows(self) -> tuple[TrialRow, ...]:
-        """Return all trials that were begun."""
+        """Return all trials that were started."""
         trials = self.study.get_trials(deepcopy=False)
         return tuple(self._row(trial) for trial in trials if trial.state != TrialState.WAITING)
 
     def cost(self) -> dict[str, float]:
-        """Return what a trial of this session took."""
-        found = {"trial": self.seconds, "epochs": self.trained_seconds}
-        return {name: round(median(values), 2) for name, values in found.items() if values}
+        """Return the median seconds of a trial in this session."""
+        seconds = {"trial": self.seconds, "epochs": self.trained_seconds}
+        return {name: round(median(values), 2) for name, values in seconds.items() if values}
 
     @cached_property
     def _keys(self) -> list[str]:
@@ -221,7 +245,7 @@ class Search:
         return {key: look_up(plain, key) for key in self._keys}
 
     def _claim(self) -> Claim | None:
-        """Take a trial that its process left, or a new one; None where all are taken."""
+        """Take a trial that its process abandoned, or a new one; None where all are taken."""
         with self.folder.locked():
             begun = [t for t in self.study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
             for trial in begun:
@@ -235,7 +259,7 @@ class Search:
             fresh = self.study.ask()
             lock = self.folder.hold_trial(fresh.number)
             if lock is None:
-                raise changed_study(self.folder, f"trial {fresh.number} is held, which has only just begun")
+                raise changed_study(self.folder, f"new trial {fresh.number} is already locked")
             return self._with_values(fresh, lock)
 
     def _with_values(self, trial: Trial, lock: Lock) -> Claim:
@@ -265,19 +289,19 @@ class Search:
         watcher = TrialWatcher(self.watcher, trial, run, title, begin, first=not self.seconds)
         try:
             outcome = self.trainer(run.root, config, watcher, self._may_be_kept)
-        except StoppedError as error:  # which names the run, and how that would go on by itself
+        except StoppedError as error:  # which names the run, not the search
             place = error.reason.removeprefix("stopped ")
             raise stopped_search(f"in trial {trial.number}, {place}", self.folder.root) from error
         return outcome.evaluation.metrics[self.options.metric]
 
     def _may_be_kept(self, evaluation: Evaluation) -> bool:
-        """Return whether a trial that came to this is among the best so far: others keep no checkpoint."""
+        """Return whether a trial with this evaluation is among the best so far: others keep no checkpoint."""
         sign, value = self.options.sign, evaluation.metrics[self.options.metric].value
         better = [row for row in self.rows() if row.score and sign * row.score.value > sign * value]
         return len(better) < self.options.keep
 
     def _check_data(self, run: RunFolder) -> None:
-        """Raise TrainingError study-changed where a trial begins with other data than the study did."""
+        """Raise TrainingError study-changed where the data are not those that the search started with."""
         digest = hashlib.sha256(run.splits.read_bytes() + run.pixels.read_bytes()).hexdigest()
         known = self.folder.data
         with self.folder.locked():
@@ -287,16 +311,16 @@ class Search:
                 write_text(known, digest + "\n")
             if known.read_text(encoding="utf-8", errors="replace").strip() != digest:
                 shutil.rmtree(run.root)  # nothing is trained yet
-                raise changed_study(self.folder, "samples, labels, split or pixels are not those of before")
+                raise changed_study(self.folder, "samples, labels, split or pixels have changed")
 
     def _finish(self, trial: Trial, run: RunFolder, score: Interval | None, fault: str) -> None:
-        """Tell Optuna, remove what is not kept, and bring the tables up to date."""
+        """Report to Optuna, remove checkpoints that are not kept, and update the tables."""
         facts = {"seconds": round(self.seconds[-1], 3), "epochs": _epochs(run), "fault": fault}
         facts |= {"low": score.low, "high": score.high} if score and not math.isnan(score.low) else {}
         with self.folder.locked():
             trial.set_user_attr("facts", facts)  # in one transaction
             done = score is not None and not fault
-            # To the sampler a pruned trial without a value is the worst there is.
+            # The sampler takes a pruned trial without a value for the worst.
             state = TrialState.COMPLETE if done else TrialState.PRUNED
             self.study.tell(trial, score.value if score and done else None, state)
             rows = self.rows()
@@ -321,7 +345,7 @@ class Search:
         head = (
             f"# medtl train --config best.yaml --data FOLDER --labels labels.csv --out RUN\n"
             f"# Trial {row.number} of a search. Its validation {self.options.metric} of {value:.3f} is "
-            f"optimistic: it was chosen by it.\n"
+            f"too optimistic: the trial was chosen by it.\n"
         )
         recipe = apply_values(self.config, row.values, f"trial {row.number}")
         write_text(self.folder.best, head + to_yaml(recipe))
@@ -345,9 +369,9 @@ class Search:
 
 @dataclass(eq=False)
 class TrialWatcher:
-    """Passes on what a trial's run tells, reports its epochs to Optuna, and ends it where that is wise.
+    """Passes on the progress of a trial, reports its epochs to Optuna, and prunes it.
 
-    first: it is the session's first trial, which tells of the data; the others would only repeat it.
+    first: it is the session's first trial, whose notes describe the data; the others would only repeat them.
     """
 
     front: Watcher
@@ -359,12 +383,12 @@ class TrialWatcher:
     now: StageFacts | None = None
 
     def note(self, label: str, text: str) -> None:
-        """Pass a note on, once in a session."""
+        """Pass on a note of the first trial."""
         if self.first:
             self.front.note(label, text)
 
     def stage(self, number: int, of: int, stage: StageFacts, plan: PlanFacts) -> None:
-        """Hold the data to the study's before anything is trained."""
+        """Check the data before anything is trained."""
         self.first, self.now = False, stage
         self.begin(self.run)
 
@@ -375,7 +399,7 @@ class TrialWatcher:
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Report an epoch by its place in the run's history; raise PrunedError where the trial is hopeless.
 
-        An epoch of the head over cached features costs less than to report it.
+        An epoch of the head over cached features costs less than reporting it.
         """
         free = self.now is not None and self.now.groups == 0 and row["cached"]
         if free or row["val_auroc"] is None:
@@ -386,8 +410,8 @@ class TrialWatcher:
 
 
 @dataclass(frozen=True)
-class HeedingWatcher(Unwatched):
-    """Passes on how far the judging of the best trial has come, and ends it where a stop is asked for."""
+class StoppingWatcher(Unwatched):
+    """Passes on the progress of the best trial's evaluation, and stops it on request."""
 
     front: Watcher
     stop: Callable[[], bool]
@@ -398,15 +422,16 @@ class HeedingWatcher(Unwatched):
         self.front.note(label, text)
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Move the bar; raise StoppedError where a stop was asked for."""
+        """Move the bar; raise StoppedError where a stop was requested."""
         self.front.progress(what, done, total)
         if self.stop():
-            raise stopped_search("while the best trial was judged", self.root)
+            raise stopped_search("while the best trial was evaluated", self.root)
 
 
 def stopped_search(when: str, root: Path) -> StoppedError:
-    """Return the error that says where a search was stopped: it goes on whenever it is begun again."""
-    return StoppedError("interrupted", f"stopped {when}", where=root, fix="go on with the same command")
+    """Return the error that says where a search was stopped."""
+    fix = "run the same command again to resume"
+    return StoppedError("interrupted", f"stopped {when}", where=root, fix=fix)
 
 
 def _history(run: RunFolder) -> list[dict[str, Any]]:
@@ -418,48 +443,26 @@ def _epochs(run: RunFolder) -> int:
 
 
 def _importances(rows: Sequence[TrialRow], study: "optuna.Study") -> dict[str, float]:
-    """Return what share of the metric's variance each key has, by PED-ANOVA (Watanabe 2023)."""
+    """Return each key's share of the metric's variance, by PED-ANOVA (Watanabe 2023)."""
     values = [row.score.value for row in rows if row.score]
     if len(values) < FEWEST_FOR_IMPORTANCE or max(values) == min(values):
         return {}
     return optuna.importance.get_param_importances(study)
 
 
-def _nothing_finished(rows: Sequence[TrialRow], root: Path) -> MedtlError:
-    faults = [row.fault for row in rows if row.fault]
-    reason = f"none of {len(rows)} trials came to an end"
-    fix = faults[0] if faults else "wait for the other process, or search again"
-    return TrainingError("study-empty", reason, where=root, fix=fix)
-
-
-def _judge(
-    folder: StudyFolder,
-    best: TrialRow,
-    data: Path,
-    labels: Path | None,
-    watcher: Watcher,
-    options: TuneOptions,
-) -> tuple[Evaluation | None, list[str]]:
-    """Evaluate the best trial on the test part where asked for; return what is to be known of it."""
-    if not options.evaluate:
-        return None, []
-    run = folder.run(best.number)
-    if not _has_test_part(run):
-        return None, [NO_TEST_PART]
-    before = _judged_before(folder)
-    outcome = evaluate_run(run.root, data, labels, folder.test, watcher, part="test")
-    if before in (None, run.root.name):
-        return outcome.evaluation, []
-    return outcome.evaluation, [f"the test part has judged trial {before} before: it is no longer unseen"]
-
-
 def _has_test_part(run: RunFolder) -> bool:
     return any(row.split == "test" for row in read_splits(run.splits).values())
 
 
-def _judged_before(folder: StudyFolder) -> str | None:
-    """Return the run that the test part judged last, None where there is none."""
+def _test(
+    folder: StudyFolder, best: TrialRow, data: Path, labels: Path | None, watcher: Watcher
+) -> tuple[Evaluation, list[str]]:
+    """Evaluate the best trial on the test part; return a note if that was already used for another trial."""
+    run = folder.run(best.number).root
     try:
-        return str(read_json(folder.test / "metrics.json")["run"])
+        before = str(read_json(folder.test / "metrics.json")["run"])
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        before = run.name
+    outcome = evaluate_run(run, data, labels, out=folder.test, part="test", watcher=watcher)
+    reused = f"the test part has already been used to evaluate trial {before}: it is no longer unseen"
+    return outcome.evaluation, [] if before == run.name else [reused]

@@ -119,7 +119,7 @@ def test_the_terminal_says_why_an_interval_lies_below_its_value(trained: Trained
     result = jobs.medtl(*arguments, "--part", "all")
     ece = json.loads((tmp_path / "out/metrics.json").read_text())["ece"]
     assert ece["low"] is not None and ece["high"] - ece["value"] < ece["value"] - ece["low"]
-    assert "Noise adds to the ece; its interval takes that off" in " ".join(result.stdout.split())
+    assert "A small sample raises the ece; its interval corrects for that" in " ".join(result.stdout.split())
 
 
 def test_a_malformed_age_ends_no_evaluation_and_is_not_told(trained: Trained, tmp_path: Path) -> None:

@@ -3,18 +3,18 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import ModuleType
 
 import click
 import pytest
 import yaml
 
 from medtl import __version__
-from medtl.cli import main
+from medtl.cli import COMMANDS, main
 from tests.cli import jobs
 
-COMMANDS = (
+ORDER = (
     "demo",
     "inspect",
     "prepare",
@@ -44,15 +44,13 @@ def run_python(code: str) -> str:
     return done.stdout
 
 
-def test_help_starts_in_half_a_second() -> None:
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "medtl", "--help"], cwd=jobs.ROOT, capture_output=True, check=True
-        )
-        seconds.append(time.perf_counter() - started)
-    assert min(seconds) < 0.5
+@pytest.mark.parametrize("arguments", [("--help",), ("train", "--help"), ("inspect", "--help")], ids=" ".join)
+def test_help_takes_less_than_half_a_second_of_a_processor(arguments: tuple[str, ...]) -> None:
+    code = (
+        "import time; from medtl.cli import main\n"
+        f"main({list(arguments)}, standalone_mode=False); print(time.process_time())"
+    )
+    assert min(float(run_python(code).splitlines()[-1]) for _ in range(3)) < 0.5
 
 
 def test_the_front_door_loads_nothing_heavy() -> None:
@@ -65,18 +63,61 @@ def test_the_front_door_loads_nothing_heavy() -> None:
 
 
 def test_the_commands_stand_in_the_order_of_use() -> None:
-    assert tuple(main.commands) == COMMANDS
+    assert tuple(main.list_commands(click.Context(main))) == ORDER
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", ORDER)
 def test_each_command_has_help(name: str) -> None:
     result = jobs.medtl(name, "--help")
     assert result.exit_code == 0 and result.stdout.startswith("Usage: ")
-    command = main.commands[name]
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
     assert command.help
     for option in command.params:
         if isinstance(option, click.Option):
             assert option.opts[0] in result.stdout
+
+
+def test_a_command_is_one_line_in_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = ModuleType("toy")
+    toy.toy = click.Command("toy", callback=lambda: click.echo("played"), help="Play.")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "toy", toy)
+    monkeypatch.setitem(COMMANDS, "toy", "toy")
+    assert jobs.medtl("toy").stdout == "played\n"
+    assert jobs.medtl("--help").stdout.splitlines()[-1].split() == ["toy", "Play."]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "--modality", "xray"),
+        ("tune", "--modality", "xray", "--out", "OUT"),
+        ("evaluate", "RUN", "--data", "FOLDER", "--out", "OUT"),
+        ("score", "RUN", "FOLDER", "--out", "OUT"),
+        ("explain", "RUN", "FOLDER", "--out", "OUT"),
+        ("report", "RUN", "FOLDER", "--out", "OUT"),
+        ("prepare", "FOLDER", "--modality", "xray", "--out", "OUT"),
+        ("inspect", "FOLDER"),
+        ("demo",),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_command_prints_its_first_line_before_it_loads_what_is_heavy(arguments: tuple[str, ...]) -> None:
+    code = f"""
+import sys
+class Heavy:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in {HEAVY}:
+            raise SystemExit("then " + name)
+sys.meta_path.insert(0, Heavy())
+from medtl.cli import COMMANDS
+from medtl.cli import main
+main({list(arguments)})
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=jobs.ROOT, capture_output=True, text=True, check=False)
+    first, then = done.stderr.splitlines()
+    assert first.startswith(f"medtl {arguments[0]}") and then.startswith("then ")
 
 
 def test_version() -> None:
@@ -121,7 +162,7 @@ def test_a_recipe_that_is_shown_is_the_same_recipe_again(modality: str, tmp_path
 
 def test_overrides_are_shown() -> None:
     shown = jobs.medtl("config", "show", "--modality", "xray", "--set", "schedule.learning_rate=1e-4").stdout
-    assert yaml.safe_load(shown)["schedule"]["rate"] == 1e-4
+    assert yaml.safe_load(shown)["schedule"]["learning_rate"] == 1e-4
 
 
 def test_every_shipped_recipe_is_valid() -> None:

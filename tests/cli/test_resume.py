@@ -104,7 +104,7 @@ def test_a_run_that_is_stopped_at_any_question_goes_on_to_the_same_model(
         assert load_checkpoint(run, "last").sha256 == load_checkpoint(tmp_path / "unbroken", "last").sha256
         assert load_checkpoint(run).sha256 == load_checkpoint(tmp_path / "unbroken").sha256
     assert result.exit_code == 0, "there are not so many questions in three epochs"
-    for word in ("frozen prefix", "steps of epoch", "validated", "stage all", "the best epoch was judged"):
+    for word in ("frozen prefix", "steps of epoch", "validated", "stage all", "the best epoch was evaluated"):
         assert any(word in line for line in told), (word, told)
 
 

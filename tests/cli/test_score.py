@@ -278,7 +278,7 @@ def test_a_folder_of_a_hundred_of_which_twenty_are_bad(trained: Trained, tmp_pat
     for row, name in enumerate(bad):
         path = tmp_path / "folder" / name
         path.write_bytes(spoil[row % 4](path.read_bytes()))
-    for out in (tmp_path / "clean", tmp_path / "anew"):  # over the clean run's journal, and without
+    for out in (tmp_path / "clean", tmp_path / "overwritten"):  # over the clean run's journal, and without
         rows = score(trained.run, tmp_path / "folder", out, exit_code=3)
         assert len(rows) == 100
         refused = {name: row for name, row in rows.items() if row["status"] == "refused"}
@@ -304,8 +304,8 @@ def test_a_damaged_journal_is_named(trained: Trained, tmp_path: Path) -> None:
 def test_anew_forgets_what_the_journal_has(trained: Trained, tmp_path: Path) -> None:
     arguments = ("score", trained.run, trained.data, "--out", tmp_path / "out")
     jobs.medtl(*arguments)
-    assert "(24 rows were there)" in jobs.medtl(*arguments).stdout
-    assert "rows were there" not in jobs.medtl(*arguments, "--anew").stdout
+    assert "(24 rows were already there)" in jobs.medtl(*arguments).stdout
+    assert "rows were already there" not in jobs.medtl(*arguments, "--overwrite").stdout
 
 
 def test_several_tables_say_the_same(trained: Trained, tmp_path: Path) -> None:
@@ -440,9 +440,9 @@ def test_onnx_runtime_scores_as_pytorch_does_and_the_journal_keeps_them_apart(
     out = tmp_path / "out"
     by_torch = score(trained.run, trained.data, out)
     for workers in (2, 1):
-        options = ("--engine", "onnx", "--workers", workers, "--anew")
+        options = ("--engine", "onnx", "--workers", workers, "--overwrite")
         result = jobs.medtl("score", trained.run, trained.data, "--out", out, *options)
-        assert result.exit_code == 0 and "(24 rows were there)" not in result.stdout
+        assert result.exit_code == 0 and "(24 rows were already there)" not in result.stdout
         written = (out / "scores.csv").read_bytes()
         rows = jobs.read_rows(out / "scores.csv")
         assert {row["ood"] for row in rows} == {row["ood"] for row in by_torch.values()}
@@ -459,7 +459,7 @@ def test_onnx_runtime_scores_as_pytorch_does_and_the_journal_keeps_them_apart(
             written.splitlines(keepends=True)[:2]
         )
     again = jobs.medtl("score", trained.run, trained.data, "--out", out)
-    assert "(24 rows were there)" in again.stdout
+    assert "(24 rows were already there)" in again.stdout
     assert {row["source"]: row for row in jobs.read_rows(out / "scores.csv")} == by_torch
 
 

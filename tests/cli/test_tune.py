@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from medtl.cli import main
-from medtl.cli.tune import tune
 from medtl.core.stopping import StopSignal
 from tests.cli import jobs
 
@@ -19,12 +17,6 @@ HEAD = ("schedule=linear-probe", "schedule.head_epochs=2")
 SPACE = (
     "schedule.head_learning_rate: {low: 1e-3, high: 1e-1, log: true}\nfit.imbalance: [none, class-weighted]\n"
 )
-
-
-@pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the front door know the command, whatever else it knows."""
-    monkeypatch.setitem(main.commands, "tune", tune)
 
 
 @pytest.fixture
@@ -177,7 +169,7 @@ def test_a_search_that_is_stopped_goes_on_to_the_same_trials(
         1: "in trial 0, in stage head after",
         5: "after trial 0",
         7: "in trial 1, in stage head while",
-        11: "while the best trial was judged",
+        11: "while the best trial was evaluated",
     }
     for poll, place in places.items():
         study = tmp_path / f"stopped-{poll}"

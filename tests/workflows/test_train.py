@@ -19,9 +19,9 @@ from medtl.inference.predictor import Prediction, score_images
 from medtl.training.checkpoint import load_checkpoint
 from medtl.workflows import demo
 from medtl.workflows.demo import localise_run
-from medtl.workflows.evaluate import evaluate_run
-from medtl.workflows.report import report_run
-from medtl.workflows.score import score_run
+from medtl.workflows.evaluate import evaluate
+from medtl.workflows.report import report_folder
+from medtl.workflows.score import score_folder
 from medtl.workflows.train import TrainOutcome, train_run
 from tests.cli import jobs
 
@@ -102,7 +102,7 @@ def test_a_split_of_the_table_is_kept(studies: Path, tmp_path: Path, watcher: Re
     train_run(studies, None, tmp_path / "run", recipe(), watcher)
     splits = [row.split for row in read_splits(tmp_path / "run/splits.csv").values()]
     assert [splits.count(part) for part in ("train", "val", "test")] == [16, 4, 4]
-    evaluated = evaluate_run(tmp_path / "run", studies, None, tmp_path / "out", watcher, part="test")
+    evaluated = evaluate(tmp_path / "run", studies, out=tmp_path / "out", part="test")
     assert evaluated.evaluation.samples == 4
 
 
@@ -110,7 +110,7 @@ def test_a_part_that_is_empty_is_refused(
     outcome: TrainOutcome, studies: Path, tmp_path: Path, watcher: Recorder
 ) -> None:
     with pytest.raises(LabelError) as caught:
-        evaluate_run(outcome.run.root, studies, None, tmp_path / "out", watcher, part="test")
+        evaluate(outcome.run.root, studies, out=tmp_path / "out", part="test")
     assert caught.value.code == "split-empty" and not (tmp_path / "out").exists()
 
 
@@ -118,7 +118,7 @@ def test_a_checkpoint_needs_nothing_but_images(
     outcome: TrainOutcome, studies: Path, tmp_path: Path, watcher: Recorder, own_home: Path
 ) -> None:
     rows: list[Prediction] = []
-    score_run(outcome.run.root, studies, tmp_path / "out", watcher, tell=rows.append)
+    score_folder(outcome.run.root, studies, tmp_path / "out", on_row=rows.append)
     images = read_images(studies / "images")
     moved = shutil.move(outcome.run.best, tmp_path / "elsewhere")
     for gone in (outcome.run.root, studies, own_home):
@@ -140,8 +140,8 @@ def test_scoring_and_reporting_count_alike(
     outcome: TrainOutcome, studies: Path, tmp_path: Path, watcher: Recorder
 ) -> None:
     (studies / "images/000.png").write_bytes(b"")
-    scored = score_run(outcome.run.root, studies, tmp_path / "scores", watcher)
-    reported = report_run(outcome.run.root, tmp_path / "scores", tmp_path / "report", watcher)
+    scored = score_folder(outcome.run.root, studies, tmp_path / "scores")
+    reported = report_folder(outcome.run.root, tmp_path / "scores", tmp_path / "report", watcher=watcher)
     assert (reported.studies, reported.refused) == (scored.scored, scored.refused) == (23, 1)
     assert scored.skipped == 1  # labels.csv
     assert watcher.steps["explaining"][-1] == (24, 24)
@@ -165,12 +165,12 @@ def test_the_demo_tours_both_modalities(tmp_path: Path, monkeypatch: pytest.Monk
     """With tiny networks: that the tour holds together, not that it is right."""
     tiny = {"xray": jobs.SETTINGS, "mri": (*jobs.SETTINGS, *jobs.SETTINGS_3D)}
 
-    def load(modality: str | None, file: Path | None, overrides: tuple[str, ...] = ()) -> RunConfig:
-        return load_config(modality, file, (*overrides, *(tiny[modality] if modality else ())))
+    def load(modality: str, config: None, overrides: tuple[str, ...]) -> RunConfig:
+        return load_config(modality, config, (*overrides, *tiny[modality]))
 
-    monkeypatch.setattr(demo, "load_config", load)
-    for tour in demo.run_demo(tmp_path, Recorder()):
-        assert tour.scored > 0 and 0 <= tour.right <= tour.scored
+    monkeypatch.setattr("medtl.workflows.train.load_config", load)
+    for tour in demo.run_demo(tmp_path):
+        assert tour.scored > 0 and 0 <= tour.correct <= tour.scored
         assert tour.report.is_file() and tour.evaluation.is_file()
         assert 0 <= tour.test["auroc"].value <= 1
 
@@ -197,18 +197,18 @@ def test_a_run_that_was_not_finished_is_not_evaluated(
     content = json.loads(header.read_text())
     header.write_text(json.dumps({**content, "thresholds": None}))
     with pytest.raises(CheckpointError) as caught:
-        evaluate_run(outcome.run.root, studies, None, tmp_path / "out", Recorder())
+        evaluate(outcome.run.root, studies, out=tmp_path / "out")
     assert caught.value.code == "run-unfinished"
 
 
 def test_scores_of_another_model_are_not_reported(
     outcome: TrainOutcome, studies: Path, tmp_path: Path
 ) -> None:
-    score_run(outcome.run.root, studies, tmp_path / "scores", Recorder())
+    score_folder(outcome.run.root, studies, tmp_path / "scores")
     record = tmp_path / "scores" / "scores.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "model_sha256": "another"}))
     with pytest.raises(CheckpointError) as caught:
-        report_run(outcome.run.root, tmp_path / "scores", tmp_path / "pages", Recorder())
+        report_folder(outcome.run.root, tmp_path / "scores", tmp_path / "pages")
     assert caught.value.code == "run-changed"
 
 
@@ -221,7 +221,7 @@ def test_damaged_records_of_a_run_are_told(
         pytest.skip("has no row, so nothing is wrong in it")
     (outcome.run.root / name).write_text(content)
     with pytest.raises(CheckpointError) as caught:
-        report_run(outcome.run.root, studies, tmp_path / "pages", Recorder())
+        report_folder(outcome.run.root, studies, tmp_path / "pages")
     assert caught.value.code == "checkpoint-damaged"
 
 

@@ -27,9 +27,9 @@ from medtl.training.checkpoint import load_checkpoint
 from medtl.training.run_folder import RunFolder
 from medtl.workflows import finish_training as judging
 from medtl.workflows.search_space import Range, count_groups, default_space, load_space, space_yaml
-from medtl.workflows.study import StudyFolder, TuneOptions
+from medtl.workflows.study import StudyFolder
 from medtl.workflows.train import train_run
-from medtl.workflows.tune import Trainer, TuneOutcome, tune_run
+from medtl.workflows.tune import Trainer, TuneOutcome, tune
 from tests.cli import jobs
 
 HEAD = ("schedule=linear-probe", "schedule.head_epochs=2")
@@ -104,9 +104,14 @@ def search(images: Path, tmp_path: Path, space_file: Callable[[str], Path]) -> C
         data: Path = images,
         **options: Any,
     ) -> TuneOutcome:
-        chosen = TuneOptions(**{"trials": 4, **options})
-        config = recipe(*(overrides or HEAD))
-        return tune_run(data, None, tmp_path / out, config, watcher or Quiet(), chosen, space_file(space))
+        return tune(
+            data=data,
+            out=tmp_path / out,
+            config=recipe(*(overrides or HEAD)),
+            space=space_file(space),
+            watcher=watcher or Quiet(),
+            **{"trials": 4, **options},
+        )
 
     return run
 
@@ -119,8 +124,8 @@ def unbroken(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tu
     with pytest.MonkeyPatch.context() as patch, jobs.tiny_backbones_registered():
         patch.setenv("MEDTL_HOME", str(root / "home"))
         patch.setenv("MEDTL_SALT", "test")
-        config, options = recipe(*HEAD), TuneOptions(trials=4)
-        outcome = tune_run(images, None, root / "study", config, Quiet(), options, root / "space.yaml")
+        out, config, space = root / "study", recipe(*HEAD), root / "space.yaml"
+        outcome = tune(data=images, out=out, config=config, trials=4, space=space, watcher=Quiet())
     return outcome, root / "study"
 
 
@@ -425,7 +430,7 @@ def test_a_search_that_models_earlier_trials_goes_on_as_if_unbroken(
 
 def run_search(data: Path, out: Path, config: RunConfig, space: Path, trials: int) -> None:
     """Search, as a process of its own does."""
-    tune_run(data, None, out, config, Quiet(), TuneOptions(trials=trials), space)
+    tune(data=data, out=out, config=config, trials=trials, space=space, watcher=Quiet())
 
 
 def start_search(*arguments: Any) -> Any:
@@ -611,12 +616,12 @@ def test_the_best_is_judged_on_the_test_part_where_asked(
     judged = json.loads(metrics.read_text())
     assert judged["part"] == "test" and judged["run"] == run.root.name
     metrics.write_text(json.dumps({**judged, "run": "0009"}))
-    assert "judged trial 0009 before" in search("study", *overrides, trials=2, evaluate=True).told[-1]
+    assert "evaluate trial 0009" in search("study", *overrides, trials=2, evaluate=True).notes[-1]
 
 
 def test_a_test_part_that_there_is_not_is_told(search: Callable[..., TuneOutcome]) -> None:
     outcome = search(trials=1, evaluate=True)
-    assert outcome.test is None and "no test part" in outcome.told[-1]
+    assert outcome.test is None and "no test part" in outcome.notes[-1]
 
 
 def test_a_split_of_the_table_and_refusals_are_a_runs_own(
