@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.scoring import make_data, make_run
-from medtl.core.journal import Entry, open_journal
+from medtl.core.journal import JournalEntry, open_journal
 from medtl.imaging.preprocessing import prepare_image
 from medtl.imaging.reader import read_series, scan
 from medtl.inference.ensemble import make_ensemble
@@ -82,7 +82,7 @@ def journal_costs(out: Path, studies: Path, rounds: int, rows: int = 2000) -> tu
 
         def write() -> None:
             for number in range(rows):
-                journal.record(f"{unit.source} {number}", Entry(unit.stamp, "0" * 64, row))
+                journal.record(f"{unit.source} {number}", JournalEntry(unit.stamp, "0" * 64, row))
             journal.commit()
 
         seconds = min(spent(write) for _ in range(rounds))

@@ -13,7 +13,7 @@ Kind = Literal["xray", "mri"]
 LABELS: Mapping[Kind, tuple[str, str]] = {"xray": ("normal", "opacity"), "mri": ("normal", "lesion")}
 SCANNERS = ("north", "south")
 
-# Options and their weights. Each is dealt by itself, so that none of them is a shortcut to the label.
+# Options and their weights. Each is assigned independently, so that none of them is a shortcut to the label.
 TRAITS: Mapping[Kind, Mapping[str, Mapping[str, int]]] = {
     "xray": {
         "scanner": {"north": 65, "south": 55},
@@ -36,7 +36,7 @@ TRAITS: Mapping[Kind, Mapping[str, Mapping[str, int]]] = {
 
 @dataclass(frozen=True)
 class Cohort:
-    """A set of patients of one kind: how many come once, how many twice, how many studies have a lesion."""
+    """Patients of one kind: how many have one study, how many two, how many studies have a lesion."""
 
     name: str
     kind: Kind
@@ -78,13 +78,13 @@ class Study:
 
 
 def make_cohort(cohort: Cohort) -> list[Study]:
-    """Return the studies of a cohort in order of patient and date; every trait is dealt independently."""
+    """Return the studies of a cohort in order of patient and date; every trait is assigned independently."""
     kind, visits = cohort.kind, _visits(cohort)
     normal, lesion = LABELS[kind]
-    labels = deal(
+    labels = assign(
         {normal: len(visits) - cohort.lesions, lesion: cohort.lesions}, len(visits), cohort, "label"
     )
-    traits = {name: deal(options, len(visits), cohort, name) for name, options in TRAITS[kind].items()}
+    traits = {name: assign(options, len(visits), cohort, name) for name, options in TRAITS[kind].items()}
     people = _people(cohort)
     return [
         Study(
@@ -100,28 +100,28 @@ def make_cohort(cohort: Cohort) -> list[Study]:
     ]
 
 
-def deal(options: Mapping[str, int], size: int, cohort: Cohort, purpose: str) -> list[str]:
-    """Deal options in proportion to their weights, largest remainders first, in random order."""
+def assign(options: Mapping[str, int], size: int, cohort: Cohort, purpose: str) -> list[str]:
+    """Assign options in proportion to their weights, largest remainders first, in random order."""
     exact = np.array(list(options.values())) * size / sum(options.values())
     counts = np.floor(exact).astype(int)
     order = np.argsort(-(exact - counts), kind="stable")
     counts[order[: size - counts.sum()]] += 1
-    hand = np.repeat(list(options), counts)
-    generator("deal", cohort.kind, cohort.name, purpose).shuffle(hand)
-    return [str(option) for option in hand]
+    assigned = np.repeat(list(options), counts)
+    generator("deal", cohort.kind, cohort.name, purpose).shuffle(assigned)
+    return [str(option) for option in assigned]
 
 
 def _visits(cohort: Cohort) -> list[tuple[int, int]]:
-    """Return (patient, study number) pairs; who comes twice is random."""
+    """Return (patient, study number) pairs; who has two studies is random."""
     patients = cohort.first_patient + np.arange(cohort.once + cohort.twice)
-    comes_twice = deal({"1": cohort.once, "2": cohort.twice}, len(patients), cohort, "visits")
-    return [(int(p), n + 1) for p, times in zip(patients, comes_twice) for n in range(int(times))]
+    has_two = assign({"1": cohort.once, "2": cohort.twice}, len(patients), cohort, "visits")
+    return [(int(p), n + 1) for p, times in zip(patients, has_two) for n in range(int(times))]
 
 
 def _people(cohort: Cohort) -> dict[int, tuple[str, int]]:
     """Return sex and age at the first study by patient."""
     patients = range(cohort.first_patient, cohort.first_patient + cohort.once + cohort.twice)
-    sexes = deal({"F": 1, "M": 1}, len(patients), cohort, "sex")
+    sexes = assign({"F": 1, "M": 1}, len(patients), cohort, "sex")
     ages = generator("age", cohort.kind, cohort.name).integers(22, 89, size=len(patients))
     return {patient: (sex, int(age)) for patient, sex, age in zip(patients, sexes, ages)}
 

@@ -60,8 +60,8 @@ def push(ctx: click.Context, source: Path, to: str, ae: str, resend: bool, **tls
     pacs = Endpoint(parse_peer(to), _tls(**tls), check_ae(ae))
     with StopSignal() as stop, TerminalWatcher(f"medtl pacs push · {source} to {pacs.peer}") as watcher:
         outcome = push_run(source, pacs, watcher, resend=resend, stop=stop)
-    kept = f", {outcome.kept} already there" if outcome.kept else ""
-    _finish(ctx, outcome.failures, f"{outcome.sent} objects sent{kept}", str(pacs.peer))
+    skipped = f", {outcome.skipped} already there" if outcome.skipped else ""
+    _finish(ctx, outcome.failures, f"{outcome.sent} objects sent{skipped}", str(pacs.peer))
 
 
 @pacs.command()
@@ -101,7 +101,7 @@ def pull(
         say(f"no study on {pacs.peer} matches this query")
         return
     studies = counted(outcome.studies, "study", "studies")
-    counts = f"{studies}, {outcome.fetched} instances fetched, {outcome.kept} already there"
+    counts = f"{studies}, {outcome.fetched} instances fetched, {outcome.skipped} already there"
     _finish(ctx, outcome.failures, counts, str(out))
 
 

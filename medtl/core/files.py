@@ -84,13 +84,13 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_csv(path: Path, rows: Iterable[Iterable[str]]) -> None:
-    """Write rows of text, header first, atomically; what a spreadsheet would run as a formula is quoted."""
+def write_csv(path: Path, rows: Iterable[Iterable[str | float]]) -> None:
+    """Write rows, header first, atomically. A number that is NaN, undefined, is an empty cell."""
     write_lines(path, map(csv_line, rows))
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write lines that bring their ends atomically, one by one: none is held."""
+    """Write lines with their ends atomically, one by one, so that memory does not grow with them."""
     # A file name may hold bytes that are no text: they are written as escapes.
     with (
         replacing(path) as temporary,
@@ -104,12 +104,18 @@ def safe_cell(text: str) -> str:
     return "'" + text if text.startswith(FORMULA_STARTS) else text
 
 
-def csv_line(cells: Iterable[str]) -> str:
+def csv_line(cells: Iterable[str | float]) -> str:
     """Return a line of CSV with its end, in which a spreadsheet finds no formula."""
     line = io.StringIO()
     # csv quotes the characters of its own line end: with "\r\n" a lone "\r" in a cell, too.
-    csv.writer(line, lineterminator="\r\n").writerow(map(safe_cell, cells))
+    csv.writer(line, lineterminator="\r\n").writerow(map(_cell, cells))
     return line.getvalue().removesuffix("\r\n") + "\n"
+
+
+def _cell(value: str | float) -> str:
+    if isinstance(value, str):
+        return safe_cell(value)
+    return "" if math.isnan(value) else repr(value)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -125,27 +131,14 @@ def read_json(path: Path) -> Any:
 def medtl_home() -> Path:
     """Return $MEDTL_HOME, or ~/.cache/medtl.
 
-    prepared/, features/ and graphs/ can be deleted at any time and are made again. weights/ holds the
+    prepared/, features/ and graphs/ can be deleted at any time: medtl makes them again. weights/ holds the
     user's files, and salt makes the ids of samples: with another salt the same samples have other ids.
     """
     return Path(os.environ.get("MEDTL_HOME") or Path.home() / ".cache" / "medtl")
 
 
-def write_table(path: Path, rows: Iterable[Iterable[str | float]]) -> None:
-    """Write rows, header first, atomically. A number that is NaN, undefined, is an empty cell."""
-    lines = io.StringIO()
-    csv.writer(lines, lineterminator="\n").writerows([_cell(value) for value in row] for row in rows)
-    write_text(path, lines.getvalue())
-
-
-def _cell(value: str | float) -> str:
-    if isinstance(value, str):
-        return safe_cell(value)
-    return "" if math.isnan(value) else repr(value)
-
-
 def check_apart(out: Path, folder: Path) -> None:
     """Refuse to write into the folder that is read. Raises OutputError output-unwritable."""
     if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
-        reason = "lies in the folder that is read, where what is written would be taken for images"
+        reason = "lies in the input folder, where later commands would read it as images"
         raise OutputError("output-unwritable", reason, where=out, fix="choose a folder elsewhere")

@@ -1,8 +1,8 @@
-"""The journal of a scoring: one row a unit in SQLite, so that none is lost, and none scored twice.
+"""The journal of a scoring: one row a unit in SQLite, so that none is lost and none is scored twice.
 
 A row is valid while three things stay the same: the model (weights, preprocessing, precision: the model
 key), the unit's name, and its content. One process at a time holds a journal, until it closes the journal or
-ends in whatever way: SQLite's lock is the kernel's, and children that outlive their parent do not have it.
+ends, however it ends: the lock is SQLite's own, which child processes do not share.
 """
 
 import hashlib
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from medtl.core.files import make_folder
-from medtl.errors import CheckpointError, MedtlError, OutputError, TrainingError
+from medtl.errors import CheckpointError, OutputError, TrainingError
 
 NAME = "journal.sqlite"
 
-# What was done since the last commit is done again by whoever goes on after a kill.
+# After a kill, units since the last commit are scored again.
 COMMIT_SECONDS = 1.0
 # A process that is ending still holds its journal for a moment.
 LOCK_SECONDS = 2.0
@@ -32,8 +32,8 @@ create table if not exists rows (
 """
 
 
-class Entry(NamedTuple):
-    """What the journal says of a unit.
+class JournalEntry(NamedTuple):
+    """One unit of the journal.
 
     stamp: sizes and times of its files when they were read. content: SHA-256 of their bytes, "" where it was
     refused. row: its result, as plain data.
@@ -64,8 +64,8 @@ class Journal:
             self._execute(query, (self.model_key, key_of(former)))
         self.remember(self.model_key, facts)
 
-    def find(self, source: str) -> Entry | None:
-        """Return what is known of a unit by its name. Raises CheckpointError scores-damaged."""
+    def find(self, source: str) -> JournalEntry | None:
+        """Return a unit's entry, None where there is none. Raises CheckpointError scores-damaged."""
         query = "select stamp, content, row from rows where model_key = ? and source = ?"
         found = self._execute(query, (self.model_key, source)).fetchone()
         if found is None:
@@ -73,9 +73,9 @@ class Journal:
         row = self._parsed(found[2])
         if not isinstance(row, dict):
             raise self.damaged()
-        return Entry(str(found[0]), str(found[1]), row)
+        return JournalEntry(str(found[0]), str(found[1]), row)
 
-    def record(self, source: str, entry: Entry) -> None:
+    def record(self, source: str, entry: JournalEntry) -> None:
         """Write the row of a unit; it is on disk within COMMIT_SECONDS of the next one, or at the end."""
         values = (self.model_key, source, entry.stamp, entry.content, json.dumps(entry.row))
         self._execute("insert or replace into rows values (?, ?, ?, ?, ?)", values)
@@ -88,24 +88,24 @@ class Journal:
         self.commit()
 
     def recall(self, key: str) -> Any:
-        """Return plain data that were remembered, None where there are none. Raises CheckpointError."""
+        """Return what was stored under a name, None where nothing was. Raises CheckpointError."""
         found = self._execute("select value from facts where key = ?", (key,)).fetchone()
         return self._parsed(found[0]) if found else None
 
     def remember(self, key: str, value: Any) -> None:
-        """Keep plain data under a name."""
+        """Store plain data under a name."""
         self._execute("insert or replace into facts values (?, ?)", (key, json.dumps(value)))
         self.commit()
 
     def commit(self) -> None:
-        """Put on disk what was written."""
-        with _told(self.path):
+        """Flush what was written to the disk."""
+        with _explaining(self.path):
             self.connection.commit()
         self._committed = time.monotonic()
 
     def damaged(self) -> CheckpointError:
         """Return the error that says that the journal holds what medtl did not write."""
-        return _no_journal(self.path)
+        return _not_a_journal(self.path)
 
     def _parsed(self, text: Any) -> Any:
         try:
@@ -114,7 +114,7 @@ class Journal:
             raise self.damaged() from error
 
     def _execute(self, query: str, values: Sequence[str]) -> sqlite3.Cursor:
-        with _told(self.path):
+        with _explaining(self.path):
             return self.connection.execute(query, values)
 
 
@@ -126,10 +126,10 @@ def open_journal(folder: Path) -> Iterator[Journal]:
     OutputError output-unwritable.
     """
     path = make_folder(folder) / NAME
-    with _told(path):
+    with _explaining(path):
         connection = sqlite3.connect(path, timeout=LOCK_SECONDS)
     try:
-        with _told(path):
+        with _explaining(path):
             connection.execute("pragma locking_mode = exclusive")
             connection.execute("pragma journal_mode = wal")
             connection.execute("pragma synchronous = full")
@@ -139,7 +139,7 @@ def open_journal(folder: Path) -> Iterator[Journal]:
         yield journal
         journal.commit()
     finally:
-        with suppress(sqlite3.Error):  # rows are whole, also where an error or a signal came between two
+        with suppress(sqlite3.Error):  # rows are whole, even if an error or a signal interrupted the work
             connection.commit()
         connection.close()
 
@@ -157,24 +157,22 @@ def key_of(facts: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Turn SQLite's words into an error that says what to do."""
+def _explaining(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into one that says what to do."""
     try:
         yield
     except sqlite3.DatabaseError as error:
-        raise _explained(path, error) from error
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            fix = "wait for it or choose another --out"
+            reason = "another process works here"
+            raise TrainingError("run-locked", reason, where=path.parent, fix=fix) from error
+        if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR):
+            raise _not_a_journal(path) from error
+        fix = "free the disk or choose another"
+        raise OutputError("output-unwritable", str(error), where=path, fix=fix) from error
 
 
-def _explained(path: Path, error: sqlite3.DatabaseError) -> MedtlError:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        fix = "wait for it or choose another --out"
-        return TrainingError("run-locked", "another process works here", where=path.parent, fix=fix)
-    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR):
-        return _no_journal(path)
-    return OutputError("output-unwritable", str(error), where=path, fix="free the disk or choose another")
-
-
-def _no_journal(path: Path) -> CheckpointError:
-    fix = "remove it, and all is done anew"
+def _not_a_journal(path: Path) -> CheckpointError:
+    fix = "remove it, and everything is scored again"
     return CheckpointError("scores-damaged", "is no journal of medtl", where=path, fix=fix)

@@ -1,4 +1,4 @@
-"""What a fit tells whoever watches it, and how it is asked to stop."""
+"""What long work reports to its watcher, and the error by which it stops on request."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from medtl.errors import TrainingError
 
 
 class StageFacts(Protocol):
-    """What a watcher is told of a stage of training; groups: how many layer groups it unfreezes."""
+    """What a watcher sees of a stage of training; groups: how many layer groups it unfreezes."""
 
     @property
     def name(self) -> str: ...
@@ -21,7 +21,7 @@ class StageFacts(Protocol):
 
 
 class PlanFacts(Protocol):
-    """What a watcher is told of the frozen prefix of a stage; step 0: there is none."""
+    """What a watcher sees of the frozen prefix of a stage; step 0: there is none."""
 
     @property
     def step(self) -> int: ...
@@ -34,19 +34,19 @@ class PlanFacts(Protocol):
 
 
 class Watcher(Protocol):
-    """What a front door may want to show while a fit runs."""
+    """What a front end may show while long work runs."""
 
     def note(self, label: str, text: str) -> None:
-        """Something that the user should know."""
+        """Show the user a line under a label."""
 
     def stage(self, number: int, of: int, stage: StageFacts, plan: PlanFacts) -> None:
-        """A stage begins."""
+        """Show that a stage begins."""
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Something within a stage has come to `done` of `total`."""
+        """Show that `done` of `total` is done."""
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        """An epoch is done; `row` is its line of history.csv."""
+        """Show an epoch that is done; `row` is its line of history.csv."""
 
 
 class Unwatched:
@@ -64,24 +64,26 @@ class Unwatched:
 SILENT = Unwatched()
 
 
-def tell(watcher: Watcher, *notes: Sequence[str]) -> None:
-    """Pass on one line for each note."""
+def note_all(watcher: Watcher, *notes: Sequence[str]) -> None:
+    """Show one line for each note."""
     for note in (note for group in notes for note in group):
         watcher.note("note", note)
 
 
 class StoppedError(TrainingError):
-    """Training was asked to stop; it goes on from there when it is resumed."""
+    """Work stopped because it was asked to; it can be resumed."""
+
+    exit_code = 1  # StopSignal sets that of its signal
 
     exit_code = 130  # StopSignal sets that of its signal
 
 
 def never() -> bool:
-    """Ask for no stop."""
+    """Return False: no stop is asked for."""
     return False
 
 
 def stopped(when: str, run: Path) -> StoppedError:
-    """Return the error that says where a run was stopped, and how it goes on."""
-    fix = "go on with the same command and --resume"
+    """Return the error that says where a run stopped, and how to resume it."""
+    fix = "resume with the same command and --resume"
     return StoppedError("interrupted", f"stopped {when}", where=run, fix=fix)

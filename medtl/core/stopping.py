@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during training: the first is answered after the current step, a second at once."""
+"""Ctrl-C and SIGTERM: long work stops after its current step; a second signal stops it at once."""
 
 import os
 import signal
@@ -12,18 +12,18 @@ HANDLED = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignal:
-    """A question that training asks after each step: has the user asked to stop?
+    """Ask it after each step: has the user asked to stop? The work asks `stop()`, inside `with stop`.
 
-    Until it is first asked, and at the second signal, a signal raises KeyboardInterrupt: nobody would answer.
-    of_many: this is one of several processes that train together. A signal to all may reach each of them
-    again through torchrun, which kills whoever lingers: a second one changes nothing. It also sends SIGTERM
-    to all that are left once one has ended: after the block, where a process ends by itself, it heeds none.
+    Until the work first asks, and at the second signal, a signal raises KeyboardInterrupt with its number.
+    of_many: this is one of several processes that train together. Their launcher, torchrun, may send each a
+    signal that it has received already, so that a second one changes nothing. It also sends SIGTERM to those
+    that are left once one has ended: they ignore it after the block, and end by themselves.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self.of_many = False
-        self._answered = False
+        self._asked = False
         self._process = os.getpid()
         self._before: dict[int, Any] = {}
 
@@ -35,14 +35,14 @@ class StopSignal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._before.items():
-            deaf = self.of_many and number == signal.SIGTERM
-            signal.signal(number, signal.SIG_IGN if deaf else handler)
+            ignored = self.of_many and number == signal.SIGTERM
+            signal.signal(number, signal.SIG_IGN if ignored else handler)
         if isinstance(error, StoppedError | AlreadyReportedError):
             error.exit_code = self.exit_code if self.received else error.exit_code
 
     def __call__(self) -> bool:
-        """Return whether a signal has come."""
-        self._answered = True
+        """Return whether a signal was received."""
+        self._asked = True
         return self.received is not None
 
     @property
@@ -51,18 +51,13 @@ class StopSignal:
         return 128 + (self.received or signal.SIGINT)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:
-            self._receive_in_child(number)
+        if os.getpid() != self._process:  # a forked child
+            # A terminal sends Ctrl-C to loaders too, whose batches the last step may still need.
+            if number == signal.SIGTERM or not self._asked:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
             return
-        first = self.received is None
-        waits = self._answered if first else self.of_many
+        at_once = not self._asked if self.received is None else not self.of_many
         self.received = number
-        if not waits:
+        if at_once:
             raise KeyboardInterrupt(number)
-
-    def _receive_in_child(self, number: int) -> None:
-        """A terminal sends Ctrl-C to the loaders too, whose batches the last step may still need."""
-        if number == signal.SIGINT and self._answered:
-            return
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)

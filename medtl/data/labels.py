@@ -25,7 +25,7 @@ STUDY_NAMES = ("studyuid", "studyinstanceuid")
 PATIENT_NAMES = ("patient", "patientid", "patientname", "subject", "subjectid", "participantid", "mrn", "pid")
 IDENTIFIERS = {*PATIENT_NAMES, *SERIES_NAMES, *STUDY_NAMES, "sopuid", "sopinstanceuid", "instanceuid"}
 FLAGS = {"1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
-RowProblem = tuple[int, str]  # the number of the row, and one phrase
+RowError = tuple[int, str]  # the number of the row, and one phrase
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class LabelRowsError(LabelError):
     def __init__(self, problems: Sequence[str], where: Path) -> None:
         self.problems = tuple(map(_one_line, problems))
         more = f"{len(problems)} problems, the first: " if len(problems) > 1 else ""
-        super().__init__("label-rows", more + self.problems[0], where=where, fix="mend the table")
+        super().__init__("label-rows", more + self.problems[0], where=where, fix="correct the table")
 
 
 class LeakRowsError(SplitError):
@@ -74,11 +74,24 @@ def load_table(path: PathLike) -> Table:
     ('path', 'label')
     """
     path = Path(path)
-    content = _read_bytes(path)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise LabelError("file-missing", "no such label table", where=path, fix="check --labels") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise LabelError("file-unreadable", reason, where=path, fix="give a CSV file") from error
     if content.startswith(b"PAR1"):
         return _table_of_lines(path, _parquet_lines(path), ())
     text, notes = _decode(path, content)
-    return _table_of_lines(path, _csv_lines(path, text), notes)
+    header = next((line for line in text.splitlines() if line.strip()), "")
+    columns_by = {mark: len(next(csv.reader([header], delimiter=mark), [])) for mark in DELIMITERS}
+    delimiter = max(columns_by, key=lambda mark: columns_by[mark])
+    try:
+        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+    except csv.Error as error:
+        raise table_error(path, f"is not CSV: {error}", "save the table as CSV") from error
+    return _table_of_lines(path, lines, notes)
 
 
 def compared_name(name: str) -> str:
@@ -97,16 +110,6 @@ def _one_line(problem: str) -> str:
     return text if len(text) <= LINE_LIMIT else text[: LINE_LIMIT - 1] + "…"
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise LabelError("file-missing", "no such label table", where=path, fix="check --labels") from error
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise LabelError("file-unreadable", reason, where=path, fix="give a CSV file") from error
-
-
 def _decode(path: Path, content: bytes) -> tuple[str, tuple[str, ...]]:
     marked = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     for encoding, notes in (("utf-16" if marked else "utf-8-sig", ()), ("cp1252", (NOT_UTF8,))):
@@ -117,19 +120,6 @@ def _decode(path: Path, content: bytes) -> tuple[str, tuple[str, ...]]:
         if "\0" not in text:
             return text, notes
     raise table_error(path, "is not text", "save the table as CSV in UTF-8")
-
-
-def _csv_lines(path: Path, text: str) -> list[list[str]]:
-    try:
-        return list(csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text)))
-    except csv.Error as error:
-        raise table_error(path, f"is not CSV: {error}", "save the table as CSV") from error
-
-
-def _delimiter(text: str) -> str:
-    """Return the delimiter that gives the header the most columns."""
-    header = next((line for line in text.splitlines() if line.strip()), "")
-    return max(DELIMITERS, key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
 
 
 def _parquet_lines(path: Path) -> list[list[str]]:
@@ -153,13 +143,6 @@ def _table_of_lines(path: Path, lines: list[list[str]], notes: tuple[str, ...]) 
     header = [name.strip() for name in filled[0][1]]
     while not header[-1]:
         header.pop()
-    _check_header(path, header)
-    if len(filled) == 1:
-        raise table_error(path, "has a header and no rows", "give a row for each sample")
-    return Table(path, tuple(header), _rows(path, header, filled[1:]), notes)
-
-
-def _check_header(path: Path, header: list[str]) -> None:
     seen: dict[str, str] = {}
     for name in header:
         key = compared_name(name)
@@ -167,6 +150,9 @@ def _check_header(path: Path, header: list[str]) -> None:
             pair = f"{seen[key]!r} and {name!r}"
             raise table_error(path, f"columns {pair} have the same name", "rename one of them")
         seen[key] = name
+    if len(filled) == 1:
+        raise table_error(path, "has a header and no rows", "give a row for each sample")
+    return Table(path, tuple(header), _rows(path, header, filled[1:]), notes)
 
 
 def _rows(path: Path, header: list[str], filled: list[tuple[int, list[str]]]) -> tuple[Row, ...]:
@@ -273,7 +259,7 @@ class Located:
     study_id: str
 
 
-def list_class_problems(classes: Sequence[str], config: TaskConfig) -> list[RowProblem]:
+def list_class_problems(classes: Sequence[str], config: TaskConfig) -> list[RowError]:
     """List what is wrong with the classes as a whole, for the header: row 1."""
     problems = []
     if len(classes) < 2:
@@ -289,42 +275,59 @@ def list_class_problems(classes: Sequence[str], config: TaskConfig) -> list[RowP
     return [(1, text) for text in problems]
 
 
-def list_cell_problems(table: Table, columns: Columns, task: Task) -> list[RowProblem]:
+def list_cell_problems(table: Table, columns: Columns, task: Task) -> list[RowError]:
     """List cells that are empty or hold a value which they may not hold."""
-    return [
-        (row.number, text)
-        for row in table.rows
-        for text in (
-            *_label_problems(row, columns, task),
-            *_patient_problems(row, columns),
-            *_split_problems(row, columns),
-        )
-    ]
+    problems = []
+    for row in table.rows:
+        texts = _label_problems(row, columns, task)
+        if columns.patient and not row.cells[columns.patient]:
+            texts.append(f"{columns.patient} is empty: fill it in, or remove the column")
+        split = row.cells[columns.split] if columns.split else "train"
+        if split.casefold() not in get_args(Split):
+            texts.append(f"split {split!r} is not train, val or test" if split else "split is empty")
+        problems += [(row.number, text) for text in texts]
+    return problems
 
 
-def list_repeats(located: Sequence[Located], columns: Columns) -> list[RowProblem]:
+def list_repeats(located: Sequence[Located], columns: Columns) -> list[RowError]:
     """List rows that name the same series again, with the same label or with another."""
-    first: dict[str, Located] = {}
+    first: dict[str, Row] = {}
+    labels = (columns.label,) if columns.label else columns.classes.values()
     problems = []
     for entry in located:
-        before = first.setdefault(entry.sample_id, entry)
-        if before is not entry:
-            problems.append((entry.row.number, _repeat(entry.row, before.row, columns)))
+        row, before = entry.row, first.setdefault(entry.sample_id, entry.row)
+        if before is not row:
+            same = all(row.cells[name] == before.cells[name] for name in labels)
+            text = f"duplicate of row {before.number}"
+            text = text if same else f"conflicting label: row {before.number} has another one"
+            where = f" for {row.cells[columns.locator]}" if columns.located_by == "path" else ""
+            problems.append((row.number, text + where))
     return problems
 
 
 def list_leaks(located: Sequence[Located], columns: Columns) -> list[str]:
-    """Return a line for each patient whom the split column puts into several parts."""
+    """Return a line for each patient whom the split column puts into several parts.
+
+    It names rows: the id may be a name or a record number, and errors end in logs.
+    """
     rows: dict[str, dict[str, int]] = defaultdict(dict)
     for entry in located if columns.split else ():
         part = entry.row.cells[columns.split or ""].casefold()
         rows[entry.patient_id].setdefault(part, entry.row.number)
-    return [_leak(parts) for parts in rows.values() if len(parts) > 1]
+    return [
+        f"the patient of rows {', '.join(map(str, parts.values()))} is in {' and '.join(parts)}"
+        for parts in rows.values()
+        if len(parts) > 1
+    ]
 
 
 def _label_problems(row: Row, columns: Columns, task: Task) -> list[str]:
     if columns.label is None:
-        return _flag_problems(row, columns)
+        cells = {name: row.cells[column] for name, column in columns.classes.items()}
+        if not any(cells.values()):
+            return ["no class is labelled"]
+        wrong = [name for name, cell in cells.items() if cell and cell not in FLAGS]
+        return [f"{name} is {cells[name]!r}: write 1, 0, or nothing where it is not known" for name in wrong]
     label = row.cells[columns.label]
     if not label:
         return ["label is empty"]
@@ -334,41 +337,3 @@ def _label_problems(row: Row, columns: Columns, task: Task) -> list[str]:
         return []
     near = difflib.get_close_matches(label, task.classes, n=1)
     return [f"label {label!r} is no class" + (f", did you mean {near[0]!r}?" if near else "")]
-
-
-def _flag_problems(row: Row, columns: Columns) -> list[str]:
-    cells = {name: row.cells[column] for name, column in columns.classes.items()}
-    if not any(cells.values()):
-        return ["no class is labelled"]
-    wrong = [name for name, cell in cells.items() if cell and cell not in FLAGS]
-    return [f"{name} is {cells[name]!r}: write 1, 0, or nothing where it is not known" for name in wrong]
-
-
-def _patient_problems(row: Row, columns: Columns) -> list[str]:
-    if columns.patient is None or row.cells[columns.patient]:
-        return []
-    return [f"{columns.patient} is empty: fill it in, or remove the column"]
-
-
-def _split_problems(row: Row, columns: Columns) -> list[str]:
-    given = row.cells[columns.split] if columns.split else "train"
-    if given.casefold() in get_args(Split):
-        return []
-    return [f"split {given!r} is not train, val or test" if given else "split is empty"]
-
-
-def _repeat(row: Row, before: Row, columns: Columns) -> str:
-    names = (columns.label,) if columns.label else columns.classes.values()
-    same = all(row.cells[name] == before.cells[name] for name in names)
-    text = (
-        f"duplicate of row {before.number}"
-        if same
-        else f"conflicting label: row {before.number} has another one"
-    )
-    return f"{text} for {row.cells[columns.locator]}" if columns.located_by == "path" else text
-
-
-def _leak(parts: Mapping[str, int]) -> str:
-    """Name a patient by rows: the id itself may be a name or a record number, and errors end in logs."""
-    numbers = ", ".join(str(number) for number in parts.values())
-    return f"the patient of rows {numbers} is in {' and '.join(parts)}"

@@ -12,7 +12,7 @@ from medtl.imaging.series import Scan, Series
 
 
 @dataclass(frozen=True)
-class Problem:
+class LookupFailure:
     """Why a cell names no series, as one phrase."""
 
     text: str
@@ -34,16 +34,16 @@ class Folder:
         for series in found.series:
             self._add(series)
 
-    def find_uid(self, uid: str) -> Series | Problem:
+    def find_uid(self, uid: str) -> Series | LookupFailure:
         """Return the one series of a series or study UID, which is compared by its salted hash."""
         found = self.by_uid.get(hash_identifier(uid))
         if found:
             return _only(found, "the UID", self._one_of(found, "by path, as"))
         refused = len(self.found.refusals)
         more = f"; {refused} inputs of the folder cannot be read" if refused else ""
-        return Problem(f"no readable series has this UID{more}")
+        return LookupFailure(f"no readable series has this UID{more}")
 
-    def find_path(self, cell: str) -> Series | ReadError | Problem:
+    def find_path(self, cell: str) -> Series | ReadError | LookupFailure:
         """Return the one series that a path names, or why it was refused, or why it names none.
 
         One of several volumes or images of a file is named after it: "t1.nii.gz#volume/3".
@@ -55,11 +55,11 @@ class Folder:
             path = self._path_of(name)
             exists, inside = path.exists(), path.resolve().is_relative_to(self.resolved_root)
         except (OSError, RuntimeError, ValueError):
-            return Problem(f"{cell} is not a usable path")
+            return LookupFailure(f"{cell} is not a usable path")
         if not inside:
-            return Problem(f"{cell} leads out of the folder")
+            return LookupFailure(f"{cell} leads out of the folder")
         if not exists:
-            return Problem(self._missing(name))
+            return LookupFailure(self._missing(name))
         return self._find_existing(path, name) if item is None else self._find_item(path, name, item)
 
     def _add(self, series: Series) -> None:
@@ -87,7 +87,7 @@ class Folder:
         path = Path(os.path.normpath(self.root / cell))
         return path if path.exists() else Path(os.path.normpath(self.root / cell.replace("\\", "/")))
 
-    def _find_existing(self, path: Path, cell: str) -> Series | ReadError | Problem:
+    def _find_existing(self, path: Path, cell: str) -> Series | ReadError | LookupFailure:
         for name in self._names(path):
             if path.is_dir() and name in self.by_folder:
                 return self._one_of_folder(path, self.by_folder[name], cell)
@@ -95,41 +95,41 @@ class Folder:
                 return self._one_of_file(name, cell)
         refusals = self._refusals_at(path)
         if len(refusals) > 1:
-            return Problem(f"{cell} holds {len(refusals)} series that cannot be read: name one of them")
-        return refusals[0] if refusals else Problem(f"{cell} holds no image that can be read")
+            return LookupFailure(f"{cell} holds {len(refusals)} series that cannot be read: name one of them")
+        return refusals[0] if refusals else LookupFailure(f"{cell} holds no image that can be read")
 
-    def _find_item(self, path: Path, cell: str, item: str) -> Series | ReadError | Problem:
+    def _find_item(self, path: Path, cell: str, item: str) -> Series | ReadError | LookupFailure:
         for name in self._names(path):
             if f"{name}#{item}" in self.by_item:
                 return self.by_item[f"{name}#{item}"]
             if name in self.by_file:
                 first = source_name(self.by_file[name][0], self.data)
-                return Problem(f"{cell} has no item {item!r}: name it as {first}")
+                return LookupFailure(f"{cell} has no item {item!r}: name it as {first}")
         found = self._find_existing(path, cell)  # a refused file has no items
         return (
             found
-            if isinstance(found, ReadError | Problem)
-            else Problem(f"{cell} is no file: leave #{item} out")
+            if isinstance(found, ReadError | LookupFailure)
+            else LookupFailure(f"{cell} is no file: leave #{item} out")
         )
 
     def _names(self, path: Path) -> tuple[str, str]:
         return relative_name(path, self.root), relative_name(path.resolve(), self.resolved_root)
 
-    def _one_of_file(self, name: str, cell: str) -> Series | Problem:
+    def _one_of_file(self, name: str, cell: str) -> Series | LookupFailure:
         found = _only(self.by_file[name], cell, self._one_of(self.by_file[name]))
         if (
-            isinstance(found, Problem)
+            isinstance(found, LookupFailure)
             or len(found.files) == 1
             or relative_name(found.path, self.root) == name
         ):
             return found
         unit = "its folder" if found.path.is_dir() else source_name(found, self.data)
-        return Problem(f"{cell} is one of {len(found.files)} files of a series: name {unit}")
+        return LookupFailure(f"{cell} is one of {len(found.files)} files of a series: name {unit}")
 
-    def _one_of_folder(self, path: Path, inside: list[Series], cell: str) -> Series | Problem:
+    def _one_of_folder(self, path: Path, inside: list[Series], cell: str) -> Series | LookupFailure:
         refused = len(self._refusals_at(path))
         if refused:
-            return Problem(
+            return LookupFailure(
                 f"{cell} holds {len(inside)} readable and {refused} refused series: name one of them"
             )
         return _only(inside, cell, self._one_of(inside))
@@ -152,5 +152,5 @@ class Folder:
         return f"one {how} {source_name(first, self.data)}" if first.item else "one of them"
 
 
-def _only(series: list[Series], what: str, one: str) -> Series | Problem:
-    return series[0] if len(series) == 1 else Problem(f"{what} holds {len(series)} series: name {one}")
+def _only(series: list[Series], what: str, one: str) -> Series | LookupFailure:
+    return series[0] if len(series) == 1 else LookupFailure(f"{what} holds {len(series)} series: name {one}")

@@ -23,7 +23,7 @@ from medtl.data.labels import (
     LeakRowsError,
     Located,
     Row,
-    RowProblem,
+    RowError,
     Table,
     assign_columns,
     compared_name,
@@ -35,7 +35,7 @@ from medtl.data.labels import (
     load_table,
     table_error,
 )
-from medtl.data.lookup import Folder, Problem
+from medtl.data.lookup import Folder, LookupFailure
 from medtl.data.naming import sample_key, source_name
 from medtl.data.task import (
     Manifest,
@@ -111,7 +111,12 @@ def _manifest_of_table(source: Source) -> Manifest:
         problems += list_class_problems(task.classes, source.config)
     problems += list_repeats(located, columns)
     problems += list_cell_problems(source.table, columns, task)
-    _raise_problems(problems, list_leaks(located, columns), where)
+    leaks = list_leaks(located, columns)
+    if problems:
+        lines = [f"row {number}: {text}" for number, text in sorted(problems, key=lambda pair: pair[0])]
+        raise LabelRowsError([*lines, *leaks], where)
+    if leaks:
+        raise LeakRowsError(leaks, where)
     if not located:
         raise LabelRowsError([f"none of {len(refusals)} inputs can be read: {refusals[0]}"], where)
     samples = tuple(_sample(entry, columns, task) for entry in located)
@@ -127,12 +132,14 @@ def _task_of_table(source: Source) -> Task:
     return Task(config.kind or ("binary" if len(classes) == 2 else "multiclass"), classes)
 
 
-def _locate_rows(source: Source) -> tuple[list[Located], list[ReadError], list[RowProblem]]:
+def _locate_rows(source: Source) -> tuple[list[Located], list[ReadError], list[RowError]]:
     columns, folder = source.columns, source.folder
+    find = folder.find_path if columns.located_by == "path" else folder.find_uid
     located, refusals, problems = [], [], []
     for row in source.table.rows:
-        found = _find(folder, columns, row.cells[columns.locator])
-        if isinstance(found, Problem):
+        cell = row.cells[columns.locator]
+        found = find(cell) if cell else LookupFailure(f"{columns.locator} is empty")
+        if isinstance(found, LookupFailure):
             problems.append((row.number, found.text))
         elif isinstance(found, ReadError):
             refusals.append(found)
@@ -141,53 +148,31 @@ def _locate_rows(source: Source) -> tuple[list[Located], list[ReadError], list[R
     return located, refusals, problems
 
 
-def _find(folder: Folder, columns: Columns, cell: str) -> Series | ReadError | Problem:
-    if not cell:
-        return Problem(f"{columns.locator} is empty")
-    return folder.find_path(cell) if columns.located_by == "path" else folder.find_uid(cell)
-
-
 def _located(row: Row, columns: Columns, series: Series, folder: Folder) -> Located:
     sample_id = sample_key(source_name(series, folder.data))
-    given = row.cells[columns.patient] if columns.patient else ""
-    study = (row.cells[columns.study] if columns.study else "") or _study_of(series, folder)
+    patient = row.cells[columns.patient] if columns.patient else ""
+    study = (row.cells[columns.study] if columns.study else "") or series.study_key
+    if not study and series.item is not None and series.format != "medmnist":
+        study = sample_key(source_name(replace(series, item=None), folder.data))  # the volumes of one file
     # A study is of one patient, whoever that is.
-    return Located(row, series, sample_id, given or series.patient_key or study or sample_id, study)
-
-
-def _study_of(series: Series, folder: Folder) -> str:
-    """Return the study of a series, "" where it names none; the volumes of one file are a study."""
-    several = series.item is not None and series.format != "medmnist"
-    file = sample_key(source_name(replace(series, item=None), folder.data)) if several else ""
-    return series.study_key or file
-
-
-def _raise_problems(problems: Sequence[RowProblem], leaks: Sequence[str], where: Path) -> None:
-    """Raise all problems at once; a leak alone is the split's error."""
-    if problems:
-        lines = [f"row {number}: {text}" for number, text in sorted(problems, key=lambda pair: pair[0])]
-        raise LabelRowsError([*lines, *leaks], where)
-    if leaks:
-        raise LeakRowsError(leaks, where)
+    return Located(row, series, sample_id, patient or series.patient_key or study or sample_id, study)
 
 
 def _sample(entry: Located, columns: Columns, task: Task) -> Sample:
     cells = entry.row.cells
+    if columns.label:
+        target: Target = task.classes.index(cells[columns.label])
+    else:
+        target = tuple(FLAGS.get(cells[columns.classes[name]]) for name in task.classes)
     return Sample(
         entry.sample_id,
         entry.series,
         entry.patient_id,
         study_id=entry.study_id,
-        target=_target(entry.row, columns, task),
+        target=target,
         split=cells[columns.split].casefold() if columns.split else None,  # type: ignore[arg-type]
         attributes={name: cells[name] for name in columns.attributes},
     )
-
-
-def _target(row: Row, columns: Columns, task: Task) -> Target:
-    if columns.label:
-        return task.classes.index(row.cells[columns.label])
-    return tuple(FLAGS.get(row.cells[columns.classes[name]]) for name in task.classes)
 
 
 def _notes(
@@ -208,8 +193,15 @@ def _class_notes(config: TaskConfig, task: Task) -> list[str]:
 
 
 def _patient_notes(source: Source, located: Sequence[Located]) -> list[str]:
-    if source.columns.patient:
-        return _alias_notes(source.columns.patient, located)
+    column = source.columns.patient
+    if column:
+        names: dict[str, set[str]] = defaultdict(set)
+        for entry in located:
+            names[entry.series.patient_key].add(entry.patient_id)
+        # The split would not keep them whole.
+        several = sum(len(ids) > 1 for key, ids in names.items() if key)
+        text = f"{several} DICOM patients have more than one {column}: is it a patient's id?"
+        return [text] if several else []
     near = next((name for name in source.table.columns if compared_name(name) in PATIENT_NAMES), None)
     hint = f"; is it column {near}? then set task.patient_column" if near else ""
     missing = sum(not entry.series.patient_key for entry in located)
@@ -218,15 +210,6 @@ def _patient_notes(source: Source, located: Sequence[Located]) -> list[str]:
         return [f"no patient ids: {alone} is its own patient{hint}"]
     notes = [f"no {source.config.patient_column} column: DICOM PatientID (hashed) groups the split{hint}"]
     return notes + ([f"{missing} inputs have no PatientID: {alone} is its own patient"] if missing else [])
-
-
-def _alias_notes(column: str, located: Sequence[Located]) -> list[str]:
-    """Point out DICOM patients who have several ids in the table: the split would not keep them whole."""
-    names: dict[str, set[str]] = defaultdict(set)
-    for entry in located:
-        names[entry.series.patient_key].add(entry.patient_id)
-    several = sum(len(ids) > 1 for key, ids in names.items() if key)
-    return [f"{several} DICOM patients have more than one {column}: is it a patient's id?"] if several else []
 
 
 def _manifest_of_archive(data: Path, config: TaskConfig) -> Manifest:
@@ -242,9 +225,16 @@ def _manifest_of_archive(data: Path, config: TaskConfig) -> Manifest:
     if bare:
         raise LabelRowsError(bare, path)
     task = _task_of_archive(path, labels, config)
-    samples = tuple(_archive_sample(entry, labels[entry.item or ""], task, data) for entry in series)
+    samples = []
+    for entry in series:
+        item = entry.item or ""
+        values, part = labels[item], item.split("/")[0]
+        sample_id = sample_key(source_name(entry, data))
+        target: Target = tuple(map(float, values)) if task.kind == "multilabel" else values[0]
+        split = part if part in get_args(Split) else None
+        samples.append(Sample(sample_id, entry, sample_id, target=target, split=split))  # type: ignore[arg-type]
     notes = (*_class_notes(config, task), "no patient ids: each item of the archive is its own patient")
-    return Manifest(task, samples, notes)
+    return Manifest(task, tuple(samples), notes)
 
 
 def _task_of_archive(path: Path, labels: Mapping[str, tuple[int, ...]], config: TaskConfig) -> Task:
@@ -253,7 +243,13 @@ def _task_of_archive(path: Path, labels: Mapping[str, tuple[int, ...]], config: 
     highest = max(value for values in labels.values() for value in values)
     multilabel = flags > 1
     needed = flags if multilabel else max(2, highest + 1)
-    _check_archive_labels(path, labels, flags, 2 if multilabel else needed)
+    wrong = [
+        f"{item}: label {values} is not understood"
+        for item, values in labels.items()
+        if len(values) != flags or not all(0 <= value < (2 if multilabel else needed) for value in values)
+    ]
+    if wrong:
+        raise LabelRowsError(wrong, path)
     classes = config.classes or tuple(map(str, range(needed)))
     if len(classes) < needed or (multilabel and len(classes) > needed):
         reason = f"has {needed} classes, {len(classes)} are named"
@@ -262,23 +258,3 @@ def _task_of_archive(path: Path, labels: Mapping[str, tuple[int, ...]], config: 
     if config.kind not in (None, kind):
         raise table_error(path, f"is {kind}, and the task is {config.kind}", "leave task.kind out")
     return Task(kind, classes)
-
-
-def _check_archive_labels(
-    path: Path, labels: Mapping[str, tuple[int, ...]], width: int, values_below: int
-) -> None:
-    wrong = [
-        f"{item}: label {values} is not understood"
-        for item, values in labels.items()
-        if len(values) != width or not all(0 <= value < values_below for value in values)
-    ]
-    if wrong:
-        raise LabelRowsError(wrong, path)
-
-
-def _archive_sample(series: Series, values: tuple[int, ...], task: Task, data: Path) -> Sample:
-    target: Target = tuple(map(float, values)) if task.kind == "multilabel" else values[0]
-    part = (series.item or "").split("/")[0]
-    split = part if part in get_args(Split) else None
-    sample_id = sample_key(source_name(series, data))
-    return Sample(sample_id, series, sample_id, target=target, split=split)  # type: ignore[arg-type]

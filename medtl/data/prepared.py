@@ -288,14 +288,14 @@ def _fill(
         closing(work) as outcomes,
     ):
         for sample, outcome in zip(left, outcomes, strict=True):
-            entry = Entry(sample.sample_id, None)
+            entry = SampleEntry(sample.sample_id, None)
             if isinstance(outcome, ReadError):
                 refusals.append((sample.sample_id, outcome))
             else:
                 content = outcome.values.tobytes()
                 pixels.write(content)
                 pixels.flush()
-                entry = Entry(sample.sample_id, _hash(content), outcome.oddity)
+                entry = SampleEntry(sample.sample_id, _hash(content), outcome.oddity)
             journal.add(entry)  # after its pixels, so that these are there wherever the line is
             entries.append(entry)
             if progress:
@@ -316,7 +316,7 @@ def _fill(
     return tuple(refusals)
 
 
-class Entry(NamedTuple):
+class SampleEntry(NamedTuple):
     """An entry of the journal: a sample and the hash and oddity of its pixels; no hash: it was refused."""
 
     sample_id: str
@@ -326,12 +326,12 @@ class Entry(NamedTuple):
 
 def _resume(
     staging: StagingFolder, samples: Sequence[Sample], config: PreprocessingConfig
-) -> tuple[list[Entry], list[tuple[str, ReadError]]]:
+) -> tuple[list[SampleEntry], list[tuple[str, ReadError]]]:
     """Cut pixels and journal to the entries that hold, and return those and their refusals.
 
     An entry holds where its pixels have its hash, or where its sample is refused again.
     """
-    entries: list[Entry] = []
+    entries: list[SampleEntry] = []
     refusals: list[tuple[str, ReadError]] = []
     bytes_each = 2 * config.channels * math.prod(config.size)
     with (staging.path / PIXELS).open("ab+") as pixels:
@@ -347,7 +347,7 @@ def _resume(
                 refusals.append((sample_id, outcome))
             elif content_hash != _hash(pixels.read(bytes_each)):
                 break
-            entries.append(Entry(sample_id, content_hash, ImageWarning(*oddity) if oddity else None))
+            entries.append(SampleEntry(sample_id, content_hash, ImageWarning(*oddity) if oddity else None))
         pixels.truncate(bytes_each * (len(entries) - len(refusals)))
     staging.begin(entries, keep=PIXELS)
     return entries, refusals

@@ -55,7 +55,6 @@ class FittedCalibration:
     note: str
 
 
-# auto: temperature, where it lowers the negative log-likelihood of the validation data.
 CalibrationMethod = Literal["auto", "none", "temperature", "isotonic"]
 
 
@@ -64,7 +63,7 @@ def fit_calibration(
 ) -> FittedCalibration:
     """Fit a calibration on validation logits (N, K).
 
-    auto: temperature, where it lowers the negative log-likelihood of the validation data.
+    auto: temperature if it lowers the negative log-likelihood of the validation data.
     """
     if method == "none":
         return FittedCalibration(None, "probabilities are not calibrated, as the recipe says")
@@ -137,13 +136,13 @@ def _fit_temperature(
     def loss(log_temperature: float) -> float:
         return float(-(smoothed * log_probability(logits / math.exp(log_temperature))).sum())
 
-    found = minimize_scalar(
+    minimum = minimize_scalar(
         loss,
         bounds=(math.log(LOWEST), math.log(HIGHEST)),
         method="bounded",
         options={"xatol": 1e-6},
     )
-    return math.exp(float(found.x))
+    return math.exp(float(minimum.x))
 
 
 def _fit_isotonic(scores: Floats, truth: Floats) -> Steps:

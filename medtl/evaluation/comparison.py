@@ -112,9 +112,9 @@ def compare(
     base = next(one for one in evaluated if one.name == reference)
     differences = {one.name: _differences(one, base) for one in evaluated if one is not base}
     for metric in COMPARED:
-        adjusted = holm([found[metric].p for found in differences.values()])
-        for found, p in zip(differences.values(), adjusted.tolist(), strict=True):
-            found[metric] = replace(found[metric], p_holm=p)
+        adjusted = holm([by_metric[metric].p for by_metric in differences.values()])
+        for by_metric, p in zip(differences.values(), adjusted.tolist(), strict=True):
+            by_metric[metric] = replace(by_metric[metric], p_holm=p)
     return [replace(one, differences=differences.get(one.name, {})) for one in evaluated]
 
 
@@ -161,9 +161,9 @@ def to_json(runs: Sequence[Compared]) -> list[dict[str, Any]]:
             "recipe": dict(one.recipe),
             "metrics": {name: interval_json(one.evaluation.metrics[name]) for name in COMPARED},
             "differences": {
-                name: interval_json(found.interval)
-                | {"p": _or_none(found.p), "p_holm": _or_none(found.p_holm)}
-                for name, found in one.differences.items()
+                name: interval_json(difference.interval)
+                | {"p": _or_none(difference.p), "p_holm": _or_none(difference.p_holm)}
+                for name, difference in one.differences.items()
             },
         }
         for one in runs
@@ -174,23 +174,25 @@ def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _in_order(found: Predictions, order: Sequence[str]) -> Predictions:
-    place = {name: row for row, name in enumerate(found.sample_ids)}
+def _in_order(predictions: Predictions, order: Sequence[str]) -> Predictions:
+    place = {name: row for row, name in enumerate(predictions.sample_ids)}
     rows = np.array([place[name] for name in order], dtype=np.int64)
     return Predictions(
         tuple(order),
-        tuple(found.patients[row] for row in rows),
-        tuple(found.split[row] for row in rows),
-        found.targets[rows],
-        found.probabilities[rows],
+        tuple(predictions.patients[row] for row in rows),
+        tuple(predictions.split[row] for row in rows),
+        predictions.targets[rows],
+        predictions.probabilities[rows],
     )
 
 
 def _evaluate(one: Candidate, task: Task, resamples: int) -> Compared:
-    found = one.predictions
-    truth, patients = found.targets, found.patients
-    evaluation = evaluate(found.probabilities, truth, task, patients, one.thresholds, resamples=resamples)
-    placed = place_all(one_vs_rest(found.probabilities, truth, task.kind), index_patients(patients))
+    predictions = one.predictions
+    truth, patients = predictions.targets, predictions.patients
+    evaluation = evaluate(
+        predictions.probabilities, truth, task, patients, one.thresholds, resamples=resamples
+    )
+    placed = place_all(one_vs_rest(predictions.probabilities, truth, task.kind), index_patients(patients))
     return Compared(one.name, one.recipe, evaluation, tuple(placed), {})
 
 

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from medtl.data.task import Task
 from medtl.evaluation.calibration import ConformalFloors
-from medtl.evaluation.intervals import Interval, index_patients, interval_json, share_interval
+from medtl.evaluation.intervals import Interval, index_patients, interval_json, intervals_json, share_interval
 from medtl.evaluation.metrics import Floats
 
 UNDECIDED = "?"
@@ -135,7 +135,7 @@ def coverage_json(coverage: Coverage) -> dict[str, Any]:
     return {
         "promised": coverage.promised,
         "coverage": interval_json(coverage.coverage),
-        "by_class": {name: interval_json(found) for name, found in coverage.by_class.items()},
+        "by_class": intervals_json(coverage.by_class),
         "sizes": {str(size): count for size, count in coverage.sizes.items()},
     }
 

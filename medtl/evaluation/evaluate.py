@@ -26,6 +26,7 @@ from medtl.evaluation.intervals import (
     auroc_interval,
     index_patients,
     interval_json,
+    intervals_json,
     mean_auroc_interval,
     mean_of_bounds,
     percentile_interval,
@@ -160,12 +161,9 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
     What is undefined is None, and then the metric says "undefined": true.
     """
     return {
-        **{name: interval_json(interval) for name, interval in evaluation.metrics.items()},
+        **intervals_json(evaluation.metrics),
         "auroc_bootstrap": interval_json(evaluation.auroc_bootstrap),
-        "per_class": {
-            name: {metric: interval_json(interval) for metric, interval in rows.items()}
-            for name, rows in evaluation.per_class.items()
-        },
+        "per_class": {name: intervals_json(intervals) for name, intervals in evaluation.per_class.items()},
         "classes": list(evaluation.task.classes),
         "thresholds": list(evaluation.thresholds),
         "confusion": [list(row) for row in evaluation.confusion],

@@ -5,7 +5,7 @@ and the error comes from those sums (Obuchowski 1997 for areas, Rao and Scott 19
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 
@@ -32,6 +32,11 @@ def interval_json(interval: Interval) -> dict[str, float | bool | None]:
     """Return {value, low, high}, None for what is undefined, and "undefined": True if the value is."""
     numbers = {name: None if math.isnan(number) else number for name, number in asdict(interval).items()}
     return {**numbers, "undefined": True} if numbers["value"] is None else numbers
+
+
+def intervals_json(by_name: Mapping[str, Interval]) -> dict[str, dict[str, float | bool | None]]:
+    """Return plain data by name."""
+    return {name: interval_json(interval) for name, interval in by_name.items()}
 
 
 def unbounded(value: float) -> Interval:

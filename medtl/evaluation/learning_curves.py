@@ -84,7 +84,7 @@ def worth_in_labels(curves: Mapping[str, Sequence[CurvePoint]], confidence: floa
     pairs that were tested) and for every seed (the ranges do not overlap). There is none if scratch is as
     good with fewer labels than those beaten: its curve need not rise.
     """
-    found = [
+    pairs = [
         (name, ours, theirs, auroc_difference(ours.placements, theirs.placements, confidence))
         for name, points in curves.items()
         for scratch in [_scratch_of(name, curves)]
@@ -92,7 +92,7 @@ def worth_in_labels(curves: Mapping[str, Sequence[CurvePoint]], confidence: floa
         for theirs in scratch
         if ours.labels < theirs.labels and scratch is not points
     ]
-    adjusted = holm([difference.p for *_, difference in found])
+    adjusted = holm([difference.p for *_, difference in pairs])
     shown = [
         Worth(
             name,
@@ -104,7 +104,7 @@ def worth_in_labels(curves: Mapping[str, Sequence[CurvePoint]], confidence: floa
             (ours.seeds, theirs.seeds),
             replace(difference, p_holm=float(p)),
         )
-        for (name, ours, theirs, difference), p in zip(found, adjusted, strict=True)
+        for (name, ours, theirs, difference), p in zip(pairs, adjusted, strict=True)
         if difference.interval.value > 0 and p < CERTAIN and ours.low > theirs.high
     ]
     shown = [worth for worth in shown if worth.reached is None or worth.reached > worth.beaten]

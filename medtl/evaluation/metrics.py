@@ -1,4 +1,4 @@
-"""Pure functions of predictions and their truth: how well classes are told apart, weighted sample by sample.
+"""Pure functions of predictions and their truth: metrics, weighted sample by sample.
 
 Each class is compared with the rest: R yes-or-no questions, 1 in binary (of the last class), otherwise K.
     thresholds    (R,)

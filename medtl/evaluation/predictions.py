@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medtl.core.files import safe_cell, write_table
+from medtl.core.files import safe_cell, write_csv
 from medtl.core.ids import hash_identifier
 from medtl.data.manifest import targets
 from medtl.data.task import Sample, Task
@@ -54,25 +54,25 @@ def predictions_of(
 
 
 def write_predictions(
-    path: Path, task: Task, found: Predictions, more: Mapping[str, Sequence[str]] | None = None
+    path: Path, task: Task, predictions: Predictions, more: Mapping[str, Sequence[str]] | None = None
 ) -> None:
     """Write predictions atomically, in full precision; more: further columns of text (N,) by name."""
     table: dict[str, Sequence[str | float]] = {
-        "sample_id": found.sample_ids,
-        "patient": found.patients,
-        "split": found.split,
+        "sample_id": predictions.sample_ids,
+        "patient": predictions.patients,
+        "split": predictions.split,
     }
     if task.kind == "multilabel":
-        for name, column in zip(task.classes, found.targets.T, strict=True):
+        for name, column in zip(task.classes, predictions.targets.T, strict=True):
             table[f"target_{name}"] = ["" if np.isnan(value) else f"{value:.0f}" for value in column]
     else:
-        table["target"] = [task.classes[int(value)] for value in found.targets]
-    for prefix, values in (("logit", found.logits), ("p", found.probabilities)):
+        table["target"] = [task.classes[int(value)] for value in predictions.targets]
+    for prefix, values in (("logit", predictions.logits), ("p", predictions.probabilities)):
         if values is not None:
             columns = values.T.tolist()
             table |= {f"{prefix}_{name}": row for name, row in zip(task.classes, columns, strict=True)}
     table |= more or {}
-    write_table(path, [table, *zip(*table.values(), strict=True)])
+    write_csv(path, [table, *zip(*table.values(), strict=True)])
 
 
 def read_predictions(path: Path, task: Task) -> Predictions:

@@ -9,14 +9,14 @@ best group it would be large by chance alone. Its interval allows for having pic
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medtl.core.files import write_table
+from medtl.core.files import write_csv
 from medtl.data.task import Task
 from medtl.evaluation.evaluate import Evaluation, evaluate
 from medtl.evaluation.intervals import (
@@ -24,6 +24,7 @@ from medtl.evaluation.intervals import (
     difference_interval,
     index_patients,
     interval_json,
+    intervals_json,
     mean_auroc_interval,
     place_all,
     unbounded,
@@ -121,14 +122,7 @@ def to_json(groupings: Sequence[Grouping]) -> list[dict[str, Any]]:
             "worst": grouping.worst,
             "gap": interval_json(grouping.gap),
             "groups": [
-                {
-                    "name": group.name,
-                    "samples": group.samples,
-                    "patients": group.patients,
-                    "metrics": {name: interval_json(found) for name, found in group.metrics.items()},
-                    "reason": group.reason,
-                }
-                for group in grouping.groups
+                {**asdict(group), "metrics": intervals_json(group.metrics)} for group in grouping.groups
             ],
         }
         for grouping in groupings
@@ -168,7 +162,7 @@ def _evaluate_group(whole: _Whole, name: str, rows: Flags) -> Subgroup:
         missing = dict.fromkeys(SHOWN, unbounded(math.nan))
         return Subgroup(name, int(rows.sum()), count, missing, f"fewer than {FEWEST_PATIENTS} patients")
     part = whole.questions.of(rows)
-    found = evaluate(
+    evaluation = evaluate(
         part.probabilities,
         part.targets,
         whole.task,
@@ -177,14 +171,14 @@ def _evaluate_group(whole: _Whole, name: str, rows: Flags) -> Subgroup:
         resamples=whole.resamples,
         confidence=whole.confidence,
     )
-    shown = {key: found.metrics[key] for key in SHOWN}
+    shown = {key: evaluation.metrics[key] for key in SHOWN}
     reason = "only one class" if math.isnan(shown["auroc"].value) else ""
-    return Subgroup(name, found.samples, found.patients, shown, reason)
+    return Subgroup(name, evaluation.samples, evaluation.patients, shown, reason)
 
 
 def _number(text: str) -> float | None:
-    found = re.fullmatch(r"(-?\d+(?:[.,]\d+)?)\s*([YMWD]?)", text, re.IGNORECASE)
-    return float(found[1].replace(",", ".")) * AGE_UNITS[found[2].upper()] if found else None
+    match = re.fullmatch(r"(-?\d+(?:[.,]\d+)?)\s*([YMWD]?)", text, re.IGNORECASE)
+    return float(match[1].replace(",", ".")) * AGE_UNITS[match[2].upper()] if match else None
 
 
 def _band(number: float | None, edges: Sequence[float], whole_numbers: bool) -> str:
@@ -201,18 +195,18 @@ def _band(number: float | None, edges: Sequence[float], whole_numbers: bool) -> 
 
 def _natural(name: str) -> tuple[bool, bool, float, str]:
     """Order names by their first number, "below" first and "not stated" last."""
-    found = re.search(r"-?\d+(?:\.\d+)?", name)
-    low = float(found[0]) if found else 0.0
+    match = re.search(r"-?\d+(?:\.\d+)?", name)
+    low = float(match[0]) if match else 0.0
     return name == NOT_STATED, not name.startswith("below "), low, name
 
 
 def write_metrics(path: Path, evaluation: Evaluation) -> None:
     """Write class, metric, value, low, high; the class is empty for all classes together."""
-    found = {**evaluation.metrics, "auroc_bootstrap": evaluation.auroc_bootstrap}
-    rows: list[list[str | float]] = [["", *row] for row in _rows(found)]
+    metrics = {**evaluation.metrics, "auroc_bootstrap": evaluation.auroc_bootstrap}
+    rows: list[list[str | float]] = [["", *row] for row in _rows(metrics)]
     for name, by_metric in evaluation.per_class.items():
         rows += [[name, *row] for row in _rows(by_metric)]
-    write_table(path, [["class", *NUMBERS], *rows])
+    write_csv(path, [["class", *NUMBERS], *rows])
 
 
 def write_subgroups(path: Path, groupings: Sequence[Grouping]) -> None:
@@ -224,8 +218,8 @@ def write_subgroups(path: Path, groupings: Sequence[Grouping]) -> None:
             rows += [[grouping.attribute, group.name, *size, *row] for row in _rows(group.metrics)]
         gap = _rows({"auroc_gap": grouping.gap})[0]
         rows.append([grouping.attribute, grouping.worst, "", "", "", *gap])
-    write_table(path, [["attribute", "group", "samples", "patients", "reason", *NUMBERS], *rows])
+    write_csv(path, [["attribute", "group", "samples", "patients", "reason", *NUMBERS], *rows])
 
 
-def _rows(found: Mapping[str, Interval]) -> list[list[str | float]]:
-    return [[name, interval.value, interval.low, interval.high] for name, interval in found.items()]
+def _rows(metrics: Mapping[str, Interval]) -> list[list[str | float]]:
+    return [[name, interval.value, interval.low, interval.high] for name, interval in metrics.items()]

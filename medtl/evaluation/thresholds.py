@@ -45,13 +45,13 @@ def parse_rule(text: str) -> ThresholdRule:
     number = r"(\d*\.?\d+(?:e-?\d+)?)"
     if text == "youden":
         return YOUDEN
-    if found := re.fullmatch(rf"(sensitivity|specificity)={number}", text):
-        kept = float(found[2])
+    if match := re.fullmatch(rf"(sensitivity|specificity)={number}", text):
+        kept = float(match[2])
         if 0 < kept <= 1:
-            return ThresholdRule(found[1], kept)  # type: ignore[arg-type]
-        reason = f"a {found[1]} is above 0 and at most 1"
-    elif found := re.fullmatch(rf"cost={number}:{number}", text):
-        miss, alarm = float(found[1]), float(found[2])
+            return ThresholdRule(match[1], kept)  # type: ignore[arg-type]
+        reason = f"a {match[1]} is above 0 and at most 1"
+    elif match := re.fullmatch(rf"cost={number}:{number}", text):
+        miss, alarm = float(match[1]), float(match[2])
         if miss > 0 and alarm > 0:
             return ThresholdRule("cost", miss, alarm)
         reason = "costs are above 0"

@@ -252,12 +252,12 @@ def find_mask(masks: Path, source: Path) -> NDArray | None:
     None where there is none. Raises ReadError.
     """
     name = source.name.split(".")[0]
-    found = [path for path in sorted(masks.iterdir()) if path.name.split(".")[0] == name]
-    return read_images(found[0])[0].pixels[0] if found else None
+    files = [path for path in sorted(masks.iterdir()) if path.name.split(".")[0] == name]
+    return read_images(files[0])[0].pixels[0] if files else None
 
 
 def find_case(checkpoint: Checkpoint, scored: Scored, masks: Path | None = None) -> list[Case]:
-    """Return the case of a study in which the model found the class that is explained, otherwise nothing."""
+    """Return the case of a study if the model predicted the class that is explained, otherwise nothing."""
     row, task = scored.prediction, checkpoint.task
     if scored.series is None or scored.image is None or scored.prepared is None:
         return []

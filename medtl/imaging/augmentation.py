@@ -1,4 +1,4 @@
-"""Random views of prepared images by MONAI transforms, each repeatable from its seed alone."""
+"""PREPARED PIXELS -> random views by MONAI transforms, each repeatable from its seed alone."""
 
 import math
 
@@ -11,9 +11,9 @@ from medtl.core.seeds import derive_seed
 
 
 class AugmentationConfig(BaseModel):
-    """How far a random view may lie from the image. Everything at zero: no augmentation.
+    """How far a random view may differ from the image. All zero: no augmentation.
 
-    rotate_degrees turns rows and columns; scale and translate are shares of the size; flip mirrors left and
+    rotate_degrees turns rows and columns; scale and translate are fractions of the size; flip swaps left and
     right (not for chest radiographs, where it moves the heart); gamma and noise change intensities.
     """
 
@@ -34,11 +34,11 @@ class Augmentation:
         self._transform = Compose(_transforms(config, size))
 
     def __call__(self, pixels: Tensor, seed: int, *counters: int | str) -> Tensor:
-        """Return the view that (seed, counters) name; the same one whenever it is asked for."""
+        """Return the view for (seed, counters), always the same one."""
         if not self._transform.transforms:
             return pixels
         self._transform.set_random_state(derive_seed(seed, "augment", *counters) % 2**32)
-        # Metadata would make each operation of a network on it a call of Python.
+        # With metadata each operation of a network on it would call Python.
         view: Tensor = convert_to_tensor(self._transform(pixels), track_meta=False)
         return view.clamp(0.0, 1.0)
 

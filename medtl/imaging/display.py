@@ -1,4 +1,4 @@
-"""An Image as people look at it: axial slices with their window, no larger than a screen needs."""
+"""IMAGE -> what people look at: axial slices with their window, no larger than a screen needs."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from monai.transforms import Orientation
 from numpy.typing import NDArray
 
 from medtl.imaging.image import Image, Voi, Window
-from medtl.imaging.preprocessing import LUMA, RAS_LABELS
+from medtl.imaging.preprocessing import RAS_LABELS, to_grey
 
 # Slices from the feet up, rows to the back, columns to the left: as radiologists see an axial slice.
 AXIAL = "SPL"
@@ -21,7 +21,7 @@ PERCENTILES = (0.5, 99.5)
 class Display:
     """What is shown and, on the same grid, a heatmap in [0, 1]: float32 (H, W) or (D, H, W).
 
-    values: in the units of the pixels, or in [0, 1] where the file maps them by more than a line. window: the
+    values: in the units of the pixels, or in [0, 1] where the file maps them other than linearly. window: the
     values that are black and white. spacing_mm follows the axes; None where the file does not say.
     """
 
@@ -44,7 +44,7 @@ def make_display(
 
     The window is the file's where it has one, otherwise from the 0.5 to the 99.5 percentile.
     """
-    values, window = _windowed(_grey(image), image.facts.voi)
+    values, window = _windowed(to_grey(image.pixels), image.facts.voi)
     grids = [values] if heatmap is None else [values, heatmap]
     spacing = image.spacing_mm
     if image.affine is not None:
@@ -57,17 +57,12 @@ def make_display(
     return Display(shrunk[0], window, shrunk[1] if heatmap is not None else None, spacing)
 
 
-def _grey(image: Image) -> NDArray[np.float32]:
-    pixels = image.pixels
-    return pixels[0] if pixels.shape[0] < 3 else np.tensordot(LUMA, pixels[:3], axes=1)
-
-
 def _windowed(grey: NDArray[np.float32], voi: Voi | None) -> tuple[NDArray[np.float32], tuple[float, float]]:
-    """Return values and their window; what is no line between two values is applied, and has none left."""
+    """Return values and their window; a VOI that is not linear is applied to the values."""
     if isinstance(voi, Window) and voi.function != "SIGMOID" and voi.width > 1:
-        half = (0.5, 1.0) if voi.function == "LINEAR" else (0.0, 0.0)  # PS3.3 C.11.2.1.2.1
-        low = voi.centre - half[0] - (voi.width - half[1]) / 2
-        return grey, (low, low + voi.width - half[1])
+        shift, narrowing = (0.5, 1.0) if voi.function == "LINEAR" else (0.0, 0.0)  # PS3.3 C.11.2.1.2.1
+        low = voi.centre - shift - (voi.width - narrowing) / 2
+        return grey, (low, low + voi.width - narrowing)
     if voi is not None:
         return voi.apply(grey), (0.0, 1.0)
     low, high = (float(value) for value in np.percentile(grey, PERCENTILES))

@@ -1,4 +1,4 @@
-"""Read archives in MedMNIST's layout: one .npz holds many labelled images, each a series of its own.
+"""ARCHIVES in MedMNIST's layout -> images: one .npz holds many labelled images, each a series of its own.
 
 Arrays are {train,val,test}_images, (N, H, W), (N, H, W, 3) or (N, D, H, W) of uint8, and {..}_labels,
 (N, 1) or (N, K). An item is named by its part and row: "train/17".

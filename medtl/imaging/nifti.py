@@ -28,7 +28,7 @@ from medtl.imaging.nifti_header import (
     NIFTI2_BYTES,
     announced_bytes,
     check_header,
-    is_nifti,
+    nifti_version,
     parse_header,
     spatial_affine,
     volume_bytes,
@@ -84,10 +84,10 @@ class Content:
 
 def recognises(path: Path, head: bytes) -> bool:
     """Look for NIfTI's magic, in the file or in the gzip stream that it holds."""
-    if not head.startswith(GZIP_MAGIC):
-        return is_nifti(head)
-    with path.open("rb") as file:
-        return is_nifti(inflated_head(file.read(RAW_BYTES)))
+    if head.startswith(GZIP_MAGIC):
+        with path.open("rb") as file:
+            head = inflated_head(file.read(RAW_BYTES))
+    return nifti_version(head) is not None
 
 
 def scan(files: Sequence[Path], workers: int | None = None) -> Scan:

@@ -40,14 +40,19 @@ CONFLICT_MM = 1.0
 UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 
 
-def is_nifti(head: bytes) -> bool:
-    """Say whether content begins as NIfTI does."""
-    return _version(head) is not None
+def nifti_version(head: bytes) -> int | None:
+    """Return 1 or 2 for content that begins as NIfTI does, None for other content."""
+    sizes = {int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big")}
+    if NIFTI1_BYTES in sizes:
+        return MAGICS.get(head[NIFTI1_MAGIC : NIFTI1_MAGIC + 4])
+    if NIFTI2_BYTES in sizes:
+        return MAGICS.get(head[NIFTI2_MAGIC : NIFTI2_MAGIC + 4])
+    return None
 
 
 def parse_header(head: bytes, path: Path) -> "Header":
     """Parse a header from the first bytes of the content. Raises ReadError nifti-header, nifti-damaged."""
-    number = _version(head)
+    number = nifti_version(head)
     if number is None:
         raise ReadError("nifti-damaged", "does not begin with NIfTI", where=path, fix="copy it again")
     from nibabel import Nifti1Header, Nifti2Header  # a third of a second, with the first file that needs it
@@ -103,15 +108,6 @@ def _check_type(header: "Header", path: Path) -> None:
         raise ReadError("nifti-header", reason, where=path, fix="write it again")
     if math.isinf(float(header["scl_slope"])):
         raise ReadError("nifti-header", "is scaled by infinity", where=path, fix="correct its scl_slope")
-
-
-def _version(head: bytes) -> int | None:
-    sizes = {int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big")}
-    if NIFTI1_BYTES in sizes:
-        return MAGICS.get(head[NIFTI1_MAGIC : NIFTI1_MAGIC + 4])
-    if NIFTI2_BYTES in sizes:
-        return MAGICS.get(head[NIFTI2_MAGIC : NIFTI2_MAGIC + 4])
-    return None
 
 
 def _shape(header: "Header") -> tuple[int, ...]:

@@ -1,10 +1,9 @@
-"""Bring an Image to the grid and intensity range that a network takes, by MONAI transforms.
+"""IMAGE -> the grid and intensity range that a network takes, by MONAI transforms.
 
-Prepared pixels are always in [0, 1]: what a pretrained network expects beyond that (mean, standard deviation)
-belongs to the network. The configuration is the whole state, and travels in the checkpoint.
+Prepared pixels are always in [0, 1]; the mean and standard deviation that a pretrained network expects belong
+to the network. The configuration is the whole state, and is stored in the checkpoint.
 """
 
-import logging
 import warnings
 from dataclasses import dataclass
 from typing import Literal
@@ -27,15 +26,11 @@ from scipy.ndimage import affine_transform
 from medtl.errors import ReadError
 from medtl.imaging.image import Image
 
-log = logging.getLogger(__name__)
-
 # Weights of R, G and B in grey (ITU-R BT.601).
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
-
 # The ends of the axes of RAS+: decreasing, increasing.
 RAS_LABELS = (("L", "R"), ("P", "A"), ("I", "S"))
-
 PAIR_OF = {letter: "".join(pair) for pair in RAS_LABELS for letter in pair}
 
 # Elements of a resampled image: 2 GiB of float32.
@@ -50,8 +45,8 @@ class PreprocessingConfig(BaseModel):
     (a volume's depth to D, rows and columns by one factor), then padded. orientation: what increasing
     indices of a volume point to, one letter an axis (S superior, P posterior, L left). intensity:
     `percentile` maps the two percentiles to 0 and 1, `window` applies the file's VOI where it has one,
-    `range` the two values. channels: 1, or 3 for colour. modalities and body_parts: DICOM's own terms for
-    what the model judges; an image whose file names another is refused, one that names none is not.
+    `range` the two values. channels: 1, or 3 for colour. modalities and body_parts: what the model is for, in
+    DICOM's terms; an image whose file names another is refused, one that names none is not.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -95,7 +90,7 @@ class PreprocessingConfig(BaseModel):
 class PreparedImage:
     """Prepared pixels float32 (C, *size) in [0, 1], and the affine (4, 4) of their indices.
 
-    The affine leads to the same coordinates as the Image's own: RAS+ mm, or indices of a projection's pixels.
+    The affine maps to the same coordinates as the Image's own: RAS+ mm, or pixel indices of a projection.
     """
 
     pixels: NDArray[np.float32]
@@ -107,17 +102,23 @@ def prepare_image(image: Image, config: PreprocessingConfig) -> PreparedImage:
 
     Raises ReadError image-modality, image-dimensions, image-spacing, image-too-large where it does not fit.
     """
-    _check_dimensions(image, config)
-    _check_modality(image, config)
-    pixels = torch.from_numpy(_match_channels(_without_padding(image), config.channels))
-    tensor = MetaTensor(pixels, affine=torch.from_numpy(image_affine(image)))
+    _check_kind(image, config)
+    pixels = _without_padding(image)
+    if pixels.shape[0] != config.channels:
+        pixels = np.repeat(to_grey(pixels)[None], config.channels, axis=0)
+    tensor = MetaTensor(torch.from_numpy(pixels), affine=torch.from_numpy(image_affine(image)))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MONAI warns of constant images; quality is not judged here
+        warnings.simplefilter("ignore")  # MONAI warns about constant images; find_warning does that
         tensor = _resample(tensor, image, config)
         tensor = _scale_intensity(tensor, image, config)
         tensor = _meta(ResizeWithPadOrCrop(config.size)(tensor))
     values = np.clip(np.nan_to_num(tensor.numpy()), 0.0, 1.0).astype(np.float32)
     return PreparedImage(np.ascontiguousarray(values), np.asarray(tensor.affine, dtype=np.float64))
+
+
+def to_grey(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return pixels (C, *spatial) as grey (*spatial)."""
+    return pixels[0] if pixels.shape[0] < 3 else np.tensordot(LUMA, pixels[:3], axes=1)
 
 
 def image_affine(image: Image) -> NDArray[np.float64]:
@@ -136,21 +137,26 @@ def to_image_grid(heatmap: NDArray, prepared: PreparedImage, image: Image) -> ND
     return resampled.astype(np.float32)
 
 
-def _check_modality(image: Image, config: PreprocessingConfig) -> None:
-    """Refuse what the file itself calls something else than the model was made for."""
+def _check_kind(image: Image, config: PreprocessingConfig) -> None:
+    """Refuse an image with other axes, or that its own file calls something else than the model is for."""
     facts = image.facts
+    if image.spatial_dims != len(config.size):
+        kind = {2: "an image", 3: "a volume"}
+        reason = f"is {kind[image.spatial_dims]}, the model takes {kind[len(config.size)]}"
+        fix = f"use a recipe or a run for {kind[image.spatial_dims].split()[1]}s"
+        raise ReadError("image-dimensions", reason, where=facts.source, fix=fix)
     for named, allowed, what in (
         (facts.modality, config.modalities, "modality"),
         (facts.body_part, config.body_parts, "body part"),
     ):
         if named and allowed is not None and named not in allowed:
             reason = f"is of another {what}: the model is for {', '.join(allowed)}"
-            fix = "leave it out; preprocessing.modalities and --any-modality say what is let in"
+            fix = "leave it out, or allow it by preprocessing.modalities or --any-modality"
             raise ReadError("image-modality", reason, where=facts.source, fix=fix)
 
 
 def _without_padding(image: Image) -> NDArray[np.float32]:
-    """Give pixels that stand for no image the lowest value of the others: the look of background."""
+    """Give padding the lowest value of the other pixels, so that it looks like background."""
     if image.facts.padding is None:
         return image.pixels
     low, high = image.facts.padding
@@ -158,22 +164,6 @@ def _without_padding(image: Image) -> NDArray[np.float32]:
     if padded.all() or not padded.any():
         return image.pixels
     return np.where(padded, image.pixels[~padded].min(), image.pixels)
-
-
-def _check_dimensions(image: Image, config: PreprocessingConfig) -> None:
-    if image.spatial_dims == len(config.size):
-        return
-    kind = {2: "an image", 3: "a volume"}
-    reason = f"is {kind[image.spatial_dims]}, the model takes {kind[len(config.size)]}"
-    fix = f"take a recipe or a run for {kind[image.spatial_dims].split()[1]}s"
-    raise ReadError("image-dimensions", reason, where=image.facts.source, fix=fix)
-
-
-def _match_channels(pixels: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
-    if pixels.shape[0] == channels:
-        return pixels
-    grey = pixels if pixels.shape[0] == 1 else np.tensordot(LUMA, pixels[:3], axes=1)[None]
-    return np.repeat(grey, channels, axis=0)
 
 
 def _resample(tensor: MetaTensor, image: Image, config: PreprocessingConfig) -> MetaTensor:
@@ -188,25 +178,18 @@ def _resample(tensor: MetaTensor, image: Image, config: PreprocessingConfig) -> 
 
 
 def _to_spacing(tensor: MetaTensor, image: Image, spacing_mm: tuple[float, ...]) -> MetaTensor:
-    if image.affine is not None:
-        _check_volume(tensor, image, spacing_mm)
-        return _meta(Spacing(pixdim=spacing_mm, mode="bilinear", padding_mode="border")(tensor))
-    if image.spacing_mm is None:
+    if image.affine is None and image.spacing_mm is None:
         reason = "has no pixel spacing, and the model resamples to one"
-        raise ReadError(
-            "image-spacing", reason, where=image.facts.source, fix="use a recipe without spacing_mm"
-        )
-    _check_volume(tensor, image, spacing_mm)
-    extents = np.array(tensor.shape[1:]) * image.spacing_mm
-    shape = np.maximum(1, np.round(extents / spacing_mm)).astype(int)
-    return _meta(Resize(tuple(shape), mode="bilinear")(tensor))
-
-
-def _check_volume(tensor: MetaTensor, image: Image, spacing_mm: tuple[float, ...]) -> None:
-    extents = np.array(tensor.shape[1:]) * _grid_spacing(tensor, image)
-    if float(np.prod(extents / spacing_mm)) > LARGEST_GRID:
+        fix = "use a recipe without spacing_mm"
+        raise ReadError("image-spacing", reason, where=image.facts.source, fix=fix)
+    extents = np.array(tensor.shape[1:]) * _grid_spacing(tensor, image) / spacing_mm
+    if float(np.prod(extents)) > LARGEST_GRID:
         reason = f"would have over {LARGEST_GRID:.0e} pixels at the model's spacing"
         raise ReadError("image-too-large", reason, where=image.facts.source, fix="check its pixel spacing")
+    if image.affine is not None:
+        return _meta(Spacing(pixdim=spacing_mm, mode="bilinear", padding_mode="border")(tensor))
+    shape = np.maximum(1, np.round(extents)).astype(int)
+    return _meta(Resize(tuple(shape), mode="bilinear")(tensor))
 
 
 def _fitted_shape(tensor: MetaTensor, image: Image, size: tuple[int, ...]) -> tuple[int, ...]:
@@ -234,6 +217,6 @@ def _scale_intensity(tensor: MetaTensor, image: Image, config: PreprocessingConf
 
 
 def _meta(tensor: object) -> MetaTensor:
-    """Hold MONAI to its word that a MetaTensor stays one."""
+    """Check that MONAI returned a MetaTensor, as it promises."""
     assert isinstance(tensor, MetaTensor)
     return tensor

@@ -31,14 +31,8 @@ SKIPPED_NAMES = {
 
 # Refusals of a file that may have been a slice of the series beside it.
 DAMAGE_CODES = frozenset(
-    {
-        "dicom-header",
-        "dicom-transfer-syntax",
-        "dicom-truncated",
-        "file-empty",
-        "file-unknown",
-        "file-unreadable",
-    }
+    {"dicom-header", "dicom-transfer-syntax", "dicom-truncated"}
+    | {"file-empty", "file-unknown", "file-unreadable"}
 )
 
 # How content that medtl does not read begins.

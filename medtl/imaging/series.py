@@ -16,6 +16,9 @@ log = logging.getLogger(__name__)
 # Enough for the magic numbers of every format and the first elements of a DICOM file without preamble.
 HEAD_BYTES = 1024
 
+# Series.format of DICOM, whose series have planes.
+DICOM = "dicom"
+
 # Modalities whose instances are slices of a volume; of all others each instance is an image of its own.
 SLICED_MODALITIES = frozenset({"CT", "MR", "PT"})
 

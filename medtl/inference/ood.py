@@ -17,7 +17,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from medtl.imaging.dicom import reader as dicom
+from medtl.imaging import dicom
 from medtl.imaging.dicom.terms import NOT_SHOWN, shown_body_part, shown_modality
 from medtl.imaging.image import Image
 from medtl.imaging.inspection import Inspection, inspect_header
@@ -152,15 +152,14 @@ def _stated(values: Iterable[str]) -> tuple[str, ...]:
 
 
 def _extents(inspected: Sequence[Inspection]) -> tuple[tuple[float, float], ...]:
-    found = [
+    extents = [
         tuple(extent * step for extent, step in zip(one.matrix, one.spacing_mm, strict=True))
         for one in inspected
         if one.matrix and one.spacing_mm is not None and len(one.matrix) == len(one.spacing_mm)
     ]
-    axes = {len(extents) for extents in found}
-    if len(axes) != 1 or len(found) < STATED * len(inspected):
+    if len({len(one) for one in extents}) != 1 or len(extents) < STATED * len(inspected):
         return ()
-    return tuple((min(column), max(column)) for column in zip(*found, strict=True))
+    return tuple((min(column), max(column)) for column in zip(*extents, strict=True))
 
 
 def _is_other_geometry(image: Image, extents_mm: Sequence[tuple[float, float]]) -> bool:

@@ -1,4 +1,4 @@
-"""Stream the series of a scan through an ensemble into a journal: only the row of a study is kept.
+"""Stream the series of a scan through an ensemble into a journal: one row is all that stays of a study.
 
 Series without a row -> batches -> processes that read, prepare and predict -> rows, in order. Each process
 has one thread: images side by side use all cores, one image on several cores does not.
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from medtl.core.files import write_json
-from medtl.core.journal import Entry, Journal
+from medtl.core.journal import Journal, JournalEntry
 from medtl.core.parallel import work_in_order
 from medtl.core.progress import StoppedError, Watcher, never
 from medtl.data.naming import check_names, sample_key, source_name
@@ -153,7 +153,7 @@ def _has_row(journal: Journal, unit: Unit, try_again: bool) -> bool:
     return True
 
 
-def _score_batch(ensemble: Ensemble, root: Path, batch: Sequence[Unit]) -> list[Entry]:
+def _score_batch(ensemble: Ensemble, root: Path, batch: Sequence[Unit]) -> list[JournalEntry]:
     """Read and score a batch, in this process or another."""
     contents: dict[Series, str] = {}
 
@@ -164,7 +164,7 @@ def _score_batch(ensemble: Ensemble, root: Path, batch: Sequence[Unit]) -> list[
 
     rows = predict_batch(ensemble, [unit.series for unit in batch], root, read)
     return [
-        Entry(unit.stamp, contents.get(unit.series, "") if row.status == "scored" else "", asdict(row))
+        JournalEntry(unit.stamp, contents.get(unit.series, "") if row.status == "scored" else "", asdict(row))
         for unit, row in zip(batch, rows, strict=True)
     ]
 
@@ -233,73 +233,66 @@ def choose_engine(ensemble: Ensemble, options: ScoreOptions, watcher: Watcher) -
         return ensemble
 
 
-def show_rows(journal: Journal, ensemble: Ensemble, *, overwrite: bool) -> None:
-    """Let the journal show the rows of this ensemble, those of medtl 0.1.0 included."""
-    journal.open_for(ensemble.facts, former=ensemble.facts_of_0_1_0)
-    if overwrite:
-        journal.forget()
+@dataclass(frozen=True, eq=False)
+class Scoring:
+    """A folder that is scored into a journal."""
 
+    ensemble: Ensemble
+    folder: Path
+    journal: Journal
+    options: ScoreOptions
+    watcher: Watcher
+    stop: Callable[[], bool]
 
-def score_into(
-    journal: Journal,
-    ensemble: Ensemble,
-    found: Scan,
-    folder: Path,
-    options: ScoreOptions,
-    watcher: Watcher,
-    stop: Callable[[], bool],
-    *,
-    first: bool = True,
-) -> int:
-    """Score what has no row in the journal, and return how many rows it had.
+    def show_rows(self) -> None:
+        """Let the journal show the rows of the ensemble, those of medtl 0.1.0 included."""
+        self.journal.open_for(self.ensemble.facts, former=self.ensemble.facts_of_0_1_0)
+        if self.options.overwrite:
+            self.journal.forget()
 
-    first: this is the first time in this command, when refusals that may not recur are tried again.
-    """
-    units = unscored(found, folder, journal, try_again=first)
-    total = len(found.series) + len(found.refusals)
-    kept = len(found.series) - len(units)
-    before = total - len(units)
-    watcher.progress("scoring", before, total)
-    on_ray = options.cluster == "ray"
-    for done in stream(ensemble, units, folder, journal, options.workers, stop, on_ray=on_ray):
-        watcher.progress("scoring", before + done, total)
-    journal.commit()
-    return kept
+    def score(self, scan: Scan, *, first: bool = True) -> int:
+        """Score what has no row in the journal, and return how many rows it had.
 
+        first: this is the first scan in this command, when refusals that may not recur are tried again.
+        """
+        units = unscored(scan, self.folder, self.journal, try_again=first)
+        total = len(scan.series) + len(scan.refusals)
+        before = total - len(units)
+        self.watcher.progress("scoring", before, total)
+        workers, on_ray = self.options.workers, self.options.cluster == "ray"
+        progress = stream(self.ensemble, units, self.folder, self.journal, workers, self.stop, on_ray=on_ray)
+        for done in progress:
+            self.watcher.progress("scoring", before + done, total)
+        self.journal.commit()
+        return len(scan.series) - len(units)
 
-def write_outcome(
-    journal: Journal,
-    ensemble: Ensemble,
-    found: Scan,
-    folder: Path,
-    options: ScoreOptions,
-    kept: int,
-    on_row: Callable[[Prediction], object] | None = None,
-) -> ScoreOutcome:
-    """Write the tables from the journal, and scores.json, which says which models computed them and how.
+    def write(
+        self, scan: Scan, kept: int, on_row: Callable[[Prediction], object] | None = None
+    ) -> ScoreOutcome:
+        """Write the tables from the journal, and scores.json, which says which models computed them and how.
 
-    on_row: is called with each row in order, after the tables are written.
-    """
-    out, classes = journal.path.parent, ensemble.lead.task.classes
-    tables = tuple(out / f"scores.{name}" for name in options.formats)
-    for name, table in zip(options.formats, tables, strict=True):
-        FORMATS[name](table, classes, rows_of(found, folder, journal, len(classes)))
-    how = ensemble.forwards[0]
-    facts = {
-        "folder": str(folder.resolve()),
-        "model_sha256": ensemble.members[0].sha256,
-        "skipped_files": found.skipped,
-        "left_out": dict(found.left_out),
-        "thresholds": ensemble.lead.header.thresholds,
-        "models": [member.sha256 for member in ensemble.members],
-        "mirrored": [forward.flips for forward in ensemble.forwards],
-        "precision": how.precision,
-        "engine": "onnx" if how.graph else "torch",
-    }
-    write_json(out / "scores.json", facts)
-    counts: Counter[str] = Counter()
-    for row in rows_of(found, folder, journal):
-        counts[row.status] += 1
-        if on_row is not None:
-            on_row(row)
-    return ScoreOutcome(found, tables, counts["scored"], counts["refused"], kept)
+        on_row: is called with each row in order, after the tables are written.
+        """
+        out, ensemble = self.journal.path.parent, self.ensemble
+        how, classes = ensemble.forwards[0], ensemble.lead.task.classes
+        tables = tuple(out / f"scores.{name}" for name in self.options.formats)
+        for name, table in zip(self.options.formats, tables, strict=True):
+            FORMATS[name](table, classes, rows_of(scan, self.folder, self.journal, len(classes)))
+        facts = {
+            "folder": str(self.folder.resolve()),
+            "model_sha256": ensemble.members[0].sha256,
+            "skipped_files": scan.skipped,
+            "left_out": dict(scan.left_out),
+            "thresholds": ensemble.lead.header.thresholds,
+            "models": [member.sha256 for member in ensemble.members],
+            "mirrored": [forward.flips for forward in ensemble.forwards],
+            "precision": how.precision,
+            "engine": "onnx" if how.graph else "torch",
+        }
+        write_json(out / "scores.json", facts)
+        counts: Counter[str] = Counter()
+        for row in rows_of(scan, self.folder, self.journal):
+            counts[row.status] += 1
+            if on_row is not None:
+                on_row(row)
+        return ScoreOutcome(scan, tables, counts["scored"], counts["refused"], kept)

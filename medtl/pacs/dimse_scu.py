@@ -11,6 +11,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext, build_context
+from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS
 
 from medtl.errors import PacsError, ReadError
 from medtl.imaging.dicom.elements import reporting_malformed
@@ -26,12 +27,6 @@ UNCOMPRESSED = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 SUCCESS = 0x0000
 # Stored, with elements coerced or dropped, or although the data set does not match its class (PS3.4 B.2.3).
 STORED_WITH_WARNING = (0xB000, 0xB006, 0xB007)
-REASONS = {
-    0x0110: "processing failure",
-    0x0111: "duplicate SOP instance",
-    0x0122: "SOP class not supported",
-    0x0124: "not authorised",
-}
 
 
 def c_store(
@@ -114,12 +109,5 @@ def _send(peer: DimsePeer, association: Association, instance: Instance) -> str 
     code = status.Status
     if code == SUCCESS or code in STORED_WITH_WARNING:
         return ""
-    return f"the PACS answered 0x{code:04X} ({_meaning(code)})"
-
-
-def _meaning(code: int) -> str:
-    if 0xA700 <= code <= 0xA7FF:
-        return "out of resources"
-    if 0xA900 <= code <= 0xA9FF:
-        return "data set does not match its SOP class"
-    return REASONS.get(code, "cannot understand" if 0xC000 <= code <= 0xCFFF else "failure")
+    _, meaning = STORAGE_SERVICE_CLASS_STATUS.get(code, ("", ""))
+    return f"the PACS answered 0x{code:04X} ({meaning or 'unknown status'})"

@@ -48,11 +48,11 @@ class Query:
 
 @dataclass(frozen=True)
 class PullOutcome:
-    """What was fetched. kept: files that were here already; failures: one error per refused instance."""
+    """What was fetched. skipped: files that were here already; failures: one error per refused instance."""
 
     studies: int
     fetched: int
-    kept: int
+    skipped: int
     failures: tuple[MedtlError, ...]
 
 

@@ -18,10 +18,10 @@ JOURNAL_FOLDER = ".medtl-pushed"
 
 @dataclass(frozen=True)
 class PushOutcome:
-    """What was sent. kept: files that the PACS had already; failures: one error per refused file."""
+    """What was sent. skipped: files that the PACS had already; failures: one error per refused file."""
 
     sent: int
-    kept: int
+    skipped: int
     failures: tuple[MedtlError, ...]
 
 
@@ -64,7 +64,7 @@ def push_files(
     """Send files that the journal does not list as acknowledged. Raises as push_run does."""
     waiting: list[Instance] = []
     failures: list[MedtlError] = []
-    kept = sent = 0
+    skipped = sent = 0
     for path in files:
         try:
             instance = read_instance(path)
@@ -74,7 +74,7 @@ def push_files(
         if resend or not journal.recall(_key(to, instance)):
             waiting.append(instance)
         else:
-            kept += 1
+            skipped += 1
     for done, (instance, reason) in enumerate(_store(to, waiting), start=1):
         if isinstance(reason, ReadError):
             failures.append(reason)
@@ -84,11 +84,11 @@ def push_files(
         else:
             journal.remember(_key(to, instance), True)
             sent += 1
-        watcher.progress("sending", kept + done, kept + len(waiting))
+        watcher.progress("sending", skipped + done, skipped + len(waiting))
         if done < len(waiting) and stop():
             fix = "run the same command again to send the rest"
             raise StoppedError("interrupted", f"stopped after {sent} files", where=str(to.peer), fix=fix)
-    return PushOutcome(sent, kept, tuple(failures))
+    return PushOutcome(sent, skipped, tuple(failures))
 
 
 def _key(to: Endpoint, instance: Instance) -> str:

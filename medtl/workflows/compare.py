@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medtl.core.files import PathLike, write_json, write_table
-from medtl.core.progress import SILENT, Watcher, tell
+from medtl.core.files import PathLike, write_csv, write_json
+from medtl.core.progress import SILENT, Watcher, note_all
 from medtl.data.task import Task
 from medtl.errors import CheckpointError, ConfigError
 from medtl.evaluation import comparison
@@ -77,7 +77,7 @@ def compare(
             raise CheckpointError("runs-differ", reason, fix="compare runs of one task")
     candidates = align([one.candidate for one in evaluated], common=common)
     notes = list(_notes(evaluated, candidates))
-    tell(watcher, notes)
+    note_all(watcher, notes)
     watcher.progress("comparing", 0, len(candidates))
     compared = comparison.compare(candidates, first.task, base)
     curves = learning_curves(compared)
@@ -85,7 +85,7 @@ def compare(
         f"{name} has the schedule, labels and seed of {earlier}: the learning curves leave it out"
         for name, earlier in (repeated_seeds(compared) if curves else {}).items()
     ]
-    tell(watcher, repeats)
+    note_all(watcher, repeats)
     evaluation = compared[0].evaluation
     content: dict[str, Any] = {
         "reference": base,
@@ -101,7 +101,7 @@ def compare(
         "scratch_has_more": has_more_of_scratch(curves),
     }
     write_json(out / "comparison.json", content)
-    write_table(out / "comparison.csv", [COLUMNS, *_rows(content["runs"])])
+    write_csv(out / "comparison.csv", [COLUMNS, *_rows(content["runs"])])
     return CompareOutcome(content, write_comparison_page(out, content))
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from medtl.config import load_config
 from medtl.core.files import PathLike, write_json
-from medtl.core.progress import SILENT, Watcher, tell
+from medtl.core.progress import SILENT, Watcher, note_all
 from medtl.data.attributes import attribute_names, identifying_attributes
 from medtl.data.labels import compared_name
 from medtl.data.manifest import load_manifest, targets
@@ -91,13 +91,13 @@ def evaluate(
         progress=lambda done, total: watcher.progress("reading", done, total),
     )
     samples, chosen = _select_part(manifest.samples, prepared, run, part)
-    tell(watcher, manifest.notes, chosen, oddity_notes(prepared))
+    note_all(watcher, manifest.notes, chosen, oddity_notes(prepared))
     attributes, withheld = _attributes(samples, subgroups)
     probabilities = _predict_rows(checkpoint, prepared, prepared.rows_of(samples), watcher)
     evaluated = probabilities, targets(task, samples), task, [sample.patient_id for sample in samples]
     evaluation = evaluate_predictions(*evaluated, thresholds, prevalence=shares)
     groupings, notes = evaluate_subgroups(*evaluated, thresholds, attributes)
-    tell(watcher, withheld, notes)
+    note_all(watcher, withheld, notes)
     folder = RunFolder(run)
     content = {
         "run": run.name,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medtl.core.files import write_json
-from medtl.core.progress import Watcher, stopped, tell
+from medtl.core.progress import Watcher, note_all, stopped
 from medtl.core.seeds import make_generator
 from medtl.data.task import Sample
 from medtl.evaluation.calibration import fit_calibration, to_probabilities
@@ -63,7 +63,7 @@ def finish_fit(
     patients = [sample.patient_id for sample in evaluated]
     logits, features = _predict_views(checkpoint, fit.data.val, run, stop)
     fitted = fit_calibration(logits, truth, task, fit.config.calibration)
-    tell(watcher, [fitted.note])
+    note_all(watcher, [fitted.note])
     probabilities = to_probabilities(logits, task.kind, fitted.calibration)
     thresholds = choose_thresholds(probabilities, truth, task)
     evaluation = evaluate(probabilities, truth, task, patients, thresholds)

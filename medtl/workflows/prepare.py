@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medtl.config import Modality, RunConfig, load_config
 from medtl.core.files import PathLike
-from medtl.core.progress import SILENT, Watcher, tell
+from medtl.core.progress import SILENT, Watcher, note_all
 from medtl.data.dataset_file import is_dataset, write_record
 from medtl.data.manifest import LABELS_FILE, load_manifest
 from medtl.data.prepared import all_refusals, content_key, oddity_notes, prepare_samples
@@ -56,7 +56,7 @@ def prepare(
     table = Path(labels) if labels else data / LABELS_FILE
     labels = table if labels or table.is_file() else None
     manifest = load_manifest(data, labels, config.task)
-    tell(watcher, manifest.notes)
+    note_all(watcher, manifest.notes)
     decoded = 0
 
     def progress(done: int, total: int) -> None:
@@ -75,7 +75,7 @@ def prepare(
         preprocessing=config.preprocessing.model_dump(mode="json"),
         key=content_key(manifest.samples, config.preprocessing),
     )
-    tell(watcher, oddity_notes(prepared))
+    note_all(watcher, oddity_notes(prepared))
     readable = set(prepared.sample_ids)
     samples = [sample for sample in manifest.samples if sample.sample_id in readable]
     return PrepareOutcome(

@@ -4,12 +4,11 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
 
 from medtl.core.files import PathLike, read_json
-from medtl.core.journal import Journal, open_journal
+from medtl.core.journal import open_journal
 from medtl.core.progress import SILENT, Watcher, never
 from medtl.errors import ReadError
 from medtl.imaging.reader import scan
@@ -20,12 +19,10 @@ from medtl.inference.streaming import (
     Engine,
     ScoreOptions,
     ScoreOutcome,
+    Scoring,
     choose_engine,
     list_units,
-    score_into,
-    show_rows,
     stopped,
-    write_outcome,
 )
 from medtl.inference.tables import check_formats
 from medtl.training.checkpoint import load_finished
@@ -88,11 +85,11 @@ def score_folder(
     found = None if watch else scan(folder)
     with open_journal(out) as journal:  # held until on_row has seen all: no other process changes it before
         _note_other_rows(out, ensemble, folder, watcher)
-        show_rows(journal, ensemble, overwrite=overwrite)
+        scoring = Scoring(ensemble, folder, journal, options, watcher, stop)
+        scoring.show_rows()
         if found is None:
-            _watch(_Watch(ensemble, folder, journal, options, watcher, stop, settle))
-        kept = score_into(journal, ensemble, found, folder, options, watcher, stop)
-        return write_outcome(journal, ensemble, found, folder, options, kept, on_row)
+            _watch(scoring, settle)
+        return scoring.write(found, scoring.score(found), on_row)
 
 
 def _note_other_rows(out: Path, ensemble: Ensemble, folder: Path, watcher: Watcher) -> None:
@@ -118,45 +115,31 @@ def load_ensemble(run: Path, options: ScoreOptions) -> Ensemble:
     return make_ensemble(checkpoints, flips=options.flips)
 
 
-@dataclass(frozen=True, eq=False)
-class _Watch:
-    """What is watched, and where its rows go. settle: seconds for which a file must be left alone."""
-
-    ensemble: Ensemble
-    folder: Path
-    journal: Journal
-    options: ScoreOptions
-    watcher: Watcher
-    stop: Callable[[], bool]
-    settle: float
-
-
-def _watch(watch: _Watch) -> NoReturn:
+def _watch(scoring: Scoring, settle: float) -> NoReturn:
     """Score what is in the folder and what arrives there. Raises StoppedError."""
     seen = written = ""
     while True:
-        listing = _listing(watch.folder)
+        listing = _listing(scoring.folder)
         if listing != seen:
-            found, complete = _at_rest(_scan(watch.folder), watch.settle)
+            found, complete = _at_rest(_scan(scoring.folder), settle)
             seen = listing if complete else ""
-            written = _score_news(watch, found, written)
-        until = time.monotonic() + watch.settle
-        while (left := until - time.monotonic()) > 0:
-            if watch.stop():
-                raise stopped(watch.journal)
+            written = _score_arrivals(scoring, found, written)
+        until = time.monotonic() + settle
+        while not (stopping := scoring.stop()) and (left := until - time.monotonic()) > 0:
             time.sleep(min(STOP_SECONDS, left))
+        if stopping:
+            raise stopped(scoring.journal)
 
 
-def _score_news(watch: _Watch, found: Scan, written: str) -> str:
-    """Score, and write the tables unless they are those of the signature `written`; return their own."""
-    signature = _signature(found, watch.folder)
+def _score_arrivals(scoring: Scoring, found: Scan, written: str) -> str:
+    """Score, and write the tables if their signature differs from that of the last ones; return it."""
+    signature = _signature(found, scoring.folder)
     if signature == written or not (found.series or found.refusals):
         return written
-    about = watch.journal, watch.ensemble, found, watch.folder, watch.options
-    kept = score_into(*about, watch.watcher, watch.stop, first=not written)
-    outcome = write_outcome(*about, kept)
+    kept = scoring.score(found, first=not written)
+    outcome = scoring.write(found, kept)
     counts = f"{outcome.scored} scored, {outcome.refused} refused"
-    watch.watcher.note("rows", f"{counts}, {len(found.series) - kept} of them new: {outcome.table}")
+    scoring.watcher.note("rows", f"{counts}, {len(found.series) - kept} of them new: {outcome.table}")
     return signature
 
 

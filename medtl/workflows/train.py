@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from medtl import __version__
 from medtl.config import Modality, RunConfig, load_config, sample_data, to_yaml
 from medtl.core.files import PathLike, write_json, write_text
-from medtl.core.progress import SILENT, Watcher, never, tell
+from medtl.core.progress import SILENT, Watcher, never, note_all
 from medtl.core.seeds import derive_seed
 from medtl.data.manifest import load_manifest, targets
 from medtl.data.near_duplicates import NO_LINKS, describe_near_duplicates, find_near_duplicates, join_patients
@@ -142,7 +142,7 @@ def train_run(
     with run.locked():
         _check_resumable(run, config, resume)
         if resume and run.config.is_file() and not run.last.is_dir():
-            tell(watcher, ["no checkpoint to resume from: training starts from the beginning"])
+            note_all(watcher, ["no checkpoint to resume from: training starts from the beginning"])
         opened = open_data(data, labels, config, watcher)
         world.announce(PREPARED)
         clock = {"total": started, **opened.seconds}
@@ -197,10 +197,10 @@ def open_data(data: Path, labels: Path | None, config: RunConfig, watcher: Watch
     manifest = load_manifest(data, labels, config.task)
     # An impossible split is refused before hours of reading.
     split_samples(manifest.samples, manifest.task, config.split)
-    tell(watcher, manifest.notes)
+    note_all(watcher, manifest.notes)
     prepared, readable = _prepare(manifest.samples, config, watcher, clock)
     samples = _split(readable, prepared, manifest.task, config.split, watcher, clock)
-    tell(watcher, oddity_notes(prepared), [_describe_samples(samples, manifest.task, config.split)])
+    note_all(watcher, oddity_notes(prepared), [_describe_samples(samples, manifest.task, config.split)])
     return OpenedData(manifest.task, prepared, samples, all_refusals(manifest, prepared), clock)
 
 
@@ -351,7 +351,7 @@ def _make_fit(
     samples = draw_labels(available, task, config.fit.label_budget, config.fit.seed)
     drawn, labelled = _count_parts(samples)["train"], _count_parts(available)["train"]
     if drawn < labelled:
-        tell(watcher, [f"training on {drawn} of {labelled} training samples (whole patients)"])
+        note_all(watcher, [f"training on {drawn} of {labelled} training samples (whole patients)"])
     torch.manual_seed(derive_seed(config.fit.seed, "backbone"))  # of an untrained one
     weights = None if config.schedule.name == "scratch" else config.backbone.weights
     backbone = BACKBONES[config.backbone.name](weights=weights, in_channels=config.preprocessing.channels)

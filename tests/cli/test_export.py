@@ -70,7 +70,7 @@ def test_what_must_travel_with_the_model_does(trained: Trained, tmp_path: Path) 
     assert said["preprocessing"]["size"] == list(header.preprocessing.size) and said["preprocessing"]["steps"]
     assert said["licences"]["pretrained weights"] and said["model_sha256"] == header.tensors["model"].sha256
     card = (tmp_path / "README.md").read_text()
-    for words in ("Research use only", "AUROC", "interval", "How an image is prepared", "Limits"):
+    for words in ("Research use only", "AUROC", "interval", "## Preprocessing", "Limits"):
         assert words in card
 
 
@@ -136,7 +136,7 @@ def test_the_bundle_says_what_monai_asks_for(bundle: Path) -> None:
     assert formats["outputs"]["pred"]["channel_def"] == {"0": "normal", "1": "lesion"}
     assert said["medtl"]["thresholds"].keys() == {"lesion"}
     assert "Apache-2.0" in (bundle / "LICENSE").read_text()
-    assert "# normal against lesion" in (bundle / "docs/README.md").read_text()
+    assert "# tiny: normal vs lesion" in (bundle / "docs/README.md").read_text()
     assert torch.load(bundle / "models/model.pt", weights_only=True)
 
 

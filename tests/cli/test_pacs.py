@@ -545,7 +545,7 @@ def test_results_wait_until_the_pacs_is_back(
         listener.start()
         send(listener.port, radiographs(tmp_path / "in", 1))
         wait_for(lambda: listener.said().count("sent   ") == 1)
-    assert "out of resources" in listener.said() and listener.said().count("scored ") == 1
+    assert "Out of Resources" in listener.said() and listener.said().count("scored ") == 1
     assert len(found.received) == len(set(found.received)) == 2
 
 

@@ -183,7 +183,7 @@ def test_an_evaluation_with_a_damaged_image_goes_on_without_it(trained: Trained,
 
 def test_a_report_says_whether_its_maps_were_checked(trained: Trained, tmp_path: Path) -> None:
     data = jobs.write_images(tmp_path / "data", count=6)
-    for count, word in (("2", "Checked on "), ("0", "It was not checked")):
+    for count, word in (("2", "Checked on "), ("0", "was not checked.")):
         result = jobs.medtl("report", trained.run, data, "--out", tmp_path / count, "--check-images", count)
         assert result.exit_code == 0
         found = pages(tmp_path / count)
@@ -245,7 +245,7 @@ def test_a_report_on_a_run_shows_where_it_was_wrong(own_run: Path, trained: Trai
     result = jobs.medtl("report", own_run, "--data", trained.data, "--out", tmp_path / "out")
     assert result.exit_code == 0
     text = pages(tmp_path / "out")["index.html"]
-    assert "Most confidently wrong" in text and "What was frozen when" in text
+    assert "Most confident errors" in text and "Frozen and trained layer groups" in text
     shown = re.findall(r'src="(images/[0-9a-f]+\.jpg)"', text)
     assert shown and all((tmp_path / "out" / path).is_file() for path in shown)
     assert not [word for word in CANARIES if word in text.lower()]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from medtl.core import journal as journals
-from medtl.core.journal import NAME, Entry, Journal, open_journal
+from medtl.core.journal import NAME, Journal, JournalEntry, open_journal
 from medtl.errors import CheckpointError, OutputError, TrainingError
 
 THIRD = 1 / 3
@@ -16,8 +16,8 @@ ROW = {"source": "a.png", "reason": "is flat", "probabilities": [THIRD, 0.1 + 0.
 FACTS = {"models": ["m"], "precision": "fp32"}
 
 
-def entry(row: dict = ROW, stamp: str = "t", content: str = "c") -> Entry:
-    return Entry(stamp, content, row)
+def entry(row: dict = ROW, stamp: str = "t", content: str = "c") -> JournalEntry:
+    return JournalEntry(stamp, content, row)
 
 
 def test_a_row_comes_back_to_the_bit(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_many_copies_are_linked_to_the_first_alone() -> None:
     assert found(draw(0), draw(1), draw(0), draw(0), draw(1)) == [(0, 2), (0, 3), (1, 4)]
 
 
-def test_a_film_of_frames_that_are_all_alike_is_joined_without_comparing_each_with_each(
+def test_a_film_of_similar_frames_is_joined_without_comparing_all_pairs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "VALUES_AT_ONCE", 20 * 64 * 64)
@@ -257,13 +257,13 @@ def describe(
     return describe_near_duplicates(samples, split, array, list(contents))
 
 
-def test_what_was_kept_together_is_told_in_a_line() -> None:
+def test_groups_kept_together_are_reported_in_a_line() -> None:
     notes = describe(make_samples([None] * 6), "ttttvv", [[0, 1], [1, 2], [4, 5]], "abcdef")
     text = "near-duplicates: 5 images in 2 groups of up to 3; each group counts as one patient"
     assert notes == [("note", text)]
 
 
-def test_near_duplicates_of_different_patients_are_told() -> None:
+def test_near_duplicates_of_different_patients_are_reported() -> None:
     ((label, text),) = describe(make_samples(["A", "B", "C"]), "ttv", [[0, 1]], "abc")
     assert label == "note" and text.startswith("2 images are near-duplicates of another patient's")
 
@@ -284,13 +284,13 @@ def test_near_duplicates_on_both_sides_without_a_copy_are_counted() -> None:
     )
 
 
-def test_copies_are_told_though_no_link_was_sought() -> None:
+def test_exact_duplicates_are_reported_even_without_links() -> None:
     ((label, text),) = describe(make_samples(["A", "B", "C"]), "tvv", [], "aab")
     assert label == "leak"
     assert text.startswith("1 validation or test images are exact duplicates of training images")
 
 
-def test_a_brought_split_is_told_of_and_left() -> None:
+def test_leaks_of_a_given_split_are_reported_and_it_is_kept() -> None:
     samples = make_samples([None] * 4, ["train", "train", "val", "val"])
     ((label, text),) = describe(samples, "ttvv", [[0, 2]], "abcd")
     assert label == "leak" and "the given split is kept" in text
@@ -301,7 +301,7 @@ def test_images_of_one_patient_need_no_word() -> None:
 
 
 @pytest.mark.parametrize(("modality", "size"), [("xray", (160, 160)), ("mri", (16, 96, 96))])
-def test_phantoms_of_different_patients_are_told_apart(modality: str, size: tuple[int, ...]) -> None:
+def test_phantoms_of_different_patients_are_not_linked(modality: str, size: tuple[int, ...]) -> None:
     samples = load_manifest(ROOT / "sample_data" / modality, None, TaskConfig()).samples
     prepared = prepare_samples(samples, PreprocessingConfig(size=size))
     patient = {sample.sample_id: sample.patient_id for sample in samples}
@@ -321,7 +321,7 @@ def test_slices_of_one_patient_are_found_and_do_not_chain(shared_data: Path) -> 
 
 
 @pytest.mark.shared
-def test_chests_of_different_patients_are_told_apart(shared_data: Path) -> None:
+def test_chests_of_different_patients_are_not_linked(shared_data: Path) -> None:
     """Some archives of this source hold copies; whatever else is linked would be a look-alike."""
     archive = shared_data / "chest-xray-pneumonia" / "pneumoniamnist.npz"
     samples = load_manifest(archive, None, TaskConfig()).samples[:500]

@@ -693,7 +693,7 @@ def _scramble(k: int, dataset: Dataset) -> None:
 
 
 def _interleave(keyword: str, count: int = 2) -> Callable[[Kit], Path]:
-    """Write `count` images at each of three positions, told apart by one element."""
+    """Write `count` images at each of three positions, separated by one element."""
 
     def change(k: int, dataset: Dataset) -> None:
         setattr(dataset, keyword, 1 + k % count)
@@ -776,7 +776,7 @@ SERIES: list[Case] = [
         40,
         "two acquisitions",
         _interleave("AcquisitionNumber"),
-        Reads(ECHOES, "told apart by AcquisitionNumber"),
+        Reads(ECHOES, "separated by AcquisitionNumber"),
     ),
     (40, "two images that nothing tells apart", _interleave("InstanceNumber"), "series-positions"),
     (

@@ -55,7 +55,7 @@ def test_a_radiograph_is_described(make_radiograph: Callable[..., Path]) -> None
     assert (found.intensity.lowest, found.intensity.highest) == (values.min(), values.max())
 
 
-def test_headers_tell_of_a_dicom_file_what_its_pixels_tell(make_radiograph: Callable[..., Path]) -> None:
+def test_the_header_of_a_dicom_file_gives_what_its_pixels_give(make_radiograph: Callable[..., Path]) -> None:
     path = make_radiograph(
         BurnedInAnnotation="YES",
         LossyImageCompression="01",
@@ -71,7 +71,7 @@ def test_headers_tell_of_a_dicom_file_what_its_pixels_tell(make_radiograph: Call
     assert header.intensity is None and not header.decoder
 
 
-def test_headers_tell_the_geometry_of_a_series(
+def test_headers_give_the_geometry_of_a_series(
     make_series: Callable[..., list[Path]], tmp_path: Path
 ) -> None:
     make_series(instances=4, gap=2.5)
@@ -81,7 +81,9 @@ def test_headers_tell_the_geometry_of_a_series(
     assert header.spacing_mm == whole.spacing_mm == pytest.approx((2.5, 0.5, 0.25))
 
 
-def test_headers_of_an_archive_do_not_tell_images_from_volumes(make_archive: Callable[..., Path]) -> None:
+def test_headers_of_an_archive_say_neither_image_nor_volume(
+    make_archive: Callable[..., Path],
+) -> None:
     path = make_archive()
     assert {inspect_header(series).kind for series in scan(path).series} == {"item"}
     assert {one.kind for one in inspect_all(path)} == {"image"}

@@ -43,7 +43,7 @@ def test_the_array_is_decompressed_once(make_archive: Callable, monkeypatch: pyt
     assert len(reads) == 1
 
 
-def test_a_rewritten_archive_is_read_anew(make_archive: Callable) -> None:
+def test_a_rewritten_archive_is_read_again(make_archive: Callable) -> None:
     path = make_archive(train_images=np.zeros((1, 8, 8), np.uint8))
     assert read_images(path)[0].pixels.max() == 0
     make_archive(train_images=np.full((1, 8, 8), 9, np.uint8))

@@ -293,9 +293,7 @@ def test_a_large_4d_file_is_not_kept(
     assert len(read_images(make_nifti(values))) == 3 and len(inflations) == 3 and nifti._last is None
 
 
-def test_a_4d_file_that_was_written_anew_is_inflated_anew(
-    make_nifti: Callable, inflations: list[str]
-) -> None:
+def test_a_4d_file_that_was_rewritten_is_inflated_again(make_nifti: Callable, inflations: list[str]) -> None:
     series = scan(make_nifti(pattern(4, 5, 6, 3, dtype="int16"))).series
     read_series(series[0])
     other = pattern(4, 5, 6, 3, dtype="int16", seed=1)

@@ -17,7 +17,7 @@ from tests.imaging.conftest import pattern, refusal
 BASIC_TEXT_REPORT = "1.2.840.10008.5.1.4.1.1.88.11"
 
 
-def test_a_mixed_folder_is_told_apart_by_content(
+def test_the_formats_of_a_mixed_folder_are_recognised_by_content(
     make_series: Callable,
     make_radiograph: Callable,
     make_nifti: Callable,
@@ -153,7 +153,7 @@ def test_hundreds_of_files_are_scanned_by_their_headers(make_radiograph: Callabl
     assert len(scan(tmp_path / "in").series) == 300
 
 
-def test_skipped_files_are_told_apart(
+def test_skipped_files_are_counted_by_kind(
     make_radiograph: Callable[..., Path], make_series: Callable[..., list[Path]], tmp_path: Path
 ) -> None:
     image = make_radiograph(name="cr/a.dcm")

@@ -43,7 +43,7 @@ def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
-def test_what_is_found_and_refused_comes_in_order(texts: list[Path], workers: int) -> None:
+def test_headers_and_refusals_are_in_order(texts: list[Path], workers: int) -> None:
     found, refusals = read_headers(text_of, texts, workers)
     left = [path for number, path in enumerate(texts) if number % 10 != 4 and number != 7]
     assert found == [f"{path.name} {workers == 1}" for path in left]

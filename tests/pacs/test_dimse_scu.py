@@ -37,11 +37,11 @@ def test_instances_arrive_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("status", "words"),
     [
-        (0xA700, "0xA700 (out of resources)"),
-        (0xA900, "0xA900 (data set does not match its SOP class)"),
-        (0xC123, "0xC123 (cannot understand)"),
-        (0x0111, "0x0111 (duplicate SOP instance)"),
-        (0x0124, "0x0124 (not authorised)"),
+        (0xA700, "0xA700 (Refused: Out of Resources)"),
+        (0xA900, "0xA900 (Data Set Does Not Match SOP Class)"),
+        (0xC123, "0xC123 (Cannot Understand)"),
+        (0x0111, "0x0111 (Duplication SOP Instance)"),
+        (0x0124, "0x0124 (Refused: Not Authorised)"),
     ],
 )
 def test_a_failure_is_told_for_its_instance_and_the_others_go_on(

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medtl.imaging.image import Image
-from medtl.imaging.series import Kind, Scan, Series
+from medtl.imaging.series import DICOM, Kind, Scan, Series
 
-NAME, TITLE = "dicom", "DICOM"
+NAME, TITLE = DICOM, "DICOM"
 KIND: Kind = "image"
 SUFFIXES: tuple[str, ...] = (".dcm",)
 

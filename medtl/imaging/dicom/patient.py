@@ -14,7 +14,7 @@ from pydicom import Dataset
 from medtl.errors import ReadError
 from medtl.imaging.dicom.elements import reporting_malformed, silence_warnings
 from medtl.imaging.dicom.header import inflated
-from medtl.imaging.series import Series, unreadable
+from medtl.imaging.series import DICOM, Series, unreadable
 
 # Without these a result cannot say which patient's images it is about (PS3.3 C.12.1, C.7.2.1, C.7.3.1).
 IDENTIFYING = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
@@ -73,7 +73,7 @@ def read_texts(series: Series, keywords: Iterable[str]) -> dict[str, str]:
 
     Returns nothing for what is not DICOM or can no longer be read. No line quotes a value.
     """
-    if series.format != "dicom" or not series.files:
+    if series.format != DICOM or not series.files:
         return {}
     path, tags = series.files[0], list(keywords)
     try:

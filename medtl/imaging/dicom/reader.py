@@ -1,4 +1,4 @@
-"""Read DICOM: headers become series, a series becomes one volume, a projection or lone slice one image."""
+"""HEADERS -> series; a series -> one volume; a projection or single slice -> one image."""
 
 import hashlib
 import os
@@ -10,15 +10,14 @@ import numpy as np
 
 from medtl.core.ids import hash_identifier
 from medtl.errors import ReadError
-from medtl.imaging.dicom import NAME
 from medtl.imaging.dicom.fast_header import walk_header
 from medtl.imaging.dicom.frames import planes_of
 from medtl.imaging.dicom.header import read_dataset, read_header
 from medtl.imaging.dicom.instance import Instance
 from medtl.imaging.dicom.pixels import Pixels, check_decodable, decode, decode_directly
-from medtl.imaging.dicom.volumes import PlaneSet, arrange, deal_planes
+from medtl.imaging.dicom.volumes import PlaneSet, arrange, split_planes
 from medtl.imaging.image import Image, ImageFacts, VoiTable
-from medtl.imaging.series import SLICED_MODALITIES, Scan, Series, read_headers
+from medtl.imaging.series import DICOM, SLICED_MODALITIES, Scan, Series, read_headers
 
 BURNED_IN = "has burned-in annotation"
 COPIES = "exact copies of other files"
@@ -27,10 +26,10 @@ SHARED_UID = "another file has the same SOPInstanceUID"
 
 def scan(files: Sequence[Path], workers: int | None = None) -> Scan:
     """Group the planes in files into series, from headers alone."""
-    found, refusals = read_headers(_read_planes, files, workers)
-    kept, copies = _drop_copies(found)
-    uses = Counter(planes[0].sop_uid for planes in kept)
-    groups = deal_planes([plane for planes in kept for plane in planes])
+    instances, refusals = read_headers(_read_planes, files, workers)
+    unique, copies = _drop_copies(instances)
+    uses = Counter(planes[0].sop_uid for planes in unique)
+    groups = split_planes([plane for planes in unique for plane in planes])
     series: list[Series] = []
     for group, (where, item) in zip(groups, _name_groups(groups), strict=True):
         left_out = sum(copies[path] for path in {plane.path for plane in group.planes})
@@ -54,7 +53,7 @@ def read(series: Series) -> Image:
     first, pixels = decoded[0]
     facts = ImageFacts(
         source=f"{series.path}#{series.item}" if series.item else str(series.path),
-        format=NAME,
+        format=DICOM,
         modality=first.modality,
         body_part=first.body_part,
         view=first.view,
@@ -71,11 +70,15 @@ def read(series: Series) -> Image:
     )
     if len(decoded) == 1:
         return Image(np.ascontiguousarray(pixels.values, np.float32), None, first.flat_spacing, facts)
-    return _volume(decoded, series, facts)
+    stack = arrange([plane for plane, _ in decoded], str(series.path))
+    values = {(plane.path, plane.frame): pixels.values for plane, pixels in decoded}
+    slices = [values[one.path, one.frame] for one in stack.instances]
+    volume = np.stack(slices, axis=1, dtype=np.float32, casting="same_kind")  # (C, D, H, W)
+    return Image(volume, stack.affine, stack.spacing_mm, facts)
 
 
 def notes_of(plane: Instance) -> Iterator[str]:
-    """Yield what a header says that a user should know of, one phrase each."""
+    """Yield what a user should know about a header, one phrase each."""
     if plane.photometric == "MONOCHROME1":
         yield "inverted from MONOCHROME1"
     if plane.burned_in:
@@ -87,12 +90,12 @@ def notes_of(plane: Instance) -> Iterator[str]:
 
 
 def _notes_of_slices(decoded: Sequence[tuple[Instance, Pixels]]) -> Iterator[str]:
-    """Yield what the headers say, and where the facts of an image are those of its first slice alone."""
+    """Yield the notes of each header, and where slices differ so that the first one decides."""
     for plane, _ in decoded:
         yield from notes_of(plane)
     windows = {pixels.voi for _, pixels in decoded if not isinstance(pixels.voi, VoiTable)}
-    for what, found in (("window", windows), ("padding", {pixels.padding for _, pixels in decoded})):
-        if len(found) > 1:
+    for what, values in (("window", windows), ("padding", {pixels.padding for _, pixels in decoded})):
+        if len(values) > 1:
             yield f"its slices differ in {what}: that of the first one counts"
 
 
@@ -105,12 +108,12 @@ def _read_planes(path: Path) -> list[Instance]:
     return planes
 
 
-def _drop_copies(found: Sequence[list[Instance]]) -> tuple[list[list[Instance]], Counter[Path]]:
-    """Leave out files that repeat an instance exactly; return what is left, and how many copies each has."""
-    kept: list[list[Instance]] = []
+def _drop_copies(files: Sequence[list[Instance]]) -> tuple[list[list[Instance]], Counter[Path]]:
+    """Drop files that repeat an instance exactly; return the others, and how many copies each has."""
+    unique: list[list[Instance]] = []
     seen: dict[str, list[Instance]] = defaultdict(list)
     copies: Counter[Path] = Counter()
-    for planes in found:
+    for planes in files:
         instance = planes[0]
         twins = seen[instance.sop_uid] if instance.sop_uid else []
         original = next((twin for twin in twins if _same_content(twin, instance)), None)
@@ -118,8 +121,8 @@ def _drop_copies(found: Sequence[list[Instance]]) -> tuple[list[list[Instance]],
             copies[original.path] += 1
         else:
             twins.append(instance)
-            kept.append(planes)
-    return kept, copies
+            unique.append(planes)
+    return unique, copies
 
 
 def _same_content(one: Instance, other: Instance) -> bool:
@@ -136,20 +139,18 @@ def _name_groups(groups: Sequence[PlaneSet]) -> list[tuple[Path, str | None]]:
     Where several groups come from one file they are its items, "volume/0" and so on.
     """
     folders = Counter(folder for group in groups for folder in {one.path.parent for one in group.planes})
-    paths = [_path_of(group, folders) for group in groups]
+    paths = []
+    for group in groups:
+        files = {plane.path for plane in group.planes}
+        first = group.planes[0].path
+        alone = folders[first.parent] == 1 and all(path.parent == first.parent for path in files)
+        paths.append(first.parent if len(files) > 1 and alone else first)
     uses, numbers = Counter(paths), Counter[Path]()
     names: list[tuple[Path, str | None]] = []
     for path in paths:
         names.append((path, f"volume/{numbers[path]}" if uses[path] > 1 else None))
         numbers[path] += 1
     return names
-
-
-def _path_of(group: PlaneSet, folders: Counter[Path]) -> Path:
-    files = {plane.path for plane in group.planes}
-    first = group.planes[0].path
-    alone = folders[first.parent] == 1 and all(path.parent == first.parent for path in files)
-    return first.parent if len(files) > 1 and alone else first
 
 
 def _series(planes: Sequence[Instance], where: Path, item: str | None, notes: Sequence[str]) -> Series:
@@ -161,7 +162,7 @@ def _series(planes: Sequence[Instance], where: Path, item: str | None, notes: Se
     return Series(
         path=where,
         files=tuple(dict.fromkeys(plane.path for plane in ordered)),
-        format=NAME,
+        format=DICOM,
         item=item,
         planes=tuple(ordered),
         modality=first.modality,
@@ -175,7 +176,7 @@ def _series(planes: Sequence[Instance], where: Path, item: str | None, notes: Se
 def _decode_file(
     path: Path, planes: Sequence[Instance], digest: "hashlib._Hash"
 ) -> list[tuple[Instance, Pixels]]:
-    """Decode the planes of a series that one file holds; a file that has changed is understood anew."""
+    """Decode the planes of a series that one file holds; parse it again where it has changed."""
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
         data = file.read()
@@ -188,24 +189,10 @@ def _decode_file(
         if direct is not None:
             return list(zip(planes, direct, strict=True))
     parsed = read_dataset(path, data)
-    planes = _same_planes(planes_of(parsed), planes)
-    return list(zip(planes, decode(parsed.dataset, planes), strict=True))
-
-
-def _same_planes(now: Sequence[Instance], before: Sequence[Instance]) -> list[Instance]:
-    """Return the planes with the same numbers as before, checked again."""
-    path = before[0].path
-    if max(plane.frame for plane in before) >= len(now):
+    now = planes_of(parsed)
+    if max(plane.frame for plane in planes) >= len(now):
         raise ReadError("dicom-header", "has changed since it was listed", where=path, fix="read it again")
-    planes = [now[plane.frame] for plane in before]
+    planes = [now[plane.frame] for plane in planes]
     for plane in planes:
         check_decodable(plane, str(path), len(planes))
-    return planes
-
-
-def _volume(decoded: Sequence[tuple[Instance, Pixels]], series: Series, facts: ImageFacts) -> Image:
-    stack = arrange([plane for plane, _ in decoded], str(series.path))
-    values = {(plane.path, plane.frame): pixels.values for plane, pixels in decoded}
-    planes = [values[one.path, one.frame] for one in stack.instances]
-    pixels = np.stack(planes, axis=1, dtype=np.float32, casting="same_kind")  # (C, D, H, W)
-    return Image(pixels, stack.affine, stack.spacing_mm, facts)
+    return list(zip(planes, decode(parsed.dataset, planes), strict=True))

@@ -1,8 +1,8 @@
-"""Deal the planes of a folder into the images that they form: one set for each volume or projection.
+"""PLANES OF A FOLDER -> sets that form one volume or projection each -> stacks with an affine.
 
-Planes belong together by patient, study, series, matrix and orientation. Where several lie at one position
-even so, as in a series of echoes, time points or diffusion weightings, an element that tells them apart deals
-them into volumes; without one they stay together, and the stack refuses them.
+Planes belong together by patient, study, series, matrix and orientation. Where several still lie at one
+position, as in a series of echoes, time points or diffusion weightings, an element that distinguishes them
+splits them into volumes; without one they stay together, and the stack is refused.
 """
 
 from collections import Counter, defaultdict
@@ -19,9 +19,10 @@ from medtl.imaging.dicom.elements import CONTRAST_KEYWORDS, MOMENT_KEYWORDS
 from medtl.imaging.dicom.instance import Instance
 from medtl.imaging.series import SLICED_MODALITIES
 
-# Elements of which every plane of a volume may have its own value, so that only their order tells.
+# Elements of which every plane of a volume may have its own value, so that only their order distinguishes.
 TIMES = frozenset({"TriggerTime", "AcquisitionDateTime", "AcquisitionTime", "ContentTime"})
 Parts = list[list[Instance]]
+NamedSplit = tuple[str, Callable[[list[Instance]], Parts]]
 
 # Slices may lie this far from an even stack: positions are written with as few as two decimals, which moves
 # a gap by up to 0.02 mm, and a hundredth of the spacing is far below what resampling blurs.
@@ -41,50 +42,38 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 @dataclass(frozen=True)
 class PlaneSet:
-    """Planes that should form one image; notes say how they were told apart from others of their series."""
+    """Planes that should form one image; notes say how they were separated from others of their series."""
 
     planes: tuple[Instance, ...]
     notes: tuple[str, ...] = ()
 
 
-def deal_planes(planes: Sequence[Instance]) -> list[PlaneSet]:
-    """Return the sets, in the order in which their first planes are given."""
+def split_planes(planes: Sequence[Instance]) -> list[PlaneSet]:
+    """Return the sets that planes form, in the order of their first planes."""
     series: dict[tuple, list[Instance]] = defaultdict(list)
     for plane in planes:
         uid = plane.series_uid or str(plane.path.parent)
         whole = (plane.patient_id, plane.study_uid, uid)
-        series[whole if is_slice(plane) else (plane.path, plane.frame)].append(plane)
-    return [one for members in series.values() for one in _divide(members, SPLITS, ())]
+        sliced = plane.modality in SLICED_MODALITIES or plane.frames > 1 or plane.mosaic > 1
+        series[whole if sliced else (plane.path, plane.frame)].append(plane)
+    return [one for members in series.values() for one in _split(members, SPLITS, ())]
 
 
-def is_slice(plane: Instance) -> bool:
-    """Say whether a plane is one of a volume: by its modality, or since its file holds positions of many."""
-    return plane.modality in SLICED_MODALITIES or plane.frames > 1 or plane.mosaic > 1
-
-
-def _divide(
-    planes: list[Instance],
-    splits: Sequence[tuple[str, Callable[[list[Instance]], Parts]]],
-    notes: tuple[str, ...],
-) -> list[PlaneSet]:
-    """Divide planes by one split after the other."""
+def _split(planes: list[Instance], splits: Sequence[NamedSplit], notes: tuple[str, ...]) -> list[PlaneSet]:
+    """Split planes by one criterion after the other."""
     if not splits:
-        return [PlaneSet(tuple(planes), (*notes, *_differences(planes)))]
+        contrasts = zip(*(plane.contrast for plane in planes), strict=True)
+        differences = [
+            f"its slices differ in {keyword}"
+            for keyword, values in zip(CONTRAST_KEYWORDS, contrasts, strict=True)
+            if len(set(map(_number_or_text, values))) > 1
+        ]
+        return [PlaneSet(tuple(planes), (*notes, *differences))]
     (name, split), *rest = splits
     parts = split(planes)
     if len(parts) > 1:
-        notes = (*notes, f"one of {len(parts)} parts of its series, told apart by {name}")
-    return [one for part in parts for one in _divide(part, rest, notes)]
-
-
-def _differences(planes: Sequence[Instance]) -> list[str]:
-    """Say where planes that form one volume differ in what usually tells volumes apart."""
-    values = zip(*(plane.contrast for plane in planes), strict=True)
-    return [
-        f"its slices differ in {keyword}"
-        for keyword, found in zip(CONTRAST_KEYWORDS, values, strict=True)
-        if len(set(map(_number_or_text, found))) > 1
-    ]
+        notes = (*notes, f"one of {len(parts)} parts of its series, separated by {name}")
+    return [one for part in parts for one in _split(part, rest, notes)]
 
 
 def _gather(planes: Sequence[Instance], keys: Iterable[Hashable]) -> Parts:
@@ -100,17 +89,11 @@ def _by_matrix(planes: list[Instance]) -> Parts:
 
 
 def _by_orientation(planes: list[Instance]) -> Parts:
-    known: list[Instance] = []
-    return _gather(planes, [_orientation_number(plane, known) for plane in planes])
-
-
-def _orientation_number(plane: Instance, known: list[Instance]) -> int:
-    """Number the orientations of one series in the order in which they come up."""
-    for number, other in enumerate(known):
-        if _same_orientation(plane, other):
-            return number
-    known.append(plane)
-    return len(known) - 1
+    parts: Parts = []
+    for plane in planes:
+        part = next((part for part in parts if _same_orientation(plane, part[0])), None)
+        part.append(plane) if part else parts.append([plane])
+    return parts
 
 
 def _same_orientation(one: Instance, other: Instance) -> bool:
@@ -120,7 +103,7 @@ def _same_orientation(one: Instance, other: Instance) -> bool:
 
 
 def _by_contrast(planes: list[Instance]) -> Parts:
-    """Deal planes by echo, time point and b-value, unless each has a position of its own."""
+    """Split planes by echo, time point and b-value, unless each has a position of its own."""
     places = _places(planes)
     if places is not None and len(set(places)) == len(planes):
         return [planes]  # some scanners count time points slice by slice
@@ -128,16 +111,16 @@ def _by_contrast(planes: list[Instance]) -> Parts:
 
 
 def _by_moment(planes: list[Instance], number: int) -> Parts:
-    """Deal planes that share positions by one more element, where it tells them apart."""
+    """Split planes that share positions by one more element, where it distinguishes them."""
     places = _places(planes)
     if places is None or len(set(places)) == len(planes):
         return [planes]
     values = [plane.moments[number] for plane in planes]
-    deal = _by_rank if MOMENT_KEYWORDS[number] in TIMES else _by_value
-    return deal(planes, places, values) or [planes]
+    split = _by_rank if MOMENT_KEYWORDS[number] in TIMES else _by_value
+    return split(planes, places, values) or [planes]
 
 
-SPLITS: tuple[tuple[str, Callable[[list[Instance]], Parts]], ...] = (
+SPLITS: tuple[NamedSplit, ...] = (
     ("matrix", _by_matrix),
     ("orientation", _by_orientation),
     ("echo, time or b-value", _by_contrast),
@@ -159,7 +142,7 @@ def _places(planes: Sequence[Instance]) -> list[int] | None:
 
 
 def _by_value(planes: Sequence[Instance], places: Sequence[int], values: Sequence[str]) -> Parts:
-    """Deal planes by the value of an element; into nothing unless each value has every position alike."""
+    """Split planes by the value of an element; return nothing unless each value has the same positions."""
     parts: dict[str, list[int]] = defaultdict(list)
     for index, value in enumerate(values):
         parts[value].append(index)
@@ -172,14 +155,17 @@ def _by_value(planes: Sequence[Instance], places: Sequence[int], values: Sequenc
 
 
 def _by_rank(planes: Sequence[Instance], places: Sequence[int], values: Sequence[str]) -> Parts:
-    """Deal planes by the order of their times at each position; into nothing where times tell no order."""
+    """Split planes by the order of their times at each position; return nothing where these have no order."""
+    try:  # as numbers, or as text where one is none: DICOM writes times so that text sorts
+        comparable: Sequence[float] | Sequence[str] = [float(value) for value in values]
+    except ValueError:
+        comparable = values
     times: dict[int, list[tuple[Any, int]]] = defaultdict(list)
-    for index, (place, time) in enumerate(zip(places, _comparable(values), strict=True)):
+    for index, (place, time) in enumerate(zip(places, comparable, strict=True)):
         times[place].append((time, index))
     count = len(times[0])
-    if not all(values) or any(len({time for time, _ in row}) != count for row in times.values()):
-        return []
-    if any(len(row) != count for row in times.values()):
+    uneven = any(len(row) != count or len({time for time, _ in row}) != count for row in times.values())
+    if uneven or not all(values):
         return []
     ranked = [[planes[index] for _, index in sorted(row)] for _, row in sorted(times.items())]
     return [list(volume) for volume in zip(*ranked, strict=True)]
@@ -190,14 +176,6 @@ def _number_or_text(value: str) -> float | str:
         return float(value)
     except ValueError:
         return value
-
-
-def _comparable(values: Sequence[str]) -> Sequence[float] | Sequence[str]:
-    """Return times as numbers, or as text where one is none: DICOM writes times so that text sorts."""
-    try:
-        return [float(value) for value in values]
-    except ValueError:
-        return values
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,7 +194,8 @@ def arrange(instances: Sequence[Instance], where: str) -> Stack:
     """
     _check_alike(instances, where)
     _check_geometry(instances, where)
-    row, column = _cosines(instances[0])
+    # The directions in which the column index and the row index increase.
+    row, column = np.array(instances[0].orientation).reshape(2, 3)
     normal = np.cross(row, column)
     ordered = sorted(instances, key=lambda one: float(np.dot(one.position or (), normal)))
     positions = np.array([one.position for one in ordered])  # (D, 3) in LPS
@@ -224,25 +203,9 @@ def arrange(instances: Sequence[Instance], where: str) -> Stack:
     step = (positions[-1] - positions[0]) / (len(ordered) - 1)
     _check_straight(positions, step, normal, where)
     _check_declared_spacing(instances[0], float(np.linalg.norm(step)), where)
-    return _stack(ordered, positions[0], step, row, column)
-
-
-def _cosines(instance: Instance) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the directions in which the column index and the row index increase."""
-    cosines = np.array(instance.orientation)
-    return cosines[:3], cosines[3:]
-
-
-def _stack(
-    ordered: Sequence[Instance],
-    origin: NDArray[np.float64],
-    step: NDArray[np.float64],
-    row: NDArray[np.float64],
-    column: NDArray[np.float64],
-) -> Stack:
     between_rows, between_columns = ordered[0].pixel_spacing or (1.0, 1.0)
     affine = np.eye(4)
-    affine[:3] = np.stack([step, column * between_rows, row * between_columns, origin], axis=1)
+    affine[:3] = np.stack([step, column * between_rows, row * between_columns, positions[0]], axis=1)
     spacing = (float(np.linalg.norm(step)), between_rows, between_columns)
     return Stack(tuple(ordered), LPS_TO_RAS @ affine, spacing)
 
@@ -255,21 +218,19 @@ def _check_alike(instances: Sequence[Instance], where: str) -> None:
     kinds = {(one.rows, one.columns, one.samples) for one in instances}
     if len(kinds) > 1:
         sizes = " and ".join(f"{rows}x{columns}x{samples}" for rows, columns, samples in sorted(kinds)[:3])
-        raise ReadError(
-            "series-mixed", f"has slices of {sizes}", where=where, fix="export them as series apart"
-        )
+        fix = "export them as separate series"
+        raise ReadError("series-mixed", f"has slices of {sizes}", where=where, fix=fix)
 
 
 def _check_geometry(instances: Sequence[Instance], where: str) -> None:
     for one in instances:
-        for value, keyword in (
-            (one.position, "ImagePositionPatient"),
-            (one.orientation, "ImageOrientationPatient"),
-        ):
-            if value is None:
-                reason = f"no valid {keyword} in {one.path.name}"
-                raise ReadError("series-geometry", reason, where=where, fix="export it again with geometry")
-        if not _is_orthonormal(*_cosines(one)):
+        if one.position is None or one.orientation is None:
+            keyword = "ImagePositionPatient" if one.position is None else "ImageOrientationPatient"
+            reason = f"no valid {keyword} in {one.path.name}"
+            raise ReadError("series-geometry", reason, where=where, fix="export it again with geometry")
+        row, column = np.array(one.orientation).reshape(2, 3)
+        off = (np.linalg.norm(row) - 1, np.linalg.norm(column) - 1, np.dot(row, column))
+        if np.abs(off).max() > UNIT_TOLERANCE:
             reason = f"direction cosines of {one.path.name} are not perpendicular unit vectors"
             raise ReadError("series-geometry", reason, where=where, fix="export it again")
         if one.pixel_spacing is None or min(one.pixel_spacing) <= 0:
@@ -277,14 +238,8 @@ def _check_geometry(instances: Sequence[Instance], where: str) -> None:
             raise ReadError("series-spacing", reason, where=where, fix="export it again with PixelSpacing")
     spacings = np.array([one.pixel_spacing for one in instances])
     if np.ptp(spacings, axis=0).max() > SAME_SPACING:
-        raise ReadError(
-            "series-spacing", "PixelSpacing differs between slices", where=where, fix="export them apart"
-        )
-
-
-def _is_orthonormal(row: NDArray[np.float64], column: NDArray[np.float64]) -> bool:
-    off = (np.linalg.norm(row) - 1, np.linalg.norm(column) - 1, np.dot(row, column))
-    return bool(np.abs(off).max() <= UNIT_TOLERANCE)
+        reason = "PixelSpacing differs between slices"
+        raise ReadError("series-spacing", reason, where=where, fix="export them as separate series")
 
 
 def _check_even(ordered: Sequence[Instance], along: NDArray[np.float64], where: str) -> None:
@@ -293,7 +248,7 @@ def _check_even(ordered: Sequence[Instance], along: NDArray[np.float64], where: 
     if gaps.min() <= EVEN_MM:
         first = int(gaps.argmin())
         names = f"{ordered[first].path.name} and {ordered[first + 1].path.name}"
-        fix = "time points, echoes or copies in one series: export them as series apart"
+        fix = "export time points, echoes or copies as separate series"
         raise ReadError("series-positions", f"{names} lie at the same position", where=where, fix=fix)
     usual = float(np.median(gaps))
     even = along[0] + np.arange(len(along)) * (along[-1] - along[0]) / len(gaps)
@@ -328,7 +283,7 @@ def _check_declared_spacing(instance: Instance, spacing: float, where: str) -> N
     """Refuse an even stack of which every second slice, or more, is absent.
 
     Only where SpacingBetweenSlices is not smaller than SliceThickness: some scanners write the empty gap
-    between slices there instead of the distance of their centres.
+    between slices there, not the distance of their centres.
     """
     declared, thickness = instance.slice_spacing, instance.slice_thickness
     if not declared or not thickness or abs(declared) < 0.99 * thickness:

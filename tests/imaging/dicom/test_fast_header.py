@@ -174,7 +174,7 @@ def test_other_encodings_are_left_to_pydicom(syntax: str, tmp_path: Path) -> Non
     assert walk_header(tmp_path / "a.dcm") is None and isinstance(parsed(tmp_path / "a.dcm"), list)
 
 
-def test_pydicoms_own_files_are_read_alike() -> None:
+def test_pydicoms_own_files_give_the_same_instance() -> None:
     files = sorted({Path(name) for name in get_testdata_files()})
     counted = 0
     for path in files:

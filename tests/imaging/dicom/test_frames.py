@@ -69,14 +69,14 @@ def test_frames_in_any_order_become_a_volume_in_the_order_of_their_positions(tmp
         ("EffectiveEchoTime", (5, 9), ""),
         ("DiffusionBValue", (0, 1000), ""),
         ("TemporalPositionIndex", (1, 2), ""),
-        ("FrameAcquisitionNumber", (1, 2), "told apart by AcquisitionNumber"),
-        ("NominalCardiacTriggerDelayTime", (0, 400), "told apart by TriggerTime"),
-        ("ComplexImageComponent", ("MAGNITUDE", "PHASE"), "told apart by ComplexImageComponent"),
-        ("FrameType", (["ORIGINAL", "M"], ["ORIGINAL", "P"]), "told apart by ImageType"),
+        ("FrameAcquisitionNumber", (1, 2), "separated by AcquisitionNumber"),
+        ("NominalCardiacTriggerDelayTime", (0, 400), "separated by TriggerTime"),
+        ("ComplexImageComponent", ("MAGNITUDE", "PHASE"), "separated by ComplexImageComponent"),
+        ("FrameType", (["ORIGINAL", "M"], ["ORIGINAL", "P"]), "separated by ImageType"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_frames_at_one_position_become_volumes_by_what_tells_them_apart(
+def test_frames_at_one_position_are_split_by_what_distinguishes_them(
     tmp_path: Path, keyword: str, values: Sequence[Any], note: str
 ) -> None:
     elements: dict[str, Any] = {f"frame_{keyword}": [values[index % 2] for index in range(6)]}
@@ -95,7 +95,7 @@ def test_a_volume_of_a_file_is_read_on_its_own(tmp_path: Path) -> None:
     assert first.files == second.files == (tmp_path / "a.dcm",)
 
 
-def test_frames_that_nothing_tells_apart_are_refused(tmp_path: Path) -> None:
+def test_frames_that_nothing_distinguishes_are_refused(tmp_path: Path) -> None:
     assert refusal(save(enhanced(UPWARDS * 2), tmp_path / "a.dcm")).code == "series-positions"
 
 

@@ -21,7 +21,7 @@ def series_of(folder: Path, **elements: str) -> Series:
     return series
 
 
-def test_what_the_header_says_is_told(tmp_path: Path) -> None:
+def test_sex_age_and_scanner_are_those_of_the_header(tmp_path: Path) -> None:
     stated = {
         "PatientSex": "F",
         "PatientAge": "062Y",
@@ -52,7 +52,7 @@ def test_a_sex_that_the_standard_does_not_know_is_none(tmp_path: Path) -> None:
     assert read_group_facts(series_of(tmp_path, PatientSex="W"))["sex"] == ""
 
 
-def test_a_malformed_element_tells_nothing_and_is_quoted_nowhere(
+def test_a_malformed_element_gives_no_facts_and_is_quoted_nowhere(
     tmp_path: Path, recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture
 ) -> None:
     series = malformed(series_of(tmp_path, PatientSex="F", PatientAge="061Y", Manufacturer="Maker"))
@@ -70,13 +70,13 @@ def test_pydicom_warns_of_nothing_that_a_header_holds(
     assert not recwarn.list
 
 
-def test_a_file_without_preamble_tells_as_much(tmp_path: Path) -> None:
+def test_a_file_without_preamble_gives_the_same_facts(tmp_path: Path) -> None:
     series = series_of(tmp_path, PatientSex="F")
     series.path.write_bytes(series.path.read_bytes()[132:])
     assert read_group_facts(series)["sex"] == "F"
 
 
-def test_files_without_a_header_tell_nothing(tmp_path: Path) -> None:
+def test_files_without_a_header_give_no_facts(tmp_path: Path) -> None:
     series = series_of(tmp_path / "dicom")
     series.path.unlink()
     assert read_group_facts(series) == {}

@@ -11,7 +11,7 @@ from pydicom import Dataset
 from medtl.data.naming import source_name
 from medtl.imaging.dicom.frames import planes_of
 from medtl.imaging.dicom.header import read_header
-from medtl.imaging.dicom.volumes import PlaneSet, deal_planes
+from medtl.imaging.dicom.volumes import PlaneSet, split_planes
 from medtl.imaging.reader import read_images, scan
 from tests.imaging.conftest import fixed_uid, pattern, refusal
 
@@ -24,7 +24,7 @@ def deal(make_series: Callable) -> Callable[..., list[PlaneSet]]:
 
     def run(change: Change, **options: Any) -> list[PlaneSet]:
         paths = make_series(**{"instances": 6, "change": change, **options})
-        return deal_planes([plane for path in paths for plane in planes_of(read_header(path))])
+        return split_planes([plane for path in paths for plane in planes_of(read_header(path))])
 
     return run
 
@@ -62,12 +62,12 @@ TOLD_APART = {
 
 
 @pytest.mark.parametrize(("keyword", "values"), TOLD_APART.values(), ids=TOLD_APART)
-def test_planes_at_one_position_are_dealt_by_what_tells_them_apart(
+def test_planes_at_one_position_are_split_by_what_distinguishes_them(
     deal: Callable, keyword: str, values: Sequence[Any]
 ) -> None:
     groups = deal(at_places(3, **{keyword: values}))
     assert numbers(groups) == [[0, 1, 2], [3, 4, 5]]
-    assert {group.notes for group in groups} == {(f"one of 2 parts of its series, told apart by {keyword}",)}
+    assert {group.notes for group in groups} == {(f"one of 2 parts of its series, separated by {keyword}",)}
 
 
 def test_times_deal_by_their_order_at_each_position_and_not_by_their_values(deal: Callable) -> None:
@@ -106,7 +106,7 @@ NOT_TOLD_APART: dict[str, dict[str, Sequence[Any]]] = {
 
 
 @pytest.mark.parametrize("elements", NOT_TOLD_APART.values(), ids=NOT_TOLD_APART)
-def test_what_cannot_be_told_apart_stays_together_and_is_refused(
+def test_what_cannot_be_distinguished_stays_together_and_is_refused(
     deal: Callable, tmp_path: Path, elements: dict[str, Sequence[Any]]
 ) -> None:
     (group,) = deal(at_places(3, **elements))
@@ -130,7 +130,7 @@ def test_a_value_that_differs_between_positions_splits_nothing(deal: Callable) -
 def test_contrasts_at_one_position_are_volumes_of_their_own(deal: Callable, keyword: str) -> None:
     groups = deal(at_places(3, **{keyword: [1, 1, 1, 2, 2, 2]}))
     assert numbers(groups) == [[0, 1, 2], [3, 4, 5]]
-    note = "one of 2 parts of its series, told apart by echo, time or b-value"
+    note = "one of 2 parts of its series, separated by echo, time or b-value"
     assert [group.notes for group in groups] == [(note,), (note,)]
 
 
@@ -174,7 +174,7 @@ def test_one_orientation_is_one_volume(deal: Callable, apart: float) -> None:
     ],
     ids=lambda elements: next(iter(elements)),
 )
-def test_what_belongs_to_another_volume_is_dealt_to_it(deal: Callable, elements: dict[str, Sequence]) -> None:
+def test_planes_of_another_volume_are_split_off(deal: Callable, elements: dict[str, Sequence]) -> None:
     def change(k: int, dataset: Dataset) -> None:
         for keyword, values in elements.items():
             setattr(dataset, keyword, values[k // 3])

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from medtl.core.progress import StoppedError
 from medtl.core.stopping import StopSignal
 
 
@@ -33,6 +34,19 @@ def test_the_second_signal_ends_at_once() -> None:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)
     assert stop.exit_code == 130
+
+
+def test_what_ends_a_stopped_job_has_the_exit_code_of_the_signal() -> None:
+    with pytest.raises(StoppedError) as caught, StopSignal() as stop:
+        stop()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop()
+        raise StoppedError("interrupted", "stopped", fix="run the same command again")
+    assert caught.value.exit_code == 143
+    with pytest.raises(KeyboardInterrupt) as interrupt, StopSignal():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+    assert interrupt.value.args == (signal.SIGINT,)
 
 
 def test_one_of_many_processes_is_not_hurried_by_the_launcher() -> None:
