@@ -21,7 +21,7 @@ from medtl.core.progress import SILENT, Watcher, never, note_all
 from medtl.core.seeds import derive_seed
 from medtl.data.manifest import load_manifest, targets
 from medtl.data.near_duplicates import NO_LINKS, describe_near_duplicates, find_near_duplicates, join_patients
-from medtl.data.prepared import PreparedDataset, all_refusals, oddity_notes, prepare_samples
+from medtl.data.prepared import PreparedDataset, all_refusals, prepare_samples, warning_notes
 from medtl.data.splits import (
     SplitConfig,
     check_no_leak,
@@ -202,7 +202,7 @@ def open_data(data: Path, labels: Path | None, config: RunConfig, watcher: Watch
     note_all(watcher, manifest.notes)
     prepared, readable = _prepare(manifest.samples, config, watcher, clock)
     samples = _split(readable, prepared, manifest.task, config.split, watcher, clock)
-    note_all(watcher, oddity_notes(prepared), [_describe_samples(samples, manifest.task, config.split)])
+    note_all(watcher, warning_notes(prepared), [_describe_samples(samples, manifest.task, config.split)])
     return OpenedData(manifest.task, prepared, samples, all_refusals(manifest, prepared), clock)
 
 
