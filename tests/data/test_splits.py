@@ -1,4 +1,4 @@
-"""Patients stay whole, classes stay in proportion, impossible splits are refused; label budgets are nested."""
+"""Patients stay whole, classes in proportion; impossible splits are refused; label budgets are nested."""
 
 import random
 from collections import Counter
