@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import monai.transforms  # noqa: F401  now, since each forked child would import it again
 import numpy as np
 import torch
 from numpy.typing import NDArray
