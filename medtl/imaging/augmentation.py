@@ -1,13 +1,14 @@
 """PREPARED PIXELS -> random views by MONAI transforms, each repeatable from its seed alone."""
 
 import math
+from typing import TYPE_CHECKING
 
-from monai.transforms import Compose, RandAdjustContrast, RandAffine, RandFlip, RandGaussianNoise
-from monai.utils import convert_to_tensor
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
 from medtl.core.seeds import derive_seed
+
+if TYPE_CHECKING:  # torch and MONAI are imported where they are used: recipes need neither
+    from torch import Tensor
 
 
 class AugmentationConfig(BaseModel):
@@ -31,10 +32,14 @@ class Augmentation:
     """Callable (pixels, seed, counters) -> a random view of pixels (C, *spatial) in [0, 1]."""
 
     def __init__(self, config: AugmentationConfig, size: tuple[int, ...]) -> None:
+        from monai.transforms import Compose
+
         self._transform = Compose(_transforms(config, size))
 
-    def __call__(self, pixels: Tensor, seed: int, *counters: int | str) -> Tensor:
+    def __call__(self, pixels: "Tensor", seed: int, *counters: int | str) -> "Tensor":
         """Return the view for (seed, counters), always the same one."""
+        from monai.utils import convert_to_tensor
+
         if not self._transform.transforms:
             return pixels
         self._transform.set_random_state(derive_seed(seed, "augment", *counters) % 2**32)
@@ -44,6 +49,8 @@ class Augmentation:
 
 
 def _transforms(config: AugmentationConfig, size: tuple[int, ...]) -> list:
+    from monai.transforms import RandAdjustContrast, RandAffine, RandFlip, RandGaussianNoise
+
     chosen: list = []
     rows_columns = size[-2:]
     if config.rotate_degrees or config.scale or config.translate:

@@ -6,25 +6,17 @@ to the network. The configuration is the whole state, and is stored in the check
 
 import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-from monai.data import MetaTensor
-from monai.transforms import (
-    Orientation,
-    Resize,
-    ResizeWithPadOrCrop,
-    ScaleIntensityRange,
-    ScaleIntensityRangePercentiles,
-    Spacing,
-)
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from scipy.ndimage import affine_transform
 
 from medtl.errors import ReadError
 from medtl.imaging.image import Image
+
+if TYPE_CHECKING:  # torch and MONAI are imported where they are used: recipes need neither
+    from monai.data import MetaTensor
 
 # Weights of R, G and B in grey (ITU-R BT.601).
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
@@ -102,6 +94,10 @@ def prepare_image(image: Image, config: PreprocessingConfig) -> PreparedImage:
 
     Raises ReadError image-modality, image-dimensions, image-spacing, image-too-large where it does not fit.
     """
+    import torch
+    from monai import transforms
+    from monai.data import MetaTensor
+
     _check_kind(image, config)
     pixels = _without_padding(image)
     if pixels.shape[0] != config.channels:
@@ -111,7 +107,7 @@ def prepare_image(image: Image, config: PreprocessingConfig) -> PreparedImage:
         warnings.simplefilter("ignore")  # MONAI warns about constant images; find_warning does that
         tensor = _resample(tensor, image, config)
         tensor = _scale_intensity(tensor, image, config)
-        tensor = _meta(ResizeWithPadOrCrop(config.size)(tensor))
+        tensor = _meta(transforms.ResizeWithPadOrCrop(config.size)(tensor))
     values = np.clip(np.nan_to_num(tensor.numpy()), 0.0, 1.0).astype(np.float32)
     return PreparedImage(np.ascontiguousarray(values), np.asarray(tensor.affine, dtype=np.float64))
 
@@ -128,6 +124,8 @@ def image_affine(image: Image) -> NDArray[np.float64]:
 
 def to_image_grid(heatmap: NDArray, prepared: PreparedImage, image: Image) -> NDArray[np.float32]:
     """Resample a map on the prepared grid (*size) to the grid of the Image (*spatial), linearly."""
+    from scipy.ndimage import affine_transform
+
     dims = image.spatial_dims
     to_prepared = np.linalg.inv(prepared.affine) @ image_affine(image)
     shape = image.pixels.shape[1:]
@@ -166,18 +164,22 @@ def _without_padding(image: Image) -> NDArray[np.float32]:
     return np.where(padded, image.pixels[~padded].min(), image.pixels)
 
 
-def _resample(tensor: MetaTensor, image: Image, config: PreprocessingConfig) -> MetaTensor:
+def _resample(tensor: "MetaTensor", image: Image, config: PreprocessingConfig) -> "MetaTensor":
+    from monai import transforms
+
     if image.spatial_dims == 3:
-        tensor = _meta(Orientation(axcodes=config.orientation, labels=RAS_LABELS)(tensor))
+        tensor = _meta(transforms.Orientation(axcodes=config.orientation, labels=RAS_LABELS)(tensor))
     if config.spacing_mm is not None:
         return _to_spacing(tensor, image, config.spacing_mm)
     shape = _fitted_shape(tensor, image, config.size)
     shrinks = np.prod(shape) < np.prod(tensor.shape[1:])
     mode = "area" if shrinks else ("bilinear" if len(shape) == 2 else "trilinear")
-    return _meta(Resize(shape, mode=mode)(tensor))
+    return _meta(transforms.Resize(shape, mode=mode)(tensor))
 
 
-def _to_spacing(tensor: MetaTensor, image: Image, spacing_mm: tuple[float, ...]) -> MetaTensor:
+def _to_spacing(tensor: "MetaTensor", image: Image, spacing_mm: tuple[float, ...]) -> "MetaTensor":
+    from monai import transforms
+
     if image.affine is None and image.spacing_mm is None:
         reason = "has no pixel spacing, and the model resamples to one"
         fix = "use a recipe without spacing_mm"
@@ -187,12 +189,12 @@ def _to_spacing(tensor: MetaTensor, image: Image, spacing_mm: tuple[float, ...])
         reason = f"would have over {LARGEST_GRID:.0e} pixels at the model's spacing"
         raise ReadError("image-too-large", reason, where=image.facts.source, fix="check its pixel spacing")
     if image.affine is not None:
-        return _meta(Spacing(pixdim=spacing_mm, mode="bilinear", padding_mode="border")(tensor))
+        return _meta(transforms.Spacing(pixdim=spacing_mm, mode="bilinear", padding_mode="border")(tensor))
     shape = np.maximum(1, np.round(extents)).astype(int)
-    return _meta(Resize(tuple(shape), mode="bilinear")(tensor))
+    return _meta(transforms.Resize(tuple(shape), mode="bilinear")(tensor))
 
 
-def _fitted_shape(tensor: MetaTensor, image: Image, size: tuple[int, ...]) -> tuple[int, ...]:
+def _fitted_shape(tensor: "MetaTensor", image: Image, size: tuple[int, ...]) -> tuple[int, ...]:
     """Return the largest shape within `size` that keeps the proportions of rows and columns in mm."""
     spacing = _grid_spacing(tensor, image)[-2:]
     extents = np.array(tensor.shape[-2:]) * spacing
@@ -201,22 +203,28 @@ def _fitted_shape(tensor: MetaTensor, image: Image, size: tuple[int, ...]) -> tu
     return (*size[:-2], int(rows), int(columns))
 
 
-def _grid_spacing(tensor: MetaTensor, image: Image) -> NDArray[np.float64]:
+def _grid_spacing(tensor: "MetaTensor", image: Image) -> NDArray[np.float64]:
     if image.affine is not None:
         return np.linalg.norm(np.asarray(tensor.affine)[:3, :3], axis=0)
     return np.ones(2) if image.spacing_mm is None else np.array(image.spacing_mm)
 
 
-def _scale_intensity(tensor: MetaTensor, image: Image, config: PreprocessingConfig) -> MetaTensor:
+def _scale_intensity(tensor: "MetaTensor", image: Image, config: PreprocessingConfig) -> "MetaTensor":
+    import torch
+    from monai import transforms
+    from monai.data import MetaTensor
+
     voi = image.facts.voi
     if config.intensity == "window" and voi is not None:
         return MetaTensor(torch.from_numpy(voi.apply(tensor.numpy())), affine=tensor.affine)
     if config.intensity == "range" and config.range is not None:
-        return _meta(ScaleIntensityRange(*config.range, 0.0, 1.0, clip=True)(tensor))
-    return _meta(ScaleIntensityRangePercentiles(*config.percentiles, 0.0, 1.0, clip=True)(tensor))
+        return _meta(transforms.ScaleIntensityRange(*config.range, 0.0, 1.0, clip=True)(tensor))
+    return _meta(transforms.ScaleIntensityRangePercentiles(*config.percentiles, 0.0, 1.0, clip=True)(tensor))
 
 
-def _meta(tensor: object) -> MetaTensor:
+def _meta(tensor: object) -> "MetaTensor":
     """Check that MONAI returned a MetaTensor, as it promises."""
+    from monai.data import MetaTensor
+
     assert isinstance(tensor, MetaTensor)
     return tensor

@@ -7,6 +7,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
+import monai.transforms  # noqa: F401  now, since each forked child would import it again
 import numpy as np
 import torch
 from numpy.typing import NDArray

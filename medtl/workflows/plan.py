@@ -8,15 +8,17 @@ from medtl.models.backbones import BACKBONES
 from medtl.models.classifier import Classifier
 from medtl.models.costs import step_costs
 from medtl.training.batches import Order
-from medtl.training.feature_cache.plan import BACKWARD, CachePlan, plan_cache
+from medtl.training.feature_cache.plan import CachePlan, plan_cache
 from medtl.training.schedule import Pace, Stage, entry_step, resolve_schedule, unfreeze
+
+BACKWARD = 2  # a backward pass has two products for each one of the forward pass: by input and by weight
 
 
 @dataclass(frozen=True)
 class StagePlan:
     """One stage of a recipe.
 
-    groups: the thawed ones, stem-most first. rates: of the head, the topmost and the stem-most group. step
+    groups: the unfrozen ones, stem-most first. rates: of the head, the topmost and the stem-most group. step
     and kept_bytes: where the prefix ends, and the size of one image's activations there in one view; cached
     is what the planner decides about them. Multiply-adds are those of one training image in one epoch: prefix
     is the frozen part, forward, which the cache saves; trained is the rest, forward and backward, where a

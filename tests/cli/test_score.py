@@ -485,10 +485,10 @@ def test_bfloat16_is_recorded_and_has_rows_of_its_own(trained: Trained, tmp_path
     command = ("score", trained.run, trained.data, "--out", tmp_path / "out")
     for precision in ("fp32", "bf16"):
         result = jobs.medtl(*command, "--precision", precision)
-        assert result.exit_code == 0 and "rows were there" not in result.stdout
+        assert result.exit_code == 0 and "rows were already there" not in result.stdout
         facts = json.loads((tmp_path / "out/scores.json").read_text())
         assert (facts["engine"], facts["precision"]) == ("torch", precision)
-    assert "(24 rows were there)" in jobs.medtl(*command).stdout
+    assert "(24 rows were already there)" in jobs.medtl(*command).stdout
 
 
 def test_bfloat16_is_pytorchs(trained: Trained, tmp_path: Path) -> None:

@@ -147,4 +147,4 @@ def test_what_is_in_the_journal_is_not_scored_again(
     again = jobs.medtl("score", trained.run, mixed, "--out", tmp_path / "out")
     assert first.exit_code == again.exit_code == 3
     assert (tmp_path / "out/scores.csv").read_bytes() == before
-    assert f"({STUDIES} rows were there)" in again.stdout
+    assert f"({STUDIES} rows were already there)" in again.stdout

@@ -61,7 +61,7 @@ def test_what_arrives_is_scored_and_a_stop_keeps_it(watching: int, trained: Trai
     assert os.waitstatus_to_exitcode(os.waitpid(watching, 0)[1]) == 143
     before = (tmp_path / "out/scores.csv").read_bytes()
     again = jobs.medtl("score", trained.run, folder, "--out", tmp_path / "out")
-    assert "(1 rows were there)" in again.stdout
+    assert "(1 rows were already there)" in again.stdout
     assert (tmp_path / "out/scores.csv").read_bytes() == before
 
 

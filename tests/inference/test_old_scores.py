@@ -52,10 +52,10 @@ def without_ids(table: Path) -> list[str]:
 
 def test_rows_that_are_valid_are_not_scored_again(old_scores: Path) -> None:
     before = without_ids(old_scores / "scores.csv")
-    assert f"({STUDIES} rows were there)" in score(old_scores)
+    assert f"({STUDIES} rows were already there)" in score(old_scores)
     header, *rows = without_ids(old_scores / "scores.csv")
     assert header == before[0].replace(",screening", ",ood") and rows == before[1:]
-    assert f"({STUDIES} rows were there)" in score(old_scores), "the next time, too"
+    assert f"({STUDIES} rows were already there)" in score(old_scores), "the next time, too"
     facts = json.loads((old_scores / "scores.json").read_text())
     assert (facts["engine"], facts["precision"]) == ("torch", "fp32")
 
@@ -63,7 +63,7 @@ def test_rows_that_are_valid_are_not_scored_again(old_scores: Path) -> None:
 def test_rows_of_another_torch_are_scored_again(old_scores: Path) -> None:
     with closing(sqlite3.connect(old_scores / "journal.sqlite")) as journal, journal:
         journal.execute("update rows set judge = 'of another torch'")
-    assert "rows were there" not in score(old_scores)
+    assert "rows were already there" not in score(old_scores)
 
 
 def test_predictions_tables_of_old_runs_are_read() -> None:
