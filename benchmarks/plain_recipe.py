@@ -23,7 +23,8 @@ from medtl.data.splits import read_splits
 from medtl.data.task import TaskConfig
 from medtl.models.backbones.efficientnet import LITE0_IMAGENET
 from medtl.models.timm_network import rename_by_position
-from medtl.models.weights import locate, read_state_dict
+from medtl.models.weight_files import locate
+from medtl.models.weights import read_state_dict
 
 SIZE, BATCH, HEAD_EPOCHS, FULL_EPOCHS = 160, 32, 3, 4
 NORMALISE = transforms.Normalize([0.5] * 3, [0.5] * 3)

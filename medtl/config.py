@@ -20,9 +20,8 @@ from medtl.data.task import TaskConfig
 from medtl.errors import ConfigError
 from medtl.imaging.augmentation import AugmentationConfig
 from medtl.imaging.preprocessing import PreprocessingConfig
-from medtl.models.backbones import BACKBONES, BackboneConfig
-from medtl.training.config import FitConfig
-from medtl.training.imbalance import IMBALANCE
+from medtl.models.catalogue import BackboneConfig, known_backbones
+from medtl.training.config import FitConfig, known_strategies
 from medtl.training.schedule import ScheduleConfig, current_key, with_current_keys
 
 Modality = Literal["xray", "mri"]
@@ -53,9 +52,10 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> "RunConfig":
-        _check_name("backbone.name", self.backbone.name, list(BACKBONES))
-        _check_name("fit.imbalance", self.fit.imbalance.name, list(IMBALANCE))
-        entry, size = BACKBONES[self.backbone.name], self.preprocessing.size
+        known = known_backbones()
+        _check_name("backbone.name", self.backbone.name, list(known))
+        _check_name("fit.imbalance", self.fit.imbalance.name, known_strategies(self.fit.imbalance.name))
+        entry, size = known[self.backbone.name], self.preprocessing.size
         dims = entry.spatial_dims
         if len(size) != dims:
             raise ValueError(

@@ -1,12 +1,13 @@
 """medtl pacs and medtl results: studies from a PACS, and results back to it."""
 
 from collections.abc import Callable
-from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from medtl.cli import options as shared
+from medtl.cli.options import PATH
 from medtl.core.stopping import StopSignal
 from medtl.pacs.objects import KINDS
 
@@ -16,22 +17,20 @@ if TYPE_CHECKING:
     from medtl.pacs.listen import Scoring
     from medtl.pacs.peer import Tls
 
-
-PATH = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-ANY_MODALITY = click.option("--any-modality", is_flag=True, help="Accept images of any modality.")
-TLS_OPTIONS = (
-    click.option("--tls", is_flag=True, help="Use TLS with AE@HOST:PORT; https:// always does."),
-    click.option("--tls-cert", type=FILE, help="Our certificate (PEM)."),
-    click.option("--tls-key", type=FILE, help="Its private key (PEM), without a password."),
-    click.option("--tls-ca", type=FILE, help="CA that signed the certificate of the other side (PEM)."),
-)
 
 
 def peer_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add our AE title and the options of TLS to a command."""
-    title = click.option("--ae", default="MEDTL", show_default=True, help="Our AE title for DIMSE.")
-    return reduce(lambda decorated, option: option(decorated), (*reversed(TLS_OPTIONS), title), command)
+    """Add our AE title and the TLS options to a command."""
+    for option in (
+        click.option("--tls-ca", type=FILE, help="CA that signed the certificate of the other side (PEM)."),
+        click.option("--tls-key", type=FILE, help="Its private key (PEM), without a password."),
+        click.option("--tls-cert", type=FILE, help="Our certificate (PEM)."),
+        click.option("--tls", is_flag=True, help="Use TLS with AE@HOST:PORT; https:// always does."),
+        click.option("--ae", default="MEDTL", show_default=True, help="Our AE title for DIMSE."),
+    ):
+        command = option(command)
+    return command
 
 
 @click.group()
@@ -121,7 +120,7 @@ def pull(
 @click.option(
     "--kind", "kinds", type=click.Choice(KINDS), multiple=True, help="Results to write. Default: all."
 )
-@ANY_MODALITY
+@shared.any_modality
 @click.option("--send-to", metavar="URL|AE@HOST:PORT", help="The PACS that receives the results.")
 @click.option(
     "--settle",
@@ -177,8 +176,8 @@ def listen(ctx: click.Context, out: Path, settle: float, **options: Any) -> None
     "--method",
     help="Saliency method of overlay and map. Default: grad-cam, or integrated-gradients for transformers.",
 )
-@ANY_MODALITY
-@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON on stdout.")
+@shared.any_modality
+@shared.as_json("the rows as JSON")
 @click.pass_context
 def results(
     ctx: click.Context,

@@ -31,18 +31,12 @@ def list_weights(as_json: bool) -> None:
 @weights.command()
 @click.argument("name")
 def fetch(name: str) -> None:
-    """Download the weights NAME: a file, a backbone, or BACKBONE/WEIGHTS, as in medtl weights list.
-
-    An interrupted download resumes.
-    """
-    from medtl.cli.terminal import TerminalWatcher
+    """Download the weights NAME: a file, a backbone, or BACKBONE/WEIGHTS, as in medtl weights list."""
     from medtl.models.weight_store import fetch_weights, find_stored
 
-    stored = find_stored(name)
-    with TerminalWatcher(f"medtl weights fetch · {stored.known.file}") as watcher:
-        watcher.note("licence", stored.known.licence)
-        path = fetch_weights(name, lambda done, total: watcher.progress("fetching", done, total or done))
-    click.echo(path)
+    known = find_stored(name).known
+    click.echo(f"{known.file}, licence: {known.licence}", err=True)
+    click.echo(fetch_weights(name))
 
 
 @weights.command("import")

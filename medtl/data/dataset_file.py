@@ -45,7 +45,7 @@ SERIES_FORMAT = "dataset"
 # Settings of the task that decide what the labels are, and who is one patient.
 READING_KEYS = ("label_column", "patient_column")
 
-FIX_SOURCE = "mend it in the source folder and prepare that again"
+FIX_SOURCE = "correct it in the source folder and prepare that again"
 
 
 class SampleRecord(BaseModel):
@@ -125,11 +125,11 @@ def write_record(
     notes = [note for note in manifest.notes if note not in refusal_notes(manifest.refusals)]
     if left_out:
         notes.append(f"columns left out of the dataset, as they may name patients: {', '.join(left_out)}")
-    scanned = [
+    refusals = [
         RefusalRecord(code=error.code, source=sample_key(refused_name(error, data)))
         for error in manifest.refusals
     ]
-    prepared = [RefusalRecord(code=error.code, source=name, sample_id=name) for name, error in refused]
+    refusals += [RefusalRecord(code=error.code, source=name, sample_id=name) for name, error in refused]
     record = DatasetRecord(
         medtl=__version__,
         key=key,
@@ -139,7 +139,7 @@ def write_record(
         reading=reading,
         preprocessing=dict(preprocessing),
         notes=tuple(notes),
-        refusals=(*scanned, *prepared),
+        refusals=tuple(refusals),
         samples=_record_samples(manifest.samples, kept),
     )
     write_json(folder / DATASET_FILE, record.model_dump(mode="json"))
@@ -169,7 +169,10 @@ def load_dataset(folder: Path, labels: Path | None, config: TaskConfig) -> Manif
     if labels is not None and _hash_file(labels) != record.labels_sha256:
         reason = "holds the labels of another table"
         raise LabelError("label-table", reason, where=folder, fix="leave --labels out, or prepare it again")
-    _check_reading(folder, record, config)
+    for name in READING_KEYS:
+        stored, given = getattr(record.reading, name), getattr(config, name)
+        if compared_name(stored) != compared_name(given):
+            raise _other_task(folder, name, stored, given)
     task = _task(folder, record, config)
     refusals = tuple(one.to_error() for one in record.refusals if one.sample_id is None)
     return Manifest(
@@ -188,9 +191,11 @@ def dataset_of(samples: Iterable[Sample]) -> Path | None:
 def check_preprocessing(folder: Path, record: DatasetRecord, wanted: Mapping[str, Any]) -> None:
     """Raise ConfigError dataset-recipe where a dataset was prepared with other settings than `wanted`."""
     for name, value in wanted.items():
-        held = record.preprocessing.get(name)
-        if held != value:
-            reason = f"was prepared with preprocessing.{name}={_shown(held)}, the recipe says {_shown(value)}"
+        stored = record.preprocessing.get(name)
+        if stored != value:
+            reason = (
+                f"was prepared with preprocessing.{name}={_shown(stored)}, the recipe has {_shown(value)}"
+            )
             fix = "use the recipe that it was prepared with, or prepare another"
             raise ConfigError("dataset-recipe", reason, where=folder, fix=fix)
 
@@ -205,15 +210,8 @@ def _task(folder: Path, record: DatasetRecord, config: TaskConfig) -> Task:
     return Task(kind, classes)
 
 
-def _check_reading(folder: Path, record: DatasetRecord, config: TaskConfig) -> None:
-    for name in READING_KEYS:
-        held, asked = getattr(record.reading, name), getattr(config, name)
-        if compared_name(held) != compared_name(asked):
-            raise _other_task(folder, name, held, asked)
-
-
-def _other_task(folder: Path, name: str, held: str, asked: str) -> ConfigError:
-    reason = f"was prepared with task.{name}={_shown(held)}, the recipe says {_shown(asked)}"
+def _other_task(folder: Path, name: str, stored: str, given: str) -> ConfigError:
+    reason = f"was prepared with task.{name}={_shown(stored)}, the recipe has {_shown(given)}"
     return ConfigError("dataset-recipe", reason, where=folder, fix="prepare another with this recipe")
 
 
@@ -256,12 +254,15 @@ def _to_task(target: Target | None, classes: Sequence[str], task: Task) -> Targe
 def _record_samples(samples: Sequence[Sample], attributes: Sequence[str]) -> tuple[SampleRecord, ...]:
     order = sorted(range(len(samples)), key=lambda index: place_of(samples[index]))
     places = {index: place for place, index in enumerate(order)}
-    patients = _patient_keys(samples)
+    ids = sorted({sample.patient_id for sample in samples})
+    digits = len(str(len(ids)))
+    # A hash behind its rank, since intervals are drawn in this order.
+    patients = {name: f"{rank:0{digits}d}-{hash_identifier(name)}" for rank, name in enumerate(ids)}
     return tuple(
         SampleRecord(
             sample_id=sample.sample_id,
             patient=patients[sample.patient_id],
-            # A patient whom nobody named is known by having the id of the study or of the sample.
+            # A patient without an id of their own has that of the study or of the sample.
             study=hash_identifier(sample.study_id) if has_patient_id(sample) else patients[sample.patient_id],
             place=places[index],
             target=sample.target,
@@ -270,13 +271,6 @@ def _record_samples(samples: Sequence[Sample], attributes: Sequence[str]) -> tup
         )
         for index, sample in enumerate(samples)
     )
-
-
-def _patient_keys(samples: Sequence[Sample]) -> dict[str, str]:
-    """Return a key for each patient id: a hash, behind its rank, since intervals are drawn in this order."""
-    ids = sorted({sample.patient_id for sample in samples})
-    digits = len(str(len(ids)))
-    return {name: f"{rank:0{digits}d}-{hash_identifier(name)}" for rank, name in enumerate(ids)}
 
 
 def _hash_file(path: Path) -> str:

@@ -59,7 +59,8 @@ class Folder:
         if not inside:
             return LookupFailure(f"{cell} leads out of the folder")
         if not exists:
-            return LookupFailure(self._missing(name))
+            near = self.by_last_part.get(name.replace("\\", "/").rsplit("/", 1)[-1].casefold())
+            return LookupFailure(f"{name} does not exist" + (f" (did you mean {near}?)" if near else ""))
         return self._find_existing(path, name) if item is None else self._find_item(path, name, item)
 
     def _add(self, series: Series) -> None:
@@ -90,7 +91,11 @@ class Folder:
     def _find_existing(self, path: Path, cell: str) -> Series | ReadError | LookupFailure:
         for name in self._names(path):
             if path.is_dir() and name in self.by_folder:
-                return self._one_of_folder(path, self.by_folder[name], cell)
+                inside, refused = self.by_folder[name], len(self._refusals_at(path))
+                if not refused:
+                    return _only(inside, cell, self._one_of(inside))
+                text = f"{cell} holds {len(inside)} readable and {refused} refused series: name one of them"
+                return LookupFailure(text)
             if name in self.by_file:
                 return self._one_of_file(name, cell)
         refusals = self._refusals_at(path)
@@ -126,14 +131,6 @@ class Folder:
         unit = "its folder" if found.path.is_dir() else source_name(found, self.data)
         return LookupFailure(f"{cell} is one of {len(found.files)} files of a series: name {unit}")
 
-    def _one_of_folder(self, path: Path, inside: list[Series], cell: str) -> Series | LookupFailure:
-        refused = len(self._refusals_at(path))
-        if refused:
-            return LookupFailure(
-                f"{cell} holds {len(inside)} readable and {refused} refused series: name one of them"
-            )
-        return _only(inside, cell, self._one_of(inside))
-
     def _refusals_at(self, path: Path) -> list[ReadError]:
         """Return the refusals of a file, or of what lies in a folder. Errors hold paths on one line."""
         places = {" ".join(str(place).split()) for place in (path, path.absolute(), path.resolve())}
@@ -141,10 +138,6 @@ class Folder:
         return [
             error for error in self.found.refusals if error.where in places or error.where.startswith(below)
         ]
-
-    def _missing(self, cell: str) -> str:
-        near = self.by_last_part.get(cell.replace("\\", "/").rsplit("/", 1)[-1].casefold())
-        return f"{cell} does not exist" + (f" (did you mean {near}?)" if near else "")
 
     def _one_of(self, series: list[Series], how: str = "as") -> str:
         """Say how to name one of several series: by an example where they are items of a file."""

@@ -65,7 +65,7 @@ class PreparedDataset:
     sample_ids: tuple[str, ...]
     content_hashes: tuple[str, ...]
     refusals: Refusals
-    oddities: tuple[tuple[str, ImageWarning], ...] = ()
+    warnings: tuple[tuple[str, ImageWarning], ...] = ()
 
     def rows_of(self, samples: Iterable[Sample]) -> NDArray[np.int64]:
         """Return the row of each sample."""
@@ -78,10 +78,10 @@ class PreparedDataset:
         return torch.from_numpy(np.divide(stored, np.float32(STEPS), dtype=np.float32))
 
 
-def oddity_notes(dataset: PreparedDataset) -> tuple[str, ...]:
+def warning_notes(dataset: PreparedDataset) -> tuple[str, ...]:
     """Return a line for each kind of oddity: how many images have it."""
     counts: dict[ImageWarning, int] = defaultdict(int)
-    for _, oddity in dataset.oddities:
+    for _, oddity in dataset.warnings:
         counts[oddity] += 1
     return tuple(
         f"{count} image{'s' * (count > 1)} of {len(dataset.sample_ids)}: {oddity.reason} ({oddity.code})"
@@ -152,18 +152,15 @@ def open_dataset(folder: Path, samples: Sequence[Sample], config: PreprocessingC
     wanted = {sample.sample_id for sample in samples}
     refusals = ((one.sample_id, one.to_error()) for one in record.refusals if one.sample_id in wanted)
     whole = _open(folder, tuple((name, error) for name, error in refusals if name is not None))
-    return whole if wanted >= set(whole.sample_ids) else _select(whole, wanted)
-
-
-def _select(dataset: PreparedDataset, sample_ids: set[str]) -> PreparedDataset:
-    """Return the rows of some samples."""
-    rows = [row for row, name in enumerate(dataset.sample_ids) if name in sample_ids]
+    rows = [row for row, name in enumerate(whole.sample_ids) if name in wanted]
+    if len(rows) == len(whole.sample_ids):
+        return whole
     return replace(
-        dataset,
-        pixels=dataset.pixels[_slice_or_rows(np.array(rows, dtype=np.int64))],
-        sample_ids=tuple(dataset.sample_ids[row] for row in rows),
-        content_hashes=tuple(dataset.content_hashes[row] for row in rows),
-        oddities=tuple(pair for pair in dataset.oddities if pair[0] in sample_ids),
+        whole,
+        pixels=whole.pixels[_slice_or_rows(np.array(rows, dtype=np.int64))],
+        sample_ids=tuple(whole.sample_ids[row] for row in rows),
+        content_hashes=tuple(whole.content_hashes[row] for row in rows),
+        warnings=tuple(pair for pair in whole.warnings if pair[0] in wanted),
     )
 
 
@@ -187,28 +184,22 @@ def _slice_or_rows(rows: NDArray[np.int64]) -> slice | NDArray[np.int64]:
 
 
 def content_key(samples: Sequence[Sample], config: PreprocessingConfig) -> str:
-    """Return what names the pixels: the preprocessing and the identity of each source file."""
+    """Return what names the pixels: the preprocessing and the identity of each source file.
+
+    Files are identified as make does: by path, size and time of change. An edit that keeps the size and sets
+    the time back is not noticed: to notice it, every file would have to be read whole each time.
+    """
     digest = hashlib.sha256(f"{FORMAT_VERSION} {__version__} {config.model_dump_json()}".encode())
     for sample in samples:
-        digest.update(json.dumps([sample.sample_id, sample.series.item, _file_facts(sample)]).encode())
+        facts = []
+        for path in sample.series.files:
+            try:
+                status = path.stat()
+                facts.append((str(path.resolve()), status.st_size, status.st_mtime_ns))
+            except OSError:  # it is refused later
+                facts.append((str(path), -1, -1))
+        digest.update(json.dumps([sample.sample_id, sample.series.item, facts]).encode())
     return digest.hexdigest()[:24]
-
-
-def _file_facts(sample: Sample) -> list[tuple[str, int, int]]:
-    """Identify files as make does: by path, size and time of change. A file that is gone is refused later.
-
-    An edit that keeps the size and sets the time back is not noticed: to notice it, every file would have
-    to be read whole each time.
-    """
-    facts = []
-    for path in sample.series.files:
-        try:
-            status = path.stat()
-        except OSError:
-            facts.append((str(path), -1, -1))
-        else:
-            facts.append((str(path.resolve()), status.st_size, status.st_mtime_ns))
-    return facts
 
 
 def _confirm_refusals(
@@ -236,19 +227,15 @@ def _read_whole_header(folder: Path, key: str) -> dict[str, Any] | None:
         header = read_json(folder / HEADER)
         if header.get("key") != key:
             return None
-        _oddities(header), set(header["refused"])
-        return header if _has_its_pixels(folder / PIXELS, header) else None
+        _warnings(header), set(header["refused"])
+        bytes_each, hashes = 2 * math.prod(header["shape"]), header["content_hashes"]
+        expected = bytes_each * len(header["sample_ids"])
+        if len(hashes) != len(header["sample_ids"]) or (folder / PIXELS).stat().st_size != expected:
+            return None
+        with (folder / PIXELS).open("rb") as pixels:
+            return header if all(_hash(pixels.read(bytes_each)) == known for known in hashes) else None
     except (OSError, AttributeError, KeyError, TypeError, ValueError):  # or no header of medtl's
         return None
-
-
-def _has_its_pixels(path: Path, header: dict[str, Any]) -> bool:
-    bytes_each = 2 * math.prod(header["shape"])
-    count = len(header["sample_ids"])
-    if path.stat().st_size != bytes_each * count or len(header["content_hashes"]) != count:
-        return False
-    with path.open("rb") as pixels:
-        return all(_hash(pixels.read(bytes_each)) == known for known in header["content_hashes"])
 
 
 def _open(folder: Path, refusals: Refusals) -> PreparedDataset:
@@ -262,11 +249,11 @@ def _open(folder: Path, refusals: Refusals) -> PreparedDataset:
         tuple(header["sample_ids"]),
         tuple(header["content_hashes"]),
         refusals,
-        _oddities(header),
+        _warnings(header),
     )
 
 
-def _oddities(header: dict[str, Any]) -> tuple[tuple[str, ImageWarning], ...]:
+def _warnings(header: dict[str, Any]) -> tuple[tuple[str, ImageWarning], ...]:
     return tuple((sample_id, ImageWarning(*oddity)) for sample_id, oddity in header["oddities"])
 
 

@@ -31,8 +31,8 @@ class SplitConfig(BaseModel):
 
     folds: deal what test leaves into this many folds; val is number `fold` of them, from 0, train the others,
     and the share `val` is not used. repeat: another deal into folds, with the same test. near_duplicates:
-    `group` makes one patient of a group of near-duplicates, `warn` only tells of it, `ignore` does not look;
-    without it a group is joined where a sample in it has no patient id, and told of where all have one.
+    `group` makes one patient of a group of near-duplicates, `warn` only reports it, `ignore` does not look;
+    by default a group is joined where a sample in it has no patient id, and reported where all have one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,13 +46,9 @@ class SplitConfig(BaseModel):
     near_duplicates: NearDuplicates | None = None
 
     @model_validator(mode="after")
-    def _train_is_left(self) -> "SplitConfig":
+    def _keys_fit(self) -> "SplitConfig":
         if self.folds is None and self.val + self.test >= 1:
             raise ValueError("val and test leave nothing to train on")
-        return self
-
-    @model_validator(mode="after")
-    def _fold_is_one_of_them(self) -> "SplitConfig":
         if self.folds is None and (self.fold or self.repeat):
             raise ValueError("fold and repeat need folds: say how many")
         if self.folds is not None and self.fold >= self.folds:
@@ -84,21 +80,21 @@ class Patients:
 def split_samples(samples: Sequence[Sample], task: Task, config: SplitConfig) -> tuple[Sample, ...]:
     """Return the samples with their part of the split, in the order given.
 
-    A split that the samples bring is kept; where it has no val, val is drawn from its train. Raises
+    A split given with the samples is used as it is; where it has no val, val is drawn from its train. Raises
     SplitError split-empty, split-incomplete, split-brought, class-too-small, patient-leak.
     """
-    brought = [sample.split for sample in samples]
-    if not any(brought):
+    given = [sample.split for sample in samples]
+    if not any(given):
         return _deal(samples, task, config)
-    if not all(brought):
-        reason = f"{brought.count(None)} of {len(brought)} samples have no split"
+    if not all(given):
+        reason = f"{given.count(None)} of {len(given)} samples have no split"
         raise SplitError("split-incomplete", reason, fix="fill the split column in, or remove it")
     check_no_leak(samples)
-    if "val" not in brought:
+    if "val" not in given:
         samples = _draw_val(samples, task, config)
     elif config.folds is not None:
         fix = "leave split.folds out, or call val train in the table"
-        raise SplitError("split-brought", "folds are asked for, and the table has a val part", fix=fix)
+        raise SplitError("split-brought", "split.folds is set, and the table has a val part", fix=fix)
     _check_filled(samples, ("train", "val"))
     _check_trainable(samples, task)
     return tuple(samples)
@@ -138,9 +134,11 @@ def read_splits(path: Path) -> dict[str, SplitRow]:
         lines = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
         if lines[0] != HEADER:
             raise ValueError
-        rows = {
-            sample_id: SplitRow(_part(split), _parse_target(target)) for sample_id, split, target in lines[1:]
-        }
+        rows: dict[str, SplitRow] = {}
+        for sample_id, split, target in lines[1:]:
+            if split not in get_args(Split):
+                raise ValueError(split)
+            rows[sample_id] = SplitRow(split, _parse_target(target))  # type: ignore[arg-type]
     except OSError as error:
         reason = error.strerror or str(error)
         raise SplitError("file-unreadable", reason, where=path, fix="name a run that has it") from error
@@ -164,12 +162,6 @@ def _parse_target(text: str) -> Target | None:
     return int(text) if text else None
 
 
-def _part(text: str) -> Split:
-    if text not in get_args(Split):
-        raise ValueError(text)
-    return text  # type: ignore[return-value]
-
-
 def _draw_val(samples: Sequence[Sample], task: Task, config: SplitConfig) -> tuple[Sample, ...]:
     """Move patients from train to val; test stays as it is."""
     _check_filled(samples, ("train",))
@@ -189,19 +181,22 @@ def _check_filled(samples: Sequence[Sample], parts: Sequence[Split]) -> None:
 
 
 def _check_trainable(samples: Sequence[Sample], task: Task) -> None:
-    """Refuse a split that was brought along whose train part lacks a class."""
+    """Refuse a given split whose train part lacks a class."""
     train = group_patients([sample for sample in samples if sample.split == "train"], task)
     for name, count in zip(train.strata, (train.counts > 0).sum(axis=0), strict=True):
         if count == 0:
             reason = f"train has no sample of {name}"
-            raise SplitError("class-too-small", reason, fix="mend the split column, or remove it")
+            raise SplitError("class-too-small", reason, fix="correct the split column, or remove it")
 
 
 def _deal(samples: Sequence[Sample], task: Task, config: SplitConfig) -> tuple[Sample, ...]:
     """Deal patients into parts, so that train and val have each class."""
     patients = group_patients(samples, task)
     parts = _deal_folds(patients, config) if config.folds else _deal_shares(patients, config)
-    return _with_parts(samples, patients, parts)
+    part_of = {
+        index: part for indices, part in zip(patients.samples, parts, strict=True) for index in indices
+    }
+    return tuple(replace(sample, split=part_of[index]) for index, sample in enumerate(samples))
 
 
 def _deal_shares(patients: Patients, config: SplitConfig) -> list[Split]:
@@ -240,11 +235,12 @@ def _deal_whole(
     purpose: str,
     *counters: int,
 ) -> NDArray[np.int64]:
-    """Return the part of each patient, so that the first `whole` parts have every class."""
+    """Return the part of each patient: every part has one, and the first `whole` parts have every class."""
     for attempt in range(ATTEMPTS):
         order = make_generator(seed, purpose, *counters, attempt).permutation(len(counts))
         dealt = deal_patients(counts, np.array(portions), order)
-        if _is_usable(counts, dealt, len(portions), whole):
+        filled = [counts[dealt == part] for part in range(len(portions))]
+        if all(map(len, filled)) and all((part.sum(axis=0) > 0).all() for part in filled[:whole]):
             return dealt
     reason = "no way was found to have each class in train and val, and every part filled"
     raise SplitError("class-too-small", reason, fix="add patients of the rare classes, or leave those out")
@@ -256,20 +252,15 @@ def group_patients(samples: Sequence[Sample], task: Task) -> Patients:
     members: dict[str, list[int]] = defaultdict(list)
     for index in order:
         members[samples[index].patient_id].append(index)
-    strata = _strata(task)
+    strata = tuple(f"class {name!r}" for name in task.classes)
+    if task.kind == "multilabel":
+        strata += tuple(f"absence of {name!r}" for name in task.classes)
     memberships = np.array([_membership(sample, task) for sample in samples]).reshape(-1, len(strata))
     counts = [memberships[indices].sum(axis=0) for indices in members.values()]
     return Patients(
         np.array(counts, dtype=np.float64).reshape(-1, len(strata)),
         strata,
         tuple(map(tuple, members.values())),
-    )
-
-
-def _strata(task: Task) -> tuple[str, ...]:
-    names = tuple(f"class {name!r}" for name in task.classes)
-    return (
-        (*names, *(f"absence of {name!r}" for name in task.classes)) if task.kind == "multilabel" else names
     )
 
 
@@ -324,19 +315,6 @@ def _costs(
     return (counts * (2 * (filled - wanted) + counts) / wanted).sum(axis=-1)
 
 
-def _is_usable(counts: NDArray[np.float64], dealt: NDArray[np.int64], parts: int, whole: int) -> bool:
-    """Return whether every part has a patient, and the first `whole` parts have every class."""
-    filled = [counts[dealt == part] for part in range(parts)]
-    return all(map(len, filled)) and all((part.sum(axis=0) > 0).all() for part in filled[:whole])
-
-
-def _with_parts(samples: Sequence[Sample], patients: Patients, parts: Sequence[Split]) -> tuple[Sample, ...]:
-    part_of = {
-        index: part for indices, part in zip(patients.samples, parts, strict=True) for index in indices
-    }
-    return tuple(replace(sample, split=part_of[index]) for index, sample in enumerate(samples))
-
-
 def draw_labels(samples: Sequence[Sample], task: Task, budget: int | None, seed: int) -> tuple[Sample, ...]:
     """Return the samples without the training ones that a budget leaves out; val and test stay as they are.
 
@@ -349,7 +327,9 @@ def draw_labels(samples: Sequence[Sample], task: Task, budget: int | None, seed:
     if budget > len(training):
         raise _wrong(f"training has {len(training)} labels, fewer than the {budget} asked for")
     patients = group_patients(training, task)
-    drawn = _draw(patients, budget, seed)
+    order = list(_order(patients, seed))
+    sizes = np.cumsum([len(patients.samples[patient]) for patient in order])
+    drawn = order[: int(np.searchsorted(sizes, budget, side="right"))]
     positives = patients.counts[:, : len(task.classes)]
     lacking = np.flatnonzero((positives.sum(axis=0) > 0) & (positives[drawn].sum(axis=0) == 0))
     if len(lacking):
@@ -360,16 +340,10 @@ def draw_labels(samples: Sequence[Sample], task: Task, budget: int | None, seed:
     return tuple(sample for sample in samples if sample.split != "train" or sample.sample_id in kept)
 
 
-def _draw(patients: Patients, budget: int, seed: int) -> list[int]:
-    """Return the longest beginning of the order that holds at most `budget` samples."""
-    order = list(_order(patients, seed))
-    sizes = [len(patients.samples[patient]) for patient in order]
-    return order[: int(np.searchsorted(np.cumsum(sizes), budget, side="right"))]
-
-
 def _order(patients: Patients, seed: int) -> Iterator[int]:
     """Yield patients at random, each time of the class that is furthest behind its share of the samples."""
-    class_of = _rarest_classes(patients)
+    present = patients.counts > 0
+    class_of = np.where(present, present.sum(axis=0), np.inf).argmin(axis=1)  # the rarest of a patient's
     shuffled = make_generator(seed, "labels").permutation(len(class_of))
     waiting = {int(name): [int(p) for p in shuffled if class_of[p] == name] for name in np.unique(class_of)}
     sizes = {name: sum(len(patients.samples[p]) for p in members) for name, members in waiting.items()}
@@ -381,12 +355,6 @@ def _order(patients: Patients, seed: int) -> Iterator[int]:
         if not waiting[behind]:
             del waiting[behind]
         yield patient
-
-
-def _rarest_classes(patients: Patients) -> NDArray[np.int64]:
-    """Return which of a patient's strata the fewest patients have, for each patient."""
-    present = patients.counts > 0
-    return np.where(present, present.sum(axis=0), np.inf).argmin(axis=1)
 
 
 def _wrong(reason: str) -> SplitError:

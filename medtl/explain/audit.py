@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from medtl.core.seeds import make_generator
 from medtl.errors import ReadError
-from medtl.evaluation.intervals import Interval, interval_json
+from medtl.evaluation.intervals import Interval, index_patients, interval_json, unbounded
 from medtl.explain import METHODS, check_method
 from medtl.explain.checks import (
     STABLE,
@@ -102,13 +102,13 @@ class Check:
 
     @property
     def verdict(self) -> Literal["passed", "failed", "undecided"]:
-        """`undecided` where one patient, or no map, gives no interval."""
+        """`undecided` if there is no interval, as for one patient."""
         return "undecided" if math.isnan(self.value.low) else "passed" if self.passed else "failed"
 
 
 @dataclass(frozen=True)
 class MethodAudit:
-    """The checks of one method. cases: images; empty: those of whose maps nothing was above zero."""
+    """The checks of one method. cases: how many images; empty: how many of their maps are all zero."""
 
     method: str
     checks: tuple[Check, ...]
@@ -169,7 +169,7 @@ def to_json(rows: Sequence[MethodAudit]) -> list[dict[str, Any]]:
             "empty": row.empty,
             "checks": {
                 check.name: {
-                    **{name: interval_json(check.value)[name] for name in ("value", "low", "high")},
+                    **interval_json(check.value),
                     "bound": check.bound if math.isfinite(check.bound) else None,
                     "images": check.cases,
                     "verdict": check.verdict,
@@ -188,13 +188,12 @@ def bootstrap(
     statistic: Callable[[NDArray[np.float64]], Any] = np.mean,
 ) -> Interval:
     """Return a statistic with its percentile interval over resampled patients; no bounds for one patient."""
-    numbers = np.asarray(values, dtype=float)
+    numbers, groups = np.asarray(values, dtype=float), index_patients(patients)
     if not len(numbers):
-        return Interval(math.nan, math.nan, math.nan)
-    _, groups = np.unique(np.asarray(patients), return_inverse=True)
+        return unbounded(math.nan)
     rows = [np.flatnonzero(groups == group) for group in range(groups.max() + 1)]
     if len(rows) < 2:
-        return Interval(float(statistic(numbers)), math.nan, math.nan)
+        return unbounded(float(statistic(numbers)))
     drawn = make_generator(seed, "audit").integers(len(rows), size=(RESAMPLES, len(rows)))
     resampled = [statistic(numbers[np.concatenate([rows[patient] for patient in one])]) for one in drawn]
     low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])

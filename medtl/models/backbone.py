@@ -1,43 +1,19 @@
 """The backbone contract: an ordered chain of layer groups from images to a feature map."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from medtl.errors import WeightsError
+from medtl.models.catalogue import SizeRule
 from medtl.models.weights import KnownWeights, LoadedWeights, StateDict, load_known, load_path, load_strictly
 
 Pooling = Literal["mean", "slice-attention"]
-
-
-class BackboneConfig(BaseModel):
-    """Which backbone, and which weights it starts from: a known name, a file, or null for random ones."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str = "efficientnet_lite0"
-    weights: str | None = "imagenet"
-
-
-@dataclass(frozen=True)
-class SizeRule:
-    """Which heights and widths a network takes: at least `smallest` pixels, and a multiple of `multiple`."""
-
-    smallest: int = 1
-    multiple: int = 1
-
-    def problem(self, size: Sequence[int]) -> str | None:
-        """Return what is wrong with an image size (..., H, W), or None where the network takes it."""
-        plane = tuple(size)[-2:]
-        if all(side >= self.smallest and side % self.multiple == 0 for side in plane):
-            return None
-        steps = f" in steps of {self.multiple}" if self.multiple > 1 else ""
-        return f"takes {self.smallest} pixels a side or more{steps}, not {'x'.join(map(str, plane))}"
+ANY_SIZE = SizeRule()
 
 
 class Standardise(nn.Module):
@@ -72,7 +48,7 @@ class Backbone(nn.Module):
 
     Images (N, in_channels, *spatial) in [0, 1] go through `normalise` and then through the groups, stem
     first; the last one gives the feature map (N, num_features, *grid). The groups partition the parameters.
-    No group alters its input: the feature cache and Grad-CAM keep it. `saliency_group` counts the groups
+    No group alters its input: the feature cache and Grad-CAM need it. `saliency_group` counts the groups
     whose output Grad-CAM weighs, a map (N, C, *grid); it is the whole chain by default.
     """
 
@@ -132,8 +108,8 @@ class Backbone(nn.Module):
 
     def _checked(self, x: Tensor) -> Tensor:
         if x.ndim != self.spatial_dims + 2 or x.shape[1] != self.in_channels:
-            wanted = f"(N, {self.in_channels}, {'D, ' if self.spatial_dims == 3 else ''}H, W)"
-            raise ValueError(f"{self.name} takes {wanted}, not {tuple(x.shape)}")
+            expected = f"(N, {self.in_channels}, {'D, ' if self.spatial_dims == 3 else ''}H, W)"
+            raise ValueError(f"{self.name} takes {expected}, not {tuple(x.shape)}")
         problem = self.sizes.problem(x.shape[2:])
         if problem:
             raise ValueError(f"{self.name} {problem}")
@@ -153,7 +129,7 @@ class BackboneEntry:
     input_size: tuple[int, ...]
     known_weights: tuple[KnownWeights, ...]
     build: Callable[[int, "WeightsRequest"], Backbone]
-    sizes: SizeRule = SizeRule()
+    sizes: SizeRule = ANY_SIZE
 
     def __call__(self, weights: str | Path | None = None, in_channels: int = 1) -> Backbone:
         """Build the backbone from known weights by name, from a file, or untrained (None).
@@ -167,14 +143,14 @@ class BackboneEntry:
 
 @dataclass(frozen=True)
 class WeightsRequest:
-    """Weights that were asked for and not yet read: a known name, a path, or None."""
+    """Weights that were requested and not yet read: a known name, a path, or None."""
 
     backbone: str
     weights: str | Path | None
     known: tuple[KnownWeights, ...]
 
     def read(self) -> tuple[StateDict, LoadedWeights] | None:
-        """Return the state dict and its provenance, or None where an untrained network was asked for."""
+        """Return the state dict and its provenance, or None for an untrained network."""
         if self.weights is None:
             return None
         known = {weights.name: weights for weights in self.known}
@@ -186,7 +162,7 @@ class WeightsRequest:
         raise WeightsError("weights-unknown", f"no weights {self.weights!r}", where=self.backbone, fix=names)
 
     def load_into(self, module: nn.Module, adapt: Callable[[StateDict], StateDict]) -> LoadedWeights | None:
-        """Load what was asked for into `module` after `adapt` has renamed and reshaped it."""
+        """Load the weights into `module` after `adapt` has renamed and reshaped it."""
         read = self.read()
         if read is None:
             return None
@@ -203,7 +179,7 @@ class WeightsRequest:
 
 
 def _per_channel(values: tuple[float, ...], in_channels: int) -> tuple[float, ...]:
-    """Keep published statistics for as many channels; otherwise use their mean for each channel."""
+    """Return published statistics for as many channels; otherwise their mean for each channel."""
     if len(values) == in_channels:
         return values
     return (sum(values) / len(values),) * in_channels

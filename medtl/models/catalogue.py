@@ -1,15 +1,24 @@
-"""Describe the backbones as plain data and as a page: size, groups, input, speed, and their weights."""
+"""TABLE -> LISTING: what is known of every backbone, read from catalogue.json without torch.
+
+`python -m medtl.models.catalogue` writes the table from the code; a test compares the two.
+"""
 
 import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
+from pydantic import BaseModel, ConfigDict
 
-from medtl.models.backbone import Backbone, BackboneEntry, Standardise
-from medtl.models.backbones import BACKBONES
-from medtl.models.published import imagenet_top1
-from medtl.models.weights import KnownWeights, locate
+from medtl.core.files import write_json
+from medtl.models.weight_files import KnownWeights, locate
+
+if TYPE_CHECKING:
+    from medtl.models.backbone import BackboneEntry
+
+CATALOGUE = Path(__file__).parent / "backbones" / "catalogue.json"
 
 # What benchmarks/backbones.py measured: {"machine", "backbones": {name: {"input", "forward", "train"}}}.
 SPEEDS = Path(__file__).parent / "backbones" / "speeds.json"
@@ -20,7 +29,7 @@ INTRODUCTION = """# Backbones
 Written by `medtl backbones --markdown` from what `medtl backbones --json` says; do not edit it by hand.
 
 Every line is a name for `backbone.name` in a recipe. A backbone is a chain of layer groups, stem first, that
-freezing and thawing count; Grad-CAM weighs the map that comes out of the group named here. Images go in as
+freezing and unfreezing count; Grad-CAM weighs the map that comes out of the group named here. Images go in as
 [0, 1] and are standardised by the backbone itself. One input channel gives what three equal channels gave.
 Nothing is downloaded by itself: put a file at the name given here into the weights folder, or give its path.
 Top-1 is on ImageNet-1k, where the publisher's package states it.
@@ -31,10 +40,99 @@ Images a second, forward and in training of everything, are medians measured in 
 """
 
 
+class BackboneConfig(BaseModel):
+    """Which backbone, and which weights it starts from: a known name, a file, or null for random ones."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = "efficientnet_lite0"
+    weights: str | None = "imagenet"
+
+
+@dataclass(frozen=True)
+class SizeRule:
+    """Which heights and widths a network takes: at least `smallest` pixels, and a multiple of `multiple`."""
+
+    smallest: int = 1
+    multiple: int = 1
+
+    def problem(self, size: Sequence[int]) -> str | None:
+        """Return what is wrong with an image size (..., H, W), or None where the network takes it."""
+        plane = tuple(size)[-2:]
+        if all(side >= self.smallest and side % self.multiple == 0 for side in plane):
+            return None
+        steps = f" in steps of {self.multiple}" if self.multiple > 1 else ""
+        return f"takes {self.smallest} pixels a side or more{steps}, not {'x'.join(map(str, plane))}"
+
+
+class KnownBackbone(Protocol):
+    """What is known of a backbone before it is built."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def spatial_dims(self) -> int: ...
+    @property
+    def input_size(self) -> tuple[int, ...]: ...
+    @property
+    def sizes(self) -> SizeRule: ...
+
+
+@dataclass(frozen=True)
+class Row:
+    """A KnownBackbone of the table."""
+
+    name: str
+    spatial_dims: int
+    input_size: tuple[int, ...]
+    sizes: SizeRule
+
+
+def known_backbones() -> Mapping[str, KnownBackbone]:
+    """Return every backbone by its name: the registry where it is loaded, otherwise the table."""
+    registry = sys.modules.get("medtl.models.backbones")
+    if registry is not None:
+        entries: Mapping[str, KnownBackbone] = registry.BACKBONES
+        return entries
+    return {
+        row["name"]: Row(
+            row["name"],
+            row["spatial_dims"],
+            tuple(row["input_size"]),
+            SizeRule(row["smallest_side"], row["side_multiple"]),
+        )
+        for row in read_table()
+    }
+
+
+def read_table() -> list[dict[str, Any]]:
+    """Return the rows of catalogue.json."""
+    rows: list[dict[str, Any]] = json.loads(CATALOGUE.read_text(encoding="utf-8"))
+    return rows
+
+
 def describe_backbones() -> list[dict[str, Any]]:
-    """Return what there is to know of each backbone, under the names of the command contract."""
+    """Return what there is to know of each backbone, under the names of the command contract.
+
+    A backbone that was registered from Python, and is not in the table, is built on torch's meta device.
+    """
+    rows = read_table()
+    listed = {row["name"] for row in rows}
+    registry = sys.modules.get("medtl.models.backbones")
+    rows += [
+        describe(entry)
+        for name, entry in (registry.BACKBONES if registry else {}).items()
+        if name not in listed
+    ]
     speeds = measured_speeds()["backbones"]
-    return [{**_describe(entry), "images_per_second": speeds.get(entry.name)} for entry in BACKBONES.values()]
+    return [
+        {
+            **row,
+            "weights": [_describe_weights(weights) for weights in row["weights"]],
+            "images_per_second": speeds.get(row["name"]),
+        }
+        for row in rows
+    ]
 
 
 def measured_speeds() -> dict[str, Any]:
@@ -43,9 +141,30 @@ def measured_speeds() -> dict[str, Any]:
     return speeds
 
 
-def _describe(entry: BackboneEntry) -> dict[str, Any]:
+def _describe_weights(row: Mapping[str, Any]) -> dict[str, Any]:
+    known = KnownWeights(**{key: value for key, value in row.items() if key != "top1"})
+    return {
+        "name": known.name,
+        "file": known.file,
+        "sha256": known.sha256,
+        "licence": known.licence,
+        "source": known.source,
+        "top1": row["top1"],
+        "present": locate(known) is not None,
+    }
+
+
+def describe(entry: "BackboneEntry") -> dict[str, Any]:
+    """Return an entry's row of the table; its network is built on torch's meta device."""
+    import torch
+
+    from medtl.models.backbone import Standardise
+    from medtl.models.published import imagenet_top1
+
     with torch.device("meta"):  # shapes without memory
         backbone = entry(weights=None)
+    normalise = backbone.normalise  # None where each image is standardised by its own statistics
+    mean, std = normalise.published if isinstance(normalise, Standardise) else (None, None)
     return {
         "name": entry.name,
         "family": entry.family,
@@ -57,29 +176,9 @@ def _describe(entry: BackboneEntry) -> dict[str, Any]:
         "input_size": list(entry.input_size),
         "smallest_side": entry.sizes.smallest,
         "side_multiple": entry.sizes.multiple,
-        **_statistics(backbone),
-        "weights": [_describe_weights(known) for known in entry.known_weights],
-    }
-
-
-def _statistics(backbone: Backbone) -> dict[str, Any]:
-    """Return mean and std as published, or null for both where images are standardised one by one."""
-    normalise = backbone.normalise
-    if not isinstance(normalise, Standardise):
-        return {"mean": None, "std": None}
-    mean, std = normalise.published
-    return {"mean": list(mean), "std": list(std)}
-
-
-def _describe_weights(known: KnownWeights) -> dict[str, Any]:
-    return {
-        "name": known.name,
-        "file": known.file,
-        "sha256": known.sha256,
-        "licence": known.licence,
-        "source": known.source,
-        "top1": imagenet_top1(known),
-        "present": locate(known) is not None,
+        "mean": mean and list(mean),
+        "std": std and list(std),
+        "weights": [{**asdict(known), "top1": imagenet_top1(known)} for known in entry.known_weights],
     }
 
 
@@ -115,6 +214,8 @@ def _family_section(family: str, rows: list[dict[str, Any]]) -> str:
 
 def _backbone_cells(row: dict[str, Any]) -> tuple[str, ...]:
     step = f", steps of {row['side_multiple']}" if row["side_multiple"] > 1 else ""
+    groups, speed = row["layer_groups"], row["images_per_second"]
+    shown = groups if len(groups) <= 9 else [*groups[:2], "...", *groups[-2:]]
     return (
         f"`{row['name']}`",
         f"{row['parameters'] / 1e6:.1f} M",
@@ -123,9 +224,9 @@ def _backbone_cells(row: dict[str, Any]) -> tuple[str, ...]:
         f"{row['smallest_side']} or more{step}",
         _numbers(row["mean"]),
         _numbers(row["std"]),
-        _speed(row["images_per_second"]),
+        f"{speed['forward']:.2g} / {speed['train']:.2g}" if speed else "",
         row["saliency_group"],
-        _shortened(row["layer_groups"]),
+        f"{len(groups)}: {', '.join(shown)}",
     )
 
 
@@ -140,16 +241,12 @@ def _numbers(values: list[float] | None) -> str:
     return ", ".join(f"{value:g}" for value in values[: 1 if len(set(values)) == 1 else None])
 
 
-def _speed(measured: dict[str, Any] | None) -> str:
-    return f"{measured['forward']:.2g} / {measured['train']:.2g}" if measured else ""
-
-
-def _shortened(groups: list[str]) -> str:
-    """Name the groups, or the first and last two of more than nine."""
-    shown = groups if len(groups) <= 9 else [*groups[:2], "...", *groups[-2:]]
-    return f"{len(groups)}: {', '.join(shown)}"
-
-
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    from medtl.models.backbones import BACKBONES
+
+    write_json(CATALOGUE, [describe(entry) for entry in BACKBONES.values()])

@@ -1,4 +1,4 @@
-"""A Classifier: a backbone, a parameter-free pooling, and a head for one task."""
+"""BACKBONE + TASK -> CLASSIFIER: the backbone, a parameter-free pooling, and a head."""
 
 import math
 from typing import Self
@@ -16,7 +16,7 @@ class Classifier(nn.Module):
     The network is a chain of steps: the backbone's layer groups 0 to K - 1, pooling at K, the head after it.
     forward(x, start) enters the chain at a step, with the activations that come out of the step before, so
     that a frozen prefix need not be computed twice. The first `frozen` groups are inert: evaluation mode, no
-    gradient, no buffer moves, whatever train() is called with.
+    gradient, no buffer moves, in train() too.
     """
 
     def __init__(self, backbone: Backbone, task: Task, dropout: float = 0.2) -> None:
@@ -58,7 +58,7 @@ class Classifier(nn.Module):
     def freeze(self, groups: int, *, batch_norm_follows_data: bool) -> None:
         """Make the first `groups` layer groups inert and the rest trainable.
 
-        Where batch_norm_follows_data is False, thawed batch norm keeps its pretrained statistics.
+        Where batch_norm_follows_data is False, unfrozen batch norm keeps its pretrained statistics.
         """
         self.frozen = groups
         self.batch_norm_follows_data = batch_norm_follows_data
@@ -76,26 +76,29 @@ class Classifier(nn.Module):
             if group.training != trains:
                 group.train(trains)
             if trains and not self.batch_norm_follows_data:
-                _hold_statistics(group)
+                for module in group.modules():
+                    # Batch norm, and instance norm where it tracks statistics.
+                    if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
+                        module.eval()
         return self
 
 
 class Placement:
     """Puts batches where a classifier is: on its device, maps (N, C, *spatial) in the layout of its weights.
 
-    What it looks up is looked up once, since that takes as long as a step on pooled features.
+    Made once for many batches: a look at all parameters takes as long as a step on pooled features.
     """
 
     def __init__(self, classifier: Classifier) -> None:
         self.device = next(classifier.parameters()).device
         volumetric = any(parameter.ndim == 5 for parameter in classifier.parameters())
         self._axes = 5 if volumetric else 4
-        self._layout = torch.channels_last_3d if volumetric else torch.channels_last
+        self.layout = torch.channels_last_3d if volumetric else torch.channels_last
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return x on the device, in the layout of the weights."""
         x = x.to(self.device, non_blocking=True)
-        return x.to(memory_format=self._layout) if x.ndim == self._axes else x
+        return x.to(memory_format=self.layout) if x.ndim == self._axes else x
 
 
 class LinearHead(nn.Module):
@@ -114,7 +117,7 @@ class SliceAttentionHead(nn.Module):
     """Attention over slices that knows their place, then a linear layer: (N, F, D) -> (N, classes).
 
     Gated by a small network on each slice's features and its relative position (after Gupta 2021 and
-    arXiv 2303.01491). The mean over slices is kept beside the attended one, so that extent counts as well.
+    arXiv 2303.01491). The mean over slices stays beside the attended one, so that extent counts as well.
     """
 
     def __init__(self, num_features: int, num_classes: int, dropout: float, width: int = 64) -> None:
@@ -149,25 +152,11 @@ def make_head(backbone: Backbone, num_classes: int, dropout: float) -> nn.Module
     return kind(backbone.num_features, num_classes, dropout)
 
 
-def _hold_statistics(group: nn.Module) -> None:
-    for module in group.modules():
-        # Batch norm, and instance norm where it tracks statistics.
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
-            module.eval()
-
-
 def lay_out(classifier: Classifier) -> Classifier:
-    """Lay the weights out channels last: convolutions on processors and tensor cores are faster so."""
-    return classifier.to(memory_format=_layout(classifier))
+    """Lay the weights out channels last: convolutions on CPUs and tensor cores are faster so."""
+    return classifier.to(memory_format=Placement(classifier).layout)
 
 
 def place_images(x: Tensor, classifier: Classifier) -> Tensor:
-    """Move a batch to the classifier's device, in its layout where it is a map (N, C, *spatial)."""
-    x = x.to(next(classifier.parameters()).device, non_blocking=True)
-    layout = _layout(classifier)
-    return x.to(memory_format=layout) if x.ndim == (4 if layout is torch.channels_last else 5) else x
-
-
-def _layout(classifier: Classifier) -> torch.memory_format:
-    volumetric = any(parameter.ndim == 5 for parameter in classifier.parameters())
-    return torch.channels_last_3d if volumetric else torch.channels_last
+    """Return a batch on the classifier's device, in its layout; Placement does it for many batches."""
+    return Placement(classifier)(x)

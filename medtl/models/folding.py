@@ -2,7 +2,7 @@
 
 Batch norm that no longer learns is a scale and a shift of each channel, which the convolution before it can
 do as well. Nothing is asked of how a network is written: which convolution feeds which batch norm is seen by
-running it, and the copy is kept only where it computes the same.
+running it, and the copy is used only where it computes the same.
 """
 
 import copy
@@ -22,7 +22,7 @@ Network = TypeVar("Network", bound=nn.Module)
 Pair = tuple[str, str]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-# Of the largest value: what reordering sums in float32 comes to, over a hundred layers.
+# Of the largest value: the effect of reordering sums in float32, over a hundred layers.
 TOLERANCE = 1e-5
 
 

@@ -9,7 +9,6 @@ every later layer strides alike in all three axes. Where a kernel reaches over t
 slice is repeated.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -40,9 +39,19 @@ class DepthPadded(nn.Module):
         self.reach, self.stride, self.same_plane = reach, stride, same_plane
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.same_plane is not None:
-            x = _zero_pad_plane(x, *self.same_plane)
-        return self.layer(_repeat_end_slices(x, self.reach, self.stride))
+        if self.same_plane is not None:  # half of what is missing before, the rest after
+            rows, columns = (
+                _missing(extent, _reach(k, d), s)
+                for extent, k, s, d in zip(x.shape[-2:], *self.same_plane, strict=True)
+            )
+            x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+        # Kernels centre on slices 0, stride, 2 * stride...
+        before = (self.reach - 1) // 2
+        after = max(_missing(x.shape[2], self.reach, self.stride) - before, 0)
+        if before or after:
+            # Concatenated, whose gradient is deterministic on CUDA; that of F.pad(mode="replicate") is not.
+            x = torch.cat([*[x[:, :, :1]] * before, x, *[x[:, :, -1:]] * after], dim=2)
+        return self.layer(x)
 
 
 def build_inflated(
@@ -71,7 +80,14 @@ def inflate(module: nn.Module, inflation: Inflation, *, keep_depth: bool) -> nn.
     if isinstance(module, nn.Conv2d):
         return _inflate_convolution(module, inflation, keep_depth)
     if isinstance(module, nn.BatchNorm2d):
-        return _inflate_batch_norm(module)
+        solid = nn.BatchNorm3d(
+            module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
+        )
+        solid._parameters.update(module._parameters)
+        solid._buffers.update(module._buffers)
+        # timm keeps the activation that follows inside its norm
+        inside = [getattr(module, name) for name in ("drop", "act") if hasattr(module, name)]
+        return nn.Sequential(solid, *inside) if inside else solid
     if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
         return _inflate_pool(module, keep_depth)
     children = list(module.named_children())
@@ -83,45 +99,30 @@ def inflate(module: nn.Module, inflation: Inflation, *, keep_depth: bool) -> nn.
 
 
 def _inflate_convolution(planar: nn.Conv2d, inflation: Inflation, keep_depth: bool) -> nn.Module:
+    if planar.padding_mode != "zeros" or isinstance(planar.padding, str):
+        raise TypeError(f"no inflation of padding {planar.padding!r}, {planar.padding_mode} is known")
     depth = planar.kernel_size[0]
     stride = 1 if keep_depth else planar.stride[0]
+    by_size = type(planar).__name__ == "Conv2dSame"  # timm pads it by the size of its input
     solid = nn.Conv3d(
         planar.in_channels,
         planar.out_channels,
         (depth, *_pair(planar.kernel_size)),
         (stride, *_pair(planar.stride)),
-        (0, *_plane_padding(planar)),
+        (0, *((0, 0) if by_size else _pair(planar.padding))),
         (planar.dilation[0], *_pair(planar.dilation)),
         planar.groups,
         bias=planar.bias is not None,
     )
-    solid.weight = nn.Parameter(_inflate_kernel(planar.weight.detach(), depth, inflation))
-    solid.bias = planar.bias
-    same = (planar.kernel_size, planar.stride, planar.dilation) if _pads_as_tensorflow(planar) else None
+    kernel = planar.weight.detach().unsqueeze(2)  # (O, I, 1, h, w)
+    if inflation == "repeat":
+        kernel = kernel.repeat(1, 1, depth, 1, 1) / depth
+    else:
+        kernel = F.pad(kernel, (0, 0, 0, 0, depth // 2, depth - 1 - depth // 2))
+    solid.weight, solid.bias = nn.Parameter(kernel), planar.bias
+    same = (planar.kernel_size, planar.stride, planar.dilation) if by_size else None
     reach = _reach(depth, planar.dilation[0])
     return solid if reach == stride == 1 and same is None else DepthPadded(solid, reach, stride, same)
-
-
-def _inflate_kernel(kernel: Tensor, depth: int, inflation: Inflation) -> Tensor:
-    """Return (O, I, depth, h, w) for a kernel (O, I, h, w)."""
-    if inflation == "repeat":
-        return kernel.unsqueeze(2).repeat(1, 1, depth, 1, 1) / depth
-    inflated = torch.zeros(
-        *kernel.shape[:2], depth, *kernel.shape[2:], dtype=kernel.dtype, device=kernel.device
-    )
-    inflated[:, :, depth // 2] = kernel
-    return inflated
-
-
-def _inflate_batch_norm(planar: nn.BatchNorm2d) -> nn.Module:
-    """Return the same norm over volumes, followed by the activation that timm keeps inside its norm."""
-    solid = nn.BatchNorm3d(
-        planar.num_features, planar.eps, planar.momentum, planar.affine, planar.track_running_stats
-    )
-    solid._parameters.update(planar._parameters)
-    solid._buffers.update(planar._buffers)
-    inside = [getattr(planar, name) for name in ("drop", "act") if hasattr(planar, name)]
-    return nn.Sequential(solid, *inside) if inside else solid
 
 
 def _inflate_pool(planar: nn.MaxPool2d | nn.AvgPool2d, keep_depth: bool) -> nn.Module:
@@ -140,17 +141,6 @@ def _inflate_pool(planar: nn.MaxPool2d | nn.AvgPool2d, keep_depth: bool) -> nn.M
     return DepthPadded(pool, depth, stride)
 
 
-def _plane_padding(planar: nn.Conv2d) -> tuple[int, int]:
-    if planar.padding_mode != "zeros" or isinstance(planar.padding, str):
-        raise TypeError(f"no inflation of padding {planar.padding!r}, {planar.padding_mode} is known")
-    return (0, 0) if _pads_as_tensorflow(planar) else _pair(planar.padding)
-
-
-def _pads_as_tensorflow(planar: nn.Conv2d) -> bool:
-    """Say whether timm pads this convolution by the size of its input."""
-    return type(planar).__name__ == "Conv2dSame"
-
-
 def _reach(kernel: int, dilation: int) -> int:
     """Return over how many places a kernel reaches."""
     return (kernel - 1) * dilation + 1
@@ -161,28 +151,6 @@ def _missing(extent: int, reach: int, stride: int) -> int:
     return max((-(-extent // stride) - 1) * stride + reach - extent, 0)
 
 
-def _zero_pad_plane(
-    x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
-) -> Tensor:
-    """Pad the plane as TensorFlow does: half of what is missing before, the rest after."""
-    rows, columns = (
-        _missing(extent, _reach(k, d), s)
-        for extent, k, s, d in zip(x.shape[-2:], kernel, stride, dilation, strict=True)
-    )
-    return F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
-
-
-def _repeat_end_slices(x: Tensor, reach: int, stride: int) -> Tensor:
-    """Repeat the end slices of (N, C, D, H, W), so that kernels centre on slices 0, stride, 2 * stride..."""
-    before = (reach - 1) // 2
-    after = max(_missing(x.shape[2], reach, stride) - before, 0)
-    if before == after == 0:
-        return x
-    # Concatenated, whose gradient is deterministic on CUDA; that of F.pad(mode="replicate") is not.
-    first, last = x[:, :, :1], x[:, :, -1:]
-    return torch.cat([*[first] * before, x, *[last] * after], dim=2)
-
-
 def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
@@ -190,12 +158,11 @@ def _pair(value: Any) -> tuple[int, int]:
 def inflated(planar: BackboneEntry, inflation: Inflation = "repeat") -> BackboneEntry:
     """Return the entry of the inflated backbone; it takes the 2D backbone's weights."""
     prefix = "inflated" if inflation == "repeat" else f"inflated_{inflation}"
-    build: Callable[[int, WeightsRequest], Backbone] = partial(build_inflated, planar, inflation)
     return replace(
         planar,
         name=f"{prefix}_{planar.name}",
         family=f"{planar.family}, inflated",
         spatial_dims=3,
         input_size=(24, *planar.input_size),
-        build=build,
+        build=partial(build_inflated, planar, inflation),
     )

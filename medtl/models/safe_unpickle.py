@@ -118,7 +118,7 @@ def main() -> None:
         tensors = read_module_tensors(source)
     except NotAModuleError as error:
         sys.exit(str(error))
-    except Exception as error:  # whatever a damaged or hostile file provokes; its own words are not repeated
+    except Exception as error:  # anything that a damaged or hostile file provokes; its text is not repeated
         sys.exit(f"reading it ends in {type(error).__name__}")
     save_file({name: value.detach().clone().contiguous() for name, value in tensors.items()}, target)
 

@@ -17,24 +17,6 @@ SCHEDULES = {
     "gradual": "gradual unfreezing",
     "full": "full fine-tuning",
 }
-METHODS = (
-    ("AUROC of a run", "DeLong intervals, clustered by patient if patients have several studies."),
-    (
-        "Difference in AUROC",
-        "Paired DeLong test: both runs scored the same patients, so the difference is more precise than "
-        "either AUROC.",
-    ),
-    ("Other differences", "Percentiles of the differences in the same bootstrap samples of patients."),
-    (
-        "p-values",
-        "Two-sided, with Holm's adjustment for the number of runs, separately for each metric. Choosing the "
-        "best of several metrics is not adjusted for.",
-    ),
-    (
-        "Not included",
-        "Variation between training runs: compare runs with different seeds to see it.",
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -73,7 +55,6 @@ def write_comparison_page(out: Path, comparison: Mapping[str, Any]) -> Path:
         sentence=worth_sentence(comparison),
         tables=tables,
         points=points,
-        methods=METHODS,
     )
     return write_page(out / "comparison.html", page)
 

@@ -13,30 +13,6 @@ from medtl.report.site import key_metrics, write_model_page
 
 SHADES = 10
 GROUP_METRICS = ("auroc", "sensitivity", "specificity", "ppv", "npv", "ece")
-# How the intervals of a table are computed.
-METHODS = (
-    ("AUROC", "DeLong, symmetric in the logit; clustered by patient (Obuchowski 1997)."),
-    (
-        "AUROC of exactly 1",
-        "All pairs were ranked correctly, so the spread cannot be estimated. The lower bound is the exact "
-        "binomial one (Clopper and Pearson 1934) for pairs in which each patient appears once: a worse model "
-        "would rank all of them correctly in fewer than 1 of 40 such data sets.",
-    ),
-    (
-        "Sensitivity, specificity, PPV, NPV, accuracy",
-        "Wilson, with the number of samples divided by the design effect if patients have several studies.",
-    ),
-    (
-        "Calibration error",
-        "Noise alone makes it positive. The bootstrap interval is corrected for noise, so the value lies "
-        "near its upper end; a lower bound of 0 means that calibration may be perfect.",
-    ),
-    ("Calibration slope and intercept", "Logistic recalibration with standard errors by patient."),
-    (
-        "All others, and averages over classes",
-        "Percentiles over resampled patients; undefined if all predictions agree.",
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -81,7 +57,6 @@ def evaluation_parts(evaluation: Mapping[str, Any], card: ModelCard) -> dict[str
         "confusion": confusion_cells(evaluation.get("confusion") or ()),
         "counts": evaluation.get("counts") or {},
         "about": _about(evaluation, classes),
-        "methods": METHODS,
         "calibration": calibration_words(metrics, evaluation.get("calibration") or ""),
         "decision": decision_chart(evaluation.get("decision") or {}),
         "several": len(evaluation.get("decision") or {}) > 1,

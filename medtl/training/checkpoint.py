@@ -1,7 +1,7 @@
 """Checkpoints: tensors in safetensors, everything else in JSON; a checkpoint is whole or absent.
 
 A checkpoint folder holds tensor files named by their content and one checkpoint.json that names them. The
-JSON is replaced atomically and last, so that whatever happens it names files that are whole.
+JSON is replaced atomically and last, so that it always names files that are whole.
 """
 
 import hashlib
@@ -127,7 +127,7 @@ class Checkpoint:
 
     @property
     def task(self) -> Task:
-        """What the classifier tells apart."""
+        """The classes that the classifier distinguishes."""
         return self.classifier.task
 
     @property
@@ -141,7 +141,7 @@ class Checkpoint:
         return self.header.tensors["model"].sha256
 
     def for_any_modality(self) -> "Checkpoint":
-        """Return the same checkpoint, which takes images of whatever modality and body part."""
+        """Return the same checkpoint, which takes images of any modality and body part."""
         lenient = self.preprocessing.model_copy(update={"modalities": None, "body_parts": None})
         return replace(self, header=self.header.model_copy(update={"preprocessing": lenient}))
 
@@ -168,10 +168,20 @@ def save_checkpoint(
     OutputError.
     """
     make_folder(folder)
-    files = {name: _write_tensors(folder, name, content) for name, content in tensors.items()}
+    files = {}
+    for name, named in tensors.items():
+        content = save(dict(sorted(named.items())))
+        digest = hashlib.sha256(content).hexdigest()
+        path = folder / f"{name}-{digest[:16]}.safetensors"
+        if not path.is_file():
+            with replacing(path) as temporary:
+                temporary.write_bytes(content)
+        files[name] = TensorFile(file=path.name, sha256=digest)
     complete = header.model_copy(update={"tensors": files})
     write_text(folder / HEADER, complete.model_dump_json(indent=2) + "\n")
-    _remove_unnamed(folder, {file.file for file in files.values()})
+    for path in folder.glob("*.safetensors"):
+        if path.name not in {file.file for file in files.values()}:
+            path.unlink(missing_ok=True)
 
 
 def read_header(folder: Path) -> CheckpointHeader:
@@ -236,8 +246,8 @@ def load_checkpoint(run: str | Path, which: Literal["best", "last"] = "best") ->
     except RuntimeError as error:
         reason = f"its tensors are not those of {header.backbone}"
         raise CheckpointError("checkpoint-damaged", reason, where=folder) from error
-    kept = read_tensors(folder, header, TENSORS) if header.ood else {}
-    return Checkpoint(classifier.eval(), header, folder, kept)
+    ood = read_tensors(folder, header, TENSORS) if header.ood else {}
+    return Checkpoint(classifier.eval(), header, folder, ood)
 
 
 def build_classifier(header: CheckpointHeader, folder: Path) -> Classifier:
@@ -274,22 +284,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _write_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> TensorFile:
-    content = save(dict(sorted(tensors.items())))
-    digest = hashlib.sha256(content).hexdigest()
-    path = folder / f"{name}-{digest[:16]}.safetensors"
-    if not path.is_file():
-        with replacing(path) as temporary:
-            temporary.write_bytes(content)
-    return TensorFile(file=path.name, sha256=digest)
-
-
-def _remove_unnamed(folder: Path, named: set[str]) -> None:
-    for path in folder.glob("*.safetensors"):
-        if path.name not in named:
-            path.unlink(missing_ok=True)
-
-
 def load_finished(run: Path, *, any_modality: bool = False) -> Checkpoint:
     """Load a run's best checkpoint with its thresholds. Raises CheckpointError run-unfinished.
 
@@ -297,6 +291,6 @@ def load_finished(run: Path, *, any_modality: bool = False) -> Checkpoint:
     """
     checkpoint = load_checkpoint(run)
     if checkpoint.header.thresholds is None:
-        fix = "go on with medtl train --resume"
+        fix = "resume it with medtl train --resume"
         raise CheckpointError("run-unfinished", "training was not finished", where=run, fix=fix)
     return checkpoint.for_any_modality() if any_modality else checkpoint

@@ -1,4 +1,4 @@
-"""Strategies against class imbalance: how samples are drawn and how their losses are weighed.
+"""Strategies against class imbalance: how samples are drawn and their losses weighted.
 
 IMBALANCE[name](task, targets, **options) -> strategy. One class and one line here for each; its keyword-only
 parameters are its options, their defaults the published ones.
@@ -7,27 +7,25 @@ What a strategy does to probabilities: `none` leaves them frequencies of the tra
 balanced sampler and logit adjustment with tau 1 aim at balanced posteriors instead, the probabilities that
 would hold if all classes were equally common: a rare class is overstated, and the calibration error shows it.
 Focal loss draws them towards the middle. Thresholds chosen on validation data are right for all of them;
-whoever reads probabilities as frequencies calibrates first.
+calibrate first to read probabilities as frequencies.
 """
 
-import inspect
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 from torch import Tensor
 
 from medtl.data.task import Task
+from medtl.training.config import ImbalanceConfig
 
 Floats = NDArray[np.float64]
 
 
-class NoCorrection:
-    """Plain cross-entropy over samples as they come; binary cross-entropy for each class in multilabel.
+class ImbalanceStrategy:
+    """Cross-entropy over samples as they come, binary for each class in multilabel: what strategies change.
 
     class_weights (K,): what a sample's loss counts, by its class; in multilabel what a positive counts where
     a negative counts 1. sampling_weights (N,), summing to 1, are the chances by which the fit draws samples;
@@ -52,33 +50,24 @@ class NoCorrection:
         the weight stays that of the given label. torch's own smoothing weighs each possible label by its
         class weight, so that under strong weights the many teach the rare class by mistake.
         """
-        labels, known = self._labels(targets)
-        losses = self._modulated(self._cross_entropies(self._shifted(logits)))
+        logits = self._shifted(logits)
+        if self.task.kind == "multilabel":  # labels (N, K) are 0 or 1, losses (N, K, 2) those of 0 and of 1
+            labels, known = (targets > 0.5).long(), ~torch.isnan(targets)
+            possible = (torch.zeros_like(logits), torch.ones_like(logits))
+            losses = torch.stack(
+                [F.binary_cross_entropy_with_logits(logits, x, reduction="none") for x in possible], dim=-1
+            )
+            weights = torch.where(labels == 1, self.class_weights.to(labels.device), 1.0)
+        else:
+            labels, known = targets, torch.ones_like(targets, dtype=torch.bool)
+            losses = -F.log_softmax(logits, dim=1)
+            weights = self.class_weights.to(labels.device)[labels]
+        losses = self._modulated(losses)
         given = losses.gather(-1, labels[..., None])[..., 0]
         if smoothing:
             given = (1 - smoothing) * given + smoothing * losses.mean(dim=-1)
-        weights = self._weights(labels).to(logits) * known
+        weights = weights.to(logits) * known
         return (given * weights).sum(), weights.sum()
-
-    def _labels(self, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each sample's class (N,), or each cell's 0 or 1 (N, K), and which of them are known."""
-        if self.task.kind != "multilabel":
-            return targets, torch.ones_like(targets, dtype=torch.bool)
-        return (targets > 0.5).long(), ~torch.isnan(targets)
-
-    def _cross_entropies(self, logits: Tensor) -> Tensor:
-        """Return the loss of every possible label: (N, K), or (N, K, 2) for 0 and 1 in multilabel."""
-        if self.task.kind != "multilabel":
-            return -F.log_softmax(logits, dim=1)
-        possible = (torch.zeros_like(logits), torch.ones_like(logits))
-        losses = [F.binary_cross_entropy_with_logits(logits, x, reduction="none") for x in possible]
-        return torch.stack(losses, dim=-1)
-
-    def _weights(self, labels: Tensor) -> Tensor:
-        by_class = self.class_weights.to(labels.device)
-        if self.task.kind != "multilabel":
-            return by_class[labels]
-        return torch.where(labels == 1, by_class, 1.0)
 
     def _shifted(self, logits: Tensor) -> Tensor:
         return logits
@@ -87,8 +76,8 @@ class NoCorrection:
         return losses
 
 
-class ClassWeighted(NoCorrection):
-    """Losses weighed by the inverse class frequency; in multilabel the positives by negatives/positives.
+class ClassWeighted(ImbalanceStrategy):
+    """Losses weighted by the inverse class frequency; in multilabel the positives by negatives/positives.
 
     The mean is over the weights of a batch, as in torch: in a batch without the rare class the others count
     in full, so that its share of all steps is less than even where batches are small.
@@ -99,10 +88,10 @@ class ClassWeighted(NoCorrection):
         self.class_weights = _relative_weights(task, np.maximum(label_counts(task, targets), 1))
 
 
-class EffectiveNumber(NoCorrection):
-    """Losses weighed by the inverse effective number of samples, (1 - beta^n) / (1 - beta) (Cui 2019).
+class EffectiveNumber(ImbalanceStrategy):
+    """Losses weighted by the inverse effective number of samples, (1 - beta^n) / (1 - beta) (Cui 2019).
 
-    n new samples are worth less the more there are. beta 0 weighs nothing, beta towards 1 as class-weighted;
+    n new samples are worth less the more there are. beta 0 weights nothing, beta towards 1 as class-weighted;
     with hundreds of samples a class, 0.9999 is all but the latter. In multilabel each class is its own
     question, and its positives weigh the effective number of negatives over that of positives.
     """
@@ -112,7 +101,7 @@ class EffectiveNumber(NoCorrection):
         self.class_weights = _effective_weights(task, targets, beta)
 
 
-class BalancedSampler(NoCorrection):
+class BalancedSampler(ImbalanceStrategy):
     """Samples drawn with replacement so that each class comes equally often; the loss is plain.
 
     In multilabel a sample is drawn by the rarest of its classes, samples without any by their own number,
@@ -122,11 +111,16 @@ class BalancedSampler(NoCorrection):
     def __init__(self, task: Task, targets: NDArray) -> None:
         super().__init__(task, targets)
         rarity = 1.0 / np.maximum(class_counts(task, targets), 1)
-        weights = _multilabel_rarity(targets, rarity) if task.kind == "multilabel" else rarity[targets]
+        if task.kind == "multilabel":
+            positive = targets > 0.5
+            bare = ~positive.any(axis=1) & ~np.isnan(targets).all(axis=1)
+            weights = np.maximum((positive * rarity).max(axis=1), bare / max(1, int(bare.sum())))
+        else:
+            weights = rarity[targets]
         self.sampling_weights = weights / weights.sum() if weights.any() else None
 
 
-class Focal(NoCorrection):
+class Focal(ImbalanceStrategy):
     """Focal loss: (1 - p)^gamma times the cross-entropy, p the probability given to the truth (Lin 2017).
 
     A smoothed label is discounted label by label: discounted by its given label alone, it would cost nothing
@@ -144,14 +138,14 @@ class Focal(NoCorrection):
 
 
 class ClassBalancedFocal(Focal):
-    """Focal loss weighed by the inverse effective number of samples (Cui 2019)."""
+    """Focal loss weighted by the inverse effective number of samples (Cui 2019)."""
 
     def __init__(self, task: Task, targets: NDArray, *, beta: float = 0.9999, gamma: float = 2.0) -> None:
         super().__init__(task, targets, gamma=gamma)
         self.class_weights = _effective_weights(task, targets, beta)
 
 
-class LogitAdjustment(NoCorrection):
+class LogitAdjustment(ImbalanceStrategy):
     """Cross-entropy of the logits plus tau times the log of the class priors (Menon 2021).
 
     The prior is in the loss and not in the model, whose logits so become those of balanced classes. In
@@ -168,8 +162,8 @@ class LogitAdjustment(NoCorrection):
         return logits + self.shift.to(logits)
 
 
-IMBALANCE: dict[str, Callable[..., NoCorrection]] = {
-    "none": NoCorrection,
+IMBALANCE: dict[str, Callable[..., ImbalanceStrategy]] = {
+    "none": ImbalanceStrategy,
     "class-weighted": ClassWeighted,
     "effective-number": EffectiveNumber,
     "balanced-sampler": BalancedSampler,
@@ -179,48 +173,7 @@ IMBALANCE: dict[str, Callable[..., NoCorrection]] = {
 }
 
 
-class ImbalanceConfig(BaseModel):
-    """A strategy by its name, and those of its options that shall not be the published ones.
-
-    gamma: how fast focal loss forgets what is already right. beta: how fast the effective number of samples
-    saturates. tau: how much of the log prior is added. A plain name will do where there is no option.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    gamma: float | None = Field(default=None, ge=0, le=100)
-    beta: float | None = Field(default=None, ge=0, lt=1)
-    tau: float | None = Field(default=None, ge=0, le=100)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_is_a_strategy(cls, value: Any) -> Any:
-        return value if isinstance(value, dict | cls) else {"name": value}
-
-    @model_validator(mode="after")
-    def _options_are_its_own(self) -> "ImbalanceConfig":
-        if self.name in IMBALANCE:  # otherwise whoever knows the whole recipe says so
-            alien = self.options.keys() - inspect.signature(IMBALANCE[self.name]).parameters.keys()
-            if alien:
-                raise ValueError(f"{min(alien)} is no option of {self.name}")
-        return self
-
-    @model_serializer
-    def _plain(self) -> str | dict[str, str | float]:
-        return {"name": self.name, **self.options} if self.options else self.name
-
-    @property
-    def options(self) -> dict[str, float]:
-        """The options that are set."""
-        chosen = {"gamma": self.gamma, "beta": self.beta, "tau": self.tau}
-        return {name: value for name, value in chosen.items() if value is not None}
-
-    def __str__(self) -> str:
-        return ", ".join([self.name, *(f"{name} {value:g}" for name, value in self.options.items())])
-
-
-def make_strategy(config: ImbalanceConfig, task: Task, targets: NDArray) -> NoCorrection:
+def make_strategy(config: ImbalanceConfig, task: Task, targets: NDArray) -> ImbalanceStrategy:
     """Return the strategy for training targets (N,), or (N, K) with NaN where not labelled."""
     return IMBALANCE[config.name](task, targets, **config.options)
 
@@ -253,9 +206,3 @@ def _relative_weights(task: Task, numbers: Floats | NDArray[np.int64]) -> Tensor
     else:
         weights = numbers.sum() / (len(numbers) * numbers)
     return torch.tensor(weights, dtype=torch.float32)
-
-
-def _multilabel_rarity(targets: NDArray, rarity: Floats) -> Floats:
-    positive = targets > 0.5
-    bare = ~positive.any(axis=1) & ~np.isnan(targets).all(axis=1)
-    return np.maximum((positive * rarity).max(axis=1), bare / max(1, int(bare.sum())))

@@ -13,7 +13,7 @@ from medtl.core.files import writing
 from medtl.core.staging import try_lock
 from medtl.errors import CheckpointError, TrainingError
 
-# Packages whose versions a run keeps.
+# Packages whose versions a run records.
 VERSIONED = ("torch", "monai", "timm", "pydicom", "nibabel", "numpy")
 
 
@@ -35,7 +35,7 @@ class RunFolder:
 
     @property
     def last(self) -> Path:
-        """The checkpoint that a resumed run goes on from."""
+        """The checkpoint from which a run is resumed."""
         return self.root / "checkpoints" / "last"
 
     @property

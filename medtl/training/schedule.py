@@ -1,13 +1,14 @@
 """RECIPE -> STAGES: which layer groups are trainable when, at which learning rate, until when."""
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from medtl.models.classifier import Classifier
+if TYPE_CHECKING:
+    from medtl.models.classifier import Classifier
 
 # Beyond 1e30 the optimizer's own arithmetic overflows.
 LearningRate = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]
@@ -36,7 +37,7 @@ def current_key(key: str) -> str:
 
 
 def with_current_keys(values: Any) -> Any:
-    """Return a schedule or a stage, as plain values, with today's keys; one that has both keeps both."""
+    """Return a schedule or a stage, as plain values, with today's keys; one with both is left as it is."""
     if not isinstance(values, dict):
         return values
     old = {key: new for key, new in OLD_KEYS.items() if new not in values}
@@ -192,19 +193,19 @@ def _stage(config: ScheduleConfig, name: str, groups: int, epochs: int, steps: i
     return Stage(**options | {"name": name, "groups": groups, "epochs": epochs, "steps": steps})
 
 
-def unfreeze(classifier: Classifier, stage: Stage) -> None:
+def unfreeze(classifier: "Classifier", stage: Stage) -> None:
     """Make exactly the stage's groups and the head trainable; everything before is inert to the bit."""
     frozen = classifier.pool_step - stage.groups
     classifier.freeze(frozen, batch_norm_follows_data=stage.batch_norm == "follow")
 
 
-def entry_step(classifier: Classifier, stage: Stage) -> int:
+def entry_step(classifier: "Classifier", stage: Stage) -> int:
     """Return the first step that the stage trains: the head's, or that of its lowest unfrozen group."""
     return classifier.head_step if stage.groups == 0 else classifier.pool_step - stage.groups
 
 
 def parameter_groups(
-    classifier: Classifier, stage: Stage, before: Stage | None = None
+    classifier: "Classifier", stage: Stage, before: Stage | None = None
 ) -> list[dict[str, Any]]:
     """Return optimizer parameter groups, head first, each with its peak rate and weight decay.
 
@@ -276,8 +277,11 @@ class Pace:
 
 def learning_rate_factor(step: int, total: int, warmup: float) -> float:
     """Return the share of the peak rate at a step: linear warm-up, then a half cosine towards zero."""
+    import torch  # late, since a recipe is read without torch
+
     rising = max(1, round(total * warmup)) if warmup else 0
     if step < rising:
         return (step + 1) / rising
     progress = (step - rising) / max(1, total - rising)
-    return 0.5 * (1 + float(torch.cos(torch.tensor(progress * torch.pi))))
+    # torch's cosine in 32 bits, to whose last bit runs are resumed.
+    return 0.5 * (1 + float(torch.cos(torch.tensor(progress * math.pi))))

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from medtl.core.progress import never
@@ -14,8 +13,9 @@ from medtl.core.seeds import derive_seed, make_generator
 from medtl.models.classifier import Classifier, Placement
 from medtl.training.batches import Batch
 from medtl.training.config import FitConfig
-from medtl.training.distributed import World
-from medtl.training.imbalance import NoCorrection
+from medtl.training.device import Accelerator
+from medtl.training.distributed import ProcessGroup
+from medtl.training.imbalance import ImbalanceStrategy
 from medtl.training.schedule import Pace, Stage, entry_step, parameter_groups
 
 Anchors = Mapping[nn.Parameter, Tensor]
@@ -23,9 +23,9 @@ Counters = tuple[int | str, ...]
 
 
 class Step(NamedTuple):
-    """What a step came to: its loss, not yet waited for; whether a stop was asked for, or it is time to save.
+    """The result of a step: its loss, not yet waited for; whether to stop, and whether it is time to save.
 
-    All processes know the same of it: one that asks is enough.
+    It is the same in all processes: a request of one is enough.
     """
 
     loss: Tensor
@@ -33,112 +33,101 @@ class Step(NamedTuple):
     due: bool
 
 
-@dataclass(frozen=True, eq=False)
-class Mixture:
-    """A mixed batch: x[i] is `share` of sample i and 1 - share of sample partners[i]; so is its loss."""
-
-    x: Tensor
-    partners: Tensor
-    share: float
-
-
 class Stepper:
     """Takes the steps of one stage.
 
     Everything that is random in a step is seeded by its number in the whole run, and by the part of it, so
-    that a step can be repeated; also by the process, where several share it. `start` is where batches enter
-    the classifier's chain: 0 for images. stop, and due, whether it is time to save, are asked once a step.
+    that a step can be repeated; also by the process, where several share it. model: from (batch, step where
+    it enters the classifier's chain) to logits in 32 bits; batches enter at `start`, 0 for images. stop and
+    due, whether it is time to save, are asked once a step.
     """
 
     def __init__(
         self,
-        fabric: Fabric,
-        model: nn.Module,
+        accelerator: Accelerator,
+        model: Callable[[Tensor, int], Tensor],
         classifier: Classifier,
         optimizer: torch.optim.Optimizer,
-        strategy: NoCorrection,
+        strategy: ImbalanceStrategy,
         config: FitConfig,
         pace: Pace,
         *,
         start: int,
         anchors: Anchors,
-        world: World,
+        process_group: ProcessGroup,
         stop: Callable[[], bool] = never,
         due: Callable[[], bool] = never,
     ) -> None:
-        self.fabric, self.model, self.classifier = fabric, model, classifier
-        self.optimizer: Any = fabric.setup_optimizers(optimizer)
-        self.strategy, self.config, self.pace = strategy, config, pace
-        self.start = start
-        self.world, self.stop, self.due = world, stop, due
+        self.accelerator, self.model, self.classifier = accelerator, model, classifier
+        self.optimizer, self.strategy, self.config, self.pace = optimizer, strategy, config, pace
+        self.start, self.process_group, self.stop, self.due = start, process_group, stop, due
         self.place = Placement(classifier)
         self.entry = entry_step(classifier, pace.stage)
-        self._pulled = _pulled_groups(optimizer, anchors)
+        self._pulled = [
+            (of_stage, [anchors[parameter] for parameter in of_stage["params"]])
+            for of_stage in optimizer.param_groups
+            if of_stage["pull"]
+        ]
 
     def step(self, parts: Sequence[Batch], number: int, of_stage: int, whole: Tensor | None = None) -> Step:
         """Take step `number` of the run, the stage's step `of_stage`.
 
-        The gradient is that of the loss over all parts' samples together, whatever the strategy's weights.
+        The gradient is that of the loss over all parts' samples together, for any weights of the strategy.
         whole: the targets of all processes' parts, where these are not all.
         """
         self.optimizer.zero_grad()
-        shares = self._shares(parts, whole)
-        losses = [
-            self._backward(x, targets, share, self._counters(number, part))
-            for part, ((x, targets), share) in enumerate(zip(parts, shares, strict=True))
-        ]
-        done = self._add_up(losses[0] if len(losses) == 1 else torch.stack(losses).sum())
+        process = () if self.process_group.alone else (f"process {self.process_group.rank}",)
+        losses = []
+        for part, ((x, targets), share) in enumerate(zip(parts, self._shares(parts, whole), strict=True)):
+            loss = self._loss(x, targets, (number, *process, *((part,) if part else ())))
+            loss = loss if share is None else loss * share
+            self.accelerator.backward(loss)
+            losses.append(loss.detach())
+        result = self._add_up(losses[0] if len(losses) == 1 else torch.stack(losses).sum())
         if self.config.gradient_clip:
-            self.fabric.clip_gradients(
-                self.model, self.optimizer, max_norm=self.config.gradient_clip, error_if_nonfinite=False
-            )
+            self.accelerator.clip(self.optimizer, self.classifier.parameters(), self.config.gradient_clip)
         self._set_rates(of_stage)
-        self._pull()
-        self.optimizer.step()
-        return done
-
-    def _counters(self, number: int, part: int) -> Counters:
-        """Return what tells this part of a step from all others of the run."""
-        process = () if self.world.alone else (f"process {self.world.rank}",)
-        return (number, *process, *((part,) if part else ()))
+        with torch.no_grad():  # draw unfrozen weights to where the run began: w -= lr * l2_sp * (w - w0)
+            for group, anchors in self._pulled:
+                torch._foreach_lerp_(group["params"], anchors, group["lr"] * group["pull"])
+        self.accelerator.step(self.optimizer)
+        return result
 
     def _add_up(self, loss: Tensor) -> Step:
-        """Add up gradients, losses and wishes to stop and to save over the processes."""
-        wishes = self.stop(), self.due()
-        if self.world.alone:
-            return Step(loss, *wishes)
+        """Add up gradients, losses, and requests to stop and to save over the processes."""
+        requests = self.stop(), self.due()
+        if self.process_group.alone:
+            return Step(loss, *requests)
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        extras = torch.cat([loss[None], loss.new_tensor(wishes, dtype=loss.dtype)])
-        sums = self.world.sum_gradients(trained, extras)
+        extras = torch.cat([loss[None], loss.new_tensor(requests, dtype=loss.dtype)])
+        sums = self.process_group.sum_gradients(trained, extras)
         return Step(sums[0], *(sums[1:] > 0).tolist())
 
-    def _backward(self, x: Tensor, targets: Tensor, share: Tensor | None, counters: Counters) -> Tensor:
-        _seed_dropout(derive_seed(self.config.seed, "step", *counters), self.place.device)
-        loss = self._loss(self.place(x), targets.to(self.place.device, non_blocking=True), counters)
-        loss = loss if share is None else loss * share
-        self.fabric.backward(loss)
-        return loss.detach()
-
     def _loss(self, x: Tensor, targets: Tensor, counters: Counters) -> Tensor:
-        smoothing = self.config.label_smoothing
+        """Return the mean loss of one part; counters distinguish it from all other parts of the run."""
+        device, smoothing = self.place.device, self.config.label_smoothing
+        # What dropout draws from. torch.manual_seed would queue a seeding of CUDA, with the traceback of its
+        # call, until CUDA is first used: without a GPU that takes as long as a step on pooled features, and
+        # memory grows with each.
+        seed = derive_seed(self.config.seed, "step", *counters)
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        x, targets = self.place(x), targets.to(device, non_blocking=True)
         if not (self.config.mixup or self.config.cutmix):
             return self.strategy.loss(self.model(x, self.start), targets, smoothing)
-        mixed = self._mix(x, counters)
+        if self.start < self.entry:  # mix where the trained part of the stage begins
+            with torch.no_grad(), self.accelerator.autocast():
+                x = self.classifier.run(x, self.start, self.entry).float()
+        generator = make_generator(self.config.seed, "mix", *counters)
+        mixed = mix(x, self.config.mixup, self.config.cutmix, generator)
         logits = self.model(mixed.x, self.entry)
         own = self.strategy.loss(logits, targets, smoothing)
         other = self.strategy.loss(logits, targets[mixed.partners], smoothing)
         return mixed.share * own + (1 - mixed.share) * other
 
-    def _mix(self, x: Tensor, counters: Counters) -> Mixture:
-        """Mix a batch with itself where the trained part of the stage begins."""
-        if self.start < self.entry:
-            with torch.no_grad(), self.fabric.autocast():
-                x = self.classifier.run(x, self.start, self.entry).float()
-        generator = make_generator(self.config.seed, "mix", *counters)
-        return mix(x, self.config.mixup, self.config.cutmix, generator)
-
     def _shares(self, parts: Sequence[Batch], whole: Tensor | None) -> list[Tensor | None]:
-        """Return what each part's mean loss counts in that of the step: its share of the weights."""
+        """Return the share of each part's mean loss in that of the step: its share of the weights."""
         if len(parts) == 1 and whole is None:
             return [None]
         weights = torch.stack([self._weight(targets) for _, targets in parts])
@@ -147,7 +136,7 @@ class Stepper:
         return list(shares.to(self.place.device, non_blocking=True))
 
     def _weight(self, targets: Tensor) -> Tensor:
-        """Return what the losses of samples count together."""
+        """Return the sum of the weights of samples."""
         logits = torch.zeros(len(targets), len(self.classifier.task.classes))
         return self.strategy.loss_parts(logits, targets)[1]
 
@@ -155,23 +144,6 @@ class Stepper:
         factors = {new: self.pace.learning_rate_factor(of_stage, new=new) for new in (False, True)}
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factors[group["new"]]
-
-    @torch.no_grad()
-    def _pull(self) -> None:
-        """Draw thawed weights towards where the run began: w -= rate * l2_sp * (w - w0)."""
-        for group, anchors in self._pulled:
-            torch._foreach_lerp_(group["params"], anchors, group["lr"] * group["pull"])
-
-
-def _seed_dropout(seed: int, device: torch.device) -> None:
-    """Seed what dropout draws from.
-
-    torch.manual_seed would queue a seeding of CUDA, with the traceback of its call, until CUDA is first used:
-    without a GPU this takes as long as a step on pooled features, and memory grows with each.
-    """
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
 
 
 class LossSum:
@@ -205,12 +177,11 @@ def make_optimizer(
     before: Stage | None = None,
     former: torch.optim.Optimizer | None = None,
 ) -> torch.optim.Optimizer:
-    """Return AdamW for a stage, with the moments of the stage before, `former`, where it keeps them."""
+    """Return AdamW for a stage, with the moments of the stage before, `former`, if it keeps them."""
     optimizer = torch.optim.AdamW(parameter_groups(classifier, stage, before))
     if former is not None and stage.optimizer_state == "keep":
         for group in optimizer.param_groups:
-            kept = {p: former.state[p] for p in group["params"] if p in former.state}
-            optimizer.state.update(kept)
+            optimizer.state.update({p: former.state[p] for p in group["params"] if p in former.state})
     return optimizer
 
 
@@ -221,18 +192,17 @@ def anchors_of(classifier: Classifier, stages: Sequence[Stage]) -> dict[nn.Param
     return {parameter: parameter.detach().clone() for parameter in classifier.backbone.parameters()}
 
 
-def _pulled_groups(
-    optimizer: torch.optim.Optimizer, anchors: Anchors
-) -> list[tuple[dict[str, Any], list[Tensor]]]:
-    return [
-        (group, [anchors[parameter] for parameter in group["params"]])
-        for group in optimizer.param_groups
-        if group["pull"]
-    ]
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """A mixed batch: x[i] is `share` of sample i and 1 - share of sample partners[i]; so is its loss."""
+
+    x: Tensor
+    partners: Tensor
+    share: float
 
 
 def mix(x: Tensor, mixup: float, cutmix: float, generator: np.random.Generator) -> Mixture:
-    """Mix a batch (N, C, *spatial) or (N, F) with itself in one drawn order and share.
+    """Mix a batch (N, C, *spatial) or (N, F) with itself in one random order and share.
 
     mixup, cutmix: the parameter a of the Beta(a, a) distribution of the share, 0 for not at all; where both
     are above 0, each batch takes one of them by the toss of a coin. Cutmix pastes a box of the partner. What
@@ -242,22 +212,16 @@ def mix(x: Tensor, mixup: float, cutmix: float, generator: np.random.Generator) 
     boxed = cutmix > 0 and (mixup == 0 or generator.random() < 0.5)
     share = float(generator.beta(cutmix, cutmix) if boxed else generator.beta(mixup, mixup))
     partners = torch.from_numpy(generator.permutation(len(x))).to(x.device)
-    if boxed and x.ndim > 2:
-        return _paste(x, partners, share, generator)
-    return Mixture(torch.lerp(x[partners], x, share), partners, share)
-
-
-def _paste(x: Tensor, partners: Tensor, share: float, generator: np.random.Generator) -> Mixture:
-    """Paste a box of the partner: 1 - share of the volume, less what lies beyond the edge."""
+    if not boxed or x.ndim <= 2:
+        return Mixture(torch.lerp(x[partners], x, share), partners, share)
+    # A box of 1 - share of the volume, less what lies beyond the edge.
     spatial = x.shape[2:]
     side = (1 - share) ** (1 / len(spatial))
-    box = tuple(_interval(extent, side, generator) for extent in spatial)
+    box = []
+    for extent in spatial:
+        length, centre = int(extent * side), int(generator.integers(extent))
+        box.append(slice(max(0, centre - length // 2), min(extent, centre + length - length // 2)))
     mixed = x.clone()
     mixed[:, :, *box] = x[partners][:, :, *box]
     pasted = np.prod([part.stop - part.start for part in box]) / np.prod(spatial)
     return Mixture(mixed, partners, 1 - float(pasted))
-
-
-def _interval(extent: int, side: float, generator: np.random.Generator) -> slice:
-    length, centre = int(extent * side), int(generator.integers(extent))
-    return slice(max(0, centre - length // 2), min(extent, centre + length - length // 2))

@@ -14,7 +14,7 @@ from medtl.core.progress import SILENT, Watcher, note_all
 from medtl.data.attributes import attribute_names, identifying_attributes
 from medtl.data.labels import compared_name
 from medtl.data.manifest import load_manifest, targets
-from medtl.data.prepared import PreparedDataset, all_refusals, oddity_notes, prepare_samples
+from medtl.data.prepared import PreparedDataset, all_refusals, prepare_samples, warning_notes
 from medtl.data.splits import read_splits
 from medtl.data.task import Sample, Task, TaskConfig
 from medtl.errors import CheckpointError, ConfigError, LabelError, ReadError
@@ -91,7 +91,7 @@ def evaluate(
         progress=lambda done, total: watcher.progress("reading", done, total),
     )
     samples, chosen = _select_part(manifest.samples, prepared, run, part)
-    note_all(watcher, manifest.notes, chosen, oddity_notes(prepared))
+    note_all(watcher, manifest.notes, chosen, warning_notes(prepared))
     attributes, withheld = _attributes(samples, subgroups)
     probabilities = _predict_rows(checkpoint, prepared, prepared.rows_of(samples), watcher)
     evaluated = probabilities, targets(task, samples), task, [sample.patient_id for sample in samples]

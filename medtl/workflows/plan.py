@@ -8,8 +8,10 @@ from medtl.models.backbones import BACKBONES
 from medtl.models.classifier import Classifier
 from medtl.models.costs import step_costs
 from medtl.training.batches import Order
-from medtl.training.feature_cache.plan import BACKWARD, CachePlan, plan_cache
+from medtl.training.feature_cache.plan import CachePlan, plan_cache
 from medtl.training.schedule import Pace, Stage, entry_step, resolve_schedule, unfreeze
+
+BACKWARD = 2  # a backward pass has two products for each one of the forward pass: by input and by weight
 
 
 @dataclass(frozen=True)
@@ -18,9 +20,9 @@ class StagePlan:
 
     groups: the unfrozen ones, from the stem. rates: learning rates of the head, the topmost and the lowest
     group. boundary and kept_bytes: where the frozen prefix ends, and the size of one image's activations
-    there in one view; cached: whether they are cached. Multiply-adds are those of one training image in one epoch:
-    prefix is the frozen part, forward, which the cache saves; trained is the rest, forward and backward,
-    where a backward pass counts twice the forward one.
+    there in one view; cached: whether they are cached. Multiply-adds are those of one training image in one
+    epoch: prefix is the frozen part, forward, which the cache saves; trained is the rest, forward and
+    backward, where a backward pass counts twice the forward one.
     """
 
     stage: Stage

@@ -1,4 +1,4 @@
-"""A study on disk: what it is of, its database, and the locks by which processes share its trials."""
+"""A search on disk: its recipe and space, its database, and the locks by which processes share its trials."""
 
 import json
 import math
@@ -34,10 +34,10 @@ LOWER_IS_BETTER = frozenset({"brier", "ece"})
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """How to search: `trials` in all, however often the search is begun again, or until `minutes` are over.
+    """How to search: `trials` in all, however often the search is resumed, or until `minutes` are over.
 
-    seed is that of the search; a run's own is fit.seed. keep: of how many trials, the best, the checkpoints
-    stay. evaluate: judge the best on the test part.
+    seed is that of the search; a run's own is fit.seed. keep: how many trials, the best, keep their
+    checkpoints. evaluate: evaluate the best on the test part.
     """
 
     trials: int = 20
@@ -66,7 +66,7 @@ class StudyFolder:
 
     @property
     def config(self) -> Path:
-        """The recipe that the search began with."""
+        """The recipe that the search started with."""
         return self.root / "config.yaml"
 
     @property
@@ -134,7 +134,7 @@ def check_metric(metric: str) -> None:
 
 
 def record_study(folder: StudyFolder, config: RunConfig, space: Space, options: TuneOptions) -> None:
-    """Write what the search is of; where it was begun, it must be the same. Raises TrainingError."""
+    """Write recipe, space, metric and seed; a resumed search must have the same. Raises TrainingError."""
     facts = json.dumps({"metric": options.metric, "seed": options.seed}, indent=2) + "\n"
     parts = {
         "recipe": (folder.config, to_yaml(config)),
@@ -150,7 +150,7 @@ def record_study(folder: StudyFolder, config: RunConfig, space: Space, options: 
 
 
 def changed_study(folder: StudyFolder, reason: str) -> TrainingError:
-    fix = "search as it was begun, or choose another --out"
+    fix = "search with the same settings, or choose another --out"
     return TrainingError("study-changed", reason, where=folder.root, fix=fix)
 
 
@@ -158,7 +158,7 @@ def changed_study(folder: StudyFolder, reason: str) -> TrainingError:
 def opened_study(
     folder: StudyFolder, config: RunConfig, space: Space, options: TuneOptions
 ) -> Iterator["optuna.Study"]:
-    """Open or begin the study, and close its file."""
+    """Open or start the search, and close its file."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with folder.locked():
         # The file is opened by `creator`: a path in the URL may hold no ?, { or }.
@@ -172,8 +172,10 @@ def opened_study(
             pruner=_make_pruner(config, options),
             load_if_exists=True,
         )
-        if not study.get_trials(deepcopy=False):
-            study.enqueue_trial(_recipe_in(space, config))
+        if not study.get_trials(deepcopy=False):  # the first one has the recipe's own values, where it can
+            plain = config.model_dump(mode="json")
+            own = [(dimension, look_up(plain, dimension.key)) for dimension in space]
+            study.enqueue_trial({one.key: one.stored(value) for one, value in own if one.holds(value)})
     try:
         yield study
     finally:
@@ -181,15 +183,8 @@ def opened_study(
         storage.engine.dispose()
 
 
-def _recipe_in(space: Space, config: RunConfig) -> dict[str, Any]:
-    """Return the recipe's own values, as far as the space holds them: the first trial's."""
-    plain = config.model_dump(mode="json")
-    own = [(dimension, look_up(plain, dimension.key)) for dimension in space]
-    return {dimension.key: dimension.stored(value) for dimension, value in own if dimension.holds(value)}
-
-
 def _connect(path: Path) -> sqlite3.Connection:
-    """Connect so that a commit need not wait for the disk: a killed process loses nothing all the same."""
+    """Connect so that a commit need not wait for the disk: even so, a killed process loses nothing."""
     connection = sqlite3.connect(path, timeout=60, check_same_thread=False)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")
@@ -197,9 +192,9 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _make_pruner(config: RunConfig, options: TuneOptions) -> "optuna.pruners.BasePruner":
-    """Prune below the median of earlier trials, once the stages that cost have begun.
+    """Prune below the median of earlier trials, once the expensive stages have started.
 
-    Epochs are judged by their AUROC, so a search for a low metric prunes nothing.
+    Epochs are compared by their AUROC, so a search for a low metric prunes nothing.
     """
     if options.sign < 0:
         return optuna.pruners.NopPruner()
@@ -209,8 +204,8 @@ def _make_pruner(config: RunConfig, options: TuneOptions) -> "optuna.pruners.Bas
 
 
 def make_sampler(seed: int, number: int) -> "optuna.samplers.BaseSampler":
-    """Return a sampler that depends on the trial's number alone: a search that is begun again goes on as if
-    it had never stopped, and draws nothing twice."""
+    """Return a sampler that depends on the trial's number alone, so that a resumed search draws what it would
+    have drawn without the stop."""
     return optuna.samplers.TPESampler(seed=derive_seed(seed, "trial", number) % 2**32)
 
 
@@ -241,7 +236,7 @@ class TrialRow:
     """One trial: state is complete, pruned, failed (`fault` says why) or running.
 
     score: the metric with its interval on validation data, where complete. recipe: it is the recipe itself.
-    seconds: what the last process that worked on it took; epochs: how many it trained.
+    seconds: of the last process that worked on it; epochs: how many are trained.
     """
 
     number: int
@@ -261,7 +256,7 @@ def rank_rows(rows: Sequence[TrialRow], sign: int) -> tuple[TrialRow, ...]:
 
 
 def describe_row(row: TrialRow, metric: str) -> str:
-    """Say in one line what a trial came to and what its values were."""
+    """Describe a trial's result and values in one line."""
     if row.score:
         result = f"{metric} {row.score.value:.3f}"
     elif row.fault:
@@ -272,23 +267,18 @@ def describe_row(row: TrialRow, metric: str) -> str:
 
 
 def describe_values(row: TrialRow) -> str:
-    """Say a trial's values, each under the last part of its key."""
-    shown = [f"{key.rsplit('.', 1)[-1]} {_text(value)}" for key, value in row.values.items()]
+    """List a trial's values, each under the last part of its key."""
+    texts = {k: f"{v:.3g}" if isinstance(v, float) else str(v) for k, v in row.values.items()}
+    shown = [f"{key.rsplit('.', 1)[-1]} {text}" for key, text in texts.items()]
     return ("the recipe itself: " if row.recipe else "") + ", ".join(shown)
-
-
-def _text(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def write_table(path: Path, rows: Sequence[TrialRow], metric: str, keys: Sequence[str]) -> None:
     """Write one line a trial. keys: those of the values, a column each."""
     header = ("trial", "state", metric, "low", "high", "epochs", "seconds", *keys, "fault")
-    write_csv(path, [header, *(_cells(row, keys) for row in rows)])
-
-
-def _cells(row: TrialRow, keys: Sequence[str]) -> list[str]:
-    interval = (row.score.value, row.score.low, row.score.high) if row.score else (math.nan,) * 3
-    numbers = ["" if math.isnan(number) else repr(number) for number in (*interval, row.seconds)]
-    values = [json.dumps(row.values[key]).strip('"') if key in row.values else "" for key in keys]
-    return [str(row.number), row.state, *numbers[:3], str(row.epochs), numbers[3], *values, row.fault]
+    lines: list[Sequence[str | float]] = [header]
+    for row in rows:
+        interval = (row.score.value, row.score.low, row.score.high) if row.score else (math.nan,) * 3
+        values = [json.dumps(row.values[key]).strip('"') if key in row.values else "" for key in keys]
+        lines.append([row.number, row.state, *interval, row.epochs, row.seconds, *values, row.fault])
+    write_csv(path, lines)

@@ -21,7 +21,7 @@ from medtl.core.progress import SILENT, Watcher, never, note_all
 from medtl.core.seeds import derive_seed
 from medtl.data.manifest import load_manifest, targets
 from medtl.data.near_duplicates import NO_LINKS, describe_near_duplicates, find_near_duplicates, join_patients
-from medtl.data.prepared import PreparedDataset, all_refusals, oddity_notes, prepare_samples
+from medtl.data.prepared import PreparedDataset, all_refusals, prepare_samples, warning_notes
 from medtl.data.splits import (
     SplitConfig,
     check_no_leak,
@@ -37,7 +37,7 @@ from medtl.imaging.augmentation import Augmentation
 from medtl.models.backbones import BACKBONES
 from medtl.models.classifier import Classifier
 from medtl.training.checkpoint import CheckpointHeader, describe_classifier
-from medtl.training.distributed import World, joined_world
+from medtl.training.distributed import ProcessGroup, joined_group
 from medtl.training.feature_cache.cache import Views
 from medtl.training.feature_cache.plan import CachePlan
 from medtl.training.run_folder import VERSIONED, RunFolder
@@ -109,16 +109,18 @@ def train(
     named = {"device": device, "label_budget": label_budget, "seed": seed}
     settings = [f"fit.{key}={value}" for key, value in named.items() if value is not None]
     table = Path(labels) if labels else None
-    with joined_world() as world:
+    with joined_group() as process_group:
         recipe = load_config(modality, config, (*overrides, *settings))
         source = sample_data(recipe.modality) if data is None else Path(data)
         folder = Path(out) if out else Path("runs") / recipe.modality
-        if not world.leads:
-            follow_run(source, table, folder, recipe, world, resume=resume, stop=stop)
+        if not process_group.leads:
+            follow_run(source, table, folder, recipe, process_group, resume=resume, stop=stop)
             return Run(folder)
         if data is None:
             watcher.note("data", f"no data folder is given: training on the phantoms of {source}")
-        outcome = train_run(source, table, folder, recipe, watcher, resume=resume, stop=stop, world=world)
+        outcome = train_run(
+            source, table, folder, recipe, watcher, resume=resume, stop=stop, process_group=process_group
+        )
     return Run(folder, outcome.refusals)
 
 
@@ -131,23 +133,23 @@ def train_run(
     *,
     resume: bool = False,
     stop: Callable[[], bool] = never,
-    world: World | None = None,
+    process_group: ProcessGroup | None = None,
 ) -> TrainOutcome:
     """Write a run: checkpoints, history, splits and metrics with intervals.
 
-    world: of several processes that train together, the leading one calls this, and the others follow_run.
-    Raises MedtlError; a run that was there before stays loadable.
+    process_group: of several processes that train together, the leading one calls this, and the others
+    follow_run. Raises MedtlError; a run that was there before stays loadable.
     """
-    run, started, world = RunFolder(out), time.perf_counter(), world or World()
+    run, started, process_group = RunFolder(out), time.perf_counter(), process_group or ProcessGroup()
     with run.locked():
         _check_resumable(run, config, resume)
         if resume and run.config.is_file() and not run.last.is_dir():
             note_all(watcher, ["no checkpoint to resume from: training starts from the beginning"])
         opened = open_data(data, labels, config, watcher)
-        world.announce(PREPARED)
+        process_group.announce(PREPARED)
         clock = {"total": started, **opened.seconds}
-        outcome = _train(run, opened, config, watcher, resume, stop, clock, world)
-        world.announce(FINISHED)
+        outcome = _train(run, opened, config, watcher, resume, stop, clock, process_group)
+        process_group.announce(FINISHED)
     return outcome
 
 
@@ -156,7 +158,7 @@ def follow_run(
     labels: Path | None,
     out: Path,
     config: RunConfig,
-    world: World,
+    process_group: ProcessGroup,
     *,
     resume: bool = False,
     stop: Callable[[], bool] = never,
@@ -166,12 +168,12 @@ def follow_run(
     Reads what that process has prepared, and writes only activations of the frozen prefix.
     """
     run, watcher = RunFolder(out), SILENT
-    world.await_leader(PREPARED)
+    process_group.await_leader(PREPARED)
     opened = open_data(data, labels, config, watcher)
-    fit = _make_fit(run, config, opened, watcher, world)
-    world.await_leader(RECORDED)
+    fit = _make_fit(run, config, opened, watcher, process_group)
+    process_group.await_leader(RECORDED)
     fit.run(resume=resume, stop=stop)
-    world.await_leader(FINISHED)
+    process_group.await_leader(FINISHED)
 
 
 def train_prepared(
@@ -188,7 +190,7 @@ def train_prepared(
     run, started = RunFolder(out), time.perf_counter()
     with run.locked():
         _check_resumable(run, config, resume)
-        return _train(run, opened, config, watcher, resume, stop, {"total": started}, World(), screens)
+        return _train(run, opened, config, watcher, resume, stop, {"total": started}, ProcessGroup(), screens)
 
 
 def open_data(data: Path, labels: Path | None, config: RunConfig, watcher: Watcher) -> OpenedData:
@@ -200,7 +202,7 @@ def open_data(data: Path, labels: Path | None, config: RunConfig, watcher: Watch
     note_all(watcher, manifest.notes)
     prepared, readable = _prepare(manifest.samples, config, watcher, clock)
     samples = _split(readable, prepared, manifest.task, config.split, watcher, clock)
-    note_all(watcher, oddity_notes(prepared), [_describe_samples(samples, manifest.task, config.split)])
+    note_all(watcher, warning_notes(prepared), [_describe_samples(samples, manifest.task, config.split)])
     return OpenedData(manifest.task, prepared, samples, all_refusals(manifest, prepared), clock)
 
 
@@ -212,13 +214,13 @@ def _train(
     resume: bool,
     stop: Callable[[], bool],
     clock: Mapping[str, float],
-    world: World,
+    process_group: ProcessGroup,
     screens: Screens = always,
 ) -> TrainOutcome:
     """Fit and evaluate. clock: when the run began, as "total", and the seconds that its data took."""
-    fit = _make_fit(run, config, opened, watcher, world)
-    _record_start(run, config, opened.samples, opened.prepared, resume, world.size)
-    world.announce(RECORDED)
+    fit = _make_fit(run, config, opened, watcher, process_group)
+    _record_start(run, config, opened.samples, opened.prepared, resume, process_group.size)
+    process_group.announce(RECORDED)
     fit.run(resume=resume, stop=stop)
     clock = {**clock, "total": time.perf_counter() - clock["total"], **fit.seconds}
     recipe = {  # what distinguishes this run from others on the same data
@@ -345,7 +347,7 @@ def _make_fit(
     config: RunConfig,
     opened: OpenedData,
     watcher: Watcher,
-    world: World,
+    process_group: ProcessGroup,
 ) -> Fit:
     task, prepared, available = opened.task, opened.prepared, opened.samples
     samples = draw_labels(available, task, config.fit.label_budget, config.fit.seed)
@@ -373,7 +375,7 @@ def _make_fit(
         return views, targets(task, chosen)
 
     data = FitData(*views_and_targets("train"), *views_and_targets("val"))
-    return Fit(classifier, data, header, config.fit, run, watcher, world)
+    return Fit(classifier, data, header, config.fit, run, watcher, process_group)
 
 
 def _provenance(config: RunConfig, samples: Sequence[Sample], prepared: PreparedDataset) -> dict[str, str]:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ import torch
 
 from medtl.core import parallel as in_children
 from medtl.core import staging
-from medtl.core.parallel import in_order
 from medtl.data import prepared as module
 from medtl.data import prepared as preparing
 from medtl.data.prepared import prepare_samples
@@ -547,25 +545,6 @@ def is_running(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("most", [1, 3])
-def test_results_come_in_order_and_few_are_under_way(most: int) -> None:
-    under_way: list[int] = []
-
-    def take(item: int) -> int:
-        time.sleep(0.01 * (item % 3))
-        return item
-
-    def submit(item: int) -> Future[int]:
-        under_way.append(item)
-        return pool.submit(take, item)
-
-    with ThreadPoolExecutor(4) as pool:
-        for taken, result in enumerate(in_order(submit, range(20), most)):
-            assert result == taken
-            assert len(under_way) - taken <= most
-    assert under_way == list(range(20))
-
-
 def test_every_step_reads_as_it_always_did(tmp_path: Path) -> None:
     stored = np.arange(65536, dtype=np.uint16).reshape(4, 1, 128, 128)
     dataset = module.PreparedDataset(tmp_path, stored, tuple("abcd"), tuple("abcd"), ())
@@ -594,13 +573,13 @@ def test_constant_images_are_counted_and_kept(
     first, again = prepare_samples(samples, CONFIG), prepare_samples(samples, CONFIG)
     assert len(reads) == 2
     for prepared in (first, again):
-        assert [(name, odd.code) for name, odd in prepared.oddities] == [
+        assert [(name, odd.code) for name, odd in prepared.warnings] == [
             ("s0", "image-constant"),
             ("s2", "image-constant"),
         ]
-        (note,) = module.oddity_notes(prepared)
+        (note,) = module.warning_notes(prepared)
         assert note == "2 images of 4: every pixel has the same value (image-constant)"
-    assert module.oddity_notes(prepare_samples(samples[1:2], CONFIG)) == ()
+    assert module.warning_notes(prepare_samples(samples[1:2], CONFIG)) == ()
 
 
 def test_only_what_was_refused_is_read_again(radiographs: list[Sample], reads: list[str]) -> None:

@@ -1,11 +1,14 @@
 """The catalogue: every backbone is described, and the committed page is what medtl writes."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from medtl.models.backbones import BACKBONES
-from medtl.models.catalogue import backbones_page, describe_backbones
+from medtl.models.catalogue import backbones_page, describe, describe_backbones, known_backbones, read_table
 
 PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
 
@@ -20,6 +23,27 @@ def published_backbones(tiny_backbones):
 
 def test_the_committed_page_is_the_one_that_medtl_writes():
     assert PAGE.read_text() == backbones_page(), "run: medtl backbones --markdown > docs/backbones.md"
+
+
+def test_the_committed_table_is_what_the_code_gives():
+    rows = [describe(entry) for entry in BACKBONES.values()]
+    assert read_table() == rows, "run: python -m medtl.models.catalogue"
+
+
+def test_a_listing_needs_neither_torch_nor_timm():
+    """In a process that has loaded no registry, whose table says the same as the registry."""
+    code = (
+        "import json, sys; from medtl.models.catalogue import describe_backbones, known_backbones;"
+        "rows = describe_backbones();"
+        "known = {name: [known.spatial_dims, known.input_size, known.sizes.problem((7, 7))]"
+        " for name, known in known_backbones().items()};"
+        "print(json.dumps([rows, known, sorted({'torch', 'timm', 'torchvision'} & sys.modules.keys())]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    rows, known, loaded = json.loads(done.stdout)
+    assert loaded == [] and rows == describe_backbones()
+    for name, entry in known_backbones().items():
+        assert known[name] == [entry.spatial_dims, list(entry.input_size), entry.sizes.problem((7, 7))]
 
 
 def test_facts_are_those_of_the_packages():

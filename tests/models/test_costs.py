@@ -29,7 +29,7 @@ def network(request):
 
 def test_shapes_and_multiply_adds_are_those_of_a_real_pass_in_2d_3d_slices_and_transformers(network):
     classifier, image = network
-    costs = step_costs(classifier, image)
+    costs = step_costs(classifier, image.shape)
     assert [cost.name for cost in costs] == [*classifier.backbone.layer_groups, "pooling", "head"]
     x = image
     # The processor's own attention kernel is not among those that torch counts.
@@ -48,7 +48,7 @@ def test_counting_leaves_the_classifier_as_it_is_and_needs_a_shape_alone(network
     classifier, image = network
     classifier.train()
     before = {name: (tensor.data_ptr(), tensor.device) for name, tensor in classifier.state_dict().items()}
-    assert step_costs(classifier, image) == step_costs(classifier, tuple(image.shape))
+    assert step_costs(classifier, list(image.shape)) == step_costs(classifier, tuple(image.shape))
     after = {name: (tensor.data_ptr(), tensor.device) for name, tensor in classifier.state_dict().items()}
     assert before == after and classifier.training
 
@@ -57,6 +57,4 @@ def test_a_convolution_costs_what_arithmetic_says(make_classifier):
     stem = step_costs(make_classifier(), (1, 1, 32, 32))[0]
     assert stem.multiply_adds == 4 * 1 * 3 * 3 * 16 * 16
     assert stem.output_shape == (4, 16, 16)
-    # normalised twice (difference, quotient); convolved, normed, rectified
-    assert stem.largest_bytes == 4 * 32 * 32
-    assert stem.traffic_bytes >= 2 * 4 * 32 * 32 + 3 * 4 * 4 * 16 * 16
+    assert stem.largest_bytes == 4 * 32 * 32, "the image, or its four maps of half the side"

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from medtl.errors import WeightsError
 from medtl.models.backbones import BACKBONES
 from medtl.models.timm_network import rename_by_position
-from medtl.models.weights import locate, read_state_dict, sha256_of
+from medtl.models.weight_files import locate, sha256_of
+from medtl.models.weights import read_state_dict
 
 # Ours -> torchvision's constructor, and the map in that network which our features should be.
 TORCHVISION = {

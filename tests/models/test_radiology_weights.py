@@ -125,7 +125,7 @@ def test_torchxrayvisions_resnet_takes_three_equal_channels_as_one(tmp_path: Pat
 
 def test_a_head_of_other_findings_is_refused(tmp_path: Path) -> None:
     torch.save(xray_resnet50(outputs=14).state_dict(), tmp_path / "state.pt")
-    with pytest.raises(WeightsError, match="tells 14 findings apart, the published network 18") as caught:
+    with pytest.raises(WeightsError, match="predicts 14 findings, the published network 18") as caught:
         BACKBONES["torchxrayvision_resnet50"](tmp_path / "state.pt")
     assert caught.value.code == "weights-mismatch"
 

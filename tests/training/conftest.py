@@ -13,7 +13,7 @@ from medtl.imaging.preprocessing import PreprocessingConfig
 from medtl.models.backbones import BACKBONES
 from medtl.models.classifier import Classifier
 from medtl.training.checkpoint import CheckpointHeader, describe_classifier
-from medtl.training.distributed import World
+from medtl.training.distributed import ProcessGroup
 from medtl.training.feature_cache.cache import Views
 from medtl.training.run_folder import RunFolder
 from medtl.training.schedule import ScheduleConfig, resolve_schedule
@@ -54,7 +54,7 @@ def make_fit(make_prepared: Callable) -> Callable:
         backbone: str = "tiny",
         size: tuple[int, ...] = (32, 32),
         watcher: SilentWatcher | None = None,
-        world: World | None = None,
+        process_group: ProcessGroup | None = None,
         **config,
     ) -> Fit:
         fit_config = FitConfig(**{"batch_size": 8, **config})
@@ -79,6 +79,8 @@ def make_fit(make_prepared: Callable) -> Callable:
             targets[val],
         )
         root.mkdir(parents=True, exist_ok=True)
-        return Fit(classifier, data, header, fit_config, RunFolder(root), watcher or SilentWatcher(), world)
+        return Fit(
+            classifier, data, header, fit_config, RunFolder(root), watcher or SilentWatcher(), process_group
+        )
 
     return build

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from medtl.training.averaging import Average, estimate_batch_norm
-from medtl.training.distributed import World
+from medtl.training.distributed import ProcessGroup
 from medtl.training.schedule import Pace, Stage, unfreeze
 
 
@@ -116,9 +116,9 @@ def test_statistics_are_estimated_as_inference_meets_them(make_classifier):
     images = [torch.rand(4, 1, 32, 32) for _ in range(3)]
     targets = torch.zeros(4)
     momentum = classifier.backbone.groups["stem"][1].momentum
-    estimate_batch_norm(classifier, classifier, iter([(x, targets) for x in images]), 0, World())
+    estimate_batch_norm(classifier, classifier, iter([(x, targets) for x in images]), 0, ProcessGroup())
     first = statistics(classifier)
-    estimate_batch_norm(classifier, classifier, iter([(x, targets) for x in images]), 0, World())
+    estimate_batch_norm(classifier, classifier, iter([(x, targets) for x in images]), 0, ProcessGroup())
     second = statistics(classifier)
     assert all(torch.equal(first[name], second[name]) for name in first), "dropout would differ"
     with torch.no_grad():
@@ -134,7 +134,7 @@ def test_statistics_that_do_not_follow_the_data_stay(make_classifier, groups, po
     prepare(classifier, groups=groups, average="swa", batch_norm=policy)
     before = statistics(classifier)
     estimate_batch_norm(
-        classifier, classifier, iter([(torch.rand(4, 1, 32, 32), torch.zeros(4))]), 0, World()
+        classifier, classifier, iter([(torch.rand(4, 1, 32, 32), torch.zeros(4))]), 0, ProcessGroup()
     )
     moved = {
         name.split(".")[2] for name, x in statistics(classifier).items() if not torch.equal(x, before[name])

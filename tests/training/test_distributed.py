@@ -4,6 +4,7 @@ import hashlib
 import os
 import signal
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,15 +14,16 @@ from medtl.core.progress import StoppedError
 from medtl.data.task import Task
 from medtl.errors import TrainingError
 from medtl.training.checkpoint import model_tensors, read_header
-from medtl.training.config import FitConfig, make_fabric
-from medtl.training.distributed import World, joined_world
+from medtl.training.config import FitConfig
+from medtl.training.device import make_accelerator
+from medtl.training.distributed import ProcessGroup, joined_group
 from medtl.training.imbalance import make_strategy
 from medtl.training.run_folder import RunFolder
 from medtl.training.schedule import Pace, ScheduleConfig, Stage, unfreeze
 from medtl.training.step import Stepper, make_optimizer
 
 from .conftest import SMALL
-from .worlds import in_world
+from .processes import in_processes
 
 MULTILABEL = Task("multilabel", ("a", "b", "c"))
 VARIABLES = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
@@ -34,7 +36,7 @@ def without_dropout(classifier):
     return classifier
 
 
-def gradients(classifier, world, imbalance, accumulate):
+def gradients(classifier, group, imbalance, accumulate):
     """Return the loss, the wish to stop and the gradients of a step of 7 samples of unequal classes."""
     x = torch.rand((7, 1, 32, 32), generator=torch.Generator().manual_seed(0))
     targets = torch.tensor([0, 0, 0, 0, 1, 0, 0])
@@ -45,11 +47,11 @@ def gradients(classifier, world, imbalance, accumulate):
     stage = Stage(name="stage", groups=2, epochs=1, head_learning_rate=0.1)
     unfreeze(classifier, stage)
     classifier.train()
-    fabric = make_fabric(config, world)
-    world.connect(fabric.device)
+    accelerator = make_accelerator(config, group)
+    group.connect(accelerator.device)
     stepper = Stepper(
-        fabric,
-        fabric.setup_module(classifier),
+        accelerator,
+        partial(accelerator.forward, classifier),
         classifier,
         make_optimizer(classifier, stage),
         make_strategy(config.imbalance, classifier.task, targets.numpy()),
@@ -57,12 +59,12 @@ def gradients(classifier, world, imbalance, accumulate):
         Pace(stage, 1),
         start=0,
         anchors={},
-        world=world,
-        stop=lambda: world.rank == 1,
+        process_group=group,
+        stop=lambda: group.rank == 1,
     )
-    own = world.part(np.arange(7))
+    own = group.split(np.arange(7))
     parts = [(x[part], targets[part]) for part in np.array_split(own, accumulate)]
-    loss, stop, due = stepper.step(parts, 0, 0, None if world.alone else targets)
+    loss, stop, due = stepper.step(parts, 0, 0, None if group.alone else targets)
     assert not due
     found = {name: p.grad.numpy() for name, p in classifier.named_parameters() if p.grad is not None}
     return loss.item(), stop, found
@@ -73,11 +75,11 @@ def gradients(classifier, world, imbalance, accumulate):
 def test_the_gradient_is_that_of_one_process(make_classifier, task, imbalance, accumulate):
     """Of 7 samples one process takes 4 and the other 3, and the rare class is with one of them."""
 
-    def member(world):
-        return gradients(without_dropout(make_classifier(task)), world, imbalance, accumulate)
+    def member(group):
+        return gradients(without_dropout(make_classifier(task)), group, imbalance, accumulate)
 
-    loss, stop, alone = member(World())
-    first, second = in_world(member)
+    loss, stop, alone = member(ProcessGroup())
+    first, second = in_processes(member)
     assert not stop and first[1] and second[1], "one process asks, and all know it after this step"
     assert first[0] == second[0] == pytest.approx(loss, rel=1e-5)
     assert alone.keys() == first[2].keys() == second[2].keys()
@@ -99,8 +101,8 @@ def train(make_fit, tmp_path):
     """Return what trains a run in one process or in two; it gives each one's (digest, orders, weights)."""
 
     def build(name, processes=2, schedule=SMALL, stops=(), resume=False, **config):
-        def member(world):
-            fit = make_fit(tmp_path / name, schedule=schedule, dropout=0.0, world=world, **config)
+        def member(group):
+            fit = make_fit(tmp_path / name, schedule=schedule, dropout=0.0, process_group=group, **config)
             without_dropout(fit.classifier)
             orders, real = [], type(fit.order).draw
 
@@ -112,13 +114,13 @@ def train(make_fit, tmp_path):
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(type(fit.order), "draw", draw)
                 try:
-                    fit.run(resume=resume, stop=lambda: (world.rank, next(polls)) in stops)
+                    fit.run(resume=resume, stop=lambda: (group.rank, next(polls)) in stops)
                 except StoppedError as error:
                     return error.reason
             weights = {name: x.numpy() for name, x in model_tensors(fit.classifier).items()}
             return digest(fit.classifier), orders, weights
 
-        return in_world(member, processes) if processes > 1 else [member(World())]
+        return in_processes(member, processes) if processes > 1 else [member(ProcessGroup())]
 
     return build
 
@@ -162,9 +164,11 @@ def test_batches_of_one_are_shared_and_none_is_empty(make_fit, tmp_path):
         name="full", unfrozen_epochs=2, batch_norm="follow", average="swa", learning_rate=0.001
     )
 
-    def member(world):
+    def member(group):
         batch = {"batch_size": 1, "accumulate": 4, "cache_gb": 0}
-        fit = make_fit(tmp_path / f"of {world.size}", schedule=schedule, dropout=0.0, world=world, **batch)
+        fit = make_fit(
+            tmp_path / f"of {group.size}", schedule=schedule, dropout=0.0, process_group=group, **batch
+        )
         without_dropout(fit.classifier)
         seen = []
         fit.classifier.register_forward_pre_hook(
@@ -174,10 +178,10 @@ def test_batches_of_one_are_shared_and_none_is_empty(make_fit, tmp_path):
         assert all(size for _, size in seen), seen
         return [size for training, size in seen if not training]
 
-    judged = in_world(member, size=3)
+    judged = in_processes(member, size=3)
     assert len({len(sizes) for sizes in judged}) == 1, judged
     assert [sum(sizes) for sizes in zip(*judged, strict=True)][:2] == [5, 3], "8 samples, in two rounds"
-    member(World())
+    member(ProcessGroup())
     one, three = (RunFolder(tmp_path / f"of {size}").read_history() for size in (1, 3))
     assert [row["step"] for row in one] == [row["step"] for row in three]
 
@@ -209,10 +213,10 @@ def test_an_epoch_is_saved_within_by_all_or_none_whoever_finds_that_it_is_time(m
     """The clocks of two processes differ: one always finds that it is time to save, the other never."""
     schedule = ScheduleConfig(name="full", unfrozen_epochs=2, batch_norm="follow", average="ema")
 
-    def member(world):
-        minutes = 1e-9 if world.rank == late else None
-        fit = make_fit(tmp_path / "run", schedule=schedule, world=world, save_minutes=minutes)
-        saved, real = [], fit.keeper.save_last
+    def member(group):
+        minutes = 1e-9 if group.rank == late else None
+        fit = make_fit(tmp_path / "run", schedule=schedule, process_group=group, save_minutes=minutes)
+        saved, real = [], fit.files.save_last
 
         def save(position, optimizer, average, metrics):
             kept = hashlib.sha256(b"".join(x.numpy().tobytes() for x in average.state().values()))
@@ -220,11 +224,11 @@ def test_an_epoch_is_saved_within_by_all_or_none_whoever_finds_that_it_is_time(m
             saved.append((place, digest(fit.classifier), kept.hexdigest()))
             real(position, optimizer, average, metrics)
 
-        fit.keeper.save_last = save
+        fit.files.save_last = save
         fit.run(resume=False)
         return saved
 
-    first, second = in_world(member)
+    first, second = in_processes(member)
     assert first == second, "weights, statistics and their averages, too"
     places = [place for place, *_ in first]
     assert places == [(0, 1, 1), (0, 2, 2), (1, 0, 2), (1, 1, 3), (1, 2, 4), (2, 0, 4)]
@@ -243,75 +247,75 @@ def test_a_stop_in_a_validation_ends_all_and_keeps_the_steps(train, tmp_path):
 
 
 def test_the_fault_of_one_process_is_told_once_and_ends_all():
-    def member(world):
-        world.connect(torch.device("cpu"))
-        if world.rank == 1:
+    def member(group):
+        group.connect(torch.device("cpu"))
+        if group.rank == 1:
             raise TrainingError("out-of-memory", "the device is full")
-        world.sum(torch.zeros(1))
+        group.sum(torch.zeros(1))
 
-    first, second = in_world(member)
+    first, second = in_processes(member)
     assert second.startswith("TrainingError: [out-of-memory]")
     assert first.startswith("AlreadyReportedError")
 
 
 def test_a_process_that_is_killed_ends_the_other_one_in_a_line():
-    def member(world):
-        world.connect(torch.device("cpu"))
-        if world.rank == 1:
+    def member(group):
+        group.connect(torch.device("cpu"))
+        if group.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        world.sum(torch.zeros(1))
+        group.sum(torch.zeros(1))
 
-    first, second = in_world(member)
+    first, second = in_processes(member)
     assert second is None
     assert first.startswith("TrainingError: [world-lost] process 0 of 2") and "--resume" in first
 
 
 def test_whoever_waits_for_the_leader_ends_with_it():
-    def member(world):
-        if world.leads:
+    def member(group):
+        if group.leads:
             raise TrainingError("run-exists", "holds a run already")
-        world.await_leader("never")
+        group.await_leader("never")
 
-    first, second, third = in_world(member, size=3)
+    first, second, third = in_processes(member, size=3)
     assert first.startswith("TrainingError: [run-exists]")
     assert second.startswith("AlreadyReportedError") and third.startswith("AlreadyReportedError")
 
 
 @pytest.mark.parametrize("error", [StoppedError("interrupted", "stopped"), KeyboardInterrupt()])
 def test_of_a_stop_the_leader_speaks_however_long_it_takes_to_save(error):
-    def member(world):
-        if world.leads:
+    def member(group):
+        if group.leads:
             time.sleep(0.5)
         raise error
 
-    first, second = in_world(member)
+    first, second = in_processes(member)
     assert first.startswith(type(error).__name__) and second.startswith("AlreadyReportedError")
 
 
 def test_parts_are_every_sample_once_and_differ_by_one_at_most():
     step = np.arange(11)
-    parts = [World(rank, 3).part(step) for rank in range(3)]
+    parts = [ProcessGroup(rank, 3).split(step) for rank in range(3)]
     assert np.array_equal(np.concatenate(parts), step)
     assert [len(part) for part in parts] == [4, 4, 3]
 
 
 def test_a_process_alone_changes_nothing(make_classifier):
-    world, extras = World(), torch.rand(2)
+    group, extras = ProcessGroup(), torch.rand(2)
     classifier = make_classifier()
     classifier.head.linear.weight.grad = torch.ones(2, 8)
-    assert world.sum_gradients(classifier.parameters(), extras) is extras
+    assert group.sum_gradients(classifier.parameters(), extras) is extras
     assert torch.equal(classifier.head.linear.weight.grad, torch.ones(2, 8))
-    assert world.share([0.1]) == [0.1] and world.agree(True) and not world.heard(False)
-    assert world.part(extras.numpy()) is not None and world.leads
-    world.connect(torch.device("cpu"))
+    assert group.broadcast([0.1]) == [0.1] and group.any(True) and not group.stop_requested(False)
+    assert group.split(extras.numpy()) is not None and group.leads
+    group.connect(torch.device("cpu"))
     assert not torch.distributed.is_initialized()
 
 
 def test_more_processes_than_samples_of_a_step_are_refused_in_a_line(make_fit, tmp_path):
     """16 training images in steps of 8: the ninth process would have nothing to do."""
-    make_fit(tmp_path / "enough", world=World(0, 8))
+    make_fit(tmp_path / "enough", process_group=ProcessGroup(0, 8))
     with pytest.raises(TrainingError, match="9 processes cannot share 8 samples") as caught:
-        make_fit(tmp_path / "few", world=World(0, 9))
+        make_fit(tmp_path / "few", process_group=ProcessGroup(0, 9))
     assert caught.value.code == "world-unjoined"
 
 
@@ -328,22 +332,22 @@ def test_more_processes_than_samples_of_a_step_are_refused_in_a_line(make_fit, t
 def test_half_an_environment_is_refused_in_a_line(monkeypatch, changes, word):
     for name, value in {**VARIABLES, "MASTER_PORT": "1", **changes}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(TrainingError, match=word) as caught, joined_world():
+    with pytest.raises(TrainingError, match=word) as caught, joined_group():
         pass
     assert caught.value.code == "world-unjoined" and len(str(caught.value)) <= 200
 
 
-def sums_on_a_gpu(world):
-    """Return what tensors on the first GPU come to when they are added up: over NCCL in a world of one."""
-    if world.size == 1:
-        world = World(0, 1, 0, torch.distributed.HashStore())
-    world.connect(torch.device("cuda", 0) if world.size == 1 else torch.device("cpu"))
+def sums_on_a_gpu(group):
+    """Return what tensors on the first GPU come to when they are added up: over NCCL in a group of one."""
+    if group.size == 1:
+        group = ProcessGroup(0, 1, 0, torch.distributed.HashStore())
+    group.connect(torch.device("cuda", 0) if group.size == 1 else torch.device("cpu"))
     linear = torch.nn.Linear(3, 2).cuda()
     for parameter in linear.parameters():
-        parameter.grad = torch.full_like(parameter, world.rank + 1.0)
-    extras = world.sum_gradients(linear.parameters(), torch.tensor([world.rank + 1.0]).cuda())
+        parameter.grad = torch.full_like(parameter, group.rank + 1.0)
+    extras = group.sum_gradients(linear.parameters(), torch.tensor([group.rank + 1.0]).cuda())
     backend = torch.distributed.get_backend_config()
-    return [linear.weight.grad.sum().item(), extras.item(), *world.share([0.5]), "nccl" in backend]
+    return [linear.weight.grad.sum().item(), extras.item(), *group.broadcast([0.5]), "nccl" in backend]
 
 
 @pytest.mark.cuda
@@ -352,4 +356,4 @@ def sums_on_a_gpu(world):
 def test_gradients_on_a_gpu_are_added_up(size):
     """Over NCCL, which asks for a GPU each; and over gloo by two processes on one GPU."""
     total = size * (size + 1) / 2
-    assert in_world(sums_on_a_gpu, size, "spawn") == [[6 * total, total, 0.5, size == 1]] * size
+    assert in_processes(sums_on_a_gpu, size, "spawn") == [[6 * total, total, 0.5, size == 1]] * size

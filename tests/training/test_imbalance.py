@@ -10,7 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from medtl.data.task import Task
 from medtl.training.batches import Order
-from medtl.training.imbalance import IMBALANCE, ImbalanceConfig, make_strategy
+from medtl.training.config import ImbalanceConfig
+from medtl.training.imbalance import IMBALANCE, make_strategy
 
 BINARY = Task("binary", ("no", "yes"))
 MULTICLASS = Task("multiclass", ("a", "b", "c"))

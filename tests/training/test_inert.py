@@ -4,6 +4,7 @@ Small backbones in an ordinary run, all of them with -m long.
 """
 
 import hashlib
+from functools import partial
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from torch import nn
 
 from medtl.data.task import Task
 from medtl.models.classifier import Classifier
-from medtl.training.config import FitConfig, make_fabric
-from medtl.training.distributed import World
-from medtl.training.imbalance import NoCorrection
+from medtl.training.config import FitConfig
+from medtl.training.device import make_accelerator
+from medtl.training.distributed import ProcessGroup
+from medtl.training.imbalance import ImbalanceStrategy
 from medtl.training.schedule import Pace, ScheduleConfig, entry_step, resolve_schedule, unfreeze
 from medtl.training.step import Stepper, anchors_of, make_optimizer
 from tests.models.test_backbones import ENTRIES, images
@@ -76,21 +78,21 @@ def fingerprint(module: nn.Module) -> str:
 def take_a_step(classifier, stage, x, anchors) -> None:
     """Take one step in the whole chain from the images, as where nothing is cached."""
     config = FitConfig(device="cpu")
-    fabric = make_fabric(config, World())
+    accelerator = make_accelerator(config, ProcessGroup())
     targets = torch.arange(len(x)) % 2
     optimizer = make_optimizer(classifier, stage)
     classifier.train()
     stepper = Stepper(
-        fabric,
-        fabric.setup_module(classifier),
+        accelerator,
+        partial(accelerator.forward, classifier),
         classifier,
         optimizer,
-        NoCorrection(classifier.task, targets.numpy()),
+        ImbalanceStrategy(classifier.task, targets.numpy()),
         config,
         Pace(stage, 4),
         start=0,
         anchors=anchors,
-        world=World(),
+        process_group=ProcessGroup(),
     )
     assert stepper.step([(x, targets)], 0, 0).loss.isfinite()
 

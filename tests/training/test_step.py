@@ -1,19 +1,22 @@
 """The optimizer step: what moves, by how much, and that the same step is the same again."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from medtl.core.seeds import make_generator
 from medtl.data.task import Task
 from medtl.models.classifier import Placement
 from medtl.training.checkpoint import model_tensors
-from medtl.training.config import FitConfig, make_fabric
-from medtl.training.distributed import World
+from medtl.training.config import FitConfig
+from medtl.training.device import make_accelerator
+from medtl.training.distributed import ProcessGroup
 from medtl.training.imbalance import make_strategy
 from medtl.training.schedule import Pace, Stage, entry_step, unfreeze
-from medtl.training.step import LossSum, Stepper, anchors_of, make_optimizer
+from medtl.training.step import LossSum, Stepper, anchors_of, make_optimizer, mix
 
 BINARY = Task("binary", ("normal", "lesion"))
 MULTILABEL = Task("multilabel", ("a", "b", "c"))
@@ -30,11 +33,11 @@ def make_stepper(classifier, stage, *, targets=None, start=0, optimizer=None, an
     config = FitConfig(device="cpu", gradient_clip=None, **config)
     unfreeze(classifier, stage)
     classifier.train()
-    fabric = make_fabric(config, World())
+    accelerator = make_accelerator(config, ProcessGroup())
     targets = np.array([0, 1]) if targets is None else targets
     return Stepper(
-        fabric,
-        fabric.setup_module(classifier),
+        accelerator,
+        partial(accelerator.forward, classifier),
         classifier,
         optimizer or make_optimizer(classifier, stage),
         make_strategy(config.imbalance, classifier.task, targets),
@@ -42,7 +45,7 @@ def make_stepper(classifier, stage, *, targets=None, start=0, optimizer=None, an
         Pace(stage, 2),
         start=start,
         anchors=anchors or {},
-        world=World(),
+        process_group=ProcessGroup(),
     )
 
 
@@ -120,7 +123,8 @@ def test_the_loss_of_a_mixture_is_mixed_alike(make_classifier, task):
     loss = stepper.step([(images(), targets)], 7, 0).loss.item()
 
     unfreeze(before, stage)
-    mixed = make_stepper(before, stage, targets=targets.numpy(), mixup=1.0)._mix(images(), (7,))
+    features = before.run(images(), 0, before.head_step)
+    mixed = mix(features, 1.0, 0.0, make_generator(0, "mix", 7))
     logits = before(mixed.x, before.head_step)
     own, other = (stepper.strategy.loss(logits, t).item() for t in (targets, targets[mixed.partners]))
     assert loss == pytest.approx(mixed.share * own + (1 - mixed.share) * other, abs=1e-6)
@@ -179,17 +183,15 @@ def test_kept_moments_are_those_of_what_was_trained_before(make_classifier):
     former = make_stepper(classifier, head)
     for number in range(3):
         former.step([(images(), labels(BINARY))], number, number)
-    optimizer = make_optimizer(classifier, more, head, former.optimizer.optimizer)
+    optimizer = make_optimizer(classifier, more, head, former.optimizer)
     weight, new = classifier.head.linear.weight, classifier.backbone.groups["middle"][0].weight
     assert optimizer.state[weight]["step"] == 3
-    assert torch.equal(
-        optimizer.state[weight]["exp_avg"], former.optimizer.optimizer.state[weight]["exp_avg"]
-    )
+    assert torch.equal(optimizer.state[weight]["exp_avg"], former.optimizer.state[weight]["exp_avg"])
     assert new not in optimizer.state
     stepper = make_stepper(classifier, more, optimizer=optimizer)
     stepper.step([(images(), labels(BINARY))], 3, 0)
     assert optimizer.state[weight]["step"] == 4 and optimizer.state[new]["step"] == 1
-    fresh = make_optimizer(classifier, make_stage(2), head, former.optimizer.optimizer)
+    fresh = make_optimizer(classifier, make_stage(2), head, former.optimizer)
     assert not fresh.state
 
 

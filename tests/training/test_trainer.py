@@ -9,12 +9,12 @@ import torch
 from medtl.core.progress import StoppedError
 from medtl.errors import OutputError, TrainingError
 from medtl.training.checkpoint import load_checkpoint, model_tensors, read_header, read_tensors
-from medtl.training.distributed import World
-from medtl.training.feature_cache import plan as cache_plan
+from medtl.training.config import FitConfig
+from medtl.training.device import make_accelerator
+from medtl.training.distributed import ProcessGroup
 from medtl.training.imbalance import IMBALANCE
 from medtl.training.run_folder import RunFolder
 from medtl.training.schedule import ScheduleConfig, Stage
-from medtl.training.trainer import FitConfig, make_fabric
 
 from .conftest import SMALL, SilentWatcher
 
@@ -143,9 +143,9 @@ def test_so_does_one_with_everything_at_once_and_loader_workers(make_fit, tmp_pa
 def test_an_epoch_is_saved_within_whenever_the_minutes_have_passed(make_fit, tmp_path, monkeypatch):
     schedule = ScheduleConfig(name="linear-probe", head_epochs=1)
     fit = make_fit(tmp_path / "run", schedule=schedule, save_minutes=1e-9)
-    saved, real = [], fit.keeper.save_last
+    saved, real = [], fit.files.save_last
     monkeypatch.setattr(
-        fit.keeper, "save_last", lambda position, *state: (saved.append(position), real(position, *state))
+        fit.files, "save_last", lambda position, *state: (saved.append(position), real(position, *state))
     )
     fit.run(resume=False)
     assert [(position.epoch, position.done) for position in saved] == [(0, 1), (0, 2), (1, 0)]
@@ -158,7 +158,7 @@ def test_a_stop_while_validating_need_not_train_again(make_fit, tmp_path):
         fit.run(resume=False, stop=StopAt(3))
     watcher = SilentWatcher()
     resumed = make_fit(tmp_path / "run", cache_gb=0, watcher=watcher)
-    assert resumed.keeper.load_last().done == 2
+    assert resumed.files.load_last().done == 2
     seen = []
     watcher.progress = lambda what, done, total: seen.append(what)
     resumed.run(resume=True)
@@ -171,14 +171,14 @@ def test_a_run_that_dies_between_best_and_last_of_a_new_stage_ends_in_the_same_b
     unbroken = make_fit(tmp_path / "unbroken")
     unbroken.run(resume=False)
     fit = make_fit(tmp_path / "killed")
-    real = fit.keeper.save_last
+    real = fit.files.save_last
 
     def die_in_the_first_epoch_of_the_second_stage(position, *state):
         if position.stage == 1 and position.epoch == 1:
             raise Killed
         real(position, *state)
 
-    monkeypatch.setattr(fit.keeper, "save_last", die_in_the_first_epoch_of_the_second_stage)
+    monkeypatch.setattr(fit.files, "save_last", die_in_the_first_epoch_of_the_second_stage)
     with pytest.raises(Killed):
         fit.run(resume=False)
     resumed = make_fit(tmp_path / "killed")
@@ -243,7 +243,7 @@ def test_patience_ends_a_stage_early(make_fit, tmp_path):
     watcher = SilentWatcher()
     make_fit(tmp_path / "run", schedule=schedule, watcher=watcher).run(resume=False)
     assert len(watcher.rows) < 30
-    assert "head ends: no better for 2 epochs" in watcher.notes
+    assert "head ends: no improvement for 2 epochs" in watcher.notes
 
 
 def test_patience_waits_for_more_than_min_delta(make_fit, tmp_path):
@@ -270,17 +270,17 @@ def test_the_next_stage_begins_from_the_best_weights_or_from_the_last(make_fit, 
         )
         root = tmp_path / str(restore)
         fit = make_fit(root, schedule=ScheduleConfig(stages=stages), gradient_clip=None, select="loss")
-        real = fit.keeper.save_last
+        real = fit.files.save_last
 
-        def keep(position, *state, keeper=fit.keeper, real=real, restore=restore):
+        def save(position, *state, files=fit.files, real=real, restore=restore):
             if position.stage == 1 and position.epoch == 0:
-                best = read_tensors(keeper.run.best, read_header(keeper.run.best), "model")
+                best = read_tensors(files.run.best, read_header(files.run.best), "model")
                 begun[restore, "best"] = torch.equal(
-                    best["head.linear.weight"], keeper.classifier.head.linear.weight
+                    best["head.linear.weight"], files.classifier.head.linear.weight
                 )
             real(position, *state)
 
-        fit.keeper.save_last = keep
+        fit.files.save_last = save
         fit.run(resume=False)
         assert fit.history[2]["val_loss"] > min(row["val_loss"] for row in fit.history[:3]), (
             "best is not last"
@@ -369,7 +369,7 @@ def test_an_absent_gpu_is_named():
     if torch.cuda.is_available():
         pytest.skip("a CUDA device is here")
     with pytest.raises(TrainingError) as caught:
-        make_fabric(FitConfig(device="cuda"), World())
+        make_accelerator(FitConfig(device="cuda"), ProcessGroup())
     assert caught.value.code == "device-missing"
 
 
@@ -417,8 +417,7 @@ def test_a_gpu_trains_to_what_a_processor_does(make_fit, make_gpu_fit, tmp_path)
 
 
 @pytest.mark.cuda
-def test_cached_and_uncached_training_agree_on_a_gpu(make_gpu_fit, tmp_path, monkeypatch):
-    monkeypatch.setitem(cache_plan.SPEEDS, "cuda", cache_plan.Speed(1e6, 1e6))
+def test_cached_and_uncached_training_agree_on_a_gpu(make_gpu_fit, tmp_path):
     cached, uncached = make_gpu_fit(tmp_path / "a"), make_gpu_fit(tmp_path / "b", cache_gb=0)
     for fit in (cached, uncached):
         fit.run(resume=False)

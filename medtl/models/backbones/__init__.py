@@ -5,7 +5,7 @@ BACKBONES[name](weights=None | name | path, in_channels=1) -> Backbone
 
 from importlib import import_module
 
-from medtl.models.backbone import Backbone, BackboneConfig, BackboneEntry
+from medtl.models.backbone import Backbone, BackboneEntry
 from medtl.models.backbones.densenet import DENSENET121
 from medtl.models.backbones.efficientnet import EFFICIENTNET_LITE0
 from medtl.models.backbones.inception import INCEPTION_V3
@@ -18,10 +18,11 @@ from medtl.models.backbones.radimagenet import (
 )
 from medtl.models.backbones.resnet import RESNET18, RESNET50
 from medtl.models.backbones.torchxrayvision import torchxrayvision_densenet121, torchxrayvision_resnet50
+from medtl.models.catalogue import BackboneConfig
 from medtl.models.inflated import inflated
 from medtl.models.slices import slice_encoder
 
-# The files of this folder that bring ImageNet, each as its ENTRIES. A new one is a line here, and no more.
+# The files of this folder with ImageNet networks, each as its ENTRIES. A new one is one line here.
 IMAGENET_FILES = (
     "efficientnet",
     "mobilenet",

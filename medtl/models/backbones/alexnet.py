@@ -1,6 +1,5 @@
 """AlexNet backbone (Krizhevsky 2014, "one weird trick"), which is torchvision's."""
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +16,24 @@ PRESET: Any = AlexNet_Weights.IMAGENET1K_V1.transforms()
 
 def build_alexnet(in_channels: int, request: WeightsRequest) -> Backbone:
     """Build AlexNet's five convolutions, each with the activation and pooling that follow it."""
-    features = _features(in_channels)
-    loaded = request.load_into(features, partial(_adapt, in_channels=in_channels))
+    with torch.device("meta"):  # the dense layers, 58 of 61 million parameters, never get memory
+        features: Any = alexnet().features
+        stem = features[0]
+        features[0] = nn.Conv2d(in_channels, stem.out_channels, stem.kernel_size, stem.stride, stem.padding)
+    features.to_empty(device=torch.get_default_device())
     starts = [index for index, module in enumerate(features) if isinstance(module, nn.Conv2d)]
+    for start in starts:
+        features[start].reset_parameters()
+
+    def adapt(state: StateDict) -> StateDict:
+        convolutions = {
+            key.removeprefix("features."): value
+            for key, value in state.items()
+            if not key.startswith("classifier.")
+        }
+        return sum_input_kernels(convolutions, "0.weight", in_channels)
+
+    loaded = request.load_into(features, adapt)
     spans = zip(starts, [*starts[1:], len(features)], strict=True)
     return Backbone(
         request.backbone,
@@ -30,28 +44,6 @@ def build_alexnet(in_channels: int, request: WeightsRequest) -> Backbone:
         normalise=Standardise(tuple(PRESET.mean), tuple(PRESET.std), in_channels),
         weights=loaded,
     )
-
-
-def _features(in_channels: int) -> Any:
-    """Return the convolutions, untrained; the dense layers, 58 of 61 million parameters, never get memory."""
-    with torch.device("meta"):
-        features: Any = alexnet().features
-        stem = features[0]
-        features[0] = nn.Conv2d(in_channels, stem.out_channels, stem.kernel_size, stem.stride, stem.padding)
-    features.to_empty(device=torch.get_default_device())
-    for module in features:
-        if isinstance(module, nn.Conv2d):
-            module.reset_parameters()
-    return features
-
-
-def _adapt(state: StateDict, in_channels: int) -> StateDict:
-    convolutions = {
-        key.removeprefix("features."): value
-        for key, value in state.items()
-        if not key.startswith("classifier.")
-    }
-    return sum_input_kernels(convolutions, "0.weight", in_channels)
 
 
 ALEXNET = BackboneEntry(

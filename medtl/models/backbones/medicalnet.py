@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medtl.models.backbone import Backbone, BackboneEntry, StandardiseForeground, WeightsRequest
-from medtl.models.weights import KnownWeights, StateDict, sum_input_kernels
+from medtl.models.weights import KnownWeights, sum_input_kernels
 
 STEM = "conv1.weight"
 
@@ -132,20 +132,18 @@ def _make_stage(depth: int, stage: int, in_planes: int, grid: Grid) -> tuple[nn.
     """Return the blocks of a stage and the number of channels that come out of it."""
     block = Bottleneck3d if depth in BOTTLENECKED else BasicBlock3d
     out_planes = WIDTHS[stage] * block.expansion
-    shortcut = _make_shortcut(depth, in_planes, out_planes, grid.stride)
+    shortcut: nn.Module | None = None
+    if grid.stride == 1 and in_planes == out_planes:
+        pass
+    elif depth in UNPROJECTED:
+        shortcut = PadChannels(in_planes, out_planes, grid.stride)
+    else:
+        projection = nn.Conv3d(in_planes, out_planes, kernel_size=1, stride=grid.stride, bias=False)
+        shortcut = nn.Sequential(projection, nn.BatchNorm3d(out_planes))
     after = Grid(1, grid.dilation_after, grid.dilation_after)
     first = block(in_planes, WIDTHS[stage], grid, shortcut)
     others = (block(out_planes, WIDTHS[stage], after, None) for _ in range(BLOCKS[depth][stage] - 1))
     return nn.Sequential(first, *others), out_planes
-
-
-def _make_shortcut(depth: int, in_planes: int, out_planes: int, stride: int) -> nn.Module | None:
-    if stride == 1 and in_planes == out_planes:
-        return None
-    if depth in UNPROJECTED:
-        return PadChannels(in_planes, out_planes, stride)
-    projection = nn.Conv3d(in_planes, out_planes, kernel_size=1, stride=stride, bias=False)
-    return nn.Sequential(projection, nn.BatchNorm3d(out_planes))
 
 
 def _conv3(in_planes: int, planes: int, stride: int, dilation: int) -> nn.Conv3d:
@@ -157,7 +155,7 @@ def _conv3(in_planes: int, planes: int, stride: int, dilation: int) -> nn.Conv3d
 def build_medicalnet(depth: int, output_stride: int, in_channels: int, request: WeightsRequest) -> Backbone:
     """Build a MedicalNet ResNet: stem and four stages; 512 features, or 2048 for 50 layers and more."""
     net = MedicalNet(depth, in_channels, output_stride)
-    loaded = request.load_into(net, lambda state: _adapt(state, in_channels))
+    loaded = request.load_into(net, lambda state: sum_input_kernels(state, STEM, in_channels))
     stages = {f"layer{index}": getattr(net, f"layer{index}") for index in (1, 2, 3, 4)}
     return Backbone(
         request.backbone,
@@ -170,35 +168,21 @@ def build_medicalnet(depth: int, output_stride: int, in_channels: int, request: 
     )
 
 
-def _adapt(state: StateDict, in_channels: int) -> StateDict:
-    return sum_input_kernels(state, STEM, in_channels)
-
-
-def known_medicalnet(depth: int) -> tuple[KnownWeights, ...]:
-    """Return the published files of a depth, which state no SHA-256."""
+def medicalnet(depth: int, output_stride: int = 8) -> BackboneEntry:
+    """Return the entry of a MedicalNet ResNet; the published output stride has no suffix in its name."""
     repository = f"TencentMedicalNet/MedicalNet-Resnet{depth}"
     files = [(f"resnet_{depth}.pth", "medicalnet-8", 8)]
     if depth in ON_23_DATA_SETS:
         files.insert(0, (f"resnet_{depth}_23dataset.pth", "medicalnet", 23))
-    return tuple(
+    known = tuple(  # whose publisher states no SHA-256
         KnownWeights(
             name, file, "", "MIT", f"{repository}, {count} data sets", origin=f"hub:{repository}/{file}"
         )
         for file, name, count in files
     )
-
-
-def medicalnet(depth: int, output_stride: int = 8) -> BackboneEntry:
-    """Return the entry of a MedicalNet ResNet; the published output stride has no suffix in its name."""
     suffix = "" if output_stride == 8 else f"_os{output_stride}"
-    return BackboneEntry(
-        f"medicalnet_resnet{depth}{suffix}",
-        "MedicalNet",
-        3,
-        (56, 448, 448),
-        known_medicalnet(depth),
-        partial(build_medicalnet, depth, output_stride),
-    )
+    build = partial(build_medicalnet, depth, output_stride)
+    return BackboneEntry(f"medicalnet_resnet{depth}{suffix}", "MedicalNet", 3, (56, 448, 448), known, build)
 
 
 MEDICALNET = tuple(medicalnet(depth, stride) for depth in BLOCKS for stride in LATE)

@@ -1,4 +1,4 @@
-"""RadImageNet's networks (Mei 2022): 2D backbones trained on CT, MR and ultrasound, whose files users bring.
+"""RadImageNet's networks (Mei 2022): 2D backbones trained on CT, MR and ultrasound, whose files users supply.
 
 The published files hold torchvision's networks without their heads, as children of a Sequential named
 `backbone`: `backbone.4.0.conv1.weight` is `layer1.0.conv1.weight`, since layer1 is the child in place 4.
@@ -53,15 +53,12 @@ class ByPlace(WeightsRequest):
             reason = f"has {others[0]}, and not only children of `backbone` as RadImageNet's files do"
             fix = f"give weights of {self.backbone}"
             raise WeightsError("weights-mismatch", reason, where=loaded.path, fix=fix)
-        return {name_by_place(key, self.children): value for key, value in state.items()}, loaded
-
-
-def name_by_place(key: str, children: tuple[str, ...]) -> str:
-    """Return torchvision's name for a published one; a place without a child is left as it is."""
-    match = re.fullmatch(r"backbone\.(\d+)\.(.+)", key)
-    if match is None or int(match[1]) >= len(children):
-        return key
-    return f"{children[int(match[1])]}.{match[2]}"
+        named = {}
+        for key, value in state.items():
+            match = re.fullmatch(r"backbone\.(\d+)\.(.+)", key)
+            known = match is not None and int(match[1]) < len(self.children)  # others are refused by name
+            named[f"{self.children[int(match[1])]}.{match[2]}" if match and known else key] = value
+        return named, loaded
 
 
 def build_radimagenet(

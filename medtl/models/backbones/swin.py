@@ -49,9 +49,9 @@ def grid_stages(net: Any) -> dict[str, nn.Module]:
 
 
 def rename_torchvision(state: StateDict) -> StateDict:
-    """Give torchvision's tensors timm's names; the index of relative positions is computed anew."""
-    learnt = {key: value for key, value in state.items() if not key.endswith("relative_position_index")}
-    return rename_by_parts(learnt, TORCHVISION_NAMES)
+    """Give torchvision's tensors timm's names; the index of relative positions is recomputed."""
+    trained = {key: value for key, value in state.items() if not key.endswith("relative_position_index")}
+    return rename_by_parts(trained, TORCHVISION_NAMES)
 
 
 SWIN_TINY = timm_entry(

@@ -1,7 +1,7 @@
 """TorchXRayVision's networks (Cohen 2022): 2D backbones trained on chest radiographs at one channel.
 
 The ResNet-50 is published as a state dict. The DenseNet-121s are whole pickled modules, which are refused;
-`medtl weights import FILE --unsafe-module` keeps their tensors alone.
+`medtl weights import FILE --unsafe-module` saves only their tensors.
 """
 
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from medtl.models.weights import KnownWeights, LoadedWeights, StateDict
 # The networks were trained on (2 x / max - 1) * 1024.
 MEAN, STD = (0.5,), (1 / 2048,)
 
-# Findings that each published network tells apart; outputs with an empty name were never trained.
+# Findings that each published network predicts; outputs with an empty name were never trained.
 OUTPUTS = 18
 HEADS = ("fc.weight", "classifier.weight")
 # A buffer of the whole modules that is no part of the network.
@@ -47,7 +47,7 @@ class PublishedNetwork(WeightsRequest):
         for head in HEADS:
             outputs = len(state[head]) if head in state and state[head].ndim else OUTPUTS
             if outputs != OUTPUTS:
-                reason = f"tells {outputs} findings apart, the published network {OUTPUTS}"
+                reason = f"predicts {outputs} findings, the published network {OUTPUTS}"
                 fix = f"give weights of {self.backbone}"
                 raise WeightsError("weights-mismatch", reason, where=loaded.path, fix=fix)
         return {key: value for key, value in state.items() if key != OPERATING_POINTS}, loaded
@@ -70,7 +70,7 @@ def torchxrayvision_resnet50(planar: BackboneEntry) -> BackboneEntry:
 
 
 def torchxrayvision_densenet121(planar: BackboneEntry) -> BackboneEntry:
-    """Return the entry of the DenseNet-121s, over a planar one; users bring and convert their files."""
+    """Return the entry of the DenseNet-121s, over a planar one; users supply and convert their files."""
     return _entry(
         planar,
         (224, 224),

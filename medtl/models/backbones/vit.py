@@ -1,7 +1,7 @@
 """Vision transformer backbones (Dosovitskiy 2020) with patches of 16 pixels.
 
 Between groups the patches' tokens lie on their grid, and above them is one row that repeats the class token:
-(N, F, 1 + h, w). So an activation tells its grid whatever the shape of the image, in the feature cache as
+(N, F, 1 + h, w). So an activation has its grid for any shape of the image, in the feature cache as
 well. The last group drops that row. Its map is the first one that Grad-CAM may weigh, and all it needs: the
 head pools this map, so the gradient there is the head's own weight.
 """
@@ -53,7 +53,7 @@ class Embed(nn.Module):
         patches = self.patch_embed(x)  # (N, h, w, F)
         grid = patches.shape[1:3]
         tokens = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), patches.flatten(1, 2)], dim=1)
-        # Positions were learnt on one grid: they are interpolated to that of other image sizes.
+        # Positions were trained on one grid: they are interpolated for other image sizes.
         positions = resample_abs_pos_embed(self.pos_embed, list(grid), list(self.pretrained_grid))
         return lay_out(tokens + positions, grid[1])
 

@@ -1,4 +1,4 @@
-"""The frozen prefix's activations at the boundary, computed once, kept in stores and read by training.
+"""IMAGES -> ACTIVATIONS of the frozen prefix, computed once, saved in stores and read by training.
 
 A frozen prefix is a pure function of the prepared image, so a stage that freezes it need not run it again. A
 store is named by what its numbers depend on, to the last bit: the prefix's weights, the samples' pixels, the
@@ -26,10 +26,11 @@ from medtl.core.parallel import in_order
 from medtl.data.prepared import PreparedDataset
 from medtl.errors import OutputError
 from medtl.imaging.augmentation import Augmentation
+from medtl.models.backbone import Backbone
 from medtl.models.classifier import Classifier, place_images
 from medtl.models.costs import StepCost, step_costs
 from medtl.models.folding import fold_groups
-from medtl.training.feature_cache.plan import Wanted
+from medtl.training.feature_cache.plan import StepViews
 from medtl.training.feature_cache.store import (
     FORMAT_VERSION,
     FeatureStore,
@@ -61,7 +62,7 @@ BATCH_BYTES = 256e6
 class Views:
     """Views of some rows of a prepared dataset: view 0 is the image itself, view v > 0 the random view v.
 
-    key: the seed and the augmentation in words, which tell random views apart.
+    key: the seed and the augmentation in words, which distinguish random views.
     """
 
     dataset: PreparedDataset
@@ -94,7 +95,7 @@ class Team:
     """The processes that compute a pass together: this one's number, how many, and how they wait for all."""
 
     rank: int
-    world: int
+    size: int
     barrier: Callable[[], object]
 
     @property
@@ -136,22 +137,22 @@ class FeatureCache:
     def ensure(
         self,
         views: Views,
-        wanted: Wanted,
+        requested: StepViews,
         progress: Progress | None = None,
         *,
         rank: int = 0,
-        world: int = 1,
+        size: int = 1,
         barrier: Callable[[], object] = lambda: None,
     ) -> dict[int, FeatureStore]:
-        """Return a store for each wanted step (step -> number of views); one pass computes what is absent.
+        """Return a store for each requested step (step -> number of views); one pass computes what is absent.
 
-        A pass that was killed goes on where it was; one that runs elsewhere is waited for. rank, world and
+        A pass that was killed resumes where it was; one that runs elsewhere is waited for. rank, size and
         barrier: the processes that share the pass, and the file system; each calls this with the same views
         and gets the same bytes as one process would. Raises OutputError cache-full, in each of them, where
         the disk or the budget has no room; output-unwritable.
         """
-        specs = self._specs(views, wanted)
-        team = Team(rank, world, barrier)
+        specs = self._specs(views, requested)
+        team = Team(rank, size, barrier)
         with telling(self.root), ExitStack() as claims:
             stores = self._open_or_claim(specs, claims, team)
             absent = {slot: spec for slot, spec in specs.items() if slot not in stores}
@@ -159,97 +160,91 @@ class FeatureCache:
                 self._compute(views, absent, progress, team)
                 stores |= self._publish(absent, team)
         return {
-            step: FeatureStore(tuple(stores[step, view] for view in range(wanted[step]))) for step in wanted
+            step: FeatureStore(tuple(stores[step, view] for view in range(requested[step])))
+            for step in requested
         }
 
-    def _specs(self, views: Views, wanted: Wanted) -> dict[Slot, StoreSpec]:
+    def _specs(self, views: Views, requested: StepViews) -> dict[Slot, StoreSpec]:
+        """Return a store's name, from all that its numbers depend on and nothing else, with its shape."""
         costs = step_costs(self.classifier, views.image_shape)
         batch_size = pass_batch_size(costs)
-        keys = _Keys(self, views, max(wanted), batch_size)
-        return {
-            (step, view): StoreSpec(
-                keys.name(step, view), (len(views), *costs[step - 1].output_shape), batch_size
-            )
-            for step, count in wanted.items()
-            for view in range(count)
-        }
+        backbone, device = self.classifier.backbone, next(self.classifier.parameters()).device
+        if device.type == "cuda":  # what the last bit of a sum depends on
+            arithmetic = f"{torch.cuda.get_device_name(device)} {torch.get_float32_matmul_precision()}"
+        else:
+            arithmetic = f"{torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()} threads"
+        common = (FORMAT_VERSION, *VERSIONS, "folded", self.precision, arithmetic, batch_size)
+        prefixes = _prefix_digests(backbone, max(requested))
+        samples = hashlib.sha256(str(views.image_shape).encode())
+        for row in views.rows:
+            samples.update(views.dataset.content_hashes[row].encode() + b"\0")
+
+        def spec(step: int, view: int) -> StoreSpec:
+            prefix = prefixes[min(step, len(prefixes) - 1)]
+            pooling = backbone.pooling if step > len(backbone.groups) else ""
+            seen = f"{views.key} view {view}" if view else "plain"  # the same for every seed
+            parts = (*common, prefix, step, pooling, samples.hexdigest(), seen)
+            name = hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:24]
+            return StoreSpec(name, (len(views), *costs[step - 1].output_shape), batch_size)
+
+        return {(step, view): spec(step, view) for step, count in requested.items() for view in range(count)}
 
     def _open_or_claim(
         self, specs: Mapping[Slot, StoreSpec], claims: ExitStack, team: Team
     ) -> dict[Slot, OpenStore]:
         """Return the stores that are there. The first process claims the others, and all learn of it."""
-        if team.world == 1:
+        if team.size == 1:
             return self._lead(specs, claims)
+        names = " ".join(sorted(spec.name for spec in specs.values()))
+        note = self.root / f".team-{hashlib.sha256(names.encode()).hexdigest()[:24]}.json"
+        stores: dict[Slot, OpenStore | None] = {}
+        failure = None
         if team.leads:
-            return self._lead_others(specs, claims, team)
-        return self._follow(specs, team)
+            try:
+                with telling(self.root):
+                    stores.update(self._lead(specs, claims))
+            except OutputError as error:
+                failure = error
+            write_json(note, {"there": [list(slot) for slot in stores], "failed": failure is not None})
+        team.barrier()  # the decision is there
+        if not team.leads:
+            decision = read_json(note)
+            for step, view in decision["there"]:
+                stores[step, view] = open_store(self.root, specs[step, view], check=False)
+            if decision["failed"]:
+                failure = cache_full(self.root, "the first process found no room")
+        team.barrier()  # all have read it
+        if team.leads:
+            note.unlink()
+        if failure:
+            raise failure
+        return _all_open(self.root, stores)
 
     def _lead(self, specs: Mapping[Slot, StoreSpec], claims: ExitStack) -> dict[Slot, OpenStore]:
         """Open what is there and claim the rest, in an order of names, lest two wait for each other."""
         make_folder(self.root)
         stores, absent = {}, []
         for slot, spec in sorted(specs.items(), key=lambda item: item[1].name):
-            found = self._open_or_claim_one(spec, claims)
-            if found is None:
-                absent.append(spec)
-            else:
-                stores[slot] = found
-        if absent:
-            self._allocate(absent)
-        return stores
-
-    def _open_or_claim_one(self, spec: StoreSpec, claims: ExitStack) -> OpenStore | None:
-        store = open_store(self.root, spec)
-        if store is None:
-            lock = staging_folder(self.root, spec).claim()
-            store = open_store(self.root, spec)  # another process may have been faster
+            store = open_store(self.root, spec)
             if store is None:
-                claims.callback(lock.release)
-            else:
+                lock = staging_folder(self.root, spec).claim()
+                store = open_store(self.root, spec)  # another process may have been faster
+                if store is None:
+                    claims.callback(lock.release)
+                    absent.append(spec)
+                    continue
                 _give_up(self.root, [spec])
                 lock.release()
-        return store
-
-    def _allocate(self, specs: Sequence[StoreSpec]) -> None:
-        try:
-            make_room(self.root, specs, self.budget_bytes)
-            for spec in specs:
-                begin(self.root, spec)
-        except (OSError, OutputError):
-            _give_up(self.root, specs)
-            raise
-
-    def _lead_others(
-        self, specs: Mapping[Slot, StoreSpec], claims: ExitStack, team: Team
-    ) -> dict[Slot, OpenStore]:
-        """Decide, and leave the decision where the others read it."""
-        note, stores, failure = self._note(specs), {}, None
-        try:
-            with telling(self.root):
-                stores = self._lead(specs, claims)
-        except OutputError as error:
-            failure = error
-        write_json(note, {"there": [list(slot) for slot in stores], "failed": failure is not None})
-        team.barrier()  # the decision is there
-        team.barrier()  # all have read it
-        note.unlink()
-        if failure:
-            raise failure
+            stores[slot] = store
+        if absent:
+            try:
+                make_room(self.root, absent, self.budget_bytes)
+                for spec in absent:
+                    begin(self.root, spec)
+            except (OSError, OutputError):
+                _give_up(self.root, absent)
+                raise
         return stores
-
-    def _follow(self, specs: Mapping[Slot, StoreSpec], team: Team) -> dict[Slot, OpenStore]:
-        team.barrier()
-        decision = read_json(self._note(specs))
-        slots: list[Slot] = [(step, view) for step, view in decision["there"]]
-        stores = {slot: open_store(self.root, specs[slot], check=False) for slot in slots}
-        team.barrier()
-        if decision["failed"]:
-            raise cache_full(self.root, "the first process found no room")
-        return _all_open(self.root, stores)
-
-    def _note(self, specs: Mapping[Slot, StoreSpec]) -> Path:
-        names = " ".join(sorted(spec.name for spec in specs.values()))
-        return self.root / f".team-{hashlib.sha256(names.encode()).hexdigest()[:24]}.json"
 
     def _compute(
         self, views: Views, absent: Mapping[Slot, StoreSpec], progress: Progress | None, team: Team
@@ -277,7 +272,7 @@ class FeatureCache:
         jobs = list(_jobs(stagings))
         total = len(views) * len({view for _, view in stagings})
         left = sum(len(job.rows) for job in jobs)
-        own = jobs[team.rank :: team.world]
+        own = jobs[team.rank :: team.size]
         deepest = max(step for step, _ in stagings)
         network = fold_groups(self.classifier, views.image_shape, deepest)
         with closing(self._read_ahead(views, own)) as batches:
@@ -285,7 +280,7 @@ class FeatureCache:
                 for step, activation in self._boundaries(network, images, job.steps).items():
                     stagings[step, job.view].write(job.batch, activation)
                 if progress:
-                    done = sum(len(job.rows) for job in jobs[: number * team.world])
+                    done = sum(len(job.rows) for job in jobs[: number * team.size])
                     progress(total - left + done, total)
 
     def _read_ahead(self, views: Views, jobs: Sequence[Job]) -> Generator[Tensor]:
@@ -327,32 +322,8 @@ class FeatureCache:
         return found
 
 
-class _Keys:
-    """Names of stores: what their numbers depend on, and nothing else."""
-
-    def __init__(self, cache: FeatureCache, views: Views, deepest: int, batch_size: int) -> None:
-        self._backbone = cache.classifier.backbone
-        self._views = views.key
-        device = next(cache.classifier.parameters()).device
-        self._common = (FORMAT_VERSION, *VERSIONS, "folded", cache.precision, _arithmetic(device), batch_size)
-        self._prefixes = _prefix_digests(cache.classifier, deepest)
-        samples = hashlib.sha256(str(views.image_shape).encode())
-        for row in views.rows:
-            samples.update(views.dataset.content_hashes[row].encode() + b"\0")
-        self._samples = samples.hexdigest()
-
-    def name(self, step: int, view: int) -> str:
-        """Return the name of the store of one view at one step. View 0 is the same for every seed."""
-        groups = min(step, len(self._prefixes) - 1)
-        pooling = self._backbone.pooling if step > len(self._backbone.groups) else ""
-        seen = f"{self._views} view {view}" if view else "plain"
-        parts = (*self._common, self._prefixes[groups], step, pooling, self._samples, seen)
-        return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:24]
-
-
-def _prefix_digests(classifier: Classifier, deepest: int) -> list[str]:
+def _prefix_digests(backbone: Backbone, deepest: int) -> list[str]:
     """Return the digest of the weights and input statistics below each step, up to the deepest."""
-    backbone = classifier.backbone
     statistics = {k: v for k, v in vars(backbone.normalise).items() if k[0] != "_" and k != "training"}
     running = hashlib.sha256(f"{backbone.name} {type(backbone.normalise).__name__} {statistics}".encode())
     digests = [running.hexdigest()]
@@ -363,13 +334,6 @@ def _prefix_digests(classifier: Classifier, deepest: int) -> list[str]:
             running.update(plain.reshape(-1).view(torch.uint8).numpy())
         digests.append(running.hexdigest())
     return digests
-
-
-def _arithmetic(device: torch.device) -> str:
-    """Say what the last bit of a sum depends on: instructions and threads, or the card."""
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)} {torch.get_float32_matmul_precision()}"
-    return f"{torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()} threads"
 
 
 def pass_batch_size(costs: Sequence[StepCost]) -> int:

@@ -261,23 +261,23 @@ def test_of_two_processes_that_want_the_same_one_computes_and_the_other_waits(
     assert found[0][1] == found[1][1]
 
 
-def in_team(make_classifier, views, root, wanted, *, world=2, prepare=lambda rank, cache: None):
+def in_team(make_classifier, views, root, wanted, *, size=2, prepare=lambda rank, cache: None):
     """Run ensure in a team of forked processes; return exit codes and (rank, images or code)."""
-    together, results = fork.Barrier(world), fork.Queue()
+    together, results = fork.Barrier(size), fork.Queue()
 
     def member(rank):
         cache = make_cache(make_classifier(), root)
         prepare(rank, cache)
-        team = {"rank": rank, "world": world, "barrier": lambda: together.wait(30)}
+        team = {"rank": rank, "size": size, "barrier": lambda: together.wait(30)}
         try:
             images, stores = computed(cache, views, wanted, **team)
             results.put((rank, images, content(stores)))
         except OutputError as error:
             results.put((rank, error.code, None))
 
-    codes = run_all(*[lambda rank=rank: member(rank) for rank in range(world)])
-    assert codes == [0] * world
-    return sorted(results.get(timeout=5) for _ in range(world))
+    codes = run_all(*[lambda rank=rank: member(rank) for rank in range(size)])
+    assert codes == [0] * size
+    return sorted(results.get(timeout=5) for _ in range(size))
 
 
 def test_a_team_shares_the_pass_and_writes_the_bytes_of_one_process(make_classifier, make_prepared, tmp_path):

@@ -4,24 +4,15 @@ import pytest
 
 from medtl.errors import OutputError
 from medtl.training.checkpoint import read_header
-from medtl.training.feature_cache import plan as cache_plan
 from medtl.training.feature_cache import store as feature_store
 from medtl.training.feature_cache.cache import FeatureCache
-from medtl.training.feature_cache.plan import Speed
 from medtl.training.schedule import ScheduleConfig
 from tests.training.conftest import SilentWatcher
 from tests.training.test_trainer import Killed, digest
 
-# Slow arithmetic makes every prefix worth keeping, quick arithmetic none.
-SLOW, QUICK = Speed(1e6, 1e6), Speed(1e15, 1e15)
 SCHEDULE = ScheduleConfig(
     name="gradual", head_epochs=3, unfrozen_epochs=6, steps=2, head_learning_rate=0.05, learning_rate=0.01
 )
-
-
-@pytest.fixture(autouse=True)
-def every_prefix_is_kept(monkeypatch):
-    monkeypatch.setitem(cache_plan.SPEEDS, "cpu", SLOW)
 
 
 class Noting(SilentWatcher):
@@ -61,14 +52,13 @@ def refuse(monkeypatch, refuses):
     monkeypatch.setattr(FeatureCache, "ensure", maybe)
 
 
-def test_a_resumed_run_keeps_the_plan_that_it_began_with(make_fit, tmp_path, monkeypatch):
+def test_a_resumed_run_keeps_the_plan_that_it_began_with(make_fit, tmp_path):
     unbroken = make_fit(tmp_path / "unbroken", SCHEDULE)
     unbroken.run(resume=False)
     assert cached(unbroken) == [True, True, False]
     with pytest.raises(Killed):
         make_fit(tmp_path / "killed", SCHEDULE, watcher=KilledAfterEpochs(4)).run(resume=False)
-    monkeypatch.setitem(cache_plan.SPEEDS, "cpu", QUICK)
-    resumed = make_fit(tmp_path / "killed", SCHEDULE)
+    resumed = make_fit(tmp_path / "killed", SCHEDULE, cache_gb=0)  # a plan of now would cache nothing
     resumed.run(resume=True)
     assert resumed.plans == unbroken.plans
     assert digest(resumed.classifier) == digest(unbroken.classifier)

@@ -1,4 +1,4 @@
-"""Processes that train together, without torchrun: this process keeps their board, as torchrun does."""
+"""Processes that train together, without torchrun: this process keeps their store, as torchrun does."""
 
 import multiprocessing
 import os
@@ -11,21 +11,21 @@ from typing import Any
 
 import torch.distributed as dist
 
-from medtl.training.distributed import World, joined_world
+from medtl.training.distributed import ProcessGroup, joined_group
 
 
-def in_world(member: Callable[[World], Any], size: int = 2, method: str = "fork") -> list[Any]:
-    """Run member(world) in `size` processes; return what each returned, or raised in words, by rank.
+def in_processes(member: Callable[[ProcessGroup], Any], size: int = 2, method: str = "fork") -> list[Any]:
+    """Run member(process_group) in `size` processes; return what each returned, or raised in words, by rank.
 
     None stands for a process that was killed. method: spawn where CUDA is used, which no fork survives;
     member is then a function of a module.
     """
-    waiting = timedelta(seconds=20)
-    board = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=waiting)
+    waiting = timedelta(minutes=5)  # of a machine with much other work
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=waiting)
     context: Any = multiprocessing.get_context(method)
     results = context.Queue()
     processes = [
-        context.Process(target=_take_part, args=(member, rank, size, board.port, results))
+        context.Process(target=_take_part, args=(member, rank, size, store.port, results))
         for rank in range(size)
     ]
     for process in processes:
@@ -35,12 +35,12 @@ def in_world(member: Callable[[World], Any], size: int = 2, method: str = "fork"
         with suppress(Empty):
             found.update([results.get(timeout=0.2)])
     for process in processes:
-        process.join(10)
+        process.join(60)
         process.kill()
     return [found.get(rank) for rank in range(size)]
 
 
-def _take_part(member: Callable[[World], Any], rank: int, size: int, port: int, results: Any) -> None:
+def _take_part(member: Callable[[ProcessGroup], Any], rank: int, size: int, port: int, results: Any) -> None:
     os.environ.update(
         WORLD_SIZE=str(size),
         RANK=str(rank),
@@ -50,8 +50,8 @@ def _take_part(member: Callable[[World], Any], rank: int, size: int, port: int, 
         TORCHELASTIC_USE_AGENT_STORE="True",
     )
     try:
-        with joined_world() as world:
-            found = member(world)
+        with joined_group() as process_group:
+            found = member(process_group)
     except BaseException as error:
         traceback.print_exc()  # shown where a test fails
         found = f"{type(error).__name__}: {error}"
