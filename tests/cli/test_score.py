@@ -301,7 +301,7 @@ def test_a_damaged_journal_is_named(trained: Trained, tmp_path: Path) -> None:
     assert jobs.fault(result) == "scores-damaged"
 
 
-def test_anew_forgets_what_the_journal_has(trained: Trained, tmp_path: Path) -> None:
+def test_overwrite_forgets_what_the_journal_has(trained: Trained, tmp_path: Path) -> None:
     arguments = ("score", trained.run, trained.data, "--out", tmp_path / "out")
     jobs.medtl(*arguments)
     assert "(24 rows were already there)" in jobs.medtl(*arguments).stdout
