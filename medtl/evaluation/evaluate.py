@@ -187,7 +187,7 @@ def _check_inputs(scores: Floats, truth: NDArray, task: Task, thresholds: Sequen
         raise CheckpointError("scores-invalid", reason, fix="evaluate with the task of the checkpoint")
     right = ((scores >= -TOLERANCE) & (scores <= 1 + TOLERANCE)).all(axis=1)  # NaN is neither
     if not right.all():
-        reason = f"{(~right).sum()} of {len(scores)} samples have probabilities that are not numbers in [0, 1]"
+        reason = f"{(~right).sum()} of {len(scores)} samples have probabilities outside [0, 1] or NaN"
         raise CheckpointError("scores-invalid", reason, fix="train again, at a lower learning rate")
     asked = len(task.asked_classes)
     if len(thresholds) != asked or not np.isfinite(thresholds).all():
