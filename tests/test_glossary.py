@@ -34,8 +34,12 @@ def help_texts(command: click.Command, name: str) -> Iterator[Text]:
     yield name, command.help or ""
     for option in command.params:
         yield f"{name} {option.name}", getattr(option, "help", None) or ""
-    for below in command.commands.values() if isinstance(command, click.Group) else ():
-        yield from help_texts(below, f"{name} {below.name}")
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for below in command.list_commands(context):
+            found = command.get_command(context, below)
+            assert found is not None
+            yield from help_texts(found, f"{name} {below}")
 
 
 def messages() -> Iterator[Text]:

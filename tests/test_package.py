@@ -35,6 +35,10 @@ def test_every_module_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
     assert modules <= set(wheel.namelist())
 
 
+def test_type_checkers_find_the_types_in_the_wheel(wheel: zipfile.ZipFile) -> None:
+    assert "medtl/py.typed" in wheel.namelist()
+
+
 def test_recipes_are_in_the_wheel(wheel: zipfile.ZipFile) -> None:
     recipes = {f"medtl/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
     assert "medtl/configs/xray.yaml" in recipes

@@ -25,7 +25,13 @@ def as_json(what: str = "one JSON document") -> Command:
 def recipe(command: Command) -> Command:
     """Add --modality, --config and --set: where a recipe comes from."""
     for option in (
-        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key."),
+        click.option(
+            "--set",
+            "overrides",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Override a key, e.g. schedule=full.",
+        ),
         click.option("--config", type=PATH, help="Recipe (YAML). Default: the modality's, in configs/."),
         click.option("--modality", type=MODALITIES, help="Start from the recipe of this modality."),
     ):

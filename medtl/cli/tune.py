@@ -22,12 +22,18 @@ BEST_SHOWN = 5
 @options.labels
 @click.option("--out", type=PATH, required=True, help="Folder of the search; one that exists is resumed.")
 @click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, help="Trials in total.")
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Start no trial after this.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the search; a run's is fit.seed.")
-@click.option("--space", type=PATH, help="What to search (YAML). Default: what suits the schedule.")
-@click.option("--metric", default="auroc", show_default=True, help="Any metric of the validation part.")
 @click.option(
-    "--keep", type=click.IntRange(min=1), default=3, show_default=True, help="Trials that keep checkpoints."
+    "--minutes", type=click.FloatRange(min=0, min_open=True), help="Minutes after which no new trial starts."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the search.")
+@click.option("--space", type=PATH, help="What to search (YAML). Default: what suits the schedule.")
+@click.option("--metric", default="auroc", show_default=True, help="Validation metric to optimise.")
+@click.option(
+    "--keep",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Best trials to keep checkpoints of.",
 )
 @click.option("--evaluate", is_flag=True, help="Evaluate the best trial on the test part.")
 @options.as_json()

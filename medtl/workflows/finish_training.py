@@ -67,15 +67,15 @@ def finish_fit(
     probabilities = to_probabilities(logits, task.kind, fitted.calibration)
     thresholds = choose_thresholds(probabilities, truth, task)
     evaluation = evaluate(probabilities, truth, task, patients, thresholds)
-    learned = _fit_ood(checkpoint, fit, features, samples, stop) if screens(evaluation) else None
-    limits, tensors = learned or (None, {})
-    kept = {
+    fitted_ood = _fit_ood(checkpoint, fit, features, samples, stop) if screens(evaluation) else None
+    limits, tensors = fitted_ood or (None, {})
+    completed = {
         "thresholds": tuple(thresholds),
         "calibration": fitted.calibration,
         "conformal": fit_floors(probabilities, truth, task, patients),
         "ood": limits,
     }
-    header = checkpoint.header.model_copy(update=kept)
+    header = checkpoint.header.model_copy(update=completed)
     write_predictions(run.root / FILE, task, predictions_of(evaluated, task, probabilities, logits))
     save_checkpoint(run.best, header, {"model": model_tensors(checkpoint.classifier), **tensors})
     write_json(run.metrics, {**_metrics(fit, evaluation, header, clock), "recipe": recipe})
@@ -98,22 +98,23 @@ def _fit_ood(
     drawn = make_generator(fit.config.seed, "screening").permutation(len(views))[:MOST_SAMPLES]
     rows = replace(views, rows=views.rows[np.sort(drawn)])
     _, features = _predict_views(checkpoint, rows, fit.run_folder, stop)
-    taught = {views.dataset.sample_ids[row] for row in views.rows}
-    found = fit_ood(features, held_out, [one.series for one in samples if one.sample_id in taught])
-    return (found[0], {TENSORS: found[1]}) if found else None
+    trained_on = {views.dataset.sample_ids[row] for row in views.rows}
+    series = [sample.series for sample in samples if sample.sample_id in trained_on]
+    fitted = fit_ood(features, held_out, series)
+    return (fitted[0], {TENSORS: fitted[1]}) if fitted else None
 
 
 def _predict_views(
     checkpoint: Checkpoint, views: Views, run: RunFolder, stop: Callable[[], bool]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return logits and pooled features of all samples, as they are."""
-    found = []
+    """Return logits and pooled features of all samples, without augmentation."""
+    parts = []
     for start in range(0, len(views), BATCH):
         if stop():
             raise stopped("while the best epoch was evaluated", run.root)
         batch = np.arange(start, min(start + BATCH, len(views)))
-        found.append(predict_features(checkpoint, views.read(batch, 0)))
-    logits, features = zip(*found, strict=True)
+        parts.append(predict_features(checkpoint, views.read(batch, 0)))
+    logits, features = zip(*parts, strict=True)
     return np.concatenate(logits), np.concatenate(features)
 
 

@@ -1,4 +1,4 @@
-"""What a recipe will do, before it is done: its stages, what each trains, keeps and costs."""
+"""RECIPE -> its stages: what each trains, caches and costs, before anything is trained."""
 
 from dataclasses import dataclass
 
@@ -18,11 +18,11 @@ BACKWARD = 2  # a backward pass has two products for each one of the forward pas
 class StagePlan:
     """One stage of a recipe.
 
-    groups: the unfrozen ones, stem-most first. rates: of the head, the topmost and the stem-most group. step
-    and kept_bytes: where the prefix ends, and the size of one image's activations there in one view; cached
-    is what the planner decides about them. Multiply-adds are those of one training image in one epoch: prefix
-    is the frozen part, forward, which the cache saves; trained is the rest, forward and backward, where a
-    backward pass counts twice the forward one, as in the planner.
+    groups: the unfrozen ones, from the stem. rates: learning rates of the head, the topmost and the lowest
+    group. boundary and kept_bytes: where the frozen prefix ends, and the size of one image's activations
+    there in one view; cached: whether they are cached. Multiply-adds are those of one training image in one
+    epoch: prefix is the frozen part, forward, which the cache saves; trained is the rest, forward and
+    backward, where a backward pass counts twice the forward one.
     """
 
     stage: Stage
@@ -63,8 +63,8 @@ class StagePlan:
 def plan_stages(config: RunConfig, samples: int | None = None) -> tuple[StagePlan, ...]:
     """Return the stages of a recipe on a number of training images.
 
-    The planner's choice depends on that number by the disk budget alone; without it, one image is taken, for
-    which there is always room, and a stage with a budget of steps lasts for all of its epochs.
+    That number matters for the disk budget of the cache and for stages with a number of steps; without it,
+    everything fits in the cache and a stage lasts for all of its epochs.
     """
     classifier = build_untrained(config)
     shape = (1, config.preprocessing.channels, *config.preprocessing.size)
@@ -79,7 +79,7 @@ def plan_stages(config: RunConfig, samples: int | None = None) -> tuple[StagePla
 
 
 def build_untrained(config: RunConfig) -> Classifier:
-    """Return the recipe's classifier without numbers, for the classes that it names, or two."""
+    """Return the recipe's classifier without weights, for the classes that it names, or two."""
     backbone = BACKBONES[config.backbone.name](weights=None, in_channels=config.preprocessing.channels)
     classes = config.task.classes or ("negative", "positive")
     task = Task(config.task.kind or "binary", classes)

@@ -56,9 +56,9 @@ def score_folder(
     Rows are stored in a journal as they come: called again, it scores only what is new or has changed, unless
     `overwrite` is set. others: runs to ensemble with. on_row: called with each row, in order, after the
     tables are written. watch: keep scoring what arrives in the folder, each study once none of its files has
-    changed for `settle` seconds, until `stop` says so; the tables are replaced after each arrival.
+    changed for `settle` seconds, until `stop` returns True; the tables are replaced after each arrival.
 
-    Raises StoppedError after the current batch when `stop` says so; TrainingError run-locked where another
+    Raises StoppedError after the current batch when `stop` returns True; TrainingError run-locked if another
     process scores into `out`; MedtlError.
 
     >>> import medtl

@@ -1,4 +1,4 @@
-"""What a search may choose: ranges and choices for keys of a recipe, checked before anything is trained."""
+"""SEARCH SPACE (YAML) -> ranges and choices for keys of a recipe, checked before anything is trained."""
 
 import json
 from collections.abc import Mapping
@@ -21,14 +21,14 @@ from medtl.training.schedule import current_key, resolve_schedule
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
-# What a search may choose. The rest says what is asked and of which data, and is the same in all trials.
+# Sections that a search may change. The others define the task and the data, the same for all trials.
 SEARCHED_SECTIONS = ("schedule", "augmentation", "backbone", "fit")
-# Of those, what makes no better model, or only luckier.
+# Keys of these sections that make no better model, or only a luckier one.
 NOT_SEARCHED = ("fit.seed", "fit.device", "fit.workers", "fit.cache_gb")
 
 
 class Range(BaseModel):
-    """Numbers from low to high, both included: evenly in their logarithm with `log`, in steps of `step`."""
+    """Numbers from low to high, both included; log: uniform in the logarithm; step: only multiples of it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -58,17 +58,17 @@ class Dimension:
         return tuple(map(int, ends)) if self.whole else ends
 
     def holds(self, value: Any) -> bool:
-        """Say whether a search over the dimension can come to a value."""
+        """Return whether a search over the dimension can choose a value."""
         if not isinstance(self.values, Range):
             return value in self.values
         return isinstance(value, int | float) and self.values.low <= value <= self.values.high
 
     def stored(self, value: Any) -> Any:
-        """Return a value as the database keeps it: what is no single value as JSON."""
+        """Return a value as the database stores it: lists and mappings as JSON."""
         return json.dumps(value) if isinstance(value, list | tuple | dict) else value
 
     def restored(self, stored: Any) -> Any:
-        """Return the value that the database keeps as `stored`."""
+        """Return the value that the database stores as `stored`."""
         if isinstance(self.values, Range):
             return stored
         return next(value for value in self.values if self.stored(value) == stored)
@@ -95,24 +95,25 @@ def load_space(file: Path | None, config: RunConfig) -> Space:
     found = _read_mapping(file)
     space = tuple(_dimension(current_key(key), value, str(file)) for key, value in found.items())
     for dimension in space:
-        _check_values(dimension, config, str(file))
+        for value in dimension.extremes:  # a value that the recipe cannot take is an error here
+            apply_values(config, {dimension.key: value}, str(file))
     for dimension in space:
         if not _has_effect(dimension, space, config):
-            reason = f"{dimension.key} changes nothing: its values make the same run of this recipe"
-            fix = f"leave it out, or choose another schedule than {config.schedule.name}"
+            reason = f"{dimension.key} has no effect: all its values give the same run of this recipe"
+            fix = f"omit it, or choose another schedule than {config.schedule.name}"
             raise ConfigError("config-value", reason, where=file, fix=fix)
     return space
 
 
 def default_space(config: RunConfig) -> Space:
-    """Return what is worth a search for a recipe: of the candidates those that change its run.
+    """Return the default space of a recipe: those of the candidates that change its run.
 
-    Augmentation comes in few strengths, since each has activations of its own to compute, and not at all
-    where the head alone is trained: there it would cost more than everything else.
+    Augmentation has few strengths, because each needs activations of its own, and is not searched where only
+    the head is trained: there it would cost more than everything else.
     """
     groups = count_groups(config.backbone.name)
     depths = {max(1, round(groups * share)) for share in (0.25, 0.5, 0.75)} - {config.schedule.unfreeze}
-    thawing = any(stage.groups for stage in resolve_schedule(config.schedule, groups))
+    unfreezes = any(stage.groups for stage in resolve_schedule(config.schedule, groups))
     turn, gamma = config.augmentation.rotate_degrees, config.augmentation.gamma
     candidates: dict[str, Range | tuple[Any, ...]] = {
         "schedule.head_learning_rate": Range(low=3e-4, high=3e-2, log=True),
@@ -121,8 +122,8 @@ def default_space(config: RunConfig) -> Space:
         "schedule.unfreeze": (*sorted(depths), config.schedule.unfreeze),
         "schedule.batch_norm": ("pretrained", "follow"),
         "schedule.weight_decay": Range(low=1e-4, high=1e-1, log=True),
-        "augmentation.rotate_degrees": _strengths(turn, 180.0) if thawing else (),
-        "augmentation.gamma": _strengths(gamma, 0.9) if thawing else (),
+        "augmentation.rotate_degrees": _strengths(turn, 180.0) if unfreezes else (),
+        "augmentation.gamma": _strengths(gamma, 0.9) if unfreezes else (),
         "fit.imbalance": ("none", "class-weighted", "balanced-sampler", "focal"),
     }
     space = tuple(Dimension(key, values) for key, values in candidates.items() if values)
@@ -130,7 +131,7 @@ def default_space(config: RunConfig) -> Space:
 
 
 def _strengths(own: float, most: float) -> tuple[float, ...]:
-    """Return none, the recipe's own strength, and twice that."""
+    """Return zero, the recipe's own strength, and twice that."""
     return tuple(sorted({0.0, own, min(2 * own, most)}))
 
 
@@ -147,62 +148,58 @@ def space_yaml(space: Space) -> str:
 
 def _read_mapping(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise ConfigError("config-missing", "no such space", where=file, fix="give a YAML file of ranges")
+        raise ConfigError("config-missing", "no such file", where=file, fix="give a YAML file of ranges")
     try:
         found = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         reason = f"is not YAML: {str(error).splitlines()[0]}"
-        raise ConfigError("config-value", reason, where=file, fix="mend the line") from error
+        raise ConfigError("config-value", reason, where=file, fix="correct the line") from error
     if not isinstance(found, dict) or not found:
         fix = "write lines such as schedule.unfreeze: [2, 4]"
         raise ConfigError("config-value", "a space is a mapping of keys", where=file, fix=fix)
     return {str(key): value for key, value in found.items()}
 
 
-def _dimension(key: str, asked: Any, where: str) -> Dimension:
-    """Return a dimension as asked for. Raises ConfigError config-value."""
+def _dimension(key: str, given: Any, where: str) -> Dimension:
+    """Return the dimension of one line of a space. Raises ConfigError config-value."""
     section = key.split(".")[0]
     shared = section in RunConfig.model_fields and section not in SEARCHED_SECTIONS
     if shared or key in NOT_SEARCHED:
         raise _refused(f"{key} is the same in all trials", where, f"set it with --set {key}=VALUE")
     if key in RunConfig.model_fields:
         raise _refused(f"{key} is a section", where, f"write {key}.KEY")
-    if isinstance(asked, list):
-        return _choices(key, asked, where)
+    if isinstance(given, list):
+        if len({json.dumps(value) for value in given}) < max(2, len(given)):
+            fix = f"give several, or set one with --set {key}=VALUE"
+            raise _refused(f"{key} needs two or more different values", where, fix)
+        return Dimension(key, tuple(given))
     try:
-        found = Range.model_validate(asked)
+        limits = Range.model_validate(given)
     except ValidationError as error:
         problem = error.errors()[0]
         what = ".".join([key, *map(str, problem["loc"])])
         fix = "write [value, value] or {low: 1e-4, high: 1e-2, log: true}"
         raise _refused(f"{what}: {problem['msg']}", where, fix) from error
-    return _range(key, found, where)
+    return _range(key, limits, where)
 
 
-def _choices(key: str, asked: list[Any], where: str) -> Dimension:
-    if len({json.dumps(value) for value in asked}) < max(2, len(asked)):
-        fix = f"give several, or set one with --set {key}=VALUE"
-        raise _refused(f"{key} has no two values, or one of them twice", where, fix)
-    return Dimension(key, tuple(asked))
-
-
-def _range(key: str, asked: Range, where: str) -> Dimension:
-    if asked.low >= asked.high:
-        raise _refused(f"{key}: low {asked.low:g} is not below high {asked.high:g}", where, "turn them")
-    if asked.log and (asked.low <= 0 or asked.step):
-        raise _refused(f"{key}: log needs low above 0, and no step", where, "leave log or step out")
-    whole = _takes_whole(key)
-    if whole and any(number % 1 for number in (asked.low, asked.high, asked.step or 1)):
+def _range(key: str, limits: Range, where: str) -> Dimension:
+    if limits.low >= limits.high:
+        raise _refused(f"{key}: low {limits.low:g} is not below high {limits.high:g}", where, "swap them")
+    if limits.log and (limits.low <= 0 or limits.step):
+        raise _refused(f"{key}: log needs low above 0, and no step", where, "omit log or step")
+    whole = _is_integer(key)
+    if whole and any(number % 1 for number in (limits.low, limits.high, limits.step or 1)):
         raise _refused(f"{key} takes whole numbers", where, "round low, high and step")
-    return Dimension(key, asked, whole)
+    return Dimension(key, limits, whole)
 
 
 def _refused(reason: str, where: str, fix: str) -> ConfigError:
     return ConfigError("config-value", reason, where=where, fix=fix)
 
 
-def _takes_whole(key: str) -> bool:
-    """Say whether a recipe's key takes whole numbers; a key that is not known does not."""
+def _is_integer(key: str) -> bool:
+    """Return whether a recipe's key takes integers; an unknown key does not."""
     model: Any = RunConfig
     for part in key.split("."):
         fields = getattr(model, "model_fields", {})
@@ -210,12 +207,6 @@ def _takes_whole(key: str) -> bool:
             return False
         model = fields[part].annotation
     return model is int or int in get_args(model)
-
-
-def _check_values(dimension: Dimension, config: RunConfig, where: str) -> None:
-    """Raise ConfigError, with the nearest known key, where a value is not one that the recipe can take."""
-    for value in dimension.extremes:
-        apply_values(config, {dimension.key: value}, where)
 
 
 def apply_values(config: RunConfig, values: Mapping[str, Any], where: str) -> RunConfig:
@@ -233,7 +224,7 @@ def apply_values(config: RunConfig, values: Mapping[str, Any], where: str) -> Ru
 
 
 def _has_effect(dimension: Dimension, space: Space, config: RunConfig) -> bool:
-    """Say whether a key changes what is trained, at the recipe or where another key is at an extreme."""
+    """Return whether a key changes what is trained, for the recipe or with another key at an extreme."""
     others: list[dict[str, Any]] = [{}]
     others += [{d.key: value} for d in space if d.key != dimension.key for value in d.extremes]
     for other in others:
@@ -244,7 +235,7 @@ def _has_effect(dimension: Dimension, space: Space, config: RunConfig) -> bool:
 
 
 def _what_is_trained(config: RunConfig, values: Mapping[str, Any]) -> object:
-    """Return all that a run depends on in the sections that are searched; None where it cannot be."""
+    """Return what a run depends on in the searched sections; None for values that a recipe cannot take."""
     try:
         config = apply_values(config, values, "space")
     except ConfigError:

@@ -301,7 +301,7 @@ def test_a_damaged_journal_is_named(trained: Trained, tmp_path: Path) -> None:
     assert jobs.fault(result) == "scores-damaged"
 
 
-def test_anew_forgets_what_the_journal_has(trained: Trained, tmp_path: Path) -> None:
+def test_overwrite_forgets_what_the_journal_has(trained: Trained, tmp_path: Path) -> None:
     arguments = ("score", trained.run, trained.data, "--out", tmp_path / "out")
     jobs.medtl(*arguments)
     assert "(24 rows were already there)" in jobs.medtl(*arguments).stdout
@@ -344,7 +344,7 @@ def test_parquet_without_its_package_is_refused_before_scoring(
     assert jobs.fault(result) == "extra-missing" and not (tmp_path / "out").exists()
 
 
-def test_runs_judge_together(trained: Trained, own_run: Path, tmp_path: Path) -> None:
+def test_runs_are_ensembled(trained: Trained, own_run: Path, tmp_path: Path) -> None:
     alone = score(trained.run, trained.data, tmp_path / "alone")
     out = tmp_path / "both"
     result = jobs.medtl("score", trained.run, trained.data, "--out", out, "--with", own_run)

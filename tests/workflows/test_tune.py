@@ -252,7 +252,7 @@ def test_a_space_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_a_key_that_changes_nothing_is_refused(
     schedule: str, text: str, space_file: Callable[[str], Path]
 ) -> None:
-    with pytest.raises(ConfigError, match="changes nothing"):
+    with pytest.raises(ConfigError, match="has no effect"):
         load_space(space_file(text), recipe(f"schedule={schedule}"))
 
 
