@@ -1,8 +1,8 @@
-"""What a pass that fills the feature cache costs: reading ahead of the network against reading in between.
+"""Measure a pass that fills the feature cache, with and without reading ahead of the network.
 
     python -m benchmarks.feature_cache [--images 300] [--views 4] [--repeats 3]
 
-Wall time of whole passes over random images with EfficientNet-Lite0; it wants a quiet machine.
+Wall time of whole passes over random images with EfficientNet-Lite0; run it on an idle machine.
 """
 
 import argparse

@@ -95,7 +95,7 @@ class Evaluation:
             self.activations = torch.cat([classifier.run(x, 0, step) for x in self.images.split(32)])
         return classifier.probabilities(classifier(self.activations, step).double()).numpy()
 
-    def judge(self, checkpoint: Checkpoint, ratio: int) -> dict[str, float]:
+    def measure(self, checkpoint: Checkpoint, ratio: int) -> dict[str, float]:
         """Return the metrics at a prevalence of one to `ratio`, and at the run's own threshold."""
         scores, truth, chosen = self.probabilities(checkpoint), self.truth, checkpoint.header.thresholds
         questions = metrics.one_vs_rest(scores, truth, "binary")
@@ -146,7 +146,7 @@ def run_row(
         config = load_config("xray", None, (*overrides, f"fit.imbalance={strategy}", f"fit.seed={seed}"))
         with tempfile.TemporaryDirectory(dir=out) as run:
             train_run(thin(source, ratio, seed, out), None, Path(run), config, Silence())
-            row = evaluation.judge(load_checkpoint(Path(run)), ratio)
+            row = evaluation.measure(load_checkpoint(Path(run)), ratio)
         kept.write_text(json.dumps(row), encoding="utf-8")
     return json.loads(kept.read_text(encoding="utf-8"))
 

@@ -145,7 +145,7 @@ def read_plainly(unit: Path) -> np.ndarray:
 
 
 def time_plain(run: Path, folder: Path) -> float:
-    """Read, transform and judge one study after the other."""
+    """Read, transform and score one study after the other."""
     import torch
 
     from medtl.training.checkpoint import load_checkpoint
@@ -197,7 +197,7 @@ def _one_thread() -> None:
 
 
 def time_reading(run: Path, folder: Path) -> float:
-    """Scan, read and prepare in a process a core; nothing is judged."""
+    """Scan, read and prepare in a process a core; nothing is scored."""
     from medtl.imaging.reader import scan
     from medtl.training.checkpoint import read_header
 

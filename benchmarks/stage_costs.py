@@ -78,7 +78,7 @@ def journal_costs(out: Path, studies: Path, rounds: int, rows: int = 2000) -> tu
     unit = next(list_units(scan(studies), studies))
     row = Prediction("s0123456789", unit.source, "scored", "", "", "", "yes", (0.25, 0.75), "yes", "ok")
     with open_journal(out) as journal:
-        journal.open_for({"judge": "benchmark"})
+        journal.open_for({"model": "benchmark"})
 
         def write() -> None:
             for number in range(rows):

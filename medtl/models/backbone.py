@@ -93,7 +93,12 @@ class Backbone(nn.Module):
     def between(self, start: int, stop: int, x: Tensor) -> Tensor:
         """Run groups start to stop. The first group takes images, which are checked and normalised for it."""
         if start == 0 < stop:
-            x = self.normalise(self._checked(x))
+            if x.ndim != self.spatial_dims + 2 or x.shape[1] != self.in_channels:
+                expected = f"(N, {self.in_channels}, {'D, ' if self.spatial_dims == 3 else ''}H, W)"
+                raise ValueError(f"{self.name} takes {expected}, not {tuple(x.shape)}")
+            if problem := self.sizes.problem(x.shape[2:]):
+                raise ValueError(f"{self.name} {problem}")
+            x = self.normalise(x)
         for group in list(self.groups.values())[start:stop]:
             x = group(x)
         return x
@@ -105,15 +110,6 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return features(x)."""
         return self.features(x)
-
-    def _checked(self, x: Tensor) -> Tensor:
-        if x.ndim != self.spatial_dims + 2 or x.shape[1] != self.in_channels:
-            expected = f"(N, {self.in_channels}, {'D, ' if self.spatial_dims == 3 else ''}H, W)"
-            raise ValueError(f"{self.name} takes {expected}, not {tuple(x.shape)}")
-        problem = self.sizes.problem(x.shape[2:])
-        if problem:
-            raise ValueError(f"{self.name} {problem}")
-        return x
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -65,22 +65,9 @@ class SizeRule:
         return f"takes {self.smallest} pixels a side or more{steps}, not {'x'.join(map(str, plane))}"
 
 
-class KnownBackbone(Protocol):
-    """What is known of a backbone before it is built."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def spatial_dims(self) -> int: ...
-    @property
-    def input_size(self) -> tuple[int, ...]: ...
-    @property
-    def sizes(self) -> SizeRule: ...
-
-
 @dataclass(frozen=True)
-class Row:
-    """A KnownBackbone of the table."""
+class KnownBackbone:
+    """What is known of a backbone before it is built."""
 
     name: str
     spatial_dims: int
@@ -88,21 +75,23 @@ class Row:
     sizes: SizeRule
 
 
-def known_backbones() -> Mapping[str, KnownBackbone]:
-    """Return every backbone by its name: the registry where it is loaded, otherwise the table."""
+def known_backbones() -> dict[str, KnownBackbone]:
+    """Return every backbone by its name: of the registry where it is loaded, otherwise of the table."""
     registry = sys.modules.get("medtl.models.backbones")
     if registry is not None:
-        entries: Mapping[str, KnownBackbone] = registry.BACKBONES
-        return entries
-    return {
-        row["name"]: Row(
-            row["name"],
-            row["spatial_dims"],
-            tuple(row["input_size"]),
-            SizeRule(row["smallest_side"], row["side_multiple"]),
-        )
-        for row in read_table()
-    }
+        entries = registry.BACKBONES.values()
+        known = [KnownBackbone(e.name, e.spatial_dims, e.input_size, e.sizes) for e in entries]
+    else:
+        known = [
+            KnownBackbone(
+                row["name"],
+                row["spatial_dims"],
+                tuple(row["input_size"]),
+                SizeRule(row["smallest_side"], row["side_multiple"]),
+            )
+            for row in read_table()
+        ]
+    return {backbone.name: backbone for backbone in known}
 
 
 def read_table() -> list[dict[str, Any]]:
@@ -205,7 +194,18 @@ def _family_section(family: str, rows: list[dict[str, Any]]) -> str:
         "groups",
     )
     backbones = [_backbone_cells(row) for row in rows]
-    weights = [(f"`{row['name']}`", *_weights_cells(w)) for row in rows for w in row["weights"]]
+    weights = [
+        (
+            f"`{row['name']}`",
+            f"`{known['name']}`",
+            f"`{known['file']}`",
+            known["source"],
+            known["licence"],
+            "" if known["top1"] is None else f"{known['top1']:.1f} %",
+        )
+        for row in rows
+        for known in row["weights"]
+    ]
     tables = [_table(head, backbones)]
     if weights:
         tables.append(_table(("backbone", "weights", "file", "from", "licence", "top-1"), weights))
@@ -230,18 +230,13 @@ def _backbone_cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _weights_cells(weights: dict[str, Any]) -> tuple[str, ...]:
-    top1 = "" if weights["top1"] is None else f"{weights['top1']:.1f} %"
-    return f"`{weights['name']}`", f"`{weights['file']}`", weights["source"], weights["licence"], top1
-
-
 def _numbers(values: list[float] | None) -> str:
     if values is None:
         return "each image's own"
     return ", ".join(f"{value:g}" for value in values[: 1 if len(set(values)) == 1 else None])
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

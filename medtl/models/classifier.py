@@ -135,15 +135,13 @@ class SliceAttentionHead(nn.Module):
     def attention(self, x: Tensor) -> Tensor:
         """Return the weight of each slice, (N, 1, D), summing to 1 over D."""
         slices = x.transpose(1, 2)  # (N, D, F)
-        place = self._place(slices.shape[1]).to(slices).expand(slices.shape[0], -1, -1)
-        scores: Tensor = self.score(torch.cat([slices, place], dim=2))
-        return scores.softmax(dim=1).transpose(1, 2)
-
-    def _place(self, depth: int) -> Tensor:
-        """Return sines and cosines of the relative position of each slice, (1, D, 2 * frequencies)."""
+        depth = slices.shape[1]
+        # Sines and cosines of the relative position of each slice, (D, 2 * frequencies).
         position = (torch.arange(depth) + 0.5) / depth
         angles = math.pi * position[:, None] * 2.0 ** torch.arange(self.frequencies)
-        return torch.cat([angles.sin(), angles.cos()], dim=1)[None]
+        place = torch.cat([angles.sin(), angles.cos()], dim=1).to(slices).expand(slices.shape[0], -1, -1)
+        scores: Tensor = self.score(torch.cat([slices, place], dim=2))
+        return scores.softmax(dim=1).transpose(1, 2)
 
 
 def make_head(backbone: Backbone, num_classes: int, dropout: float) -> nn.Module:

@@ -17,16 +17,14 @@ RELEASES = {"IMAGENET1K_V1": "imagenet", "IMAGENET1K_V2": "imagenet-v2"}
 
 def torchvision_imagenet(model: str) -> tuple[KnownWeights, ...]:
     """Describe torchvision's ImageNet files of a model; their names end in 8 digits of their SHA-256."""
-    return tuple(
-        _torchvision_file(RELEASES[release.name], release.url.rsplit("/", 1)[1])
-        for release in get_model_weights(model)
-        if release.name in RELEASES
-    )
-
-
-def _torchvision_file(name: str, file: str) -> KnownWeights:
-    digest = file.removesuffix(".pth").rsplit("-", 1)[1]
-    return KnownWeights(name, file, digest, "BSD-3-Clause", "ImageNet-1k, torchvision", origin="torchvision")
+    known = []
+    for release in get_model_weights(model):
+        if release.name in RELEASES:
+            file = release.url.rsplit("/", 1)[1]
+            digest = file.removesuffix(".pth").rsplit("-", 1)[1]
+            name, source = RELEASES[release.name], "ImageNet-1k, torchvision"
+            known.append(KnownWeights(name, file, digest, "BSD-3-Clause", source, origin="torchvision"))
+    return tuple(known)
 
 
 def timm_imagenet(timm_name: str) -> KnownWeights:

@@ -78,20 +78,16 @@ def read_module_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises NotAModuleError.
     """
-    if _is_torchscript(path):
-        raise NotAModuleError("it is a TorchScript archive")  # torch.load would hand it to another reader
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("constants.pkl") for name in archive.namelist()):
+                # torch.load would hand it to another reader
+                raise NotAModuleError("it is a TorchScript archive")
     root = torch.load(path, map_location="cpu", weights_only=False, pickle_module=inert_pickle())
     state = getattr(root, "state", None)
     if state is None or "_modules" not in state:
         raise NotAModuleError("it is no pickled module")
     return dict(_named_tensors(state, ""))
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("constants.pkl") for name in archive.namelist())
 
 
 def _named_tensors(state: dict[str, Any], prefix: str) -> list[tuple[str, Tensor]]:

@@ -86,7 +86,9 @@ class Stepper:
         result = self._add_up(losses[0] if len(losses) == 1 else torch.stack(losses).sum())
         if self.config.gradient_clip:
             self.accelerator.clip(self.optimizer, self.classifier.parameters(), self.config.gradient_clip)
-        self._set_rates(of_stage)
+        factors = {new: self.pace.learning_rate_factor(of_stage, new=new) for new in (False, True)}
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factors[group["new"]]
         with torch.no_grad():  # draw unfrozen weights to where the run began: w -= lr * l2_sp * (w - w0)
             for group, anchors in self._pulled:
                 torch._foreach_lerp_(group["params"], anchors, group["lr"] * group["pull"])
@@ -139,11 +141,6 @@ class Stepper:
         """Return the sum of the weights of samples."""
         logits = torch.zeros(len(targets), len(self.classifier.task.classes))
         return self.strategy.loss_parts(logits, targets)[1]
-
-    def _set_rates(self, of_stage: int) -> None:
-        factors = {new: self.pace.learning_rate_factor(of_stage, new=new) for new in (False, True)}
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factors[group["new"]]
 
 
 class LossSum:

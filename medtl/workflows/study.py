@@ -18,7 +18,7 @@ from medtl.errors import CheckpointError, ConfigError, OutputError, TrainingErro
 from medtl.evaluation.evaluate import evaluate
 from medtl.evaluation.intervals import Interval
 from medtl.training.run_folder import RunFolder
-from medtl.training.schedule import resolve_schedule
+from medtl.training.schedule import OLD_KEYS, resolve_schedule
 from medtl.workflows.search_space import Space, count_groups, space_yaml
 
 try:
@@ -135,6 +135,10 @@ def check_metric(metric: str) -> None:
 
 def record_study(folder: StudyFolder, config: RunConfig, space: Space, options: TuneOptions) -> None:
     """Write recipe, space, metric and seed; a resumed search must have the same. Raises TrainingError."""
+    before = folder.space.read_text(encoding="utf-8", errors="replace") if folder.space.is_file() else ""
+    if any(f"schedule.{key}:" in before for key in OLD_KEYS):
+        reason, fix = "was started by medtl 0.1.0", "finish it with that version, or choose another --out"
+        raise TrainingError("study-changed", reason, where=folder.root, fix=fix)
     facts = json.dumps({"metric": options.metric, "seed": options.seed}, indent=2) + "\n"
     parts = {
         "recipe": (folder.config, to_yaml(config)),
@@ -210,14 +214,15 @@ def make_sampler(seed: int, number: int) -> "optuna.samplers.BaseSampler":
 
 
 def look_up(plain: Mapping[str, Any], key: str) -> Any:
-    found: Any = plain
+    """Return the value under a key of several parts, as schedule.learning_rate."""
+    value: Any = plain
     for part in key.split("."):
-        found = found[part]
-    return found
+        value = value[part]
+    return value
 
 
 @contextmanager
-def telling_of_the_database(folder: StudyFolder) -> Iterator[None]:
+def database_errors(folder: StudyFolder) -> Iterator[None]:
     """Turn a database that cannot be read or written into one line."""
     try:
         yield

@@ -133,7 +133,7 @@ def test_an_unchanged_folder_costs_the_scan_alone(
     assert len(reads) == 24
     reads.clear()
     result = prepare(own_studies, tmp_path / "out")
-    assert reads == [] and "nothing had changed" in result.stdout
+    assert reads == [] and "nothing has changed" in result.stdout
     for name in ("pixels.u16", "prepared.json"):
         assert (tmp_path / "out" / name).stat().st_ino == before[name][0]
     assert (tmp_path / "out/dataset.json").read_bytes() == before["dataset.json"][1]
@@ -283,7 +283,7 @@ def test_a_damaged_dataset_is_mended_by_preparing_again(
 ) -> None:
     damage(dataset / "pixels.u16")
     assert "24 decoded" in prepare(studies, dataset).stdout
-    assert "nothing had changed" in prepare(studies, dataset).stdout
+    assert "nothing has changed" in prepare(studies, dataset).stdout
 
 
 def test_another_dataset_json_makes_no_dataset(own_studies: Path, tmp_path: Path) -> None:

@@ -344,7 +344,7 @@ def test_parquet_without_its_package_is_refused_before_scoring(
     assert jobs.fault(result) == "extra-missing" and not (tmp_path / "out").exists()
 
 
-def test_runs_judge_together(trained: Trained, own_run: Path, tmp_path: Path) -> None:
+def test_runs_are_ensembled(trained: Trained, own_run: Path, tmp_path: Path) -> None:
     alone = score(trained.run, trained.data, tmp_path / "alone")
     out = tmp_path / "both"
     result = jobs.medtl("score", trained.run, trained.data, "--out", out, "--with", own_run)

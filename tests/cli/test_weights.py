@@ -43,7 +43,7 @@ def test_import_then_list_then_verify(published: Path, own_home: Path) -> None:
     assert row["present"] and row["path"] == str(path) and row["bytes"] == path.stat().st_size
     assert len(row["pinned"]) == 64
     whole = jobs.medtl("weights", "verify")
-    assert whole.exit_code == 0 and f"{path.name}: whole\n" in whole.stdout
+    assert whole.exit_code == 0 and f"{path.name}: unchanged\n" in whole.stdout
     with path.open("r+b") as file:
         file.seek(5000)
         file.write(b"changed")
@@ -91,4 +91,4 @@ def test_a_place_that_cannot_be_written_is_one_line(
 def test_verify_says_when_there_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights_store, "stored_files", list)
     result = jobs.medtl("weights", "verify")
-    assert result.exit_code == 0 and result.stdout == "no weights files are here\n"
+    assert result.exit_code == 0 and result.stdout == "no weights files on this machine\n"

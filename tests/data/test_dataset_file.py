@@ -1,13 +1,17 @@
 """The record of a prepared dataset: the same manifest again, with hashes for names."""
 
+import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from medtl.data.dataset_file import dataset_of, is_dataset, load_dataset, write_record
+from medtl.data.manifest import load_manifest
 from medtl.data.prepared import content_key, prepare_samples
 from medtl.data.splits import SplitConfig, split_samples
 from medtl.data.task import Manifest, Sample, Target, Task, TaskConfig, has_patient_id, place_of
@@ -152,3 +156,22 @@ def test_some_samples_of_a_dataset_have_their_own_rows(
     assert some.sample_ids == ("s1", "s4") and some.refusals == ()
     assert (some.pixels == prepared.pixels[[1, 3]]).all()
     assert some.content_hashes == (prepared.content_hashes[1], prepared.content_hashes[3])
+
+
+WITNESS = Path(__file__).parents[1] / "witness/v0.1.0"
+
+
+def test_a_dataset_that_medtl_0_1_0_prepared_is_read_and_can_be_replaced(tmp_path: Path) -> None:
+    dataset = Path(shutil.copytree(WITNESS / "prepared", tmp_path / "prepared"))
+    config = PreprocessingConfig.model_validate(
+        json.loads((dataset / "dataset.json").read_text())["preprocessing"]
+    )
+    old = load_manifest(dataset, None, TaskConfig())
+    stored = prepare_samples(old.samples, config)
+    new = load_manifest(WITNESS / "studies", None, TaskConfig())
+    fresh = prepare_samples(new.samples, config, folder=tmp_path / "fresh")
+    assert np.array_equal(stored.pixels, fresh.pixels) and len(fresh.pixels) == 12
+    assert stored.content_hashes == fresh.content_hashes
+    assert old.task == new.task and [s.target for s in old.samples] == [s.target for s in new.samples]
+    del stored
+    assert prepare_samples(new.samples, config, folder=dataset).content_hashes == fresh.content_hashes

@@ -51,7 +51,7 @@ def found(*images: np.ndarray) -> list[tuple[int, ...]]:
 
 
 def resampled(image: np.ndarray) -> np.ndarray:
-    """Return an image that was exported at 60% of its size and brought back."""
+    """Return an image that was exported at 60% of its size and enlarged again."""
     small = zoom(image, 0.6, order=1)
     return zoom(small, np.array(image.shape) / small.shape, order=1)
 
@@ -249,7 +249,7 @@ def test_parts_that_the_table_brings_are_not_joined() -> None:
 def describe(
     samples: list[Sample], parts: str, links: list[list[int]], contents: str
 ) -> list[tuple[str, str]]:
-    """Describe samples, joined by the default policy, that were dealt into t(rain), v(al) and (t)e(st)."""
+    """Describe samples, joined by the default policy, that were split into t(rain), v(al) and (t)e(st)."""
     names = {"t": "train", "v": "val", "e": "test"}
     array = np.array(links, dtype=np.int64).reshape(-1, 2)
     joined = join_patients(samples, array, None)
@@ -327,5 +327,5 @@ def test_chests_of_different_patients_are_not_linked(shared_data: Path) -> None:
     samples = load_manifest(archive, None, TaskConfig()).samples[:500]
     prepared = prepare_samples(samples, PreprocessingConfig(size=(96, 96)))
     links = find_near_duplicates(prepared)
-    alike = [link for link in links if len({prepared.content_hashes[row] for row in link}) > 1]
-    assert len(alike) <= 1
+    linked = [link for link in links if len({prepared.content_hashes[row] for row in link}) > 1]
+    assert len(linked) <= 1

@@ -204,7 +204,7 @@ def test_a_patient_or_two_are_compared_without_bounds(samples: int) -> None:
 
 
 def make_ladder(apart: dict[tuple[str, int], float], seeds: int = 3, samples: int = 400) -> list[Compared]:
-    """Return judged runs of (schedule, labels) whose classes are so far apart."""
+    """Return evaluated runs of (schedule, labels) whose classes are so far apart."""
     names = [(*cell, seed) for cell in apart for seed in range(seeds)]
     scores, truth, _ = make_scores(samples, tuple(apart[name[:2]] for name in names), 0)
     made = [

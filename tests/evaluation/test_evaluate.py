@@ -33,7 +33,7 @@ def make_multiclass(samples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray
     return scores / scores.sum(axis=1, keepdims=True), truth
 
 
-def judge(scores: np.ndarray, truth: np.ndarray, task: Task = BINARY, **options: object) -> Evaluation:
+def measure(scores: np.ndarray, truth: np.ndarray, task: Task = BINARY, **options: object) -> Evaluation:
     """Evaluate with thresholds of 0.5 and a patient for each sample."""
     patients = [f"p{index}" for index in range(len(truth))]
     thresholds = (0.5,) if task.kind == "binary" else (0.5,) * len(task.classes)
@@ -44,7 +44,7 @@ def judge(scores: np.ndarray, truth: np.ndarray, task: Task = BINARY, **options:
 def test_intervals_cover_the_truth_in_about_95_percent_of_data_sets() -> None:
     """Of 200 data sets 190 are expected; fewer than 178 or more than 199 come less than once in 1,000."""
     expected = NormalDist().cdf(1.2 / np.sqrt(2))
-    found = [judge(*make_binary(120, seed)).metrics["auroc"] for seed in range(200)]
+    found = [measure(*make_binary(120, seed)).metrics["auroc"] for seed in range(200)]
     covered = sum(interval.low <= expected <= interval.high for interval in found)
     assert 178 <= covered <= 199
 
@@ -52,10 +52,10 @@ def test_intervals_cover_the_truth_in_about_95_percent_of_data_sets() -> None:
 def test_samples_copied_within_patients_widen_nothing_and_shrink_nothing() -> None:
     scores, truth = make_binary(80)
     patients = [f"p{index}" for index in range(80)]
-    once = judge(scores, truth).metrics["auroc"]
+    once = measure(scores, truth).metrics["auroc"]
     copied = (np.repeat(scores, 4, axis=0), np.repeat(truth, 4))
-    clustered = judge(*copied, patients=np.repeat(patients, 4).tolist()).metrics["auroc"]
-    believed = judge(*copied).metrics["auroc"]
+    clustered = measure(*copied, patients=np.repeat(patients, 4).tolist()).metrics["auroc"]
+    believed = measure(*copied).metrics["auroc"]
     assert clustered.value == pytest.approx(once.value)
     assert clustered.high - clustered.low == pytest.approx(once.high - once.low)
     assert clustered.high - clustered.low > 1.5 * (believed.high - believed.low)
@@ -63,7 +63,7 @@ def test_samples_copied_within_patients_widen_nothing_and_shrink_nothing() -> No
 
 def test_values_equal_scikit_learn_and_lie_within_their_bounds() -> None:
     scores, truth = make_multiclass(150)
-    found = judge(scores, truth, MULTICLASS)
+    found = measure(scores, truth, MULTICLASS)
     assert found.metrics["auroc"].value == pytest.approx(roc_auc_score(truth, scores, multi_class="ovr"))
     assert found.per_class["b"]["auroc"].value == pytest.approx(roc_auc_score(truth == 1, scores[:, 1]))
     for interval in [*found.metrics.values(), *found.per_class["a"].values()]:
@@ -74,19 +74,19 @@ def test_values_equal_scikit_learn_and_lie_within_their_bounds() -> None:
 
 def test_the_same_seed_gives_the_same_intervals_and_another_others() -> None:
     data = make_binary(60)
-    assert judge(*data) == judge(*data)
-    assert judge(*data).auroc_bootstrap.low != judge(*data, seed=1).auroc_bootstrap.low
+    assert measure(*data) == measure(*data)
+    assert measure(*data).auroc_bootstrap.low != measure(*data, seed=1).auroc_bootstrap.low
 
 
 def test_a_lower_confidence_gives_a_narrower_interval() -> None:
     data = make_binary(60)
-    wide, narrow = (judge(*data, confidence=c).metrics["auroc"] for c in (0.95, 0.5))
+    wide, narrow = (measure(*data, confidence=c).metrics["auroc"] for c in (0.95, 0.5))
     assert wide.low < narrow.low < narrow.high < wide.high
 
 
 def test_one_class_is_undefined_and_never_zero() -> None:
     scores, _ = make_binary(30)
-    found = judge(scores, np.ones(30, int))
+    found = measure(scores, np.ones(30, int))
     for name in ("auroc", "auprc", "balanced_accuracy", "specificity"):
         assert all(np.isnan([found.metrics[name].value, found.metrics[name].low, found.metrics[name].high]))
     assert found.metrics["accuracy"].low <= found.metrics["accuracy"].value
@@ -97,7 +97,7 @@ def test_one_class_is_undefined_and_never_zero() -> None:
 def test_bounds_are_undefined_where_most_resamples_have_one_class() -> None:
     """Of two patients, one of each class, half of the resamples draw the same one twice."""
     scores, truth = np.array([[0.8, 0.2], [0.3, 0.7]]), np.array([0, 1])
-    found = [judge(scores, truth, resamples=400, seed=seed) for seed in range(12)]
+    found = [measure(scores, truth, resamples=400, seed=seed) for seed in range(12)]
     mostly_undefined = [entry.undefined["auroc"] > 200 for entry in found]
     unknown = [bool(np.isnan(entry.metrics["auprc"].low)) for entry in found]
     assert all(seen for seen, mostly in zip(unknown, mostly_undefined, strict=True) if mostly)
@@ -109,7 +109,7 @@ def test_bounds_are_undefined_where_most_resamples_have_one_class() -> None:
 
 def test_a_lone_patient_gives_values_without_bounds() -> None:
     scores, truth = make_binary(20)
-    found = judge(scores, truth, patients=["p1"] * 20)
+    found = measure(scores, truth, patients=["p1"] * 20)
     assert 0 < found.metrics["auroc"].value < 1
     assert all(np.isnan(interval.low) and np.isnan(interval.high) for interval in found.metrics.values())
 
@@ -119,7 +119,7 @@ def test_multilabel_with_missing_labels_has_metrics_per_class_and_no_confusion()
     truth = generator.integers(0, 2, (80, 2)).astype(np.float32)
     scores = np.clip(0.3 * np.nan_to_num(truth) + generator.random((80, 2)) * 0.7, 0, 1)
     truth[:20, 1] = np.nan
-    found = judge(scores, truth, MULTILABEL)
+    found = measure(scores, truth, MULTILABEL)
     assert found.per_class["y"]["auroc"].value == pytest.approx(roc_auc_score(truth[20:, 1], scores[20:, 1]))
     assert found.confusion == ()
     assert found.class_counts == {"x": int(truth[:, 0].sum()), "y": int(truth[20:, 1].sum())}
@@ -141,7 +141,7 @@ def test_a_class_without_examples_gets_a_half_and_a_warning(caplog: pytest.LogCa
 def test_json_has_the_metrics_by_name_and_null_where_undefined() -> None:
     scores, truth = make_multiclass(40)
     truth[truth == 2] = 1
-    content = to_json(judge(scores, truth, MULTICLASS))
+    content = to_json(measure(scores, truth, MULTICLASS))
     assert json.loads(json.dumps(content, allow_nan=False)) == content
     assert set(content["auroc"]) == {"value", "low", "high"}
     assert "metrics" not in content
@@ -158,16 +158,16 @@ def test_json_has_the_metrics_by_name_and_null_where_undefined() -> None:
 )
 def test_probabilities_that_are_none_are_refused(scores: np.ndarray) -> None:
     with pytest.raises(CheckpointError) as caught:
-        judge(scores, np.array([0, 1, 0, 1]))
+        measure(scores, np.array([0, 1, 0, 1]))
     assert caught.value.code == "scores-invalid"
 
 
 @pytest.mark.parametrize("thresholds", [(0.5, 0.5), (), (float("nan"),)])
 def test_thresholds_of_another_task_are_refused(thresholds: tuple[float, ...]) -> None:
     with pytest.raises(CheckpointError, match="scores-invalid"):
-        judge(*make_binary(10), thresholds=thresholds)
+        measure(*make_binary(10), thresholds=thresholds)
 
 
 def test_no_samples_are_refused() -> None:
     with pytest.raises(LabelError, match="split-empty"):
-        judge(np.empty((0, 2)), np.empty(0, int))
+        measure(np.empty((0, 2)), np.empty(0, int))

@@ -1,4 +1,4 @@
-"""Subgroups are banded, judged by patient, undefined where they must be, and compared without false alarm."""
+"""Subgroups are banded, evaluated by patient, undefined where they must be, and compared without false alarm."""
 
 import csv
 import json
@@ -34,14 +34,14 @@ def make_groups(samples: int, shifts: dict[str, float], seed: int = 0) -> tuple:
     return np.stack([1 - positive, positive], axis=1), truth, patients, names.tolist()
 
 
-def judge(samples: int, shifts: dict[str, float], seed: int = 0, **more: list[str]) -> list:
+def measure(samples: int, shifts: dict[str, float], seed: int = 0, **more: list[str]) -> list:
     scores, truth, patients, names = make_groups(samples, shifts, seed)
     attributes = {"site": names, **more}
     return evaluate_subgroups(scores, truth, BINARY, patients, (0.5,), attributes, resamples=50)[0]
 
 
-def test_a_group_that_is_judged_worse_is_found_with_its_gap() -> None:
-    (found,) = judge(600, {"A": 2.5, "B": 2.5, "C": 0.3})
+def test_a_group_that_is_predicted_worse_is_found_with_its_gap() -> None:
+    (found,) = measure(600, {"A": 2.5, "B": 2.5, "C": 0.3})
     true_gap = NormalDist().cdf(2.5 / 2**0.5) - NormalDist().cdf(0.3 / 2**0.5)
     assert found.worst == "C" and 0 < found.gap.low < true_gap < found.gap.high < 1
     assert [group.name for group in found.groups] == ["A", "B", "C"]
@@ -49,17 +49,17 @@ def test_a_group_that_is_judged_worse_is_found_with_its_gap() -> None:
 
 def test_gaps_of_equal_groups_rarely_exclude_none() -> None:
     """At most 5% of data sets are expected; more than 8 of 60 come less than once in 500."""
-    false = sum(judge(200, dict.fromkeys("ABC", 1.2), seed)[0].gap.low > 0 for seed in range(60))
+    false = sum(measure(200, dict.fromkeys("ABC", 1.2), seed)[0].gap.low > 0 for seed in range(60))
     assert false <= 8
 
 
-def test_a_group_is_judged_as_its_samples_alone() -> None:
+def test_a_group_is_evaluated_as_its_samples_alone() -> None:
     scores, truth, patients, names = make_groups(200, {"A": 1.0, "B": 2.0})
     rows = np.array(names) == "A"
     alone = evaluate(
         scores[rows], truth[rows], BINARY, np.array(patients)[rows].tolist(), (0.5,), resamples=50
     )
-    (found,) = judge(200, {"A": 1.0, "B": 2.0})
+    (found,) = measure(200, {"A": 1.0, "B": 2.0})
     assert found.groups[0].metrics["auroc"] == alone.metrics["auroc"]
 
 

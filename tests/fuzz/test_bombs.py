@@ -48,7 +48,7 @@ MOST_MEBIBYTES = 512
 # What protects the machine where a bomb is not refused.
 LIMIT_SECONDS, LIMIT_BYTES = 12, 2**32
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux tells it")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux reports it")
 
 READER = """
 import atexit, json, resource, sys, time

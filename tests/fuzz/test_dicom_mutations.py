@@ -138,7 +138,7 @@ def mutate(data: bytes, generator: Generator) -> bytes:
 
 
 def read_mutations(kind: str, count: int, folder: Path) -> Counter[str]:
-    """Read mutations of one kind of file; return how often each code, or "read", came out."""
+    """Read mutations of one kind of file; return how often each code, or "read", resulted."""
     original = save(KINDS[kind](), folder / "original.dcm").read_bytes()
     assert len(read_images(folder / "original.dcm")) == 1
     outcomes: Counter[str] = Counter()

@@ -778,7 +778,7 @@ SERIES: list[Case] = [
         _interleave("AcquisitionNumber"),
         Reads(ECHOES, "separated by AcquisitionNumber"),
     ),
-    (40, "two images that nothing tells apart", _interleave("InstanceNumber"), "series-positions"),
+    (40, "two images that nothing distinguishes", _interleave("InstanceNumber"), "series-positions"),
     (
         40,
         "4D NIfTI",

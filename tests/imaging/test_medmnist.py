@@ -31,8 +31,8 @@ def test_colour_and_volumes_keep_their_axes(make_archive: Callable, shape: tuple
     stored = pattern(*shape, dtype="uint8", top=255)
     images = read_images(make_archive(val_images=stored))
     assert [image.pixels.shape for image in images] == [expected] * 2
-    wanted = np.moveaxis(stored[1], -1, 0) if shape[-1] == 3 else stored[1][None]
-    np.testing.assert_array_equal(images[1].pixels, wanted)
+    expected = np.moveaxis(stored[1], -1, 0) if shape[-1] == 3 else stored[1][None]
+    np.testing.assert_array_equal(images[1].pixels, expected)
 
 
 def test_the_array_is_decompressed_once(make_archive: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

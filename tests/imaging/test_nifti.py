@@ -362,14 +362,14 @@ IMPOSTORS = {
 }
 
 
-@pytest.mark.parametrize(("content", "told"), IMPOSTORS.values(), ids=IMPOSTORS)
+@pytest.mark.parametrize(("content", "named"), IMPOSTORS.values(), ids=IMPOSTORS)
 @pytest.mark.parametrize("name", ["t1.nii", "t1.nii.gz"])
 def test_what_is_only_named_like_nifti_is_refused_with_what_it_is(
-    tmp_path: Path, name: str, content: bytes, told: str
+    tmp_path: Path, name: str, content: bytes, named: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
     error = refusal(tmp_path)
-    assert error.code == "file-unknown" and told in str(error)
+    assert error.code == "file-unknown" and named in str(error)
 
 
 @pytest.mark.parametrize("kept", [0.2, 0.5, 0.9, 0.999])

@@ -1,4 +1,4 @@
-"""Headers of large folders are read in child processes: in order, refused alike, or one clear error."""
+"""Headers of large folders are read in child processes: in order and as in one, or with one clear error."""
 
 import multiprocessing
 import os

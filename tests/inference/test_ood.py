@@ -137,7 +137,7 @@ def test_an_image_of_another_size_is_of_another_geometry(side_mm: float, expecte
     assert find_mismatch(make_image(side_mm), LIMITS) == expected
 
 
-def test_what_is_not_known_is_not_judged() -> None:
+def test_what_is_not_known_is_not_checked() -> None:
     image = make_image(5.0, replace(FACTS, format="nifti"))
     assert find_mismatch(image, LIMITS) == "", "other formats order their axes otherwise"
     assert find_mismatch(replace(make_image(), spacing_mm=None), LIMITS) == ""

@@ -46,6 +46,16 @@ def test_a_listing_needs_neither_torch_nor_timm():
         assert known[name] == [entry.spatial_dims, list(entry.input_size), entry.sizes.problem((7, 7))]
 
 
+def test_a_recipe_of_known_names_is_read_without_torch():
+    code = (
+        "import sys; from medtl.config import load_config;"
+        "load_config('xray', None); load_config('mri', None);"
+        "print(sorted({'torch', 'timm', 'torchvision'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_facts_are_those_of_the_packages():
     rows = {row["name"]: row for row in describe_backbones()}
     resnet, vit = rows["resnet50"], rows["vit_tiny"]

@@ -15,7 +15,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -46,7 +46,7 @@ IN_USE, ROOM = "in-use", ".room.lock"
 
 # So much of the disk stays free, for checkpoints and whatever else runs.
 RESERVED_BYTES = 1_000_000_000
-# What a killed pass left is kept for a run that is resumed after a holiday.
+# What a killed pass left stays for a run that is resumed after a holiday.
 LEFTOVER_SECONDS = 14 * 24 * 3600.0
 
 
@@ -217,7 +217,7 @@ def make_room(root: Path, specs: Sequence[StoreSpec], budget_bytes: float) -> No
 
 
 @contextmanager
-def telling(root: Path) -> Iterator[None]:
+def cache_errors(root: Path) -> Iterator[None]:
     """Turn a fault of the disk into one line: there is no room, or it cannot be written."""
     try:
         yield
@@ -228,7 +228,7 @@ def telling(root: Path) -> Iterator[None]:
 
 
 def cache_full(root: Path, reason: str) -> OutputError:
-    """Return the error of a run that cannot cache; training may go on without."""
+    """Return the error of a run that cannot cache; training may continue without."""
     return OutputError("cache-full", reason, where=root, fix="free the disk or raise fit.cache_gb")
 
 
@@ -259,15 +259,13 @@ class _Folder:
 
 def _folders(root: Path) -> list[_Folder]:
     """Return what lies in the cache, in the order in which it is evicted."""
-    found = [_describe(path) for path in root.iterdir() if path.is_dir()]
-    return sorted(found, key=lambda folder: (not folder.is_staging, folder.used, folder.path.name))
-
-
-def _describe(path: Path) -> _Folder:
-    """Return how large a folder is, and when it was written or read last."""
-    found = {name: (path / name).stat() for name in (ACTIVATIONS, HEADER) if (path / name).is_file()}
-    size = found[ACTIVATIONS].st_size if ACTIVATIONS in found else 0
-    return _Folder(path, size, max((status.st_mtime for status in found.values()), default=0.0))
+    folders = []
+    for path in filter(Path.is_dir, root.iterdir()):
+        found = {name: (path / name).stat() for name in (ACTIVATIONS, HEADER) if (path / name).is_file()}
+        size = found[ACTIVATIONS].st_size if ACTIVATIONS in found else 0
+        used = max((status.st_mtime for status in found.values()), default=0.0)
+        folders.append(_Folder(path, size, used))
+    return sorted(folders, key=lambda folder: (not folder.is_staging, folder.used, folder.path.name))
 
 
 def _sweep(root: Path) -> None:
@@ -304,7 +302,7 @@ def _evict(root: Path, specs: Sequence[StoreSpec], budget_bytes: float) -> None:
 
 def _remove(folder: _Folder, lock: Lock) -> None:
     log.info("evicting features %s", folder.path.name)
-    with lock:
+    with lock, suppress(PermissionError):  # Windows: a reader has come after all
         remove_folder(folder.path)
         remove_lock(folder.lock_path)
 

@@ -1,4 +1,4 @@
-"""Planes of a folder become the volumes that they form; what cannot be told apart is refused."""
+"""Planes of a folder become the volumes that they form; what nothing distinguishes is refused."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
