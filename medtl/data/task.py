@@ -35,7 +35,7 @@ class Task:
 
     @property
     def asked_classes(self) -> tuple[str, ...]:
-        """The classes that are judged against the rest: all, or in binary the positive one."""
+        """The classes that are evaluated against the rest: all, or in binary the positive one."""
         return self.classes[-1:] if self.kind == "binary" else self.classes
 
 

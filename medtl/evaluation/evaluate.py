@@ -188,7 +188,7 @@ def _check_scores(scores: Floats, truth: NDArray, task: Task) -> None:
     right = ((scores >= -TOLERANCE) & (scores <= 1 + TOLERANCE)).all(axis=1)  # NaN is neither
     if not right.all():
         reason = f"{(~right).sum()} of {len(scores)} samples have probabilities that are no numbers in [0, 1]"
-        raise CheckpointError("scores-invalid", reason, fix="train again, at a lower rate")
+        raise CheckpointError("scores-invalid", reason, fix="train again with a lower learning rate")
 
 
 def _check_thresholds(thresholds: Sequence[float], asked: Sequence[str]) -> None:
