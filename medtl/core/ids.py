@@ -1,4 +1,4 @@
-"""Salted hashes in place of identifiers, so that patients can be told apart and not recognised."""
+"""Salted hashes in place of identifiers, which keep patients apart and name none."""
 
 import hashlib
 import os

@@ -1,7 +1,8 @@
-"""Which columns of a label table may travel with results, and which may say who a patient is.
+"""Which columns of a label table may go into results, and which may identify a patient.
 
-Attributes form subgroups, on pages that others read, and lie in prepared datasets. A column is held back by
-its name, by values that look like dates, UIDs or addresses, and where most patients have a text of their own.
+Attributes form subgroups on pages that others read, and are stored in prepared datasets. A column is held
+back by its name, by values that look like dates, UIDs or addresses, and where most patients have a text of
+their own.
 """
 
 import re
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from medtl.data.labels import compared_name
 from medtl.data.task import Sample
 
-# Columns, as compared_name returns them, that say who a patient is.
+# Columns, as compared_name returns them, that identify a patient.
 IDENTIFYING = frozenset(
     {
         *("name", "firstname", "lastname", "birthdate", "dateofbirth", "dob", "address", "phone", "email"),
@@ -29,7 +30,7 @@ def attribute_names(samples: Sequence[Sample]) -> list[str]:
 
 
 def identifying_attributes(samples: Sequence[Sample]) -> list[str]:
-    """Return the attributes that may say who a patient is."""
+    """Return the attributes that may identify a patient."""
     return [name for name in attribute_names(samples) if _identifies(name, samples)]
 
 
@@ -41,5 +42,5 @@ def _identifies(name: str, samples: Sequence[Sample]) -> bool:
         return True
     texts = {(patient, value) for patient, value in stated if not MEASUREMENT.fullmatch(value)}
     patients = {patient for patient, _ in texts}
-    # A site or a device is shared by many; two patients of two sites tell nothing yet.
+    # A site or a device is shared by many; two patients of two sites say nothing yet.
     return len(patients) > 2 and 3 * len({value for _, value in texts}) > 2 * len(patients)

@@ -1,8 +1,8 @@
-"""The record of a prepared dataset that a user keeps: all that training asks of the samples but their pixels.
+"""The record of a prepared dataset that a user keeps: all that training needs but the pixels.
 
 Manifest -> dataset.json beside the pixels (prepared.py), on this machine; dataset.json -> the same Manifest,
-on any other, where the source may be absent. Nothing in it names a patient: ids are salted hashes, paths are
-left out, and what stands for them is their order, on which the split depends.
+on any other, where the source may be absent. Nothing in it names a patient: ids are salted hashes, and paths
+are replaced by their order, on which the split depends.
 """
 
 import hashlib
@@ -36,13 +36,13 @@ from medtl.imaging.series import Series
 DATASET_FILE = "dataset.json"
 FORMAT: Literal["medtl dataset"] = "medtl dataset"
 VERSION: Literal[1] = 1
-# The first bytes of the file tell it from others of its name.
+# The format is named in the first bytes: other files have this name, too.
 HEAD_BYTES = 64
 
-# How the series of a sample is called that is here without its source.
+# The format of a series whose source is not here.
 SERIES_FORMAT = "dataset"
 
-# Settings of the task that decide what the labels are, and who is one patient.
+# Settings of the task that decide what the labels are, and which samples are of one patient.
 READING_KEYS = ("label_column", "patient_column")
 
 FIX_SOURCE = "correct it in the source folder and prepare that again"
@@ -72,7 +72,7 @@ class RefusalRecord(BaseModel):
     sample_id: str | None = None
 
     def to_error(self) -> ReadError:
-        """Return the refusal; its reason is what the code means: the true one may name a file."""
+        """Return the refusal; its reason is the meaning of its code: the original may name a file."""
         return ReadError(self.code, CODES.get(self.code, "cannot be read"), where=self.source, fix=FIX_SOURCE)
 
 
@@ -96,7 +96,7 @@ class DatasetRecord(BaseModel):
 
 
 def is_dataset(folder: Path) -> bool:
-    """Say whether a folder is a prepared dataset: others have a dataset.json, too."""
+    """Return whether a folder is a prepared dataset: other folders have a dataset.json, too."""
     try:
         with (folder / DATASET_FILE).open("rb") as file:
             return f'"{FORMAT}"'.encode() in file.read(HEAD_BYTES)
@@ -188,9 +188,9 @@ def dataset_of(samples: Iterable[Sample]) -> Path | None:
     return next((one.series.path.parent for one in samples if one.series.format == SERIES_FORMAT), None)
 
 
-def check_preprocessing(folder: Path, record: DatasetRecord, wanted: Mapping[str, Any]) -> None:
-    """Raise ConfigError dataset-recipe where a dataset was prepared with other settings than `wanted`."""
-    for name, value in wanted.items():
+def check_preprocessing(folder: Path, record: DatasetRecord, settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError dataset-recipe where a dataset was prepared with other settings."""
+    for name, value in settings.items():
         stored = record.preprocessing.get(name)
         if stored != value:
             reason = (
@@ -244,7 +244,7 @@ def _samples(folder: Path, record: DatasetRecord, task: Task) -> tuple[Sample, .
 
 
 def _to_task(target: Target | None, classes: Sequence[str], task: Task) -> Target | None:
-    """Bring a target from the order of some classes to that of the task's."""
+    """Reorder a target from other classes to the task's."""
     if isinstance(target, tuple):
         values = dict(zip(classes, target, strict=True))
         return tuple(values.get(name) for name in task.classes)

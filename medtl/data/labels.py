@@ -188,9 +188,9 @@ def assign_columns(table: Table, config: TaskConfig) -> Columns:
     path = by_name.get(compared_name(config.path_column))
     uids = [by_name[name] for name in (*SERIES_NAMES, *STUDY_NAMES) if name in by_name]
     if not path and not uids:
-        wanted = f"{config.path_column}, series_uid or study_uid"
+        needed = f"{config.path_column}, series_uid or study_uid"
         names = (config.path_column, "series_uid", "study_uid")
-        raise _missing_column(table, wanted, names, "task.path_column")
+        raise _missing_column(table, needed, names, "task.path_column")
     label, classes = _label_columns(table, by_name, config)
     patient, study, split = map(by_name.get, (compared_name(config.patient_column), "studyid", "split"))
     used = {path, *uids, label, *classes.values(), patient, study, split}
@@ -219,8 +219,8 @@ def _label_columns(
         return label, {}
     classes = _class_columns(table, by_name, config)
     if len(classes) < 2:
-        wanted = f"{config.label_column}, and no two columns {CLASS_PREFIX}<class>"
-        raise _missing_column(table, wanted, (config.label_column,), "task.label_column or task.classes")
+        needed = f"{config.label_column}, and no two columns {CLASS_PREFIX}<class>"
+        raise _missing_column(table, needed, (config.label_column,), "task.label_column or task.classes")
     return None, classes
 
 
@@ -242,10 +242,10 @@ def _class_columns(table: Table, by_name: Mapping[str, str], config: TaskConfig)
     return {name: column for name, column in found.items() if column}
 
 
-def _missing_column(table: Table, wanted: str, names: Iterable[str], setting: str) -> LabelError:
+def _missing_column(table: Table, needed: str, names: Iterable[str], setting: str) -> LabelError:
     near = [hit for name in names for hit in difflib.get_close_matches(name, table.columns, n=1, cutoff=0.5)]
     fix = f"did you mean {near[0]!r}? set {setting}" if near else f"rename a column, or set {setting}"
-    return table_error(table.path, f"no column {wanted}; found: {listed(table.columns)}", fix)
+    return table_error(table.path, f"no column {needed}; found: {listed(table.columns)}", fix)
 
 
 @dataclass(frozen=True)

@@ -21,17 +21,17 @@ class LookupFailure:
 class Folder:
     """A scanned folder (or file), in which a cell of a table is looked up by path or by UID."""
 
-    def __init__(self, data: Path, found: Scan) -> None:
+    def __init__(self, data: Path, scanned: Scan) -> None:
         self.data = data
         self.root = base_folder(data)
         self.resolved_root = self.root.resolve()
-        self.found = found
+        self.scanned = scanned
         self.by_item: dict[str, Series] = {}
         self.by_file: dict[str, list[Series]] = defaultdict(list)
         self.by_folder: dict[str, list[Series]] = defaultdict(list)
         self.by_uid: dict[str, list[Series]] = defaultdict(list)
         self.by_last_part: dict[str, str] = {}
-        for series in found.series:
+        for series in scanned.series:
             self._add(series)
 
     def find_uid(self, uid: str) -> Series | LookupFailure:
@@ -39,7 +39,7 @@ class Folder:
         found = self.by_uid.get(hash_identifier(uid))
         if found:
             return _only(found, "the UID", self._one_of(found, "by path, as"))
-        refused = len(self.found.refusals)
+        refused = len(self.scanned.refusals)
         more = f"; {refused} inputs of the folder cannot be read" if refused else ""
         return LookupFailure(f"no readable series has this UID{more}")
 
@@ -136,7 +136,7 @@ class Folder:
         places = {" ".join(str(place).split()) for place in (path, path.absolute(), path.resolve())}
         below = tuple(place + os.sep for place in places)
         return [
-            error for error in self.found.refusals if error.where in places or error.where.startswith(below)
+            error for error in self.scanned.refusals if error.where in places or error.where.startswith(below)
         ]
 
     def _one_of(self, series: list[Series], how: str = "as") -> str:

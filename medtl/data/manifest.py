@@ -57,7 +57,7 @@ LABELS_FILE = "labels.csv"
 
 
 def load_manifest(data: Path, labels: Path | None, config: TaskConfig) -> Manifest:
-    """Read what the samples of a folder, file or archive are, from a label table or from the archive itself.
+    """Read the samples of a folder, file or archive, from a label table or from the archive itself.
 
     Without `labels` the folder's labels.csv is used, or the labels inside a MedMNIST archive; a prepared
     dataset (`medtl prepare`) holds its own, and takes no others. A table has a
@@ -179,7 +179,7 @@ def _notes(
     source: Source, task: Task, located: Sequence[Located], refusals: Sequence[ReadError]
 ) -> tuple[str, ...]:
     notes = [*source.table.notes, *_class_notes(source.config, task), *_patient_notes(source, located)]
-    unlisted = len(source.folder.found.series) - len(located)
+    unlisted = len(source.folder.scanned.series) - len(located)
     if unlisted:
         notes.append(f"{unlisted} images or series of the folder are not in the table")
     return (*notes, *refusal_notes(refusals))

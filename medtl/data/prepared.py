@@ -149,10 +149,10 @@ def open_dataset(folder: Path, samples: Sequence[Sample], config: PreprocessingC
     if header is None:
         reason = "has pixels that are incomplete or altered, or not those of its dataset.json"
         raise ReadError("dataset-damaged", reason, where=folder, fix="copy or prepare it again")
-    wanted = {sample.sample_id for sample in samples}
-    refusals = ((one.sample_id, one.to_error()) for one in record.refusals if one.sample_id in wanted)
+    requested = {sample.sample_id for sample in samples}
+    refusals = ((one.sample_id, one.to_error()) for one in record.refusals if one.sample_id in requested)
     whole = _open(folder, tuple((name, error) for name, error in refusals if name is not None))
-    rows = [row for row, name in enumerate(whole.sample_ids) if name in wanted]
+    rows = [row for row, name in enumerate(whole.sample_ids) if name in requested]
     if len(rows) == len(whole.sample_ids):
         return whole
     return replace(
@@ -160,7 +160,7 @@ def open_dataset(folder: Path, samples: Sequence[Sample], config: PreprocessingC
         pixels=whole.pixels[_slice_or_rows(np.array(rows, dtype=np.int64))],
         sample_ids=tuple(whole.sample_ids[row] for row in rows),
         content_hashes=tuple(whole.content_hashes[row] for row in rows),
-        warnings=tuple(pair for pair in whole.warnings if pair[0] in wanted),
+        warnings=tuple(pair for pair in whole.warnings if pair[0] in requested),
     )
 
 

@@ -1,7 +1,7 @@
 """Deal samples into train, val and test, or into folds: each patient in one part, classes in proportion.
 
 Patients are dealt one by one, the largest first, each to the part where it brings the counts of the classes
-nearest to what is wanted (the chi-square distance). Before that each class gets a patient in every part.
+nearest to those expected (by the chi-square distance). Before that each class gets a patient in every part.
 """
 
 import csv
@@ -202,10 +202,10 @@ def _deal(samples: Sequence[Sample], task: Task, config: SplitConfig) -> tuple[S
 def _deal_shares(patients: Patients, config: SplitConfig) -> list[Split]:
     _check_patients(patients, 2, "one for train and one for val")
     shares: dict[Split, float] = {"val": config.val, "test": config.test}
-    wanted = {part: share for part, share in shares.items() if share > 0}
-    parts: list[Split] = ["train", *wanted]
+    shares = {part: share for part, share in shares.items() if share > 0}
+    parts: list[Split] = ["train", *shares]
     dealt = _deal_whole(
-        patients.counts, [1 - sum(wanted.values()), *wanted.values()], 2, config.seed, "split"
+        patients.counts, [1 - sum(shares.values()), *shares.values()], 2, config.seed, "split"
     )
     return [parts[index] for index in dealt]
 
@@ -242,7 +242,7 @@ def _deal_whole(
         filled = [counts[dealt == part] for part in range(len(portions))]
         if all(map(len, filled)) and all((part.sum(axis=0) > 0).all() for part in filled[:whole]):
             return dealt
-    reason = "no way was found to have each class in train and val, and every part filled"
+    reason = "no split was found with each class in train and val, and every part filled"
     raise SplitError("class-too-small", reason, fix="add patients of the rare classes, or leave those out")
 
 
@@ -287,8 +287,8 @@ def deal_patients(
     largest are put first. The parts that need every class come first: a class that only two patients have is
     in the first two.
     """
-    wanted = np.outer(portions, counts.sum(axis=0))
-    filled = np.zeros_like(wanted)
+    expected = np.outer(portions, counts.sum(axis=0))
+    filled = np.zeros_like(expected)
     dealt = np.full(len(counts), -1)
     largest_first = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
 
@@ -301,18 +301,18 @@ def deal_patients(
         for part in range(min(patients_with[stratum], len(portions))):
             free = order[(dealt[order] < 0) & (counts[order, stratum] > 0)]
             if filled[part, stratum] == 0 and len(free):
-                give(free[np.argmin(_costs(counts[free], filled[part], wanted[part]))], part)
+                give(free[np.argmin(_costs(counts[free], filled[part], expected[part]))], part)
     for patient in largest_first:
         if dealt[patient] < 0:
-            give(patient, int(np.argmin(_costs(counts[patient], filled, wanted))))
+            give(patient, int(np.argmin(_costs(counts[patient], filled, expected))))
     return dealt
 
 
 def _costs(
-    counts: NDArray[np.float64], filled: NDArray[np.float64], wanted: NDArray[np.float64]
+    counts: NDArray[np.float64], filled: NDArray[np.float64], expected: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return how much the chi-square distance, sum((filled - wanted)^2 / wanted), grows by adding counts."""
-    return (counts * (2 * (filled - wanted) + counts) / wanted).sum(axis=-1)
+    """Return how much adding counts increases the chi-square, sum((filled - expected)^2 / expected)."""
+    return (counts * (2 * (filled - expected) + counts) / expected).sum(axis=-1)
 
 
 def draw_labels(samples: Sequence[Sample], task: Task, budget: int | None, seed: int) -> tuple[Sample, ...]:

@@ -1,4 +1,4 @@
-"""The task: the classes to be told apart, what the user says of them, and the order in which they come."""
+"""The task and its samples: the classes, what the user says about them, and their order."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ NEGATING_WORDS = ("no", "non", "not", "without")
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be told apart.
+    """The classes to predict.
 
     binary and multiclass: one class per sample; in binary the last class is the positive one.
     multilabel: any set of classes per sample, each of them possibly unlabelled.
@@ -40,7 +40,7 @@ class Task:
 
 
 class TaskConfig(BaseModel):
-    """What the user says of the task; the label table says the rest.
+    """What the user says about the task; the label table says the rest.
 
     classes: in the order of the outputs; in binary the last one is positive. Needed for a table with one
     column per class, unless those columns are named label_<class>.
@@ -103,7 +103,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The samples of one task. notes: one plain line for each thing that the user should know of them.
+    """The samples of one task. notes: one plain line for each thing that the user should know.
 
     refusals: labelled inputs that were found and cannot be read; no sample stands for them.
     """
@@ -115,16 +115,16 @@ class Manifest:
 
 
 def refusal_notes(refusals: Sequence[ReadError]) -> tuple[str, ...]:
-    """Return the line that says how many labelled inputs were found and cannot be read."""
+    """Return the line that counts labelled inputs that cannot be read."""
     text = "labelled inputs that cannot be read and are left out"
     return (f"{text}: {len(refusals)}, first {refusals[0]}",) if refusals else ()
 
 
 def has_patient_id(sample: Sample) -> bool:
-    """Say whether the patient is known: where not, the manifest lets each study or sample be its own."""
+    """Return whether the patient is known: if not, each study or sample counts as a patient."""
     return sample.patient_id not in (sample.sample_id, sample.study_id)
 
 
 def place_of(sample: Sample) -> tuple[str, str, str]:
-    """Return what puts samples into an order that depends on neither the rows' order nor the salt."""
+    """Return a sort key that depends on neither the rows' order nor the salt."""
     return sample.series.path.as_posix(), sample.series.item or "", sample.sample_id

@@ -214,14 +214,15 @@ def make_sampler(seed: int, number: int) -> "optuna.samplers.BaseSampler":
 
 
 def look_up(plain: Mapping[str, Any], key: str) -> Any:
-    found: Any = plain
+    """Return the value under a key of several parts, as schedule.learning_rate."""
+    value: Any = plain
     for part in key.split("."):
-        found = found[part]
-    return found
+        value = value[part]
+    return value
 
 
 @contextmanager
-def telling_of_the_database(folder: StudyFolder) -> Iterator[None]:
+def database_errors(folder: StudyFolder) -> Iterator[None]:
     """Turn a database that cannot be read or written into one line."""
     try:
         yield

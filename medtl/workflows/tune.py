@@ -35,13 +35,13 @@ from medtl.workflows.study import (
     TuneOptions,
     changed_study,
     check_metric,
+    database_errors,
     describe_row,
     look_up,
     make_sampler,
     opened_study,
     rank_rows,
     record_study,
-    telling_of_the_database,
     write_table,
 )
 from medtl.workflows.train import OpenedData, TrainOutcome, open_data, train_prepared
@@ -134,7 +134,7 @@ def tune(
     folder = StudyFolder(make_folder(Path(out)))
     with folder.locked():
         record_study(folder, recipe, dimensions, options)
-    with telling_of_the_database(folder), opened_study(folder, recipe, dimensions, options) as study:
+    with database_errors(folder), opened_study(folder, recipe, dimensions, options) as study:
         search = Search(folder, study, dimensions, recipe, options, watcher, Trainer(source, table, stop))
         search.run()
         rows = search.rows()

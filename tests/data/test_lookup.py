@@ -39,7 +39,7 @@ def dicom_folder(tmp_path: Path) -> Folder:
 
 
 def test_a_series_is_found_by_folder_and_by_uid(dicom_folder: Folder) -> None:
-    first, second, third = dicom_folder.found.series
+    first, second, third = dicom_folder.scanned.series
     assert dicom_folder.find_path("a/t1") is first
     assert dicom_folder.find_path("b") is third
     assert dicom_folder.find_uid("1.1.2") is second

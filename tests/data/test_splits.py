@@ -234,7 +234,7 @@ def test_every_patient_is_in_val_once_over_the_folds(
     try:
         splits = fold_of(samples, folds, test=test, seed=seed, repeat=repeat)
     except SplitError as error:  # patients who share classes may leave no way
-        assert error.code == "class-too-small" and "no way was found" in error.reason
+        assert error.code == "class-too-small" and "no split was found" in error.reason
         return
     held_back = names_in(splits[0], "test")
     assert bool(held_back) == bool(test)

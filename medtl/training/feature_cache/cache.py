@@ -38,12 +38,12 @@ from medtl.training.feature_cache.store import (
     StoreSpec,
     StoreWriter,
     begin,
+    cache_errors,
     cache_full,
     make_room,
     open_store,
     publish,
     staging_folder,
-    telling,
 )
 
 log = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ class FeatureCache:
         """
         specs = self._specs(views, requested)
         team = Team(rank, size, barrier)
-        with telling(self.root), ExitStack() as claims:
+        with cache_errors(self.root), ExitStack() as claims:
             stores = self._open_or_claim(specs, claims, team)
             absent = {slot: spec for slot, spec in specs.items() if slot not in stores}
             if absent:
@@ -201,7 +201,7 @@ class FeatureCache:
         failure = None
         if team.leads:
             try:
-                with telling(self.root):
+                with cache_errors(self.root):
                     stores.update(self._lead(specs, claims))
             except OutputError as error:
                 failure = error

@@ -46,7 +46,7 @@ IN_USE, ROOM = "in-use", ".room.lock"
 
 # So much of the disk stays free, for checkpoints and whatever else runs.
 RESERVED_BYTES = 1_000_000_000
-# What a killed pass left is kept for a run that is resumed after a holiday.
+# What a killed pass left stays for a run that is resumed after a holiday.
 LEFTOVER_SECONDS = 14 * 24 * 3600.0
 
 
@@ -217,7 +217,7 @@ def make_room(root: Path, specs: Sequence[StoreSpec], budget_bytes: float) -> No
 
 
 @contextmanager
-def telling(root: Path) -> Iterator[None]:
+def cache_errors(root: Path) -> Iterator[None]:
     """Turn a fault of the disk into one line: there is no room, or it cannot be written."""
     try:
         yield
@@ -228,7 +228,7 @@ def telling(root: Path) -> Iterator[None]:
 
 
 def cache_full(root: Path, reason: str) -> OutputError:
-    """Return the error of a run that cannot cache; training may go on without."""
+    """Return the error of a run that cannot cache; training may continue without."""
     return OutputError("cache-full", reason, where=root, fix="free the disk or raise fit.cache_gb")
 
 
