@@ -51,9 +51,7 @@ def test_a_stage_that_reads_nothing_twice_is_not_cached(classifier):
 def test_stages_on_the_same_prefix_share_a_pass_and_its_stores(classifier):
     first, second, third = plan(classifier, [stage(0, 5, views=4), stage(1, 5, views=4), stage(0, 5)])
     assert shared_views([first, second, third], 0) == {first.step: 4, second.step: 4}
-    assert third.cached and third.reason == "1 pass instead of 5, 205 kB", (
-        "the second stage trained below it"
-    )
+    assert third.cached and third.reason == "1 pass instead of 5, 205 kB", "the second stage trained below it"
     _, again = plan(classifier, [stage(0, 5, views=2), stage(0, 5)])
     assert again.reason == "1 pass instead of 5, stored by an earlier stage"
 
