@@ -24,13 +24,19 @@ JOURNAL = "journal"
 
 
 class Lock:
-    """A lock held by this process until it is released, this object is gone, or the process ends."""
+    """A lock held by this process until it is released, this object is gone, or the process ends.
+
+    brief: its file is removed when it is released.
+    """
 
     def __init__(self, held: BaseFileLock) -> None:
         self._held = held
+        self.brief = False
 
     def release(self) -> None:
         """Give the lock back."""
+        if self.brief:
+            remove_lock(Path(self._held.lock_file))
         self._held.release()
 
     def __enter__(self) -> Self:
@@ -87,6 +93,7 @@ class StagingFolder:
     def claim(self) -> Lock:
         """Hold the folder; wait while another process does, which may fill the place meanwhile."""
         lock = wait_for_lock(self.lock_path)
+        lock.brief = True
         self.path.mkdir(mode=0o700, exist_ok=True)  # pixels of patients
         return lock
 
@@ -126,12 +133,10 @@ class StagingFolder:
         remove_folder(self.place)
         self.path.replace(self.place)
         flush(self.place.parent)
-        remove_lock(self.lock_path)
 
     def discard(self) -> None:
         """Remove the folder."""
         remove_folder(self.path)
-        remove_lock(self.lock_path)
 
 
 @dataclass(frozen=True)

@@ -411,7 +411,7 @@ def test_a_full_disk_is_told_and_nothing_half_made_is_opened(
         with pytest.raises(OutputError) as caught:
             prepare_samples(radiographs, CONFIG)
     assert caught.value.code == "output-unwritable" and "No space left" in str(caught.value)
-    assert left_behind(own_home) == [(name := staging_of(own_home).name), f"{name}.lock"]
+    assert left_behind(own_home) == [staging_of(own_home).name]
     reads.clear()
     assert contents(prepare_samples(radiographs, CONFIG).folder) == unbroken
     assert reads == []
