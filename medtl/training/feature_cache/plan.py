@@ -77,7 +77,7 @@ def plan_cache(
             stored[step] = max(views, stored.get(step, 0))
         passes = "1 pass" if views == 1 else f"{views} passes"
         size = in_bytes(missing) if missing else "stored by an earlier stage"
-        reason = refusal or f"{passes} in place of {count}, {size}"
+        reason = refusal or f"{passes} instead of {count}, {size}"
         plans.append(CachePlan(step=step, views=views, cached=not refusal, reason=reason))
         stored = {above: seen for above, seen in stored.items() if above <= step}
     return plans

@@ -38,8 +38,8 @@ def plan(classifier, stages, samples=100, budget=1e12, **options):
 
 def test_the_plan_says_what_it_does_and_why(classifier):
     head, top, everything = plan(classifier, [stage(0, 10), stage(1, 4), stage(5)])
-    assert head.cached and head.reason == "1 pass in place of 10, 205 kB"
-    assert top.cached and top.reason == "1 pass in place of 4, 10 MB"
+    assert head.cached and head.reason == "1 pass instead of 10, 205 kB"
+    assert top.cached and top.reason == "1 pass instead of 4, 10 MB"
     assert not everything.cached and everything.reason == "nothing is frozen"
 
 
@@ -51,11 +51,9 @@ def test_a_stage_that_reads_nothing_twice_is_not_cached(classifier):
 def test_stages_on_the_same_prefix_share_a_pass_and_its_stores(classifier):
     first, second, third = plan(classifier, [stage(0, 5, views=4), stage(1, 5, views=4), stage(0, 5)])
     assert shared_views([first, second, third], 0) == {first.step: 4, second.step: 4}
-    assert third.cached and third.reason == "1 pass in place of 5, 205 kB", (
-        "the second stage trained below it"
-    )
+    assert third.cached and third.reason == "1 pass instead of 5, 205 kB", "the second stage trained below it"
     _, again = plan(classifier, [stage(0, 5, views=2), stage(0, 5)])
-    assert again.reason == "1 pass in place of 5, stored by an earlier stage"
+    assert again.reason == "1 pass instead of 5, stored by an earlier stage"
 
 
 def test_more_views_than_epochs_are_not_computed(classifier):
