@@ -63,7 +63,7 @@ def test_a_killed_run_goes_on_to_the_same_model(
     process = jobs.start(*command, *jobs.settings(*LONG), home=own_home)
     wait_for_epochs(process, run, epochs)
     process.send_signal(getattr(signal, name))
-    _, stderr = process.communicate(timeout=10)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == code
     assert epochs <= epochs_logged(run) < 16
     load_checkpoint(run)

@@ -11,7 +11,7 @@ import pytest
 from tests.cli import jobs
 from tests.cli.conftest import Trained
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def on_terminal(code: str, columns: int) -> list[str]:
     except OSError:  # Linux says so that the other end was closed
         pass
     os.close(terminal)
-    assert process.wait(20) == 0, shown
+    assert process.wait(120) == 0, shown
     return re.sub(r"\x1b\[[\d;]*m", "", shown.decode()).splitlines()
 
 
