@@ -1,13 +1,15 @@
 """Measure images per second of each backbone on one CPU core: the speeds that the catalogue shows.
 
 python -m benchmarks.backbones [NAME ...] [--batch N] [--rounds N] [--write]
+python -m benchmarks.backbones --table
 
 Each backbone is untrained, in fp32 and channels last, on one thread: 2D ones at their own input size, volumes
 at 32 x 112 x 112, one at a time. Slice encoders are left out: they cost their 2D network once per slice.
 Forward: evaluation mode, no gradient. Train: forward, backward and an optimizer step through everything, with
 a head of two classes. The first round is not counted; the numbers are medians of CPU seconds, which are valid
 on a machine with other work. --write saves them in medtl/models/backbones/speeds.json after each backbone;
-one that is already there is not measured again. All of them take an hour: name some.
+one that is already there is not measured again. All of them take an hour: name some. --table measures
+nothing, and writes medtl/models/backbones/catalogue.json from the code.
 """
 
 import argparse
@@ -25,7 +27,7 @@ from medtl.core.files import write_json
 from medtl.data.task import Task
 from medtl.models.backbone import BackboneEntry
 from medtl.models.backbones import BACKBONES
-from medtl.models.catalogue import SPEEDS
+from medtl.models.catalogue import CATALOGUE, SPEEDS
 from medtl.models.classifier import Classifier, lay_out, place_images
 
 TASK = Task("binary", ("normal", "abnormal"))
@@ -89,7 +91,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--write", action="store_true", help="keep the numbers for the catalogue")
+    parser.add_argument("--table", action="store_true", help="write the catalogue from the code")
     options = parser.parse_args()
+    if options.table:
+        write_json(CATALOGUE, [entry.describe() for entry in BACKBONES.values()])
+        return
     unknown = [name for name in options.names if name not in BACKBONES]
     if unknown:
         parser.error(f"no backbone {unknown[0]}: see medtl backbones")

@@ -25,6 +25,8 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from medtl.core import __version__
+
 if TYPE_CHECKING:
     from medtl.config import RunConfig, load_config, sample_data
     from medtl.core.progress import StoppedError, Watcher
@@ -63,8 +65,6 @@ if TYPE_CHECKING:
     from medtl.workflows.score import score_folder
     from medtl.workflows.train import train
     from medtl.workflows.tune import tune
-
-__version__ = "0.1.0"
 
 __all__ = [
     "BACKBONES",

@@ -177,7 +177,7 @@ def test_a_job_file_reads_back(job: Job, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5])
 def test_rates_are_those_of_medtl(warmup: float) -> None:
-    ours = [stages.rate_factor(step, 40, warmup) for step in range(40)]
+    ours = [stages.learning_rate_factor(step, 40, warmup) for step in range(40)]
     assert np.allclose([rate_factor(step, 40, warmup) for step in range(40)], ours, atol=1e-6)
 
 

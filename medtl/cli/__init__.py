@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from medtl import __version__
+from medtl.core import __version__
 from medtl.errors import AlreadyReportedError, MedtlError
 
 # The commands, in the order in which one uses them, and the module of each; loaded when it is called.

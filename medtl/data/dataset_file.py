@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from medtl import __version__
+from medtl.core import __version__
 from medtl.core.files import read_json, write_json
 from medtl.core.ids import hash_identifier
 from medtl.data.attributes import attribute_names, identifying_attributes

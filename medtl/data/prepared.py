@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medtl import __version__
+from medtl.core import __version__
 from medtl.core.files import medtl_home, read_json, unwritable, write_json, writing
 from medtl.core.parallel import work_in_order
 from medtl.core.staging import StagingFolder

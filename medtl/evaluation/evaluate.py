@@ -120,11 +120,11 @@ def evaluate(
     """
     scores, truth = np.asarray(probabilities, dtype=np.float64), np.asarray(targets)
     asked = task.asked_classes
-    _check_scores(scores, truth, task)
-    _check_thresholds(thresholds, asked)
+    _check_inputs(scores, truth, task, thresholds)
     patient_of = index_patients(patients)
     common = np.array([prevalence.get(name, np.nan) for name in asked]) if prevalence else None
     cuts, questions = tuple(map(float, thresholds)), Questions(scores, truth, task.kind)
+    members = truth == 1 if task.kind == "multilabel" else questions.of_class
     inputs = _Inputs(questions, task, cuts, patient_of, common, confidence)
     point = _measure(inputs, np.ones((1, len(scores))))
     drawn, gaps = _resample(inputs, resamples, seed)
@@ -147,7 +147,7 @@ def evaluate(
         prevalence=dict(prevalence or {}),
         samples=len(truth),
         patients=int(patient_of.max()) + 1,
-        class_counts=_class_counts(truth, task),
+        class_counts=dict(zip(task.classes, members.sum(axis=0).tolist(), strict=True)),
         resamples=resamples,
         undefined={name: int(np.isnan(values[:, 0]).sum()) for name, values in drawn.items()},
         confidence=confidence,
@@ -178,7 +178,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _check_scores(scores: Floats, truth: NDArray, task: Task) -> None:
+def _check_inputs(scores: Floats, truth: NDArray, task: Task, thresholds: Sequence[float]) -> None:
     if not len(truth):
         raise LabelError("split-empty", "there are no samples to evaluate", fix="give labelled samples")
     expected = (len(truth), len(task.classes))
@@ -187,13 +187,11 @@ def _check_scores(scores: Floats, truth: NDArray, task: Task) -> None:
         raise CheckpointError("scores-invalid", reason, fix="evaluate with the task of the checkpoint")
     right = ((scores >= -TOLERANCE) & (scores <= 1 + TOLERANCE)).all(axis=1)  # NaN is neither
     if not right.all():
-        reason = f"{(~right).sum()} of {len(scores)} samples have probabilities that are no numbers in [0, 1]"
-        raise CheckpointError("scores-invalid", reason, fix="train again with a lower learning rate")
-
-
-def _check_thresholds(thresholds: Sequence[float], asked: Sequence[str]) -> None:
-    if len(thresholds) != len(asked) or not np.isfinite(thresholds).all():
-        reason = f"thresholds {tuple(thresholds)} are not one number for each of {len(asked)} classes"
+        reason = f"{(~right).sum()} of {len(scores)} samples have probabilities outside [0, 1] or NaN"
+        raise CheckpointError("scores-invalid", reason, fix="train again, at a lower learning rate")
+    asked = len(task.asked_classes)
+    if len(thresholds) != asked or not np.isfinite(thresholds).all():
+        reason = f"thresholds {tuple(thresholds)} are not one number for each of {asked} classes"
         raise CheckpointError("scores-invalid", reason, fix="choose them again on validation data")
 
 
@@ -306,11 +304,3 @@ def _by_class(bounds: Mapping[str, list[Interval]], asked: Sequence[str]) -> dic
         name: {metric: columns[index] for metric, columns in bounds.items() if len(columns) > 1}
         for index, name in enumerate(asked, start=1)
     }
-
-
-def _class_counts(truth: NDArray, task: Task) -> dict[str, int]:
-    if task.kind == "multilabel":
-        counts = (truth == 1).sum(axis=0)
-    else:
-        counts = np.bincount(truth, minlength=len(task.classes))
-    return {name: int(count) for name, count in zip(task.classes, counts, strict=True)}

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from medtl import __version__
+from medtl.core import __version__
 from medtl.imaging.preprocessing import PreprocessingConfig
 from medtl.inference.export import INPUT, LOGITS, PROBABILITIES
 from medtl.training.checkpoint import Checkpoint

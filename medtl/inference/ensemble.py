@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from medtl import __version__
+from medtl.core import __version__
 from medtl.errors import CheckpointError, ConfigError, ReadError
 from medtl.imaging.image import Image
 from medtl.imaging.reader import read_series

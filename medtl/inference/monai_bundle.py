@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from medtl import __version__
+from medtl.core import __version__
 from medtl.core.files import csv_line, replacing, write_json, write_text
 from medtl.errors import CheckpointError
 from medtl.inference.contract import USE

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medtl import __version__
+from medtl.core import __version__
 from medtl.core.files import medtl_home, replacing
 from medtl.errors import CheckpointError
 from medtl.inference.export import INPUT, LOGITS, TOLERANCE, import_onnx, largest_difference, translate

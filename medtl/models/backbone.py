@@ -1,9 +1,9 @@
 """The backbone contract: an ordered chain of layer groups from images to a feature map."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -135,6 +135,30 @@ class BackboneEntry:
         backbone = self.build(in_channels, WeightsRequest(self.name, weights, self.known_weights))
         backbone.sizes = self.sizes
         return backbone
+
+    def describe(self) -> dict[str, Any]:
+        """Return this entry's row of catalogue.json; its network is built on torch's meta device."""
+        from medtl.models.published import imagenet_top1  # which loads timm and torchvision
+
+        with torch.device("meta"):  # shapes without memory
+            backbone = self(weights=None)
+        normalise = backbone.normalise  # None where each image is standardised by its own statistics
+        mean, std = normalise.published if isinstance(normalise, Standardise) else (None, None)
+        return {
+            "name": self.name,
+            "family": self.family,
+            "spatial_dims": self.spatial_dims,
+            "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
+            "features": backbone.num_features,
+            "layer_groups": list(backbone.layer_groups),
+            "saliency_group": backbone.layer_groups[backbone.saliency_group - 1],
+            "input_size": list(self.input_size),
+            "smallest_side": self.sizes.smallest,
+            "side_multiple": self.sizes.multiple,
+            "mean": mean and list(mean),
+            "std": std and list(std),
+            "weights": [{**asdict(known), "top1": imagenet_top1(known)} for known in self.known_weights],
+        }
 
 
 @dataclass(frozen=True)

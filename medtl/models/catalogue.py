@@ -1,22 +1,18 @@
 """TABLE -> LISTING: what is known of every backbone, read from catalogue.json without torch.
 
-`python -m medtl.models.catalogue` writes the table from the code; a test compares the two.
+`python -m benchmarks.backbones --table` writes the table from the code; a test compares the two.
 """
 
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from medtl.core.files import write_json
 from medtl.models.weight_files import KnownWeights, locate
-
-if TYPE_CHECKING:
-    from medtl.models.backbone import BackboneEntry
 
 CATALOGUE = Path(__file__).parent / "backbones" / "catalogue.json"
 
@@ -109,7 +105,7 @@ def describe_backbones() -> list[dict[str, Any]]:
     listed = {row["name"] for row in rows}
     registry = sys.modules.get("medtl.models.backbones")
     rows += [
-        describe(entry)
+        entry.describe()
         for name, entry in (registry.BACKBONES if registry else {}).items()
         if name not in listed
     ]
@@ -140,34 +136,6 @@ def _describe_weights(row: Mapping[str, Any]) -> dict[str, Any]:
         "source": known.source,
         "top1": row["top1"],
         "present": locate(known) is not None,
-    }
-
-
-def describe(entry: "BackboneEntry") -> dict[str, Any]:
-    """Return an entry's row of the table; its network is built on torch's meta device."""
-    import torch
-
-    from medtl.models.backbone import Standardise
-    from medtl.models.published import imagenet_top1
-
-    with torch.device("meta"):  # shapes without memory
-        backbone = entry(weights=None)
-    normalise = backbone.normalise  # None where each image is standardised by its own statistics
-    mean, std = normalise.published if isinstance(normalise, Standardise) else (None, None)
-    return {
-        "name": entry.name,
-        "family": entry.family,
-        "spatial_dims": entry.spatial_dims,
-        "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
-        "features": backbone.num_features,
-        "layer_groups": list(backbone.layer_groups),
-        "saliency_group": backbone.layer_groups[backbone.saliency_group - 1],
-        "input_size": list(entry.input_size),
-        "smallest_side": entry.sizes.smallest,
-        "side_multiple": entry.sizes.multiple,
-        "mean": mean and list(mean),
-        "std": std and list(std),
-        "weights": [{**asdict(known), "top1": imagenet_top1(known)} for known in entry.known_weights],
     }
 
 
@@ -239,9 +207,3 @@ def _numbers(values: list[float] | None) -> str:
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-if __name__ == "__main__":
-    from medtl.models.backbones import BACKBONES
-
-    write_json(CATALOGUE, [describe(entry) for entry in BACKBONES.values()])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medtl import __version__
+from medtl.core import __version__
 from medtl.core.files import check_apart, write_csv
 from medtl.core.progress import Watcher
 from medtl.errors import ReadError

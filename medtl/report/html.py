@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from medtl import __version__
+from medtl.core import __version__
 from medtl.core.files import write_text
 from medtl.report import formatting
 from medtl.report.findings import as_names, is_defined

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from medtl import __version__
+from medtl.core import __version__
 from medtl.core.files import make_folder, read_json, replacing, write_text
 from medtl.data.task import Task
 from medtl.errors import CheckpointError

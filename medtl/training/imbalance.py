@@ -10,7 +10,7 @@ Focal loss draws them towards the middle. Thresholds chosen on validation data a
 calibrate first to read probabilities as frequencies.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medtl.data.task import Task
-from medtl.training.config import ImbalanceConfig
 
 Floats = NDArray[np.float64]
 
@@ -173,9 +172,9 @@ IMBALANCE: dict[str, Callable[..., ImbalanceStrategy]] = {
 }
 
 
-def make_strategy(config: ImbalanceConfig, task: Task, targets: NDArray) -> ImbalanceStrategy:
+def make_strategy(name: str, options: Mapping[str, float], task: Task, targets: NDArray) -> ImbalanceStrategy:
     """Return the strategy for training targets (N,), or (N, K) with NaN where not labelled."""
-    return IMBALANCE[config.name](task, targets, **config.options)
+    return IMBALANCE[name](task, targets, **options)
 
 
 def class_counts(task: Task, targets: NDArray) -> NDArray[np.int64]:

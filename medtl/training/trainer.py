@@ -112,7 +112,9 @@ class Fit:
         self.config = config
         self.run_folder = run
         self.watcher = watcher
-        self.strategy = make_strategy(config.imbalance, classifier.task, data.train_targets)
+        self.strategy = make_strategy(
+            config.imbalance.name, config.imbalance.options, classifier.task, data.train_targets
+        )
         per_step = config.batch_size * config.accumulate
         self.order = Order(config.seed, len(data.train), self.strategy.sampling_weights, per_step)
         fewest = min(len(data.train) // self.order.steps, len(data.val))

@@ -97,8 +97,12 @@ def explain_folder(
         if audited and len(cases) < audit_images:
             cases += find_case(checkpoint, scored, masks)
         watcher.progress("explaining", done, total)
-    table = out / "explain.csv"
-    write_csv(table, [COLUMNS, *map(_cells, rows)])
+    table, lines = out / "explain.csv", []
+    for row in rows:
+        facts = [getattr(row.prediction, name) for name in ROW_COLUMNS]
+        probability = "" if row.probability is None else f"{row.probability:.6f}"
+        lines.append([*facts, row.target_class, probability, row.method, row.map, row.picture])
+    write_csv(table, [COLUMNS, *lines])
     if not audited:
         return ExplainOutcome(table, tuple(rows))
     if not cases:
@@ -111,7 +115,12 @@ def explain_folder(
         AuditSettings(),
         lambda done, total: watcher.progress("auditing", done, total),
     )
-    notes = (_cases_text(cases), _masks_text(cases, masks))
+    patients = len({case.patient for case in cases})
+    checked = f"checked on {len(cases)} images of {patients} patients for which the model predicted the class"
+    masked = f"{sum(case.mask is not None for case in cases)} of the images have a mask"
+    if masks is None:
+        masked = "no masks were given (--masks): whether maps lie on the finding was not checked"
+    notes = (checked, masked)
     _write_audit(out, checkpoint, audits, notes)
     return ExplainOutcome(table, tuple(rows), tuple(audits), notes)
 
@@ -147,17 +156,6 @@ def _write_map(out: Path, name: str, image: Image, explanation: Explanation) -> 
     return path, picture
 
 
-def _cases_text(cases: Sequence[Case]) -> str:
-    patients = len({case.patient for case in cases})
-    return f"checked on {len(cases)} images of {patients} patients for which the model predicted the class"
-
-
-def _masks_text(cases: Sequence[Case], masks: Path | None) -> str:
-    if masks is None:
-        return "no masks were given (--masks): whether maps lie on the finding was not checked"
-    return f"{sum(case.mask is not None for case in cases)} of the images have a mask"
-
-
 def _write_audit(
     out: Path, checkpoint: Checkpoint, audits: Sequence[MethodAudit], notes: Sequence[str]
 ) -> None:
@@ -170,9 +168,3 @@ def _write_audit(
             numbers = ("" if check[key] is None else f"{check[key]:.6g}" for key in AUDIT_NUMBERS)
             rows.append([row["method"], name, *numbers, check["verdict"]])
     write_csv(out / "audit.csv", [("method", "check", *AUDIT_NUMBERS, "verdict"), *rows])
-
-
-def _cells(row: ExplainedRow) -> list[str]:
-    probability = "" if row.probability is None else f"{row.probability:.6f}"
-    facts = [getattr(row.prediction, name) for name in ROW_COLUMNS]
-    return [*facts, row.target_class, probability, row.method, row.map, row.picture]

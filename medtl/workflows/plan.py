@@ -69,7 +69,11 @@ def plan_stages(config: RunConfig, samples: int | None = None) -> tuple[StagePla
     classifier = build_untrained(config)
     shape = (1, config.preprocessing.channels, *config.preprocessing.size)
     stages = resolve_schedule(config.schedule, len(classifier.backbone.groups))
-    epochs = [_epochs(stage, config, samples) for stage in stages]
+    epochs = [stage.epochs for stage in stages]
+    if samples is not None:
+        per_step = config.fit.batch_size * config.fit.accumulate
+        steps = Order(config.fit.seed, samples, None, per_step).steps
+        epochs = [Pace(stage, steps).epochs for stage in stages]
     budget = config.fit.cache_gb * 1e9
     plans = plan_cache(classifier, stages, shape, samples or 1, budget, epochs=epochs)
     return tuple(
@@ -86,13 +90,6 @@ def build_untrained(config: RunConfig) -> Classifier:
     return Classifier(backbone, task, config.fit.dropout).to("meta")
 
 
-def _epochs(stage: Stage, config: RunConfig, samples: int | None) -> int:
-    if samples is None:
-        return stage.epochs
-    per_step = config.fit.batch_size * config.fit.accumulate
-    return Pace(stage, Order(config.fit.seed, samples, None, per_step).steps).epochs
-
-
 def _plan_stage(
     classifier: Classifier, shape: tuple[int, ...], stage: Stage, epochs: int, plan: CachePlan
 ) -> StagePlan:
@@ -100,12 +97,15 @@ def _plan_stage(
     step = entry_step(classifier, stage)
     prefix = sum(cost.multiply_adds for cost in costs[:step])
     names = classifier.backbone.layer_groups
+    unfreeze(classifier, stage)
+    lowest = stage.learning_rate * stage.layer_decay ** (stage.groups - 1)
+    rates = (stage.head_learning_rate, stage.learning_rate, lowest)
     return StagePlan(
         stage=stage,
         groups=names[len(names) - stage.groups :],
-        trained_parameters=_count(classifier, stage),
-        parameters=sum(parameter.numel() for parameter in classifier.parameters()),
-        rates=_rates(stage),
+        trained_parameters=sum(p.numel() for p in classifier.parameters() if p.requires_grad),
+        parameters=sum(p.numel() for p in classifier.parameters()),
+        rates=rates if stage.groups else rates[:1],
         epochs=epochs,
         boundary=costs[step - 1].name if step else "",
         kept_bytes=costs[step - 1].output_bytes if step else 0,
@@ -113,19 +113,4 @@ def _plan_stage(
         reason=plan.reason,
         prefix_multiply_adds=prefix,
         trained_multiply_adds=(1 + BACKWARD) * sum(cost.multiply_adds for cost in costs[step:]),
-    )
-
-
-def _count(classifier: Classifier, stage: Stage) -> int:
-    unfreeze(classifier, stage)
-    return sum(parameter.numel() for parameter in classifier.parameters() if parameter.requires_grad)
-
-
-def _rates(stage: Stage) -> tuple[float, ...]:
-    if stage.groups == 0:
-        return (stage.head_learning_rate,)
-    return (
-        stage.head_learning_rate,
-        stage.learning_rate,
-        stage.learning_rate * stage.layer_decay ** (stage.groups - 1),
     )

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import torch
 from numpy.typing import NDArray
 
-from medtl import __version__
 from medtl.config import Modality, RunConfig, load_config, sample_data, to_yaml
+from medtl.core import __version__
 from medtl.core.files import PathLike, write_json, write_text
 from medtl.core.progress import SILENT, Watcher, never, note_all
 from medtl.core.seeds import derive_seed

@@ -1,4 +1,4 @@
-"""Subgroups are banded, evaluated by patient, undefined where they must be, and compared without false alarm."""
+"""Subgroups are banded, by patient, undefined where they must be, and compared without false alarm."""
 
 import csv
 import json

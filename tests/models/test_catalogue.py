@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from medtl.models.backbones import BACKBONES
-from medtl.models.catalogue import backbones_page, describe, describe_backbones, known_backbones, read_table
+from medtl.models.catalogue import backbones_page, describe_backbones, known_backbones, read_table
 
 PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
 
@@ -26,8 +26,8 @@ def test_the_committed_page_is_the_one_that_medtl_writes():
 
 
 def test_the_committed_table_is_what_the_code_gives():
-    rows = [describe(entry) for entry in BACKBONES.values()]
-    assert read_table() == rows, "run: python -m medtl.models.catalogue"
+    rows = [entry.describe() for entry in BACKBONES.values()]
+    assert read_table() == rows, "run: python -m benchmarks.backbones --table"
 
 
 def test_a_listing_needs_neither_torch_nor_timm():

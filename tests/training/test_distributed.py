@@ -54,7 +54,7 @@ def gradients(classifier, group, imbalance, accumulate):
         partial(accelerator.forward, classifier),
         classifier,
         make_optimizer(classifier, stage),
-        make_strategy(config.imbalance, classifier.task, targets.numpy()),
+        make_strategy(config.imbalance.name, config.imbalance.options, classifier.task, targets.numpy()),
         config,
         Pace(stage, 1),
         start=0,

@@ -40,7 +40,7 @@ def make_stepper(classifier, stage, *, targets=None, start=0, optimizer=None, an
         partial(accelerator.forward, classifier),
         classifier,
         optimizer or make_optimizer(classifier, stage),
-        make_strategy(config.imbalance, classifier.task, targets),
+        make_strategy(config.imbalance.name, config.imbalance.options, classifier.task, targets),
         config,
         Pace(stage, 2),
         start=start,

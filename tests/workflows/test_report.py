@@ -18,7 +18,7 @@ def test_surest_mistakes_come_first() -> None:
     task = Task("multiclass", ("a", "b", "c"))
     rows = [[0.5, 0.4, 0.1], [0.9, 0.05, 0.05], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8]]
     wrong = find_wrong(predictions(rows, [1, 2, 1, 0]), task, ())
-    assert [(case.sample_id, case.said, case.label) for case in wrong] == [
+    assert [(case.sample_id, case.predicted, case.label) for case in wrong] == [
         ("s1", "a", "c"),
         ("s3", "c", "a"),
         ("s0", "a", "b"),
@@ -39,7 +39,7 @@ def test_worst_finding_stands_for_a_sample_and_unlabelled_ones_count_for_nothing
     rows = [[0.9, 0.8], [0.1, 0.9], [0.9, 0.9]]
     found = predictions(rows, [[0.0, 0.0], [1.0, np.nan], [np.nan, 1.0]])
     wrong = find_wrong(found, task, (0.5, 0.5))
-    assert [(case.sample_id, case.said, case.label) for case in wrong] == [
+    assert [(case.sample_id, case.predicted, case.label) for case in wrong] == [
         ("s0", "mass", "no mass"),
         ("s1", "no mass", "mass"),
     ]

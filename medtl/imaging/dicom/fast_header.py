@@ -46,7 +46,7 @@ VR_NAMES = {vr.value.encode(): vr.value for vr in VR if len(vr.value) == 2}
 LONG_VRS = frozenset(vr.value.encode() for vr in EXPLICIT_VR_LENGTH_32)
 SHORT_VRS = frozenset(VR_NAMES) - LONG_VRS
 KINDS_BY_TAG = {int(tag): dictionary_VR(tag) for tag in KEYWORDS_BY_TAG}
-WANTED = {int(tag): keyword for tag, keyword in KEYWORDS_BY_TAG.items()}
+NEEDED = {int(tag): keyword for tag, keyword in KEYWORDS_BY_TAG.items()}
 
 ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 
@@ -134,15 +134,15 @@ def _walk_elements(data: bytes, at: int, *, implicit: bool) -> tuple[Header, int
             return header, at
         before = tag
         if length == UNDEFINED_LENGTH:
-            if tag in WANTED or kind != "SQ":
+            if tag in NEEDED or kind != "SQ":
                 raise NotPlainError
             at = _skip_sequence(data, value, element)
             continue
         at = value + length
-        if tag in WANTED:
+        if tag in NEEDED:
             if at > len(data):
                 raise struct.error
-            header[WANTED[tag]] = _values(data[value:at], tag, kind, header)
+            header[NEEDED[tag]] = _values(data[value:at], tag, kind, header)
 
 
 def _explicit_element(data: bytes, at: int) -> Element:
@@ -166,7 +166,7 @@ def _implicit_element(data: bytes, at: int) -> Element:
 def _values(content: bytes, tag: int, kind: str, header: Header) -> Values:
     """Decode the value of an element as pydicom does."""
     kind = kind if kind and kind != "UN" else KINDS_BY_TAG[tag]
-    if WANTED[tag] in FRAME_GROUP_KEYWORDS or (kind == "SQ" and content):
+    if NEEDED[tag] in FRAME_GROUP_KEYWORDS or (kind == "SQ" and content):
         raise NotPlainError
     if kind == "SQ":
         return (0,)

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medtl import __version__
+from medtl.core import __version__
 from medtl.core.files import make_folder, medtl_home, read_json, write_json
 from medtl.core.parallel import in_order
 from medtl.data.prepared import PreparedDataset
