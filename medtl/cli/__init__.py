@@ -21,7 +21,7 @@ COMMANDS = {
     "train": "medtl.cli.train",
     "tune": "medtl.cli.tune",
     "evaluate": "medtl.cli.evaluate",
-    "compare": "medtl.cli.compare",
+    "compare": "medtl.cli.evaluate",
     "score": "medtl.cli.score",
     "explain": "medtl.cli.explain",
     "report": "medtl.cli.report",
@@ -79,7 +79,7 @@ def main(debug: bool) -> None:
     Turn a folder of X-ray or MRI studies and a label table into a classifier with honest metrics, saliency
     maps and reports. For research use only, not for diagnosis.
     """
-    from medtl.cli.libraries import quieten_libraries
+    from medtl.core.library_warnings import quieten_libraries
     from medtl.core.parallel import allow_spawning, keep_freed_memory
 
     quieten_libraries(debug)

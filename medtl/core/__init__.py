@@ -1,3 +1,3 @@
 """WHAT EVERYTHING STANDS ON: files that are whole or absent, locks, journals, child processes, seeds, ids."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -19,14 +19,7 @@ from medtl.imaging.image import Image
 from medtl.imaging.reader import read_series
 from medtl.imaging.series import Series
 from medtl.inference.onnx_graph import Graph
-from medtl.inference.predictor import (
-    OLD_FIELDS,
-    Forward,
-    Precision,
-    Prediction,
-    predicted_class,
-    score_batch,
-)
+from medtl.inference.predictor import OLD_FIELDS, Forward, Precision, Prediction, predicted_class, score_batch
 from medtl.models.folding import fold_groups
 from medtl.training.checkpoint import Checkpoint
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 
-from medtl.cli.libraries import PlaceHandler
+from medtl.core.library_warnings import PlaceHandler
 from tests.cli import canaries, jobs
 from tests.cli.conftest import Trained
 
@@ -77,7 +77,7 @@ def test_warnings_of_libraries_quote_no_header(trained: Trained, tmp_path: Path)
 
 @pytest.mark.parametrize("debug", [False, True])
 def test_of_a_warning_the_place_is_shown_and_no_word(debug: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    from medtl.cli.libraries import quieten_libraries
+    from medtl.core.library_warnings import quieten_libraries
 
     before = logging.lastResort, warnings.showwarning
     try:
@@ -88,7 +88,7 @@ def test_of_a_warning_the_place_is_shown_and_no_word(debug: bool, capsys: pytest
     finally:
         logging.lastResort, warnings.showwarning = before
     told = capsys.readouterr().err
-    assert ("UserWarning at cli/test_libraries.py:" in told) == debug and "Xqname" not in told
+    assert ("UserWarning at cli/test_library_warnings.py:" in told) == debug and "Xqname" not in told
 
 
 @pytest.mark.parametrize("debug", [False, True])
