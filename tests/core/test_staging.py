@@ -37,7 +37,7 @@ def test_a_lock_ends_with_its_process_although_a_child_of_it_lives(tmp_path: Pat
 
     process = context.Process(target=hold_and_die)
     process.start()
-    process.join(30)
+    process.join()  # with a timeout it would wait for the child, too
     assert held.wait(30)
     found = try_lock(tmp_path / "a.lock")
     end.set()

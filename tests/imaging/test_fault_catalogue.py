@@ -514,7 +514,11 @@ def _gzip_bomb(kit: Kit) -> Path:
 def _abort(kit: Kit) -> Path:
     """Let the decoder abort, as gdcm does on some malformed data."""
     kit.patch.setattr(decoding, "_pool", None)
-    child = (sys.executable, "-c", "import os, sys; sys.stdin.buffer.readline(); os.abort()")
+    child = (
+        sys.executable,
+        "-c",
+        "import os, sys; print(flush=True); sys.stdin.buffer.readline(); os.abort()",
+    )
     kit.patch.setattr(decoding, "CHILD", child)
     return kit.change(compress_with_lossless_jpeg)
 

@@ -135,7 +135,9 @@ def test_a_decoder_that_aborts_costs_its_file(
     path = make_radiograph(PIXELS, syntax=JPEG2000Lossless)
     monkeypatch.setattr(decoding, "_pool", None)
     monkeypatch.setattr(
-        decoding, "CHILD", (sys.executable, "-c", "import os, sys; sys.stdin.buffer.readline(); os.abort()")
+        decoding,
+        "CHILD",
+        (sys.executable, "-c", "import os, sys; print(flush=True); sys.stdin.buffer.readline(); os.abort()"),
     )
     error = refusal(path)
     assert error.code == "dicom-decoder" and error.where == str(path)
