@@ -239,6 +239,7 @@ def measure(contender: str, folder: Path, case: str, precision: str) -> dict[str
 
     Where the network is loaded within, that is taken off.
     """
+    from medtl import score_folder  # noqa: F401  loaded before the clocks start
     from medtl.training.checkpoint import load_checkpoint
 
     run, studies = make_run(folder, case.split()[0]), folder / case
