@@ -26,6 +26,8 @@ from medtl.training.schedule import ScheduleConfig, current_key, with_current_ke
 
 Modality = Literal["xray", "mri"]
 MOST_HINTS = 3
+# What people write for a key -> its words.
+ABBREVIATED = {"lr": "learning_rate", "bs": "batch_size", "wd": "weight_decay"}
 
 # The recipe of a modality where none is named.
 DEFAULT_RECIPES: dict[str, str] = {"xray": "xray.yaml", "mri": "mri-volume.yaml"}
@@ -189,11 +191,11 @@ def _with_a_point(value: object) -> str:
 
 def _near_keys(key: str, known: Sequence[str]) -> list[str]:
     """Return likely keys: one that is spelled alike, or those whose last part shares a word."""
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
     last = key.rsplit(".", 1)[-1]
+    near = [] if last in ABBREVIATED else difflib.get_close_matches(key, known, n=1, cutoff=0.8)
     endings = {name.rsplit(".", 1)[-1]: name for name in known}
     near = near or [endings[one] for one in difflib.get_close_matches(last, endings, n=1, cutoff=0.8)]
-    words = set(last.split("_"))
+    words = set(ABBREVIATED.get(last, last).split("_"))
     return near or [name for ending, name in endings.items() if words & set(ending.split("_"))][:MOST_HINTS]
 
 

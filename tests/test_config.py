@@ -51,6 +51,11 @@ def test_a_schedule_can_be_named_and_keeps_the_recipe_knobs():
     [
         ("schedule.learning_rat=1e-4", "config-unknown", "did you mean schedule.learning_rate?"),
         ("schedul.rate=1e-4", "config-unknown", "did you mean schedule"),
+        (
+            "schedule.lr=1e-4",
+            "config-unknown",
+            "did you mean schedule.head_learning_rate or schedule.learning_rate?",
+        ),
         ("fit.batchsize=8", "config-unknown", "did you mean fit.batch_size?"),
         ("epochs=5", "config-unknown", "did you mean schedule.head_epochs or schedule.unfrozen_epochs?"),
         ("learning_rate=5", "config-unknown", "schedule.learning_rate"),
