@@ -137,7 +137,7 @@ def _read_yaml(path: Path) -> Any:
 
 
 def _merge(recipe: Any, overrides: Sequence[str]) -> dict[str, Any]:
-    if "schedule" in recipe and OmegaConf.is_dict(recipe.schedule):
+    if OmegaConf.is_dict(recipe) and OmegaConf.is_dict(recipe.get("schedule")):
         # Old keys become today's before an override is laid over them.
         recipe.schedule = with_current_keys(OmegaConf.to_container(recipe.schedule, resolve=False))
     for override in overrides:
@@ -166,7 +166,8 @@ def _first_problem(error: ValidationError, where: str, overrides: Sequence[str])
     to_blame = [one for one in overrides if _concerns(one.partition("=")[0], key, problem["msg"])]
     where = f"--set {to_blame[-1]}" if to_blame else where
     if problem["type"] == "extra_forbidden":
-        near = _near_keys(key, list(_known_keys(RunConfig)))
+        current = current_key(key)  # a key under its old name and its new one
+        near = [current] if current != key else _near_keys(key, list(_known_keys(RunConfig)))
         fix = f"did you mean {' or '.join(near)}?" if near else "see `medtl config show`"
         return ConfigError("config-unknown", f"no key {key}", where=where, fix=fix)
     reason = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
@@ -179,7 +180,10 @@ def _concerns(override: str, key: str, reason: str) -> bool:
     """Return whether an override caused an error; one about the whole recipe names the key in its reason."""
     if not key:
         return override in reason
-    ours, theirs = ("schedule.name" if override == "schedule" else override).split("."), key.split(".")
+    ours, theirs = (
+        ("schedule.name" if override == "schedule" else current_key(override)).split("."),
+        key.split("."),
+    )
     return all(one == other for one, other in zip(ours, theirs, strict=False))
 
 

@@ -73,8 +73,6 @@ def note_all(watcher: Watcher, *notes: Sequence[str]) -> None:
 class StoppedError(TrainingError):
     """Work stopped because it was asked to; it can be resumed."""
 
-    exit_code = 1  # StopSignal sets that of its signal
-
     exit_code = 130  # StopSignal sets that of its signal
 
 

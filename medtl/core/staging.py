@@ -8,6 +8,7 @@ in which a file is open.
 import json
 import logging
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -155,6 +156,8 @@ def remove_folder(folder: Path) -> None:
     """Remove a folder, if it is there, so that nobody finds half of it; Windows refuses where it is used."""
     away = folder.with_name(f"{REMOVED}{folder.name}")
     shutil.rmtree(away, ignore_errors=True)
+    if away.exists():  # a file of it is still in use
+        away = away.with_name(f"{away.name}-{uuid.uuid4().hex[:8]}")
     with suppress(FileNotFoundError):
         folder.replace(away)
         shutil.rmtree(away, ignore_errors=True)

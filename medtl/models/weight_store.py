@@ -16,10 +16,11 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_download
 from huggingface_hub.constants import ENDPOINT
+from tqdm import tqdm
 
 from medtl.core.files import make_folder, replacing, unwritable, write_json
 from medtl.errors import WeightsError
@@ -41,6 +42,8 @@ from medtl.models.weight_files import (
 )
 
 log = logging.getLogger(__name__)
+
+SECONDS_TO_ANSWER = 30
 
 # Where files are fetched from, by fetch_weights alone: what packages state. HF_ENDPOINT names a mirror.
 HOSTS = {
@@ -232,8 +235,8 @@ def _changed(file: Path) -> WeightsError:
 def fetch_weights(name: str) -> Path:
     """Download a published file into the weights folder, unless it is here; return where it is.
 
-    From the Hugging Face hub by huggingface_hub, which resumes a download that broke off; from elsewhere by
-    torch.hub. Raises WeightsError weights-unknown, -download, -hash, -mismatch, -unsafe; OutputError.
+    From the Hugging Face hub by huggingface_hub. A download that broke off starts over. Raises WeightsError
+    weights-unknown, -download, -hash, -mismatch, -unsafe; OutputError.
     """
     stored = find_stored(name)
     known, url, target = stored.known, url_of(stored.known), weights_folder() / stored.known.file
@@ -250,16 +253,15 @@ def fetch_weights(name: str) -> Path:
     folder = make_folder(weights_folder() / f".fetching-{known.file}")
     try:
         file, stated = _download(known, url, folder)
-        try:
-            digest = check_fit(file, stored)
-            _refuse_other(file, digest, stated, "its host states")
-            record = read_record(target)
-            _refuse_other(file, digest, record.sha256 if record else "", "it was pinned as")
-            file.replace(target)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        digest = check_fit(file, stored)
+        _refuse_other(file, digest, stated, "its host states")
+        record = read_record(target)
+        _refuse_other(file, digest, record.sha256 if record else "", "it was pinned as")
+        file.replace(target)
     except OSError as error:
         raise unwritable(target, error) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     write_json(record_path(target), asdict(WeightsRecord(digest, url)))
     return target
 
@@ -292,7 +294,7 @@ def _download(known: KnownWeights, url: str, folder: Path) -> tuple[Path, str]:
                 f"{owner}/{repository}", name, endpoint=_hub(), local_dir=folder, token=False
             )
             return Path(file), stated if re.fullmatch("[0-9a-f]{64}", stated) else ""
-        torch.hub.download_url_to_file(url, str(folder / known.file), progress=sys.stderr.isatty())
+        _download_url(url, folder / known.file)
         return folder / known.file, ""
     except Exception as error:  # each of the two libraries has its own
         network = isinstance(error, ConnectionError | TimeoutError | ssl.SSLError)
@@ -305,6 +307,25 @@ def _download(known: KnownWeights, url: str, folder: Path) -> tuple[Path, str]:
         reason = f"the server answers {status}" if status else f"cannot be reached: {problem}"
         fix = "fetch it again, or get it elsewhere and import it"
         raise WeightsError("weights-download", reason, where=url.split("?")[0], fix=fix) from error
+
+
+class _NoDowngrade(HTTPRedirectHandler):
+    """Refuses a redirect from https to http; torch.hub follows it, and waits for ever on a silent server."""
+
+    def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        """Follow what is no weaker than the request."""
+        if req.full_url.startswith("https:") and not newurl.startswith("https:"):
+            raise ConnectionError("it redirects from https to another protocol")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _download_url(url: str, file: Path) -> None:
+    with build_opener(_NoDowngrade).open(url, timeout=SECONDS_TO_ANSWER) as answer, file.open("wb") as out:
+        total = int(answer.headers.get("Content-Length") or 0)
+        with tqdm.wrapattr(answer, "read", total=total, disable=not sys.stderr.isatty()) as stream:
+            shutil.copyfileobj(stream, out)
+        if total and out.tell() != total:
+            raise ConnectionError(f"the connection broke off after {out.tell()} of {total} bytes")
 
 
 def _refuse_other(file: Path, digest: str, expected: str, who: str) -> None:

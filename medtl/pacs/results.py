@@ -97,6 +97,7 @@ def model_identity(checkpoint: Checkpoint) -> ModelIdentity:
     header = checkpoint.header
     acceptance = {"preprocessing": {"modalities", "body_parts"}}  # what is scored, not how
     settings = header.model_dump_json(include=SETTINGS, exclude=acceptance)
+    settings = settings.replace('"ood":', '"screening":')  # as 0.1.0 hashed it: what was sent stays sent
     return ModelIdentity(
         backbone=header.backbone,
         weights=(header.weights or {}).get("source", "none, trained from random weights"),

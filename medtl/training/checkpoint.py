@@ -192,7 +192,7 @@ def read_header(folder: Path) -> CheckpointHeader:
             "run-missing",
             "no checkpoint here",
             where=folder,
-            fix="give a RUN of medtl train, before what else is named",
+            fix="give the folder of a medtl train run as the first argument",
         )
     try:
         values = read_json(path)

@@ -1,6 +1,6 @@
 """FIT CONFIG -> DEVICE AND PRECISION of this process: 32 bits, or half of them where that is safe."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -34,10 +34,13 @@ class Accelerator:
         """Compute gradients, of the scaled loss in fp16."""
         self._scaler.scale(loss).backward()
 
-    def clip(self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], norm: float) -> None:
-        """Scale the gradients down where their common norm exceeds `norm`."""
+    def clip(self, optimizer: torch.optim.Optimizer, norm: float) -> None:
+        """Scale the optimizer's gradients down where their common norm exceeds `norm`.
+
+        Gradients that an earlier stage left in layers that are frozen now do not count.
+        """
         self._scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(parameters, norm)
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], norm)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Move the weights; in fp16 only where all gradients are finite."""

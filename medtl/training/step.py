@@ -85,7 +85,7 @@ class Stepper:
             losses.append(loss.detach())
         result = self._add_up(losses[0] if len(losses) == 1 else torch.stack(losses).sum())
         if self.config.gradient_clip:
-            self.accelerator.clip(self.optimizer, self.classifier.parameters(), self.config.gradient_clip)
+            self.accelerator.clip(self.optimizer, self.config.gradient_clip)
         factors = {new: self.pace.learning_rate_factor(of_stage, new=new) for new in (False, True)}
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factors[group["new"]]

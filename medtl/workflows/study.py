@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -135,8 +136,9 @@ def check_metric(metric: str) -> None:
 
 def record_study(folder: StudyFolder, config: RunConfig, space: Space, options: TuneOptions) -> None:
     """Write recipe, space, metric and seed; a resumed search must have the same. Raises TrainingError."""
-    before = folder.space.read_text(encoding="utf-8", errors="replace") if folder.space.is_file() else ""
-    if any(f"schedule.{key}:" in before for key in OLD_KEYS):
+    files = filter(Path.is_file, (folder.space, folder.config))
+    before = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in files)
+    if any(re.search(rf"(?m)^(schedule\.|  ){key}:", before) for key in OLD_KEYS):
         reason, fix = "was started by medtl 0.1.0", "finish it with that version, or choose another --out"
         raise TrainingError("study-changed", reason, where=folder.root, fix=fix)
     facts = json.dumps({"metric": options.metric, "seed": options.seed}, indent=2) + "\n"

@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -156,9 +157,9 @@ def test_a_download_from_the_hub_that_broke_off_is_tried_again(publish, host) ->
 def test_half_a_file_is_never_moved_into_place(publish, host, own_home) -> None:
     publish("torchvision", digest_of(host.content)[:8])
     host.cut_at = 1000
-    with pytest.raises(WeightsError) as caught:
+    with pytest.raises(WeightsError, match="broke off after 1000") as caught:
         fetch_weights("small")
-    assert caught.value.code == "weights-hash"
+    assert caught.value.code == "weights-download"
     assert list((own_home / "weights").iterdir()) == []
     assert fetch_weights("small").read_bytes() == host.content
 
@@ -208,6 +209,14 @@ def test_a_server_that_refuses_is_one_line(publish, host) -> None:
     with pytest.raises(WeightsError, match="the server answers 404") as caught:
         fetch_weights("small")
     assert caught.value.code == "weights-download"
+
+
+def test_a_redirect_from_https_to_http_is_refused() -> None:
+    secure = urllib.request.Request("https://weights.example/a.pth")
+    follow = weights_store._NoDowngrade().redirect_request
+    assert follow(secure, None, 302, "Found", {}, "https://elsewhere.example/a.pth") is not None
+    with pytest.raises(ConnectionError, match="from https"):
+        follow(secure, None, 302, "Found", {}, "http://elsewhere.example/a.pth")
 
 
 def test_offline_is_one_line_that_says_what_to_do(publish, monkeypatch) -> None:

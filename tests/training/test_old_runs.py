@@ -15,6 +15,7 @@ import torch
 from medtl.config import load_config
 from medtl.core.files import write_json
 from medtl.errors import CheckpointError, ConfigError
+from medtl.pacs.results import model_identity
 from medtl.training.checkpoint import FORMAT_VERSION, load_finished, read_header
 from medtl.training.schedule import OLD_KEYS, ScheduleConfig, Stage, current_key
 from tests.cli.jobs import medtl
@@ -111,3 +112,9 @@ def test_a_key_under_both_names_is_refused(tmp_path):
     recipe.write_text("modality: xray\nschedule: {rate: 1e-3, learning_rate: 1e-4}\n")
     with pytest.raises(ConfigError, match=r"no key schedule\.rate"):
         load_config(None, recipe)
+
+
+def test_results_of_an_old_run_keep_their_identity() -> None:
+    """The PACS listener sends a study again where the settings' hash differs: 0.1.0 computed this one."""
+    identity = model_identity(load_finished(WITNESS / "run"))
+    assert identity.settings_sha256.startswith("a393b520a238bcdf")

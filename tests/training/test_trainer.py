@@ -133,6 +133,16 @@ def test_so_does_one_whose_steps_are_accumulated_or_mixed(make_fit, tmp_path, mi
     assert_same_run(make_fit, tmp_path, (3, 4, 5), SMALL, MIXED[mixed])
 
 
+def test_so_does_one_that_freezes_layers_again(make_fit, tmp_path):
+    """Gradients that the first stage left in the backbone must not count when the second clips the head's."""
+    stages = (
+        Stage(name="all", groups=3, epochs=2, head_learning_rate=0.05, learning_rate=0.01),
+        Stage(name="head", groups=0, epochs=4, head_learning_rate=0.05),
+    )
+    config = {"gradient_clip": 1e-3, "cache_gb": 0}  # below each step's norm, so that each step is clipped
+    assert_same_run(make_fit, tmp_path, (5, 4, 3), ScheduleConfig(stages=stages), config)
+
+
 def test_so_does_one_with_everything_at_once_and_loader_workers(make_fit, tmp_path):
     everything = {"optimizer_state": "keep", "average": "swa", "batch_norm": "follow", "l2_sp": 0.1}
     schedule = SMALL.model_copy(update={**everything, "unfrozen_epochs": 2, "views": 2})

@@ -113,7 +113,8 @@ def open_store(root: Path, spec: StoreSpec, *, check: bool = True) -> OpenStore 
         log.warning("features %s are damaged: they are computed again", spec.name)
         lock.release()
         return None
-    os.utime(folder / HEADER)
+    with suppress(OSError):  # it may have been evicted since; what is mapped stays readable
+        os.utime(folder / HEADER)
     return OpenStore(activations, lock)
 
 
@@ -261,7 +262,10 @@ def _folders(root: Path) -> list[_Folder]:
     """Return what lies in the cache, in the order in which it is evicted."""
     folders = []
     for path in filter(Path.is_dir, root.iterdir()):
-        found = {name: (path / name).stat() for name in (ACTIVATIONS, HEADER) if (path / name).is_file()}
+        found = {}
+        for name in (ACTIVATIONS, HEADER):
+            with suppress(OSError):  # absent, or removed by another process meanwhile
+                found[name] = (path / name).stat()
         size = found[ACTIVATIONS].st_size if ACTIVATIONS in found else 0
         used = max((status.st_mtime for status in found.values()), default=0.0)
         folders.append(_Folder(path, size, used))
