@@ -20,29 +20,20 @@ from medtl.evaluation.evaluate import Evaluation, evaluate
 from medtl.evaluation.intervals import (
     Interval,
     Placements,
-    clustered_error,
-    index_patients,
+    error_of_mean,
     interval_json,
     normal_interval,
     percentile_interval,
     place_all,
-    standard_error,
     unbounded,
 )
-from medtl.evaluation.metrics import Floats, one_vs_rest
+from medtl.evaluation.metrics import Floats, Questions
 from medtl.evaluation.predictions import Predictions
 
 # In the order of tables and pages.
 COMPARED = (
-    "auroc",
-    "auprc",
-    "sensitivity",
-    "specificity",
-    "balanced_accuracy",
-    "accuracy",
-    "f1",
-    "mcc",
-    "brier",
+    *("auroc", "auprc", "sensitivity", "specificity"),
+    *("balanced_accuracy", "accuracy", "f1", "mcc", "brier"),
 )
 
 
@@ -125,17 +116,14 @@ def auroc_difference(
 
     No bounds if there is no spread; p is 1 if there is neither a difference nor a spread.
     """
-    pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if not math.isnan(a.area - b.area)]
-    if not pairs:
+    apart = [
+        replace(a, area=a.area - b.area, influence=a.influence - b.influence)
+        for a, b in zip(ours, theirs, strict=True)
+        if not math.isnan(a.area - b.area)
+    ]
+    if not apart:
         return Difference(unbounded(math.nan), math.nan)
-    value = float(np.mean([a.area - b.area for a, b in pairs]))
-    if len(pairs) == 1:
-        ((a, b),) = pairs
-        error = standard_error(replace(a, influence=a.influence - b.influence))
-    else:
-        influence: Floats = np.mean([a.influence - b.influence for a, b in pairs], axis=0)
-        labelled = np.any([a.positive | a.negative for a, _ in pairs], axis=0)
-        error = clustered_error(influence[labelled], pairs[0][0].patients[labelled])
+    value, error = float(np.mean([placed.area for placed in apart])), error_of_mean(apart)
     if not error > 0:
         return Difference(unbounded(value), 1.0 if value == 0 and error == 0 else math.nan)
     bounds = normal_interval(value, error, confidence)
@@ -187,19 +175,16 @@ def _in_order(predictions: Predictions, order: Sequence[str]) -> Predictions:
 
 
 def _evaluate(one: Candidate, task: Task, resamples: int) -> Compared:
-    predictions = one.predictions
-    truth, patients = predictions.targets, predictions.patients
-    evaluation = evaluate(
-        predictions.probabilities, truth, task, patients, one.thresholds, resamples=resamples
-    )
-    placed = place_all(one_vs_rest(predictions.probabilities, truth, task.kind), index_patients(patients))
-    return Compared(one.name, one.recipe, evaluation, tuple(placed), {})
+    read = one.predictions
+    questions = Questions(read.probabilities, read.targets, task, read.patients)
+    evaluation = evaluate(questions, one.thresholds, resamples=resamples)
+    return Compared(one.name, one.recipe, evaluation, tuple(place_all(questions)), {})
 
 
 def _differences(one: Compared, base: Compared) -> dict[str, Difference]:
-    confidence = base.evaluation.confidence
     resampled = {name: _resampled_difference(one, base, name) for name in COMPARED if name != "auroc"}
-    return {"auroc": auroc_difference(one.placements, base.placements, confidence), **resampled}
+    areas = auroc_difference(one.placements, base.placements, base.evaluation.confidence)
+    return {"auroc": areas, **resampled}
 
 
 def _resampled_difference(one: Compared, base: Compared, name: str) -> Difference:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medtl.data.task import Task
 from medtl.evaluation.intervals import clustered_error, normal_quantile
 from medtl.evaluation.metrics import Flags, Floats, Questions
 
@@ -31,15 +30,13 @@ class DecisionCurve:
     treat_all: tuple[float, ...]
 
 
-def decision_curves(
-    questions: Questions, task: Task, patient_of: NDArray[np.int64], confidence: float = 0.95
-) -> dict[str, DecisionCurve]:
+def decision_curves(questions: Questions, confidence: float = 0.95) -> dict[str, DecisionCurve]:
     """Return the curve of each class against the rest, in binary of the positive one; none for one class."""
     curves = {}
-    for name, (scores, truth) in zip(task.asked_classes, questions.columns, strict=True):
+    for name, (scores, truth) in zip(questions.task.asked_classes, questions.columns, strict=True):
         known = np.isfinite(truth)
         if len(np.unique(truth[known])) == 2:
-            curves[name] = _curve(scores[known], truth[known], patient_of[known], confidence)
+            curves[name] = _curve(scores[known], truth[known], questions.patient_of[known], confidence)
     return curves
 
 

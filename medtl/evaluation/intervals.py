@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv, expit, logit
 
-from medtl.evaluation.metrics import Flags, Floats, Questions
+from medtl.evaluation.metrics import Flags, Floats, Questions, index_patients
 
 FEWEST_DEFINED = 0.5  # with a smaller share of resamples an interval would describe a biased selection
 SAME = 1e-12
@@ -47,11 +47,6 @@ def unbounded(value: float) -> Interval:
 def normal_quantile(confidence: float) -> float:
     """Return how many standard errors an interval reaches to each side."""
     return NormalDist().inv_cdf((1 + confidence) / 2)
-
-
-def index_patients(patients: Sequence[str] | NDArray) -> NDArray[np.int64]:
-    """Return the number (N,) of each sample's patient, counted from 0."""
-    return np.unique(np.asarray(patients), return_inverse=True)[1]
 
 
 def clustered_error(contributions: Floats, patient_of: NDArray[np.int64]) -> float:
@@ -125,7 +120,7 @@ def percentile_interval(value: float, drawn: Floats, confidence: float) -> Inter
     defined = drawn[~np.isnan(drawn)]
     if math.isnan(value) or not len(defined) or len(defined) < FEWEST_DEFINED * len(drawn):
         return unbounded(value)
-    if len(defined) > 1 and np.ptp(defined) < SAME:
+    if np.ptp(defined) < SAME:
         return unbounded(value)
     tail = (1 - confidence) / 2
     low, high = np.quantile(defined, [tail, 1 - tail])
@@ -170,9 +165,9 @@ class Placements:
     pairs: int
 
 
-def place_all(questions: Questions, patient_of: NDArray[np.int64]) -> list[Placements]:
+def place_all(questions: Questions) -> list[Placements]:
     """Return the placements of each question."""
-    return [place(scores, truth, patient_of) for scores, truth in questions.columns]
+    return [place(scores, truth, questions.patient_of) for scores, truth in questions.columns]
 
 
 def place(scores: Floats, truth: Floats, patient_of: NDArray[np.int64]) -> Placements:
@@ -200,16 +195,23 @@ def standard_error(placed: Placements) -> float:
 
     With one sample a patient it is DeLong's.
     """
-    patient_of = index_patients(placed.patients)
-    mine = np.bincount(patient_of, weights=placed.influence * placed.positive)
-    others = np.bincount(patient_of, weights=placed.influence * placed.negative)
-    counts = [len(np.unique(patient_of[among])) for among in (placed.positive, placed.negative)]
-    labelled = len(np.unique(patient_of[placed.positive | placed.negative]))
+    among = placed.positive, placed.negative
+    mine, others = (np.bincount(placed.patients, weights=placed.influence * flags) for flags in among)
+    counts = [len(np.unique(placed.patients[flags])) for flags in (*among, placed.positive | placed.negative)]
     if min(counts) < 2:
         return math.nan
-    first, second, both = (count / (count - 1) for count in (*counts, labelled))
+    first, second, both = (count / (count - 1) for count in counts)
     variance = first * (mine @ mine) + second * (others @ others) + 2 * both * (mine @ others)
     return math.sqrt(max(float(variance), 0.0))
+
+
+def error_of_mean(each: Sequence[Placements]) -> float:
+    """Return the standard error of the mean of areas of several questions about the same samples."""
+    if len(each) == 1:
+        return standard_error(each[0])
+    influence: Floats = np.mean([placed.influence for placed in each], axis=0)
+    labelled = np.any([placed.positive | placed.negative for placed in each], axis=0)
+    return clustered_error(influence[labelled], each[0].patients[labelled])
 
 
 def auroc_interval(placed: Placements, confidence: float) -> Interval:
@@ -230,7 +232,4 @@ def mean_auroc_interval(each: Sequence[Placements], confidence: float) -> Interv
     area = float(np.mean([placed.area for placed in defined]))
     if area in (0.0, 1.0):
         return mean_of_bounds(area, [auroc_interval(placed, confidence) for placed in defined])
-    influence = np.mean([placed.influence for placed in defined], axis=0)
-    labelled = np.any([placed.positive | placed.negative for placed in defined], axis=0)
-    error = clustered_error(influence[labelled], defined[0].patients[labelled])
-    return logit_interval(area, error, confidence)
+    return logit_interval(area, error_of_mean(defined), confidence)

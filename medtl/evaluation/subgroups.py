@@ -8,28 +8,27 @@ best group it would be large by chance alone. Its interval allows for having pic
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from medtl.core.files import write_csv
-from medtl.data.task import Task
 from medtl.evaluation.evaluate import Evaluation, evaluate
 from medtl.evaluation.intervals import (
     Interval,
     difference_interval,
-    index_patients,
     interval_json,
     intervals_json,
     mean_auroc_interval,
     place_all,
     unbounded,
 )
-from medtl.evaluation.metrics import Flags, Questions, one_vs_rest
+from medtl.evaluation.metrics import Questions
 
 FEWEST_PATIENTS = 10
 MOST_GROUPS = 20
@@ -87,10 +86,7 @@ def name_groups(attribute: str, values: Sequence[str]) -> list[str]:
 
 
 def evaluate_subgroups(
-    probabilities: ArrayLike,
-    targets: ArrayLike,
-    task: Task,
-    patients: Sequence[str],
+    questions: Questions,
     thresholds: Sequence[float],
     attributes: Mapping[str, Sequence[str]],
     *,
@@ -99,16 +95,18 @@ def evaluate_subgroups(
 ) -> tuple[list[Grouping], list[str]]:
     """Evaluate the groups of each attribute; also return a note on each that makes no groups.
 
-    probabilities (N, K), targets, patients (N,), thresholds: as in evaluate. attributes: values (N,) by name.
+    thresholds: as in evaluate. attributes: values (N,) by name.
     """
     groupings, notes = [], []
-    questions, keys = one_vs_rest(probabilities, targets, task.kind), np.asarray(patients, dtype=str)
-    whole = _Whole(questions, task, keys, tuple(thresholds), resamples, confidence)
+    measure = partial(evaluate, thresholds=thresholds, resamples=resamples, confidence=confidence)
     for attribute, values in attributes.items():
         names = np.asarray(name_groups(attribute, values), dtype=str)
         count = len(np.unique(names))
         if 1 < count <= MOST_GROUPS:
-            groupings.append(_evaluate_grouping(whole, attribute, names))
+            order = sorted(set(names.tolist()), key=_natural)
+            groups = tuple(_evaluate_group(name, questions.of(names == name), measure) for name in order)
+            worst, gap = _find_worst(questions, names, groups, confidence)
+            groupings.append(Grouping(attribute, groups, worst, gap))
         elif count > MOST_GROUPS:
             notes.append(f"no subgroups by {attribute}: {count} different values")
     return groupings, notes
@@ -129,51 +127,29 @@ def to_json(groupings: Sequence[Grouping]) -> list[dict[str, Any]]:
     ]
 
 
-@dataclass(frozen=True, eq=False)
-class _Whole:
-    questions: Questions
-    task: Task
-    patients: NDArray[np.str_]
-    thresholds: tuple[float, ...]
-    resamples: int
-    confidence: float
+def _evaluate_group(name: str, questions: Questions, measure: Callable[[Questions], Evaluation]) -> Subgroup:
+    samples, patients = len(questions.targets), len(set(questions.patients))
+    if patients < FEWEST_PATIENTS:
+        missing = dict.fromkeys(SHOWN, unbounded(math.nan))
+        return Subgroup(name, samples, patients, missing, f"fewer than {FEWEST_PATIENTS} patients")
+    metrics = measure(questions).metrics
+    reason = "only one class" if math.isnan(metrics["auroc"].value) else ""
+    return Subgroup(name, samples, patients, {key: metrics[key] for key in SHOWN}, reason)
 
 
-def _evaluate_grouping(whole: _Whole, attribute: str, names: NDArray[np.str_]) -> Grouping:
-    order = sorted(np.unique(names).tolist(), key=_natural)
-    groups = tuple(_evaluate_group(whole, name, names == name) for name in order)
+def _find_worst(
+    questions: Questions, names: NDArray[np.str_], groups: Sequence[Subgroup], confidence: float
+) -> tuple[str, Interval]:
+    """Return the group of the lowest AUROC and its gap, as Grouping has them. names: (N,), of the groups."""
     areas = {group.name: group.metrics["auroc"].value for group in groups}
     defined = {name: area for name, area in areas.items() if not math.isnan(area)}
     if len(defined) < 2:
-        return Grouping(attribute, groups, "", unbounded(math.nan))
+        return "", unbounded(math.nan)
     worst = min(defined, key=lambda name: defined[name])
-    compared = np.isin(names, list(defined))
-    confidence = 1 - (1 - whole.confidence) / len(defined)
-    sides = compared & (names != worst), names == worst
-    placed = [place_all(whole.questions.of(rows), index_patients(whole.patients[rows])) for rows in sides]
-    others, lowest = (mean_auroc_interval(areas, confidence) for areas in placed)
-    return Grouping(attribute, groups, worst, difference_interval(others, lowest))
-
-
-def _evaluate_group(whole: _Whole, name: str, rows: Flags) -> Subgroup:
-    patients = whole.patients[rows]
-    count = len(np.unique(patients))
-    if count < FEWEST_PATIENTS:
-        missing = dict.fromkeys(SHOWN, unbounded(math.nan))
-        return Subgroup(name, int(rows.sum()), count, missing, f"fewer than {FEWEST_PATIENTS} patients")
-    part = whole.questions.of(rows)
-    evaluation = evaluate(
-        part.probabilities,
-        part.targets,
-        whole.task,
-        patients.tolist(),
-        whole.thresholds,
-        resamples=whole.resamples,
-        confidence=whole.confidence,
-    )
-    shown = {key: evaluation.metrics[key] for key in SHOWN}
-    reason = "only one class" if math.isnan(shown["auroc"].value) else ""
-    return Subgroup(name, evaluation.samples, evaluation.patients, shown, reason)
+    sides = np.isin(names, [name for name in defined if name != worst]), names == worst
+    for_all = 1 - (1 - confidence) / len(defined)
+    others, lowest = (mean_auroc_interval(place_all(questions.of(side)), for_all) for side in sides)
+    return worst, difference_interval(others, lowest)
 
 
 def _number(text: str) -> float | None:

@@ -9,9 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medtl.data.task import Task
 from medtl.errors import ConfigError
-from medtl.evaluation.metrics import Floats, labelled, one_vs_rest
+from medtl.evaluation.metrics import Floats, Questions, labelled
 
 log = logging.getLogger(__name__)
 FALLBACK_THRESHOLD = 0.5
@@ -60,17 +59,13 @@ def parse_rule(text: str) -> ThresholdRule:
     raise ConfigError("config-value", reason, where=f"--threshold {text}", fix=f"one of {FORMS}")
 
 
-def choose_thresholds(
-    probabilities: ArrayLike, targets: ArrayLike, task: Task, rule: ThresholdRule = YOUDEN
-) -> tuple[float, ...]:
+def choose_thresholds(questions: Questions, rule: ThresholdRule = YOUDEN) -> tuple[float, ...]:
     """Return the threshold of each class against the rest: K of them, in binary one (of the last class).
 
     Meant for validation data. A class that all or none of its samples have gets 0.5, with a warning.
     """
     chosen = []
-    for name, column in zip(
-        task.asked_classes, one_vs_rest(probabilities, targets, task.kind).columns, strict=True
-    ):
+    for name, column in zip(questions.task.asked_classes, questions.columns, strict=True):
         threshold = choose_threshold(*column, rule)
         if math.isnan(threshold):
             log.warning("no threshold can be chosen for class %s: %s is used", name, FALLBACK_THRESHOLD)

@@ -22,7 +22,7 @@ from medtl.evaluation import subgroups as grouping
 from medtl.evaluation.conformal import coverage_json, measure_coverage, set_texts
 from medtl.evaluation.evaluate import Evaluation, to_json
 from medtl.evaluation.evaluate import evaluate as evaluate_predictions
-from medtl.evaluation.metrics import predict_classes
+from medtl.evaluation.metrics import Questions, predict_classes
 from medtl.evaluation.predictions import FILE, predictions_of, read_predictions, write_predictions
 from medtl.evaluation.subgroups import Grouping, evaluate_subgroups, write_metrics, write_subgroups
 from medtl.evaluation.thresholds import ThresholdRule, choose_thresholds, parse_rule
@@ -94,9 +94,10 @@ def evaluate(
     note_all(watcher, manifest.notes, chosen, warning_notes(prepared))
     attributes, withheld = _attributes(samples, subgroups)
     probabilities = _predict_rows(checkpoint, prepared, prepared.rows_of(samples), watcher)
-    evaluated = probabilities, targets(task, samples), task, [sample.patient_id for sample in samples]
-    evaluation = evaluate_predictions(*evaluated, thresholds, prevalence=shares)
-    groupings, notes = evaluate_subgroups(*evaluated, thresholds, attributes)
+    patients = [sample.patient_id for sample in samples]
+    questions = Questions(probabilities, targets(task, samples), task, patients)
+    evaluation = evaluate_predictions(questions, thresholds, prevalence=shares)
+    groupings, notes = evaluate_subgroups(questions, thresholds, attributes)
     note_all(watcher, withheld, notes)
     folder = RunFolder(run)
     content = {
@@ -115,7 +116,7 @@ def evaluate(
     answers = {"predicted": [_answer(task, row, thresholds) for row in probabilities]}
     floors = checkpoint.header.conformal
     if floors is not None:
-        content["conformal"] = coverage_json(measure_coverage(*evaluated, floors))
+        content["conformal"] = coverage_json(measure_coverage(questions, floors))
         answers["set"] = set_texts(probabilities, floors, task)
     page = None
     if out is not None:
@@ -154,9 +155,8 @@ def _thresholds(checkpoint: Checkpoint, run: Path, rule: ThresholdRule | None) -
         raise CheckpointError("predictions-missing", reason, where=run, fix=fix)
     predictions = read_predictions(path, checkpoint.task)
     rows = np.array([part == "val" for part in predictions.split])
-    return choose_thresholds(
-        predictions.probabilities[rows], predictions.targets[rows], checkpoint.task, rule
-    )
+    questions = Questions(predictions.probabilities[rows], predictions.targets[rows], checkpoint.task)
+    return choose_thresholds(questions, rule)
 
 
 def _attributes(

@@ -18,6 +18,7 @@ from medtl.data.task import Sample
 from medtl.evaluation.calibration import fit_calibration, to_probabilities
 from medtl.evaluation.conformal import fit_floors
 from medtl.evaluation.evaluate import Evaluation, evaluate, to_json
+from medtl.evaluation.metrics import Questions
 from medtl.evaluation.predictions import FILE, predictions_of, write_predictions
 from medtl.evaluation.thresholds import choose_thresholds
 from medtl.inference.ood import MOST_SAMPLES, fit_ood
@@ -65,14 +66,15 @@ def finish_fit(
     fitted = fit_calibration(logits, truth, task, fit.config.calibration)
     note_all(watcher, [fitted.note])
     probabilities = to_probabilities(logits, task.kind, fitted.calibration)
-    thresholds = choose_thresholds(probabilities, truth, task)
-    evaluation = evaluate(probabilities, truth, task, patients, thresholds)
+    questions = Questions(probabilities, truth, task, patients)
+    thresholds = choose_thresholds(questions)
+    evaluation = evaluate(questions, thresholds)
     fitted_ood = _fit_ood(checkpoint, fit, features, samples, stop) if screens(evaluation) else None
     limits, tensors = fitted_ood or (None, {})
     completed = {
         "thresholds": tuple(thresholds),
         "calibration": fitted.calibration,
-        "conformal": fit_floors(probabilities, truth, task, patients),
+        "conformal": fit_floors(questions),
         "ood": limits,
     }
     header = checkpoint.header.model_copy(update=completed)

@@ -11,6 +11,7 @@ import pytest
 from medtl.data.task import Task
 from medtl.errors import CheckpointError
 from medtl.evaluation.evaluate import evaluate
+from medtl.evaluation.metrics import Questions
 from medtl.evaluation.predictions import Predictions, read_predictions, write_predictions
 from medtl.evaluation.subgroups import (
     evaluate_subgroups,
@@ -37,7 +38,8 @@ def make_groups(samples: int, shifts: dict[str, float], seed: int = 0) -> tuple:
 def measure(samples: int, shifts: dict[str, float], seed: int = 0, **more: list[str]) -> list:
     scores, truth, patients, names = make_groups(samples, shifts, seed)
     attributes = {"site": names, **more}
-    return evaluate_subgroups(scores, truth, BINARY, patients, (0.5,), attributes, resamples=50)[0]
+    questions = Questions(scores, truth, BINARY, patients)
+    return evaluate_subgroups(questions, (0.5,), attributes, resamples=50)[0]
 
 
 def test_a_group_that_is_predicted_worse_is_found_with_its_gap() -> None:
@@ -56,9 +58,8 @@ def test_gaps_of_equal_groups_rarely_exclude_none() -> None:
 def test_a_group_is_evaluated_as_its_samples_alone() -> None:
     scores, truth, patients, names = make_groups(200, {"A": 1.0, "B": 2.0})
     rows = np.array(names) == "A"
-    alone = evaluate(
-        scores[rows], truth[rows], BINARY, np.array(patients)[rows].tolist(), (0.5,), resamples=50
-    )
+    questions = Questions(scores[rows], truth[rows], BINARY, np.array(patients)[rows].tolist())
+    alone = evaluate(questions, (0.5,), resamples=50)
     (found,) = measure(200, {"A": 1.0, "B": 2.0})
     assert found.groups[0].metrics["auroc"] == alone.metrics["auroc"]
 
@@ -69,7 +70,7 @@ def test_tiny_and_one_class_groups_are_undefined_and_never_worst(tmp_path: Path)
     one = ["one" if flag else "both" for flag in truth]
     one[int(np.argmax(truth))] = "both"
     found, _ = evaluate_subgroups(
-        scores, truth, BINARY, patients, (0.5,), {"size": names, "kind": one}, resamples=50
+        Questions(scores, truth, BINARY, patients), (0.5,), {"size": names, "kind": one}, resamples=50
     )
     few = next(group for group in found[0].groups if group.name == "few")
     only = next(group for group in found[1].groups if group.name == "one")
@@ -94,7 +95,7 @@ def test_ages_and_other_numbers_are_banded_and_names_are_not() -> None:
 def test_an_attribute_of_too_many_values_is_noted_and_a_single_one_is_no_grouping() -> None:
     scores, truth, patients, _ = make_groups(40, {"A": 1.0})
     attributes = {"remark": [f"text {place}" for place in range(40)], "sex": ["F"] * 40}
-    found, notes = evaluate_subgroups(scores, truth, BINARY, patients, (0.5,), attributes)
+    found, notes = evaluate_subgroups(Questions(scores, truth, BINARY, patients), (0.5,), attributes)
     assert found == [] and notes == ["no subgroups by remark: 40 different values"]
 
 
@@ -128,9 +129,8 @@ def test_damaged_predictions_are_refused(text: str, tmp_path: Path) -> None:
 
 def test_the_table_of_metrics_keeps_negative_numbers_numbers(tmp_path: Path) -> None:
     scores, truth, patients, _ = make_groups(80, {"A": 1.0})
-    found = evaluate(
-        np.clip(scores + np.array([-0.2, 0.2]), 0, 1), truth, BINARY, patients, (0.5,), resamples=50
-    )
+    shifted = np.clip(scores + np.array([-0.2, 0.2]), 0, 1)
+    found = evaluate(Questions(shifted, truth, BINARY, patients), (0.5,), resamples=50)
     write_metrics(tmp_path / "metrics.csv", found)
     rows = {row["metric"]: row for row in csv.DictReader((tmp_path / "metrics.csv").open())}
     shift = found.metrics["calibration_intercept"]
