@@ -11,6 +11,7 @@ the AUROC of samples of one class, is NaN and never 0.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -206,6 +207,12 @@ def predict_classes(probabilities: ArrayLike, thresholds: ArrayLike, kind: TaskK
         return scores.argmax(axis=1)
     flags = ((scores if kind == "multilabel" else scores[:, -1:]) >= np.asarray(thresholds)).astype(np.int64)
     return flags if kind == "multilabel" else flags[:, 0]
+
+
+def name_answer(probabilities: Floats, thresholds: ArrayLike, task: Task) -> str:
+    """Name the answer to one sample's probabilities (K,); in multilabel each class found, joined by "|"."""
+    (answer,) = predict_classes(probabilities[None], thresholds, task.kind)
+    return "|".join(compress(task.classes, answer)) if task.kind == "multilabel" else task.classes[answer]
 
 
 def roc_points(scores: ArrayLike, truth: ArrayLike) -> tuple[Floats, Floats]:

@@ -18,12 +18,13 @@ from medtl.data.naming import check_names, refused_name, sample_key, source_name
 from medtl.errors import CheckpointError, ReadError
 from medtl.evaluation.calibration import to_probabilities
 from medtl.evaluation.conformal import set_texts
+from medtl.evaluation.metrics import name_answer
 from medtl.imaging.image import Image, ImageWarning, find_warning
 from medtl.imaging.preprocessing import PreparedImage, prepare_image
 from medtl.imaging.reader import read_series
 from medtl.imaging.series import Scan, Series
 from medtl.inference.onnx_graph import Graph, Pooled
-from medtl.inference.ood import FeatureDistribution, OodVerdict, decide_ood, distances, find_mismatch
+from medtl.inference.ood import OodVerdict, decide_ood, distances, find_mismatch
 from medtl.models.classifier import place_images
 from medtl.training.checkpoint import Checkpoint
 
@@ -198,7 +199,7 @@ def measure_distances(checkpoint: Checkpoint, features: NDArray[np.float64]) -> 
     """Return the distances (N,) of pooled features (N, F) from the training images; NaN if unknown."""
     if not checkpoint.ood:
         return np.full(len(features), np.nan)
-    return distances(features, FeatureDistribution.from_tensors(checkpoint.ood))
+    return distances(features, checkpoint.ood)
 
 
 @contextmanager
@@ -243,18 +244,9 @@ def predict_features(
 
 
 def predicted_class(checkpoint: Checkpoint, probabilities: NDArray[np.float64]) -> str:
-    """Name the predicted class; in multilabel every class at or above its threshold, joined by '|'.
-
-    Binary: the positive class at or above the threshold that was chosen on validation data.
-    """
-    task, thresholds = checkpoint.task, checkpoint.header.thresholds
-    if task.kind == "multiclass":
-        return task.classes[int(np.argmax(probabilities))]
-    if task.kind == "binary":
-        cut = thresholds[-1] if thresholds else 0.5
-        return task.classes[int(probabilities[1] >= cut)]
-    cuts = thresholds or (0.5,) * len(task.classes)
-    return "|".join(name for name, p, cut in zip(task.classes, probabilities, cuts, strict=True) if p >= cut)
+    """Name the predicted class, at the thresholds that were chosen on validation data, or else at 0.5."""
+    cuts = checkpoint.header.thresholds or (0.5,) * len(checkpoint.task.asked_classes)
+    return name_answer(probabilities, cuts, checkpoint.task)
 
 
 def write_scores(path: Path, classes: Sequence[str], predictions: Iterable[Prediction]) -> None:

@@ -22,7 +22,7 @@ from medtl.evaluation import subgroups as grouping
 from medtl.evaluation.conformal import coverage_json, measure_coverage, set_texts
 from medtl.evaluation.evaluate import Evaluation, to_json
 from medtl.evaluation.evaluate import evaluate as evaluate_predictions
-from medtl.evaluation.metrics import Questions, predict_classes
+from medtl.evaluation.metrics import Questions, name_answer
 from medtl.evaluation.predictions import FILE, predictions_of, read_predictions, write_predictions
 from medtl.evaluation.subgroups import Grouping, evaluate_subgroups, write_metrics, write_subgroups
 from medtl.evaluation.thresholds import ThresholdRule, choose_thresholds, parse_rule
@@ -113,7 +113,7 @@ def evaluate(
     }
     if calibration is not None:
         content["calibration"] = f"probabilities are calibrated by {calibration.method} on validation data"
-    answers = {"predicted": [_answer(task, row, thresholds) for row in probabilities]}
+    answers = {"predicted": [name_answer(row, thresholds, task) for row in probabilities]}
     floors = checkpoint.header.conformal
     if floors is not None:
         content["conformal"] = coverage_json(measure_coverage(questions, floors))
@@ -195,14 +195,6 @@ def _attribute_key(name: str) -> str:
     """Return a name as attributes are compared: a table's "Patient Age" is the header's "age"."""
     key = compared_name(name)
     return DICOM_NAMES.get(key, key)
-
-
-def _answer(task: Task, probabilities: NDArray[np.float64], thresholds: Sequence[float]) -> str:
-    """Name the class predicted at the thresholds; in multilabel all classes."""
-    answers = predict_classes(probabilities[None], thresholds, task.kind)
-    if task.kind == "multilabel":
-        return "|".join(name for name, flag in zip(task.classes, answers[0], strict=True) if flag)
-    return task.classes[int(answers[0])]
 
 
 def task_config(run: Path, task: Task) -> TaskConfig:
