@@ -11,8 +11,6 @@ The validation data also chose the checkpoint and its calibration, which the the
 counts is the coverage on data that the run never saw, which `measure_coverage` gives.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,25 +18,10 @@ from numpy.typing import NDArray
 
 from medtl.data.task import Task
 from medtl.evaluation.calibration import ConformalFloors
-from medtl.evaluation.intervals import Interval, interval_json, intervals_json, share_interval
+from medtl.evaluation.intervals import interval_json, share_interval
 from medtl.evaluation.metrics import Flags, Floats, Questions
 
 UNDECIDED = "?"
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """The coverage of prediction sets on labelled data.
-
-    coverage: how often the truth is in the set; in multilabel over all labelled findings. by_class: of the
-    samples of each class. sizes: how many samples have a set of each size; in multilabel how many findings
-    are decided (1) or not (2).
-    """
-
-    promised: float
-    coverage: Interval
-    by_class: Mapping[str, Interval]
-    sizes: Mapping[int, int]
 
 
 def fit_floors(questions: Questions, promised: float = 0.9) -> ConformalFloors:
@@ -85,8 +68,14 @@ def set_texts(probabilities: Floats, floors: ConformalFloors, task: Task) -> lis
     ]
 
 
-def measure_coverage(questions: Questions, floors: ConformalFloors, confidence: float = 0.95) -> Coverage:
-    """Return how often the truth is in the set on labelled data, with intervals by patient."""
+def measure_coverage(
+    questions: Questions, floors: ConformalFloors, confidence: float = 0.95
+) -> dict[str, Any]:
+    """Return how often the truth is in the set on labelled data, with intervals by patient, as plain data.
+
+    {promised, coverage, by_class {class: {value, low, high}}, sizes {size: count}}. In multilabel the coverage
+    is over all labelled findings, and of the sizes 1 is a finding that is decided and 2 one that is not.
+    """
     truth, task, patient_of = questions.targets, questions.task, questions.patient_of
     members = in_sets(questions.probabilities, floors)
     if task.kind == "multilabel":
@@ -98,21 +87,16 @@ def measure_coverage(questions: Questions, floors: ConformalFloors, confidence: 
         covered, sizes = members & among, members.sum(axis=1)
     places = np.broadcast_to(patient_of[:, None], known.shape)
     columns = zip(task.classes, covered.T, among.T, strict=True)
-    return Coverage(
-        floors.promised,
-        share_interval(covered[known], np.ones(int(known.sum()), bool), places[known], confidence),
-        {name: share_interval(c, a, patient_of, confidence) for name, c, a in columns},
-        {int(size): int(count) for size, count in zip(*np.unique(sizes, return_counts=True), strict=True)},
-    )
-
-
-def coverage_json(coverage: Coverage) -> dict[str, Any]:
-    """Return plain data: {promised, coverage, by_class {class: {value, low, high}}, sizes {size: count}}."""
+    all_of_them = np.ones(int(known.sum()), bool)
     return {
-        "promised": coverage.promised,
-        "coverage": interval_json(coverage.coverage),
-        "by_class": intervals_json(coverage.by_class),
-        "sizes": {str(size): count for size, count in coverage.sizes.items()},
+        "promised": floors.promised,
+        "coverage": interval_json(share_interval(covered[known], all_of_them, places[known], confidence)),
+        "by_class": {
+            name: interval_json(share_interval(c, a, patient_of, confidence)) for name, c, a in columns
+        },
+        "sizes": {
+            str(size): int(count) for size, count in zip(*np.unique(sizes, return_counts=True), strict=True)
+        },
     }
 
 

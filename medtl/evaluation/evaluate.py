@@ -9,7 +9,7 @@ undefined instead.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from medtl.core.seeds import make_generator
 from medtl.data.task import Task
 from medtl.errors import CheckpointError, LabelError
-from medtl.evaluation import decision_curve, metrics
+from medtl.evaluation import metrics
 from medtl.evaluation.calibration_metrics import bin_gaps, calibration_lines, error_intervals
-from medtl.evaluation.decision_curve import DecisionCurve, decision_curves
+from medtl.evaluation.decision_curve import Curve, decision_curves
 from medtl.evaluation.intervals import (
     Interval,
     auroc_interval,
@@ -33,7 +33,7 @@ from medtl.evaluation.intervals import (
     place_all,
     share_interval,
 )
-from medtl.evaluation.metrics import Floats, Questions, ReliabilityBin, mean_defined, share
+from medtl.evaluation.metrics import Floats, Questions, mean_defined, share
 
 BLOCK = 4_000_000  # numbers in one block of weights, 32 MB
 TOLERANCE = 1e-6
@@ -48,22 +48,15 @@ Columns = dict[str, list[Interval]]
 
 
 @dataclass(frozen=True)
-class RocCurve:
-    """Corners of a ROC curve; empty if it is undefined."""
-
-    fpr: tuple[float, ...]
-    tpr: tuple[float, ...]
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """The metrics of a set of predictions.
 
     metrics: by name; for several classes the mean over them, each against the rest. auroc_bootstrap: the area
     with the interval of resampled patients, beside DeLong's. per_class: class -> name -> interval, empty in
     binary, where it would repeat metrics. thresholds: as choose_thresholds returns them. confusion: counts,
-    rows are the truth; empty in multilabel. roc: by class, in binary of the positive one. decision: net
-    benefit by class. prevalence: by class, as assumed by ppv_at_prevalence and npv_at_prevalence.
+    rows are the truth; empty in multilabel. roc: by class, in binary of the positive one, the corners {fpr,
+    tpr}, empty if undefined. reliability: as reliability_bins returns it; decision: as decision_curves does.
+    prevalence: by class, as assumed by ppv_at_prevalence and npv_at_prevalence.
     class_counts: samples of each class. undefined: by metric, in how many of the resamples it is undefined.
     drawn: by metric, its value in each resample, (B,); the same patients are drawn for other predictions of
     the same samples, so that these are pairs.
@@ -74,10 +67,10 @@ class Evaluation:
     auroc_bootstrap: Interval
     per_class: Mapping[str, Mapping[str, Interval]]
     thresholds: tuple[float, ...]
-    confusion: tuple[tuple[int, ...], ...]
-    roc: Mapping[str, RocCurve]
-    reliability: tuple[ReliabilityBin, ...]
-    decision: Mapping[str, DecisionCurve]
+    confusion: list[list[int]]
+    roc: Mapping[str, Mapping[str, list[float]]]
+    reliability: list[dict[str, float]]
+    decision: Mapping[str, Curve]
     prevalence: Mapping[str, float]
     samples: int
     patients: int
@@ -122,12 +115,12 @@ def evaluate(
         auroc_bootstrap=percentile_interval(float(point["auroc"][0, 0]), of_mean["auroc"], confidence),
         per_class=_by_class(bounds, task.asked_classes),
         thresholds=cuts,
-        confusion=tuple(map(tuple, metrics.confusion_matrix(questions, cuts).tolist())),
+        confusion=metrics.confusion_matrix(questions, cuts).tolist(),
         roc={
-            name: RocCurve(*(tuple(rates.tolist()) for rates in metrics.roc_points(*column)))
+            name: dict(zip(("fpr", "tpr"), metrics.roc_points(*column), strict=True))
             for name, column in zip(task.asked_classes, questions.columns, strict=True)
         },
-        reliability=tuple(metrics.reliability_bins(questions)),
+        reliability=metrics.reliability_bins(questions),
         decision=decision_curves(questions, confidence),
         prevalence=dict(prevalence or {}),
         samples=len(questions.targets),
@@ -151,10 +144,10 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
         "per_class": {name: intervals_json(intervals) for name, intervals in evaluation.per_class.items()},
         "classes": list(evaluation.task.classes),
         "thresholds": list(evaluation.thresholds),
-        "confusion": [list(row) for row in evaluation.confusion],
-        "roc": {name: {"fpr": list(c.fpr), "tpr": list(c.tpr)} for name, c in evaluation.roc.items()},
-        "reliability": [asdict(entry) for entry in evaluation.reliability],
-        "decision": decision_curve.to_json(evaluation.decision),
+        "confusion": evaluation.confusion,
+        "roc": dict(evaluation.roc),
+        "reliability": evaluation.reliability,
+        "decision": dict(evaluation.decision),
         **({"prevalence": dict(evaluation.prevalence)} if evaluation.prevalence else {}),
         "counts": {"samples": evaluation.samples, "patients": evaluation.patients},
         "class_counts": dict(evaluation.class_counts),

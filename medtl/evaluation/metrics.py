@@ -89,15 +89,6 @@ class Questions:
         return np.broadcast_to(right, self.of_class.shape), self.of_class
 
 
-@dataclass(frozen=True)
-class ReliabilityBin:
-    """The mean probability in one bin, and how often the class was true there."""
-
-    mean_probability: float
-    observed: float
-    count: int
-
-
 def index_patients(patients: Sequence[str] | NDArray) -> NDArray[np.int64]:
     """Return the number (N,) of each sample's patient, counted from 0."""
     return np.unique(np.asarray(patients), return_inverse=True)[1]
@@ -215,7 +206,7 @@ def name_answer(probabilities: Floats, thresholds: ArrayLike, task: Task) -> str
     return "|".join(compress(task.classes, answer)) if task.kind == "multilabel" else task.classes[answer]
 
 
-def roc_points(scores: ArrayLike, truth: ArrayLike) -> tuple[Floats, Floats]:
+def roc_points(scores: ArrayLike, truth: ArrayLike) -> tuple[list[float], list[float]]:
     """Return false and true positive rates of the ROC curve's corners; empty for one class.
 
     scores, truth: (N,); truth is NaN where not labelled.
@@ -224,9 +215,9 @@ def roc_points(scores: ArrayLike, truth: ArrayLike) -> tuple[Floats, Floats]:
 
     values, flags = labelled(scores, truth)
     if len(np.unique(flags)) < 2:
-        return np.empty(0), np.empty(0)
+        return [], []
     fpr, tpr, _ = roc_curve(flags, values, drop_intermediate=True)
-    return fpr, tpr
+    return fpr.tolist(), tpr.tolist()
 
 
 def confusion_matrix(questions: Questions, thresholds: ArrayLike) -> NDArray[np.int64]:
@@ -239,8 +230,8 @@ def confusion_matrix(questions: Questions, thresholds: ArrayLike) -> NDArray[np.
     return counts
 
 
-def reliability_bins(questions: Questions, bins: int = 10) -> list[ReliabilityBin]:
-    """Return the filled ones of equally wide bins of probability.
+def reliability_bins(questions: Questions, bins: int = 10) -> list[dict[str, float]]:
+    """Return the filled ones of equally wide bins of probability: [{mean_probability, observed, count}].
 
     Binary: of the positive class. Multiclass: of the most probable class and whether it is right. Multilabel:
     of all labelled classes together.
@@ -252,7 +243,14 @@ def reliability_bins(questions: Questions, bins: int = 10) -> list[ReliabilityBi
         scores, truth = labelled(questions.scores, questions.truth)
     place = np.clip((scores * bins).astype(np.int64), 0, bins - 1)
     filled = [place == index for index in np.unique(place)]
-    return [ReliabilityBin(float(scores[at].mean()), float(truth[at].mean()), int(at.sum())) for at in filled]
+    return [
+        {
+            "mean_probability": float(scores[at].mean()),
+            "observed": float(truth[at].mean()),
+            "count": int(at.sum()),
+        }
+        for at in filled
+    ]
 
 
 def mean_defined(values: Floats) -> Floats:

@@ -39,7 +39,7 @@ STATED = 0.5
 TINY = 1e-12
 
 
-# The training features: their mean (F,), main axes (A, F), the variance along each, (A,), and elsewhere, (1,).
+# Of training features: mean (F,), main axes (A, F), the variance along each (A,), and elsewhere (1,).
 PARTS = ("mean", "axes", "variances", "elsewhere")
 
 
@@ -64,14 +64,13 @@ def fit_distribution(features: ArrayLike) -> dict[str, Tensor] | None:
     _, singular, axes = np.linalg.svd(centred, full_matrices=False)
     kept, variances = min(AXES, samples - 1, dimensions - 1), singular**2 / samples
     left = float(variances[kept:].sum()) / (dimensions - kept)
-    spread = np.append(variances[:kept], left)
-    *along, elsewhere = np.maximum((1 - shrunk) * spread + shrunk * average, TINY)
-    values = mean, axes[:kept], np.array(along), np.array([elsewhere])
+    spread = np.maximum((1 - shrunk) * np.append(variances[:kept], left) + shrunk * average, TINY)
+    values = mean, axes[:kept], spread[:kept], spread[kept:]
     return {name: torch.from_numpy(value) for name, value in zip(PARTS, values, strict=True)}
 
 
 def distances(features: ArrayLike, distribution: Mapping[str, Tensor]) -> Floats:
-    """Return the squared distance (N,) of features (N, F) from the training images, as PARTS describe them."""
+    """Return the squared distance (N,) of features (N, F) from the training images that PARTS describe."""
     mean, axes, variances, elsewhere = (distribution[name].double().numpy() for name in PARTS)
     centred = to_unit_length(features) - mean
     along = centred @ axes.T

@@ -19,7 +19,7 @@ from medtl.data.splits import read_splits
 from medtl.data.task import Sample, Task, TaskConfig
 from medtl.errors import CheckpointError, ConfigError, LabelError, ReadError
 from medtl.evaluation import subgroups as grouping
-from medtl.evaluation.conformal import coverage_json, measure_coverage, set_texts
+from medtl.evaluation.conformal import measure_coverage, set_texts
 from medtl.evaluation.evaluate import Evaluation, to_json
 from medtl.evaluation.evaluate import evaluate as evaluate_predictions
 from medtl.evaluation.metrics import Questions, name_answer
@@ -116,7 +116,7 @@ def evaluate(
     answers = {"predicted": [name_answer(row, thresholds, task) for row in probabilities]}
     floors = checkpoint.header.conformal
     if floors is not None:
-        content["conformal"] = coverage_json(measure_coverage(questions, floors))
+        content["conformal"] = measure_coverage(questions, floors)
         answers["set"] = set_texts(probabilities, floors, task)
     page = None
     if out is not None:

@@ -48,7 +48,7 @@ def test_sets_cover_each_class_of_new_patients_as_promised(repeats: int) -> None
         floors = fit_floors(Questions(scores, truth, MULTICLASS, patients))
         scores, truth, patients = make_scores(900, 1000 + seed, repeats)
         coverage = measure_coverage(Questions(scores, truth, MULTICLASS, patients), floors)
-        found.append([interval.value for interval in coverage.by_class.values()])
+        found.append([interval["value"] for interval in coverage["by_class"].values()])
     means, errors = np.mean(found, axis=0), np.std(found, axis=0) / np.sqrt(60)
     assert (means >= 0.9 - 3 * errors).all() and (means[:2] < 0.93).all()
 
@@ -64,8 +64,8 @@ def test_findings_of_multilabel_are_decided_or_not() -> None:
 
     fitted, held_out = make(1000), make(2000)
     coverage = measure_coverage(held_out, fit_floors(fitted))
-    assert coverage.coverage.value == pytest.approx(0.9, abs=0.025)
-    assert sum(coverage.sizes.values()) == np.isfinite(held_out.targets).sum()
+    assert coverage["coverage"]["value"] == pytest.approx(0.9, abs=0.025)
+    assert sum(coverage["sizes"].values()) == np.isfinite(held_out.targets).sum()
 
 
 def test_sets_are_written_with_what_is_undecided() -> None:

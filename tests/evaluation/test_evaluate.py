@@ -94,7 +94,7 @@ def test_one_class_is_undefined_and_never_zero() -> None:
         assert all(np.isnan([found.metrics[name].value, found.metrics[name].low, found.metrics[name].high]))
     assert found.metrics["accuracy"].low <= found.metrics["accuracy"].value
     assert found.undefined["auroc"] == 200
-    assert found.roc["lesion"].fpr == ()
+    assert found.roc["lesion"]["fpr"] == []
 
 
 def test_bounds_are_undefined_where_most_resamples_have_one_class() -> None:
@@ -124,7 +124,7 @@ def test_multilabel_with_missing_labels_has_metrics_per_class_and_no_confusion()
     truth[:20, 1] = np.nan
     found = measure(scores, truth, MULTILABEL)
     assert found.per_class["y"]["auroc"].value == pytest.approx(roc_auc_score(truth[20:, 1], scores[20:, 1]))
-    assert found.confusion == ()
+    assert found.confusion == []
     assert found.class_counts == {"x": int(truth[:, 0].sum()), "y": int(truth[20:, 1].sum())}
 
 

@@ -182,7 +182,7 @@ def test_roc_runs_from_corner_to_corner_and_is_empty_for_one_class() -> None:
     fpr, tpr = metrics.roc_points([0.1, 0.4, 0.35, 0.8, 0.5], [0, 0, 1, 1, np.nan])
     assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1)
     assert np.trapezoid(tpr, fpr) == pytest.approx(0.75)
-    assert metrics.roc_points([0.1, 0.4], [1, 1])[0].size == 0
+    assert metrics.roc_points([0.1, 0.4], [1, 1])[0] == []
 
 
 def test_confusion_has_a_row_for_each_class_even_if_absent() -> None:
@@ -194,11 +194,11 @@ def test_confusion_has_a_row_for_each_class_even_if_absent() -> None:
 def test_reliability_bins_hold_every_labelled_sample() -> None:
     scores = np.array([[0.95, 0.05], [0.92, 0.08], [0.0, 1.0], [0.4, 0.6]])
     bins = metrics.reliability_bins(one_vs_rest(scores, [0, 1, 1, 0], "binary"))
-    assert [(entry.count, entry.observed) for entry in bins] == [(2, 0.5), (1, 0.0), (1, 1.0)]
-    assert bins[0].mean_probability == pytest.approx(0.065)
+    assert [(entry["count"], entry["observed"]) for entry in bins] == [(2, 0.5), (1, 0.0), (1, 1.0)]
+    assert bins[0]["mean_probability"] == pytest.approx(0.065)
     truth = make_targets(50, 3, "multilabel")
     labelled = metrics.reliability_bins(one_vs_rest(make_scores(50, 3), truth, "multilabel"))
-    assert sum(entry.count for entry in labelled) == np.isfinite(truth).sum()
+    assert sum(entry["count"] for entry in labelled) == np.isfinite(truth).sum()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -125,7 +125,7 @@ def test_net_benefit_is_derived_by_hand() -> None:
     positive = np.array([0.9, 0.8, 0.1, 0.5] + [0.1] * 6)
     scores, truth = np.stack([1 - positive, positive], axis=1), np.array([1, 1, 1] + [0] * 7)
     curve = decision_curves(one_vs_rest(scores, truth, "binary"))["c1"]
-    at = curve.thresholds.index(0.2)
-    assert curve.model[at] == pytest.approx(0.175) and curve.treat_all[at] == pytest.approx(0.125)
-    assert curve.low[at] < 0.175 < curve.high[at]
+    at = curve["thresholds"].index(0.2)
+    assert curve["model"][at] == pytest.approx(0.175) and curve["treat_all"][at] == pytest.approx(0.125)
+    assert curve["low"][at] < 0.175 < curve["high"][at]
     assert decision_curves(one_vs_rest(scores, np.ones(10, int), "binary")) == {}
