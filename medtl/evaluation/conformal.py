@@ -73,8 +73,8 @@ def measure_coverage(
 ) -> dict[str, Any]:
     """Return how often the truth is in the set on labelled data, with intervals by patient, as plain data.
 
-    {promised, coverage, by_class {class: {value, low, high}}, sizes {size: count}}. In multilabel the coverage
-    is over all labelled findings, and of the sizes 1 is a finding that is decided and 2 one that is not.
+    {promised, coverage, by_class {class: {value, low, high}}, sizes {size: count}}. In multilabel the
+    coverage is over all labelled findings, and of the sizes 1 is a decided finding, 2 an undecided one.
     """
     truth, task, patient_of = questions.targets, questions.task, questions.patient_of
     members = in_sets(questions.probabilities, floors)

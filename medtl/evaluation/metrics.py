@@ -22,9 +22,6 @@ Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 ScoreMetric = Callable[[Floats, Flags, Floats], Floats]
 
-# Weightings are taken in blocks of about this many numbers (16 MB), which stay in the processor's caches.
-BLOCK = 2_000_000
-
 
 @dataclass(frozen=True, eq=False)
 class Questions:
@@ -283,10 +280,7 @@ def _by_class(metric: ScoreMetric, questions: Questions, weights: ArrayLike | No
             columns.append(np.full(len(rows), np.nan))
             continue
         order = np.flatnonzero(known)[np.argsort(scores[known], kind="stable")]
-        step = max(1, BLOCK // max(1, len(order)))
-        blocks = [rows[start : start + step][:, order] for start in range(0, len(rows), step)]
-        values = [metric(scores[order], truth[order] == 1, block) for block in blocks]
-        columns.append(np.concatenate(values))
+        columns.append(metric(scores[order], truth[order] == 1, rows[:, order]))
     return _shaped(np.stack(columns, axis=-1), weights)
 
 

@@ -81,6 +81,14 @@ def test_the_same_seed_gives_the_same_intervals_and_another_others() -> None:
     assert measure(*data).auroc_bootstrap.low != measure(*data, seed=1).auroc_bootstrap.low
 
 
+def test_resamples_in_many_blocks_equal_those_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_multiclass(50)
+    whole = measure(*data, MULTICLASS)
+    monkeypatch.setattr("medtl.evaluation.evaluate.BLOCK", 150)
+    parts = measure(*data, MULTICLASS)
+    assert all(np.array_equal(whole.drawn[name], parts.drawn[name], equal_nan=True) for name in whole.drawn)
+
+
 def test_a_lower_confidence_gives_a_narrower_interval() -> None:
     data = make_binary(60)
     wide, narrow = (measure(*data, confidence=c).metrics["auroc"] for c in (0.95, 0.5))

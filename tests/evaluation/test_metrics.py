@@ -106,14 +106,6 @@ def test_weights_count_as_repeated_samples_one_weighting_at_a_time_or_many(kind:
         assert value == pytest.approx(metric(one_vs_rest(scores, truth, kind), *arguments, row))
 
 
-def test_many_weightings_in_blocks_equal_those_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    scores, truth = make_scores(50, 4, digits=1), make_targets(50, 4, "multiclass")
-    weights = np.random.default_rng(3).integers(0, 4, (20, 50))
-    whole = metrics.auroc(one_vs_rest(scores, truth, "multiclass"), weights)
-    monkeypatch.setattr(metrics, "BLOCK", 150)
-    assert np.array_equal(whole, metrics.auroc(one_vs_rest(scores, truth, "multiclass"), weights))
-
-
 def test_answers_at_thresholds_equal_scikit_learn() -> None:
     scores, truth = make_scores(300, 2), make_targets(300, 2, "binary")
     answers = scores[:, 1] >= 0.3
