@@ -7,7 +7,6 @@ function, for which it needs many samples, and may introduce ties.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -47,31 +46,24 @@ class Calibration(BaseModel):
     steps: tuple[Steps, ...] = ()
 
 
-@dataclass(frozen=True)
-class FittedCalibration:
-    """A calibration, None if the probabilities stay as they are, and the line that reports it."""
-
-    calibration: Calibration | None
-    note: str
-
-
 CalibrationMethod = Literal["auto", "none", "temperature", "isotonic"]
 
 
 def fit_calibration(
     logits: NDArray, targets: NDArray, task: Task, method: CalibrationMethod = "auto"
-) -> FittedCalibration:
-    """Fit a calibration on validation logits (N, K).
+) -> tuple[Calibration | None, str]:
+    """Fit a calibration on validation logits (N, K), and return it with the line that reports it.
 
-    auto: temperature if it lowers the negative log-likelihood of the validation data.
+    None: the probabilities stay as they are. auto: temperature if it lowers the negative log-likelihood of
+    the validation data.
     """
     if method == "none":
-        return FittedCalibration(None, "probabilities are not calibrated, as the recipe says")
+        return None, "probabilities are not calibrated, as the recipe says"
     if method == "isotonic":
         questions = Questions(to_probabilities(logits, task.kind), targets, task)
         steps = tuple(_fit_isotonic(*column) for column in questions.columns)
         calibration = Calibration(method="isotonic", steps=steps)
-        return FittedCalibration(calibration, "probabilities are calibrated by isotonic regression")
+        return calibration, "probabilities are calibrated by isotonic regression"
     temperatures = _fit_temperatures(np.asarray(logits, np.float64), np.asarray(targets), task.kind)
     calibration = Calibration(method="temperature", temperatures=temperatures)
     before = negative_log_likelihood(logits, targets, task.kind)
@@ -81,8 +73,8 @@ def fit_calibration(
     if max(temperatures) > 0.99 * HIGHEST:
         change += "; the temperature is at its bound: the probabilities carry no information"
     if method == "auto" and not after < before - SMALLEST_GAIN:
-        return FittedCalibration(None, f"probabilities stay as they are: temperature {shown} gives {change}")
-    return FittedCalibration(calibration, f"probabilities are calibrated by temperature {shown}: {change}")
+        return None, f"probabilities stay as they are: temperature {shown} gives {change}"
+    return calibration, f"probabilities are calibrated by temperature {shown}: {change}"
 
 
 def negative_log_likelihood(

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.special import expit, logit
 
-from medtl.evaluation.intervals import Interval, clustered_error, normal_interval, unbounded
+from medtl.evaluation.intervals import Interval, clustered_error, normal_interval
 from medtl.evaluation.metrics import Floats, Questions, mean_defined
 
 # As many as a reliability diagram shows; each further one adds the noise of its own rate to the error.
@@ -128,7 +128,7 @@ def error_intervals(questions: Questions, drawn: Floats, confidence: float) -> l
     tail, intervals = (1 - confidence) / 2, []
     for value, shift, error in zip(values[0].tolist(), moved.T, errors.T, strict=True):
         if math.isnan(value) or not questions.patient_of.any():  # a single patient
-            intervals.append(unbounded(value))
+            intervals.append(Interval(value))
             continue
         low = value - float(np.quantile(shift, 1 - tail))
         high = 2 * value - float(np.quantile(error, tail))

@@ -25,7 +25,6 @@ from medtl.evaluation.intervals import (
     normal_interval,
     percentile_interval,
     place_all,
-    unbounded,
 )
 from medtl.evaluation.metrics import Floats, Questions
 from medtl.evaluation.predictions import Predictions
@@ -122,10 +121,10 @@ def auroc_difference(
         if not math.isnan(a.area - b.area)
     ]
     if not apart:
-        return Difference(unbounded(math.nan), math.nan)
+        return Difference(Interval(math.nan), math.nan)
     value, error = float(np.mean([placed.area for placed in apart])), error_of_mean(apart)
     if not error > 0:
-        return Difference(unbounded(value), 1.0 if value == 0 and error == 0 else math.nan)
+        return Difference(Interval(value), 1.0 if value == 0 and error == 0 else math.nan)
     bounds = normal_interval(value, error, confidence)
     within = Interval(value, max(bounds.low, -1.0), min(bounds.high, 1.0))
     return Difference(within, float(2 * ndtr(-abs(value) / error)))

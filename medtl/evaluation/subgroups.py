@@ -26,7 +26,6 @@ from medtl.evaluation.intervals import (
     intervals_json,
     mean_auroc_interval,
     place_all,
-    unbounded,
 )
 from medtl.evaluation.metrics import Questions
 
@@ -73,16 +72,15 @@ def name_groups(attribute: str, values: Sequence[str]) -> list[str]:
     quartiles.
     """
     stated = [value.strip() for value in values]
-    numbers = [_number(value) for value in stated if value]
-    known = [number for number in numbers if number is not None]
-    if not known or len(known) < len(numbers):
-        return [value or NOT_STATED for value in stated]
+    numbers = {value: _number(value) for value in stated if value}
+    known = {value: number for value, number in numbers.items() if number is not None}
     is_age = re.match(r"(patient[\s_-]*)?age\b|age_", attribute.casefold()) is not None
-    if not is_age and len(set(known)) <= FEW_NUMBERS:
+    if not known or len(known) < len(numbers) or (not is_age and len(set(known.values())) <= FEW_NUMBERS):
         return [value or NOT_STATED for value in stated]
-    quartiles = np.unique(np.quantile(known, np.arange(1, BANDS) / BANDS)).tolist()
-    edges = AGE_BANDS if is_age else tuple(edge for edge in quartiles if edge > min(known))
-    return [_band(_number(value), edges, is_age) if value else NOT_STATED for value in stated]
+    every = [known[value] for value in stated if value]
+    quartiles = np.unique(np.quantile(every, np.arange(1, BANDS) / BANDS)).tolist()
+    edges = AGE_BANDS if is_age else tuple(edge for edge in quartiles if edge > min(every))
+    return [_band(known[value], edges, is_age) if value else NOT_STATED for value in stated]
 
 
 def evaluate_subgroups(
@@ -130,7 +128,7 @@ def to_json(groupings: Sequence[Grouping]) -> list[dict[str, Any]]:
 def _evaluate_group(name: str, questions: Questions, measure: Callable[[Questions], Evaluation]) -> Subgroup:
     samples, patients = len(questions.targets), len(set(questions.patients))
     if patients < FEWEST_PATIENTS:
-        missing = dict.fromkeys(SHOWN, unbounded(math.nan))
+        missing = dict.fromkeys(SHOWN, Interval(math.nan))
         return Subgroup(name, samples, patients, missing, f"fewer than {FEWEST_PATIENTS} patients")
     metrics = measure(questions).metrics
     reason = "only one class" if math.isnan(metrics["auroc"].value) else ""
@@ -144,7 +142,7 @@ def _find_worst(
     areas = {group.name: group.metrics["auroc"].value for group in groups}
     defined = {name: area for name, area in areas.items() if not math.isnan(area)}
     if len(defined) < 2:
-        return "", unbounded(math.nan)
+        return "", Interval(math.nan)
     worst = min(defined, key=lambda name: defined[name])
     sides = np.isin(names, [name for name in defined if name != worst]), names == worst
     for_all = 1 - (1 - confidence) / len(defined)
@@ -157,9 +155,7 @@ def _number(text: str) -> float | None:
     return float(match[1].replace(",", ".")) * AGE_UNITS[match[2].upper()] if match else None
 
 
-def _band(number: float | None, edges: Sequence[float], whole_numbers: bool) -> str:
-    if number is None:
-        return NOT_STATED
+def _band(number: float, edges: Sequence[float], whole_numbers: bool) -> str:
     place = int(np.searchsorted(edges, number, side="right"))
     if place == 0:
         return f"below {edges[0]:g}"

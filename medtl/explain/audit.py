@@ -16,7 +16,7 @@ from torch import Tensor
 
 from medtl.core.seeds import make_generator
 from medtl.errors import ReadError
-from medtl.evaluation.intervals import Interval, interval_json, unbounded
+from medtl.evaluation.intervals import Interval, interval_json
 from medtl.evaluation.metrics import index_patients
 from medtl.explain import METHODS, check_method
 from medtl.explain.checks import (
@@ -194,10 +194,10 @@ def bootstrap(
     """Return a statistic with its percentile interval over resampled patients; no bounds for one patient."""
     numbers, groups = np.asarray(values, dtype=float), index_patients(patients)
     if not len(numbers):
-        return unbounded(math.nan)
+        return Interval(math.nan)
     rows = [np.flatnonzero(groups == group) for group in range(groups.max() + 1)]
     if len(rows) < 2:
-        return unbounded(float(statistic(numbers)))
+        return Interval(float(statistic(numbers)))
     drawn = make_generator(seed, "audit").integers(len(rows), size=(RESAMPLES, len(rows)))
     resampled = [statistic(numbers[np.concatenate([rows[patient] for patient in one])]) for one in drawn]
     low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])

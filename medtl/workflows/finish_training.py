@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medtl.core.files import write_json
-from medtl.core.progress import Watcher, note_all, stopped
+from medtl.core.progress import Watcher, stopped
 from medtl.core.seeds import make_generator
 from medtl.data.task import Sample
 from medtl.evaluation.calibration import fit_calibration, to_probabilities
@@ -63,9 +63,9 @@ def finish_fit(
     evaluated = [sample for sample in samples if sample.split == "val"]
     patients = [sample.patient_id for sample in evaluated]
     logits, features = _predict_views(checkpoint, fit.data.val, run, stop)
-    fitted = fit_calibration(logits, truth, task, fit.config.calibration)
-    note_all(watcher, [fitted.note])
-    probabilities = to_probabilities(logits, task.kind, fitted.calibration)
+    calibration, note = fit_calibration(logits, truth, task, fit.config.calibration)
+    watcher.note("note", note)
+    probabilities = to_probabilities(logits, task.kind, calibration)
     questions = Questions(probabilities, truth, task, patients)
     thresholds = choose_thresholds(questions)
     evaluation = evaluate(questions, thresholds)
@@ -73,7 +73,7 @@ def finish_fit(
     limits, tensors = fitted_ood or (None, {})
     completed = {
         "thresholds": tuple(thresholds),
-        "calibration": fitted.calibration,
+        "calibration": calibration,
         "conformal": fit_floors(questions),
         "ood": limits,
     }
