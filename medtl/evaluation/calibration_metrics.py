@@ -34,16 +34,12 @@ def estimate_slope(scores: Floats, truth: Floats) -> Estimate:
 
     NaN for one class, and if the classes are separated without an error: then it is infinite.
     """
-    known = np.isfinite(truth)
-    logits = logit(np.clip(scores[known], CERTAIN, 1 - CERTAIN))
-    return _fit(np.stack([np.ones_like(logits), logits], axis=1), truth, np.zeros_like(logits))
+    return _fit(scores, truth, sloped=True)
 
 
 def estimate_intercept(scores: Floats, truth: Floats) -> Estimate:
     """Return the intercept at a slope of 1 and the influence of each sample (N,); NaN for one class."""
-    known = np.isfinite(truth)
-    logits = logit(np.clip(scores[known], CERTAIN, 1 - CERTAIN))
-    return _fit(np.ones((len(logits), 1)), truth, logits)
+    return _fit(scores, truth, sloped=False)
 
 
 def _intervals(
@@ -60,33 +56,28 @@ def _intervals(
     ]
 
 
-def _fit(design: Floats, truth: Floats, offset: Floats) -> Estimate:
-    """Fit a logistic regression by Newton's method to the labelled samples (n, parameters), (n,).
+def _fit(scores: Floats, truth: Floats, *, sloped: bool) -> Estimate:
+    """Fit a logistic regression on the logits of the labelled samples by Newton's method.
 
     Returns its last coefficient with the influence of each sample, (N,); NaN if there is no finite solution.
     """
     known = np.isfinite(truth)
-    labels, influence = truth[known], np.zeros(len(truth))
-    nothing = math.nan, influence
-    if len(np.unique(labels)) < 2 or (design.shape[1] > 1 and np.ptp(design[:, 1]) < CERTAIN):
-        return nothing
-    beta = np.zeros(design.shape[1])
-    for _ in range(STEPS):
-        stated = expit(design @ beta + offset)
+    labels, influence, beta = truth[known], np.zeros(len(truth)), np.zeros(1 + sloped)
+    logits = logit(np.clip(scores[known], CERTAIN, 1 - CERTAIN))
+    ones = np.ones_like(logits)
+    design = np.stack([ones, logits], axis=1) if sloped else ones[:, None]
+    for _ in range(STEPS if len(np.unique(labels)) > 1 else 0):
+        stated = expit(design @ beta + (0 if sloped else logits))
         residuals = design * (labels - stated)[:, None]
         information = design.T @ (design * (stated * (1 - stated))[:, None])
         if np.linalg.cond(information) > 1 / CERTAIN:
-            return nothing
+            break
         step = np.linalg.solve(information, residuals.sum(axis=0))
         beta = beta + np.clip(step, -2, 2)  # the first steps may overshoot
-        if np.abs(step).max() < CLOSE:
-            break
-    else:
-        return nothing
-    if abs(beta[-1]) > STEEPEST:
-        return nothing
-    influence[known] = np.linalg.solve(information, residuals.T)[-1]
-    return float(beta[-1]), influence
+        if np.abs(step).max() < CLOSE and abs(beta[-1]) < STEEPEST:
+            influence[known] = np.linalg.solve(information, residuals.T)[-1]
+            return float(beta[-1]), influence
+    return math.nan, influence
 
 
 def bin_gaps(questions: Questions, weights: Floats) -> Floats:

@@ -100,7 +100,11 @@ def compare(
     """Evaluate aligned candidates, and compare each with the reference, in the order given."""
     evaluated = [_evaluate(one, task, resamples) for one in candidates]
     base = next(one for one in evaluated if one.name == reference)
-    differences = {one.name: _differences(one, base) for one in evaluated if one is not base}
+    differences = {
+        one.name: {metric: _difference(one, base, metric) for metric in COMPARED}
+        for one in evaluated
+        if one is not base
+    }
     for metric in COMPARED:
         adjusted = holm([by_metric[metric].p for by_metric in differences.values()])
         for by_metric, p in zip(differences.values(), adjusted.tolist(), strict=True):
@@ -180,14 +184,13 @@ def _evaluate(one: Candidate, task: Task, resamples: int) -> Compared:
     return Compared(one.name, one.recipe, evaluation, tuple(place_all(questions)), {})
 
 
-def _differences(one: Compared, base: Compared) -> dict[str, Difference]:
-    resampled = {name: _resampled_difference(one, base, name) for name in COMPARED if name != "auroc"}
-    areas = auroc_difference(one.placements, base.placements, base.evaluation.confidence)
-    return {"auroc": areas, **resampled}
+def _difference(one: Compared, base: Compared, name: str) -> Difference:
+    """Return the difference of a metric; except for areas, its bounds are percentiles over the resamples.
 
-
-def _resampled_difference(one: Compared, base: Compared, name: str) -> Difference:
-    """Return the difference with its percentiles, and twice the share of resamples on the other side of 0."""
+    p is twice the share of resamples on the other side of 0.
+    """
+    if name == "auroc":
+        return auroc_difference(one.placements, base.placements, base.evaluation.confidence)
     value = one.evaluation.metrics[name].value - base.evaluation.metrics[name].value
     drawn = one.evaluation.drawn[name] - base.evaluation.drawn[name]
     if one.evaluation.patients < 2:

@@ -79,26 +79,6 @@ def stopped(journal: Journal) -> StoppedError:
     return StoppedError("interrupted", reason, where=journal.path.parent, fix=fix)
 
 
-@dataclass(frozen=True)
-class ScoreOptions:
-    """How to score.
-
-    others: further runs to ensemble with the first. flips: average over mirror images if training saw them.
-    overwrite: delete the model's rows in the journal first. workers: processes, None for one a processor.
-    cluster: they are those of a cluster.
-    """
-
-    others: tuple[Path, ...] = ()
-    any_modality: bool = False
-    flips: bool = False
-    precision: Precision = "fp32"
-    engine: Engine = "torch"
-    formats: tuple[str, ...] = ("csv",)
-    overwrite: bool = False
-    workers: int | None = None
-    cluster: Literal["ray"] | None = None
-
-
 @dataclass(frozen=True, eq=False)
 class ScoreOutcome:
     """The result of scoring a folder. kept: rows that the journal had."""
@@ -120,14 +100,14 @@ class ScoreOutcome:
         return self.scan.skipped
 
 
-def choose_engine(ensemble: Ensemble, options: ScoreOptions, watcher: Watcher) -> Ensemble:
-    """Return the ensemble with the engine and the precision of the options.
+def choose_engine(ensemble: Ensemble, engine: Engine, precision: Precision, watcher: Watcher) -> Ensemble:
+    """Return the ensemble with an engine, and PyTorch's with a precision.
 
     PyTorch runs what ONNX Runtime cannot, or not within the tolerance, and a note says so. Raises
     CheckpointError extra-missing, OutputError.
     """
-    if options.engine == "torch":
-        return ensemble.with_precision(options.precision)
+    if engine == "torch":
+        return ensemble.with_precision(precision)
     try:
         return ensemble.with_graphs([keep_graph(member)[0] for member in ensemble.members])
     except CheckpointError as error:
@@ -139,19 +119,24 @@ def choose_engine(ensemble: Ensemble, options: ScoreOptions, watcher: Watcher) -
 
 @dataclass(frozen=True, eq=False)
 class Scoring:
-    """A folder that is scored into a journal."""
+    """A folder that is scored into a journal.
+
+    workers: processes, None for one a processor. cluster: they are those of a cluster.
+    """
 
     ensemble: Ensemble
     folder: Path
     journal: Journal
-    options: ScoreOptions
+    formats: Sequence[str] = ("csv",)
+    workers: int | None = None
+    cluster: Literal["ray"] | None = None
     watcher: Watcher = SILENT
     stop: Callable[[], bool] = never
 
-    def show_rows(self) -> None:
-        """Let the journal show the rows of the ensemble, those of medtl 0.1.0 included."""
+    def show_rows(self, *, overwrite: bool) -> None:
+        """Let the journal show the rows of the ensemble, those of medtl 0.1.0 included, or delete them."""
         self.journal.open_for(self.ensemble.facts, former=self.ensemble.facts_of_0_1_0)
-        if self.options.overwrite:
+        if overwrite:
             self.journal.forget()
 
     def score(self, scan: Scan, *, first: bool = True) -> int:
@@ -201,8 +186,8 @@ class Scoring:
         cluster-differs.
         """
         batches = list(batched(units, self.ensemble.batch_size))
-        task, workers = partial(_score_batch, self.ensemble, self.folder), self.options.workers
-        if self.options.cluster == "ray":
+        task, workers = partial(_score_batch, self.ensemble, self.folder), self.workers
+        if self.cluster == "ray":
             work = work_on_ray(Job(task, self.ensemble, self.folder, self.ensemble.facts), batches, workers)
         else:
             work = work_in_order(task, batches, workers, ALONE_SECONDS if len(units) <= FEW else 0.0)
@@ -250,8 +235,8 @@ class Scoring:
         """
         out, ensemble = self.journal.path.parent, self.ensemble
         how, classes = ensemble.forwards[0], ensemble.lead.task.classes
-        tables = tuple(out / f"scores.{name}" for name in self.options.formats)
-        for name, table in zip(self.options.formats, tables, strict=True):
+        tables = tuple(out / f"scores.{name}" for name in self.formats)
+        for name, table in zip(self.formats, tables, strict=True):
             FORMATS[name](table, classes, self.rows(scan))
         facts = {
             "folder": str(self.folder.resolve()),

@@ -18,7 +18,7 @@ from medtl.inference import on_ray, streaming
 from medtl.inference.ensemble import Ensemble, make_ensemble
 from medtl.inference.on_ray import Job, work_on_ray
 from medtl.inference.predictor import Prediction
-from medtl.inference.streaming import ScoreOptions, Scoring
+from medtl.inference.streaming import Scoring
 from tests.inference.test_streaming import Make, draw_folder, make_checkpoint, score
 
 __all__ = ["make_checkpoint"]  # the fixture
@@ -41,7 +41,7 @@ def score_on_ray(
     found = scan(folder)
     with open_journal(out) as journal:
         journal.open_for(ensemble.facts)
-        scoring = Scoring(ensemble, folder, journal, ScoreOptions(cluster="ray"), stop=stop)
+        scoring = Scoring(ensemble, folder, journal, cluster="ray", stop=stop)
         for _ in scoring.stream(scoring.unscored(found, try_again=True)):
             pass
         return list(scoring.rows(found))

@@ -23,7 +23,7 @@ from medtl.imaging.series import Series
 from medtl.inference import predictor
 from medtl.inference.ensemble import LARGEST_BATCH, Ensemble, make_ensemble
 from medtl.inference.predictor import Forward, Prediction, score_series
-from medtl.inference.streaming import ScoreOptions, Scoring
+from medtl.inference.streaming import Scoring
 from medtl.training.checkpoint import Checkpoint, CheckpointHeader, TensorFile, describe_classifier
 
 Make = Callable[..., Checkpoint]
@@ -74,7 +74,7 @@ def score(
     found = scan(folder)
     with open_journal(out) as journal:
         journal.open_for(ensemble.facts)
-        scoring = Scoring(ensemble, folder, journal, ScoreOptions(workers=workers), stop=stop)
+        scoring = Scoring(ensemble, folder, journal, workers=workers, stop=stop)
         units = scoring.unscored(found, try_again=True)
         for _ in scoring.stream(units):
             pass
@@ -149,7 +149,7 @@ def test_a_refusal_that_may_pass_is_tried_again(make_checkpoint: Make, folder: P
     away = path.rename(tmp_path / "away.png")
     with open_journal(out) as journal:
         journal.open_for(ensemble.facts)
-        scoring = Scoring(ensemble, folder, journal, ScoreOptions(workers=1))
+        scoring = Scoring(ensemble, folder, journal, workers=1)
         scoring.score(found)
         codes = {row.source: row.code for row in scoring.rows(found)}
     assert codes["0004.png"] == "file-missing"
@@ -302,7 +302,7 @@ def peak_bytes(ensemble: Ensemble, folder: Path, out: Path) -> int:
     found = scan(folder)
     with open_journal(out) as journal:
         journal.open_for(ensemble.facts)
-        scoring = Scoring(ensemble, folder, journal, ScoreOptions(workers=1))
+        scoring = Scoring(ensemble, folder, journal, workers=1)
         units = scoring.unscored(found, try_again=True)
         tracemalloc.start()
         try:
