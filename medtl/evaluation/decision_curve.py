@@ -7,12 +7,12 @@ probabilities and at the prevalence of these data.
 """
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from medtl.evaluation.intervals import clustered_error, normal_quantile
 from medtl.evaluation.metrics import Flags, Floats, Questions
 
-THRESHOLDS = tuple(np.round(np.arange(1, 100) / 100, 2).tolist())
+THRESHOLDS = np.round(np.arange(1, 100) / 100, 2)
 
 
 # Its thresholds, the net benefit of the model with its interval, and that of acting on all; on none it is 0.
@@ -32,26 +32,21 @@ def decision_curves(questions: Questions, confidence: float = 0.95) -> dict[str,
     return curves
 
 
-def net_benefit(flagged: Flags, truth: Floats, threshold: float) -> Floats:
+def net_benefit(flagged: Flags, truth: Floats, threshold: ArrayLike) -> Floats:
     """Return what each sample adds to the net benefit, (N,); the net benefit is their mean."""
-    odds = threshold / (1 - threshold)
+    odds = np.asarray(threshold) / (1 - np.asarray(threshold))
     return np.where(flagged, np.where(truth == 1, 1.0, -odds), 0.0)
 
 
 def _curve(scores: Floats, truth: Floats, patients: NDArray[np.int64], confidence: float) -> Curve:
-    gains = [net_benefit(scores >= cut, truth, cut) for cut in THRESHOLDS]
-    model = np.array([gain.mean() for gain in gains])
+    cuts = THRESHOLDS[:, None]
+    gains = net_benefit(scores >= cuts, truth, cuts)  # (thresholds, N)
+    model = gains.mean(axis=1)
     errors = [clustered_error((gain - gain.mean()) / len(gain), patients) for gain in gains]
     reach = normal_quantile(confidence) * np.array(errors)
-    acting = np.ones(len(truth), bool)
-    rows = {
-        "thresholds": np.array(THRESHOLDS),
-        "model": model,
-        "low": model - reach,
-        "high": model + reach,
-        "treat_all": np.array([net_benefit(acting, truth, cut).mean() for cut in THRESHOLDS]),
-    }
+    treat_all = net_benefit(np.ones(len(truth), bool), truth, cuts).mean(axis=1)
+    names = ("thresholds", "model", "low", "high", "treat_all")
+    rows = zip(names, (THRESHOLDS, model, model - reach, model + reach, treat_all), strict=True)
     return {
-        key: [round(value, 6) if np.isfinite(value) else None for value in row.tolist()]
-        for key, row in rows.items()
+        key: [round(value, 6) if np.isfinite(value) else None for value in row.tolist()] for key, row in rows
     }

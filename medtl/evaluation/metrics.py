@@ -117,9 +117,8 @@ def rates(questions: Questions, thresholds: ArrayLike) -> dict[str, tuple[Flags,
 def share(hits: NDArray, among: Flags, weights: ArrayLike | None = None) -> Floats:
     """Return the weighted mean of hits (N, R) over the samples in `among` (N, R): (R,), or (B, R)."""
     rows = _weight_rows(weights, len(among))
-    return _shaped(
-        _divide(rows @ (hits * among).astype(np.float64), rows @ among.astype(np.float64)), weights
-    )
+    hit, counted = (rows @ flags.astype(np.float64) for flags in (hits * among, among))
+    return _shaped(_divide(hit, counted), weights)
 
 
 def f1(questions: Questions, thresholds: ArrayLike, weights: ArrayLike | None = None) -> Floats:

@@ -9,7 +9,6 @@ best group it would be large by chance alone. Its interval allows for having pic
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,31 +39,6 @@ AGE_UNITS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}  
 NUMBERS = ("metric", "value", "low", "high")
 
 
-@dataclass(frozen=True)
-class Subgroup:
-    """One group: its size, its metrics by name (NaN is undefined), and why all are undefined, if they are."""
-
-    name: str
-    samples: int
-    patients: int
-    metrics: Mapping[str, Interval]
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Grouping:
-    """The groups of one attribute.
-
-    worst: the group of the lowest AUROC, "" if fewer than two have one. gap: the AUROC of all others minus
-    that of the worst, with an interval that allows for having picked it.
-    """
-
-    attribute: str
-    groups: tuple[Subgroup, ...]
-    worst: str
-    gap: Interval
-
-
 def name_groups(attribute: str, values: Sequence[str]) -> list[str]:
     """Return the group of each sample: the value itself, or its band if the values are numbers.
 
@@ -90,10 +64,11 @@ def evaluate_subgroups(
     *,
     resamples: int = 500,
     confidence: float = 0.95,
-) -> tuple[list[Grouping], list[str]]:
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Evaluate the groups of each attribute; also return a note on each that makes no groups.
 
-    thresholds: as in evaluate. attributes: values (N,) by name.
+    [{attribute, worst, gap, groups: [{name, samples, patients, metrics, reason}]}], plain data; None is
+    undefined, and `reason` says why. thresholds: as in evaluate. attributes: values (N,) by name.
     """
     groupings, notes = [], []
     measure = partial(evaluate, thresholds=thresholds, resamples=resamples, confidence=confidence)
@@ -102,45 +77,38 @@ def evaluate_subgroups(
         count = len(np.unique(names))
         if 1 < count <= MOST_GROUPS:
             order = sorted(set(names.tolist()), key=_natural)
-            groups = tuple(_evaluate_group(name, questions.of(names == name), measure) for name in order)
+            groups = [_evaluate_group(name, questions.of(names == name), measure) for name in order]
             worst, gap = _find_worst(questions, names, groups, confidence)
-            groupings.append(Grouping(attribute, groups, worst, gap))
+            found = {"attribute": attribute, "worst": worst, "gap": interval_json(gap), "groups": groups}
+            groupings.append(found)
         elif count > MOST_GROUPS:
             notes.append(f"no subgroups by {attribute}: {count} different values")
     return groupings, notes
 
 
-def to_json(groupings: Sequence[Grouping]) -> list[dict[str, Any]]:
-    """Return plain data: [{attribute, worst, gap, groups: [{name, samples, patients, metrics, reason}]}]."""
-    return [
-        {
-            "attribute": grouping.attribute,
-            "worst": grouping.worst,
-            "gap": interval_json(grouping.gap),
-            "groups": [
-                {**asdict(group), "metrics": intervals_json(group.metrics)} for group in grouping.groups
-            ],
-        }
-        for grouping in groupings
-    ]
-
-
-def _evaluate_group(name: str, questions: Questions, measure: Callable[[Questions], Evaluation]) -> Subgroup:
+def _evaluate_group(
+    name: str, questions: Questions, measure: Callable[[Questions], Evaluation]
+) -> dict[str, Any]:
     samples, patients = len(questions.targets), len(set(questions.patients))
-    if patients < FEWEST_PATIENTS:
-        missing = dict.fromkeys(SHOWN, Interval(math.nan))
-        return Subgroup(name, samples, patients, missing, f"fewer than {FEWEST_PATIENTS} patients")
-    metrics = measure(questions).metrics
-    reason = "only one class" if math.isnan(metrics["auroc"].value) else ""
-    return Subgroup(name, samples, patients, {key: metrics[key] for key in SHOWN}, reason)
+    metrics: Mapping[str, Interval] = dict.fromkeys(SHOWN, Interval(math.nan))
+    reason = f"fewer than {FEWEST_PATIENTS} patients"
+    if patients >= FEWEST_PATIENTS:
+        metrics = measure(questions).metrics
+        reason = "only one class" if math.isnan(metrics["auroc"].value) else ""
+    shown = intervals_json({key: metrics[key] for key in SHOWN})
+    return {"name": name, "samples": samples, "patients": patients, "metrics": shown, "reason": reason}
 
 
 def _find_worst(
-    questions: Questions, names: NDArray[np.str_], groups: Sequence[Subgroup], confidence: float
+    questions: Questions, names: NDArray[np.str_], groups: Sequence[Mapping[str, Any]], confidence: float
 ) -> tuple[str, Interval]:
-    """Return the group of the lowest AUROC and its gap, as Grouping has them. names: (N,), of the groups."""
-    areas = {group.name: group.metrics["auroc"].value for group in groups}
-    defined = {name: area for name, area in areas.items() if not math.isnan(area)}
+    """Return the group of the lowest AUROC, "" if fewer than two have one, and its gap.
+
+    names: (N,), of the groups. The gap is the AUROC of all others minus that of the worst, with an interval
+    that allows for having picked it.
+    """
+    areas = {group["name"]: group["metrics"]["auroc"]["value"] for group in groups}
+    defined = {name: area for name, area in areas.items() if area is not None}
     if len(defined) < 2:
         return "", Interval(math.nan)
     worst = min(defined, key=lambda name: defined[name])
@@ -175,23 +143,24 @@ def _natural(name: str) -> tuple[bool, bool, float, str]:
 def write_metrics(path: Path, evaluation: Evaluation) -> None:
     """Write class, metric, value, low, high; the class is empty for all classes together."""
     metrics = {**evaluation.metrics, "auroc_bootstrap": evaluation.auroc_bootstrap}
-    rows: list[list[str | float]] = [["", *row] for row in _rows(metrics)]
-    for name, by_metric in evaluation.per_class.items():
-        rows += [[name, *row] for row in _rows(by_metric)]
+    by_class = {"": metrics, **evaluation.per_class}
+    rows = [[name, *row] for name, found in by_class.items() for row in _rows(intervals_json(found))]
     write_csv(path, [["class", *NUMBERS], *rows])
 
 
-def write_subgroups(path: Path, groupings: Sequence[Grouping]) -> None:
+def write_subgroups(path: Path, groupings: Sequence[Mapping[str, Any]]) -> None:
     """Write attribute, group, samples, patients, reason, metric, value, low, high; the gap comes last."""
     rows: list[list[str | float]] = []
     for grouping in groupings:
-        for group in grouping.groups:
-            size: list[str | float] = [group.samples, group.patients, group.reason]
-            rows += [[grouping.attribute, group.name, *size, *row] for row in _rows(group.metrics)]
-        gap = _rows({"auroc_gap": grouping.gap})[0]
-        rows.append([grouping.attribute, grouping.worst, "", "", "", *gap])
+        for group in grouping["groups"]:
+            about = [group[key] for key in ("name", "samples", "patients", "reason")]
+            rows += [[grouping["attribute"], *about, *row] for row in _rows(group["metrics"])]
+        (gap,) = _rows({"auroc_gap": grouping["gap"]})
+        rows.append([grouping["attribute"], grouping["worst"], "", "", "", *gap])
     write_csv(path, [["attribute", "group", "samples", "patients", "reason", *NUMBERS], *rows])
 
 
-def _rows(metrics: Mapping[str, Interval]) -> list[list[str | float]]:
-    return [[name, interval.value, interval.low, interval.high] for name, interval in metrics.items()]
+def _rows(metrics: Mapping[str, Mapping[str, Any]]) -> list[list[str | float]]:
+    """Return name, value, low and high of each metric; what is undefined is an empty cell."""
+    cells = {name: [entry[key] for key in NUMBERS[1:]] for name, entry in metrics.items()}
+    return [[name, *("" if cell is None else cell for cell in row)] for name, row in cells.items()]

@@ -174,7 +174,7 @@ def to_json(rows: Sequence[MethodAudit]) -> list[dict[str, Any]]:
             "checks": {
                 check.name: {
                     **interval_json(check.value),
-                    "bound": check.bound if math.isfinite(check.bound) else None,
+                    "bound": check.bound,
                     "images": check.cases,
                     "verdict": check.verdict,
                 }

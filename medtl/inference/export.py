@@ -30,6 +30,7 @@ from medtl.training.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
 INPUT, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
+OUTPUTS = (LOGITS, PROBABILITIES)
 
 # The largest difference of an exported program, relative for outputs beyond 1.
 TOLERANCE = 1e-4
@@ -114,14 +115,13 @@ def write_onnx(path: Path, checkpoint: Checkpoint, contract: Mapping[str, Any]) 
     """
     onnxruntime = import_onnx("medtl export")
     portable = Portable(checkpoint.classifier, checkpoint.header.calibration)
-    written = translate(portable, checkpoint, [LOGITS, PROBABILITIES])
+    written = translate(portable, checkpoint, OUTPUTS)
     for key, value in contract.items():
         written.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
     with replacing(path) as temporary:
         written.save(temporary, external_data=False)
         session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
-        names = [LOGITS, PROBABILITIES]
-        return _check(checkpoint, names, lambda images: session.run(names, {INPUT: images}))
+        return _check(checkpoint, OUTPUTS, lambda images: session.run(OUTPUTS, {INPUT: images}))
 
 
 def write_program(path: Path, checkpoint: Checkpoint, *, alone: bool = False) -> ExportedProgram:
@@ -130,7 +130,7 @@ def write_program(path: Path, checkpoint: Checkpoint, *, alone: bool = False) ->
     Raises CheckpointError export-unsupported, export-differs; OutputError.
     """
     program = _trace(Portable(checkpoint.classifier, checkpoint.header.calibration, alone=alone), checkpoint)
-    names = [PROBABILITIES] if alone else [LOGITS, PROBABILITIES]
+    names = (PROBABILITIES,) if alone else OUTPUTS
     with replacing(path) as temporary:
         save_through_memory(lambda file: torch.export.save(program, file), temporary)
         with temporary.open("rb") as file:

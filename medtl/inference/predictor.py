@@ -101,9 +101,6 @@ class Forward:
     graph: Graph | None = None
 
 
-PLAIN = Forward()
-
-
 class _Ready(NamedTuple):
     """An image that is ready for the network. image: None if not kept; content: SHA-256 of its files."""
 
@@ -149,7 +146,7 @@ def score_batch(
     *,
     keep_images: bool = False,
     read: Callable[[Series], Image | ReadError] = read_or_refuse,
-    forward: Forward = PLAIN,
+    forward: Forward = Forward(),
 ) -> Iterator[Scored]:
     """Score series in one batch, in order; what cannot be read is a refused row."""
     outcomes = [_make_ready(read(series), checkpoint, keep_images) for series in batch]

@@ -18,13 +18,12 @@ from medtl.data.prepared import PreparedDataset, all_refusals, prepare_samples, 
 from medtl.data.splits import read_splits
 from medtl.data.task import Sample, Task, TaskConfig
 from medtl.errors import CheckpointError, ConfigError, LabelError, ReadError
-from medtl.evaluation import subgroups as grouping
 from medtl.evaluation.conformal import measure_coverage, set_texts
 from medtl.evaluation.evaluate import Evaluation, to_json
 from medtl.evaluation.evaluate import evaluate as evaluate_predictions
 from medtl.evaluation.metrics import Questions, name_answer
 from medtl.evaluation.predictions import FILE, predictions_of, read_predictions, write_predictions
-from medtl.evaluation.subgroups import Grouping, evaluate_subgroups, write_metrics, write_subgroups
+from medtl.evaluation.subgroups import evaluate_subgroups, write_metrics, write_subgroups
 from medtl.evaluation.thresholds import ThresholdRule, choose_thresholds, parse_rule
 from medtl.imaging.dicom.patient import read_group_facts
 from medtl.inference.predictor import predict
@@ -42,10 +41,9 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class EvaluateOutcome:
-    """Metrics, subgroups, the content of metrics.json, and refused inputs. page: None where `out` is."""
+    """Metrics, the content of metrics.json, and refused inputs. page: None where `out` is."""
 
     evaluation: Evaluation
-    groupings: tuple[Grouping, ...]
     content: Mapping[str, Any]
     page: Path | None
     refusals: tuple[ReadError, ...]
@@ -108,7 +106,7 @@ def evaluate(
         "model_sha256": checkpoint.sha256,
         "threshold_rule": str(rule or ThresholdRule()),
         **to_json(evaluation),
-        "subgroups": grouping.to_json(groupings),
+        "subgroups": groupings,
         "notes": [*chosen[1:], *notes],
     }
     if calibration is not None:
@@ -126,7 +124,7 @@ def evaluate(
         write_subgroups(out / "subgroups.csv", groupings)
         write_predictions(out / FILE, task, predictions_of(samples, task, probabilities), answers)
         page = write_evaluation_page(out, content, model_card(run, checkpoint))
-    return EvaluateOutcome(evaluation, tuple(groupings), content, page, all_refusals(manifest, prepared))
+    return EvaluateOutcome(evaluation, content, page, all_refusals(manifest, prepared))
 
 
 def _prevalence(stated: Mapping[str, float], task: Task) -> dict[str, float]:
