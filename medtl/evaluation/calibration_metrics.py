@@ -7,7 +7,6 @@ patients as clusters (Liang and Zeger 1986).
 """
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 from scipy.special import expit, logit
@@ -25,8 +24,18 @@ Estimate = tuple[float, Floats]
 
 def calibration_lines(questions: Questions, confidence: float) -> dict[str, list[Interval]]:
     """Return calibration_slope and calibration_intercept: of each question, after their mean if several."""
-    kinds = {"calibration_slope": estimate_slope, "calibration_intercept": estimate_intercept}
-    return {name: _intervals(fit, questions, confidence) for name, fit in kinds.items()}
+    lines = {}
+    for name, fit in (("calibration_slope", estimate_slope), ("calibration_intercept", estimate_intercept)):
+        estimates = [fit(*column) for column in questions.columns]
+        if len(estimates) > 1:
+            defined = [estimate for estimate in estimates if math.isfinite(estimate[0])]
+            mean, influence = (np.mean(parts, axis=0) for parts in zip(*(defined or estimates), strict=True))
+            estimates = [(float(mean), influence), *estimates]
+        lines[name] = [
+            normal_interval(value, clustered_error(influence, questions.patient_of), confidence)
+            for value, influence in estimates
+        ]
+    return lines
 
 
 def estimate_slope(scores: Floats, truth: Floats) -> Estimate:
@@ -40,20 +49,6 @@ def estimate_slope(scores: Floats, truth: Floats) -> Estimate:
 def estimate_intercept(scores: Floats, truth: Floats) -> Estimate:
     """Return the intercept at a slope of 1 and the influence of each sample (N,); NaN for one class."""
     return _fit(scores, truth, sloped=False)
-
-
-def _intervals(
-    fit: Callable[[Floats, Floats], Estimate], questions: Questions, confidence: float
-) -> list[Interval]:
-    estimates = [fit(*column) for column in questions.columns]
-    if len(estimates) > 1:
-        defined = [estimate for estimate in estimates if math.isfinite(estimate[0])]
-        mean = [np.mean(parts, axis=0) for parts in zip(*(defined or estimates), strict=True)]
-        estimates = [(float(mean[0]), mean[1]), *estimates]
-    return [
-        normal_interval(value, clustered_error(influence, questions.patient_of), confidence)
-        for value, influence in estimates
-    ]
 
 
 def _fit(scores: Floats, truth: Floats, *, sloped: bool) -> Estimate:

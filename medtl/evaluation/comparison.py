@@ -152,17 +152,16 @@ def to_json(runs: Sequence[Compared]) -> list[dict[str, Any]]:
             "recipe": dict(one.recipe),
             "metrics": {name: interval_json(one.evaluation.metrics[name]) for name in COMPARED},
             "differences": {
-                name: interval_json(difference.interval)
-                | {"p": _or_none(difference.p), "p_holm": _or_none(difference.p_holm)}
+                name: {
+                    **interval_json(difference.interval),
+                    "p": None if math.isnan(difference.p) else difference.p,
+                    "p_holm": None if math.isnan(difference.p_holm) else difference.p_holm,
+                }
                 for name, difference in one.differences.items()
             },
         }
         for one in runs
     ]
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def _in_order(predictions: Predictions, order: Sequence[str]) -> Predictions:

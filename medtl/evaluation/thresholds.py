@@ -36,14 +36,11 @@ class ThresholdRule:
         return f"{self.kind}={self.value:g}{cost}"
 
 
-YOUDEN = ThresholdRule()
-
-
 def parse_rule(text: str) -> ThresholdRule:
     """Parse a rule as written on the command line. Raises ConfigError config-value."""
     number = r"(\d*\.?\d+(?:e-?\d+)?)"
     if text == "youden":
-        return YOUDEN
+        return ThresholdRule()
     if match := re.fullmatch(rf"(sensitivity|specificity)={number}", text):
         kept = float(match[2])
         if 0 < kept <= 1:
@@ -59,7 +56,7 @@ def parse_rule(text: str) -> ThresholdRule:
     raise ConfigError("config-value", reason, where=f"--threshold {text}", fix=f"one of {FORMS}")
 
 
-def choose_thresholds(questions: Questions, rule: ThresholdRule = YOUDEN) -> tuple[float, ...]:
+def choose_thresholds(questions: Questions, rule: ThresholdRule = ThresholdRule()) -> tuple[float, ...]:
     """Return the threshold of each class against the rest: K of them, in binary one (of the last class).
 
     Meant for validation data. A class that all or none of its samples have gets 0.5, with a warning.
@@ -74,7 +71,7 @@ def choose_thresholds(questions: Questions, rule: ThresholdRule = YOUDEN) -> tup
     return tuple(chosen)
 
 
-def choose_threshold(scores: ArrayLike, truth: ArrayLike, rule: ThresholdRule = YOUDEN) -> float:
+def choose_threshold(scores: ArrayLike, truth: ArrayLike, rule: ThresholdRule = ThresholdRule()) -> float:
     """Return the threshold of scores (N,) that fits the rule best, the lowest among equals.
 
     It lies midway between two scores. truth: (N,), NaN where not labelled. NaN for samples of one class.

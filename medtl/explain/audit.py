@@ -186,10 +186,7 @@ def to_json(rows: Sequence[MethodAudit]) -> list[dict[str, Any]]:
 
 
 def bootstrap(
-    values: Sequence[float],
-    patients: Sequence[str],
-    seed: int = 0,
-    statistic: Callable[[NDArray[np.float64]], Any] = np.mean,
+    values: Sequence[float], patients: Sequence[str], statistic: Callable[[NDArray], Any] = np.mean
 ) -> Interval:
     """Return a statistic with its percentile interval over resampled patients; no bounds for one patient."""
     numbers, groups = np.asarray(values, dtype=float), index_patients(patients)
@@ -198,7 +195,7 @@ def bootstrap(
     rows = [np.flatnonzero(groups == group) for group in range(groups.max() + 1)]
     if len(rows) < 2:
         return Interval(float(statistic(numbers)))
-    drawn = make_generator(seed, "audit").integers(len(rows), size=(RESAMPLES, len(rows)))
+    drawn = make_generator(0, "audit").integers(len(rows), size=(RESAMPLES, len(rows)))
     resampled = [statistic(numbers[np.concatenate([rows[patient] for patient in one])]) for one in drawn]
     low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(statistic(numbers)), float(low), float(high))
@@ -227,7 +224,7 @@ def _summarise(method: str, cases: Sequence[Case], results: Sequence[dict[str, f
         pairs = [(one[name], case.patient) for one, case in zip(results, cases, strict=True) if name in one]
         statistic = np.median if name == "energy" else np.mean
         values, patients = zip(*pairs, strict=True) if pairs else ((), ())
-        value = bootstrap(values, patients, statistic=statistic)
+        value = bootstrap(values, patients, statistic)
         checks.append(Check(name, value, bounds.get(name, 0.0), len(pairs)))
     return MethodAudit(method, tuple(checks), len(cases), sum(not one for one in results))
 
