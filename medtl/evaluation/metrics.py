@@ -238,15 +238,12 @@ def reliability_bins(questions: Questions, bins: int = 10) -> list[dict[str, flo
     else:
         scores, truth = labelled(questions.scores, questions.truth)
     place = np.clip((scores * bins).astype(np.int64), 0, bins - 1)
-    filled = [place == index for index in np.unique(place)]
-    return [
-        {
-            "mean_probability": float(scores[at].mean()),
-            "observed": float(truth[at].mean()),
-            "count": int(at.sum()),
-        }
-        for at in filled
-    ]
+    filled = []
+    for index in np.unique(place):
+        at = place == index
+        means = {"mean_probability": float(scores[at].mean()), "observed": float(truth[at].mean())}
+        filled.append({**means, "count": int(at.sum())})
+    return filled
 
 
 def mean_defined(values: Floats) -> Floats:

@@ -69,8 +69,8 @@ def write_predictions(
         table["target"] = [task.classes[int(value)] for value in predictions.targets]
     for prefix, values in (("logit", predictions.logits), ("p", predictions.probabilities)):
         if values is not None:
-            columns = values.T.tolist()
-            table |= {f"{prefix}_{name}": row for name, row in zip(task.classes, columns, strict=True)}
+            names = (f"{prefix}_{name}" for name in task.classes)
+            table |= zip(names, values.T.tolist(), strict=True)
     table |= more or {}
     write_csv(path, [table, *zip(*table.values(), strict=True)])
 
@@ -90,10 +90,8 @@ def read_predictions(path: Path, task: Task) -> Predictions:
             _read_numbers(rows, "logit", task) if has_logits else None,
         )
     except (OSError, UnicodeDecodeError, LookupError, TypeError, ValueError, csv.Error) as error:
-        reason = "the predictions are absent or damaged"
-        raise CheckpointError(
-            "checkpoint-damaged", reason, where=path, fix="train or evaluate again"
-        ) from error
+        reason, fix = "the predictions are absent or damaged", "train or evaluate again"
+        raise CheckpointError("checkpoint-damaged", reason, where=path, fix=fix) from error
 
 
 def _read_targets(rows: Sequence[Mapping[str, str]], task: Task) -> NDArray:

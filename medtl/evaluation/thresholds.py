@@ -86,10 +86,8 @@ def choose_threshold(scores: ArrayLike, truth: ArrayLike, rule: ThresholdRule = 
     missed = np.concatenate([[0], np.cumsum(flags)])[starts]
     cleared = np.concatenate([[0], np.cumsum(~flags)])[starts]
     best = int(starts[int(np.argmax(np.round(_worth(rule, missed, cleared), 12)))])
-    if best == len(values):
-        below, above = float(values[-1]), 1.0
-        return max((below + above) / 2, float(np.nextafter(below, np.inf)))
-    below, above = float(values[best - 1] if best else min(0.0, values[0])), float(values[best])
+    edges = [min(0.0, values[0]), *values, max(1.0, np.nextafter(values[-1], np.inf))]
+    below, above = map(float, edges[best : best + 2])
     middle = (below + above) / 2
     return middle if middle > below else above
 

@@ -52,16 +52,13 @@ def list_units(scan: Scan, root: Path) -> Iterator[Unit]:
 
 def stamp_of(series: Series) -> str:
     """Return a key of the sizes and times of a series' files; "" if one is gone."""
-    digest = hashlib.blake2b(digest_size=12)
-    for path in series.files:
-        try:
-            status = path.stat()
-        except OSError:
-            return ""
-        # A program that restores the modification time still changes st_ctime.
-        facts = status.st_size, status.st_mtime_ns, status.st_ctime_ns
-        digest.update(f"{facts}\n".encode())
-    return digest.hexdigest()
+    try:
+        found = [path.stat() for path in series.files]
+    except OSError:
+        return ""
+    # A program that restores the modification time still changes st_ctime.
+    facts = (f"{(status.st_size, status.st_mtime_ns, status.st_ctime_ns)}\n" for status in found)
+    return hashlib.blake2b("".join(facts).encode(), digest_size=12).hexdigest()
 
 
 def _score_batch(ensemble: Ensemble, root: Path, batch: Sequence[Unit]) -> list[JournalEntry]:
