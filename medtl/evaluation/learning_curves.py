@@ -119,8 +119,7 @@ def _with_area(runs: Sequence[Compared]) -> list[Compared]:
 
 
 def _budget(one: Compared) -> int:
-    budget: int = one.recipe["label_budget"] or one.recipe["labels"]
-    return budget
+    return int(one.recipe["label_budget"] or one.recipe["labels"])
 
 
 def _beside_scratch(

@@ -7,10 +7,10 @@ Each file is compared with the classifier before it gets its name.
 
 import io
 import json
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,7 +28,6 @@ from medtl.evaluation.calibration import Calibration, Steps, to_probabilities
 from medtl.models.classifier import Classifier
 from medtl.training.checkpoint import Checkpoint
 
-log = logging.getLogger(__name__)
 INPUT, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
 OUTPUTS = (LOGITS, PROBABILITIES)
 
@@ -169,13 +168,10 @@ def import_onnx(where: str) -> Any:
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it is read by the import
     try:
-        import onnx
-        import onnxruntime
-        import onnxscript
+        onnxruntime, *_ = map(import_module, ("onnxruntime", "onnx", "onnxscript"))
     except ModuleNotFoundError as missing:
         reason, fix = f"needs {missing.name}", "pip install 'medtl[export]'"
         raise CheckpointError("extra-missing", reason, where=where, fix=fix) from missing
-    log.debug("onnx %s, onnxscript %s", onnx.__version__, onnxscript.__version__)
     return onnxruntime
 
 
