@@ -1,7 +1,7 @@
 """Exported programs give what the classifier gives: every family of backbones, every way to calibrate."""
 
-import builtins
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -207,14 +207,7 @@ def test_a_program_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_onnx_without_its_packages_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *more: object, **named: object) -> object:
-        if name == "onnxruntime":
-            raise ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime")
-        return real(name, *more, **named)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as Python marks what cannot be imported
     with pytest.raises(CheckpointError, match=r"\[extra-missing\].*needs onnxruntime"):
         write_onnx(tmp_path / "model.onnx", make_checkpoint(), {})
 
