@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from medtl.core.files import PathLike
-from medtl.data.task import Split, Task, TaskConfig
+from medtl.data.task import Sample, Split, Task, TaskConfig
 from medtl.errors import LINE_LIMIT, LabelError, SplitError
-from medtl.imaging.series import Series
 
 DELIMITERS = (",", ";", "\t")
 NOT_UTF8 = "the label table is not UTF-8; it was read as Windows-1252: check letters with accents"
@@ -34,6 +33,9 @@ class Row:
 
     number: int
     cells: Mapping[str, str]
+
+
+Located = tuple[Row, Sample]  # a row whose series was found
 
 
 @dataclass(frozen=True)
@@ -248,17 +250,6 @@ def _missing_column(table: Table, needed: str, names: Iterable[str], setting: st
     return table_error(table.path, f"no column {needed}; found: {listed(table.columns)}", fix)
 
 
-@dataclass(frozen=True)
-class Located:
-    """A row whose series was found."""
-
-    row: Row
-    series: Series
-    sample_id: str
-    patient_id: str
-    study_id: str
-
-
 def list_class_problems(classes: Sequence[str], config: TaskConfig) -> list[RowError]:
     """List what is wrong with the classes as a whole, for the header: row 1."""
     problems = []
@@ -294,8 +285,8 @@ def list_repeats(located: Sequence[Located], columns: Columns) -> list[RowError]
     first: dict[str, Row] = {}
     labels = (columns.label,) if columns.label else columns.classes.values()
     problems = []
-    for entry in located:
-        row, before = entry.row, first.setdefault(entry.sample_id, entry.row)
+    for row, sample in located:
+        before = first.setdefault(sample.sample_id, row)
         if before is not row:
             same = all(row.cells[name] == before.cells[name] for name in labels)
             text = f"duplicate of row {before.number}"
@@ -305,15 +296,14 @@ def list_repeats(located: Sequence[Located], columns: Columns) -> list[RowError]
     return problems
 
 
-def list_leaks(located: Sequence[Located], columns: Columns) -> list[str]:
+def list_leaks(located: Sequence[Located]) -> list[str]:
     """Return a line for each patient whom the split column puts into several parts.
 
     It names rows: the id may be a name or a record number, and errors end in logs.
     """
     rows: dict[str, dict[str, int]] = defaultdict(dict)
-    for entry in located if columns.split else ():
-        part = entry.row.cells[columns.split or ""].casefold()
-        rows[entry.patient_id].setdefault(part, entry.row.number)
+    for row, sample in located:
+        rows[sample.patient_id].setdefault(sample.split or "", row.number)
     return [
         f"the patient of rows {', '.join(map(str, parts.values()))} is in {' and '.join(parts)}"
         for parts in rows.values()

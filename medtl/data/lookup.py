@@ -1,8 +1,7 @@
-"""Look cells of a label table up in a scanned folder: a path or UID -> the one Series named, or why none."""
+"""Look cells of a label table up in a scanned folder: a path or UID -> the one Series that it names."""
 
 import os
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 
 from medtl.core.ids import hash_identifier
@@ -11,11 +10,8 @@ from medtl.errors import ReadError
 from medtl.imaging.series import Scan, Series
 
 
-@dataclass(frozen=True)
-class LookupFailure:
-    """Why a cell names no series, as one phrase."""
-
-    text: str
+class NoSeriesError(LookupError):
+    """A cell names no series; its text says why, as one phrase."""
 
 
 class Folder:
@@ -34,17 +30,20 @@ class Folder:
         for series in scanned.series:
             self._add(series)
 
-    def find_uid(self, uid: str) -> Series | LookupFailure:
-        """Return the one series of a series or study UID, which is compared by its salted hash."""
+    def find_uid(self, uid: str) -> Series:
+        """Return the one series of a series or study UID, which is compared by its salted hash.
+
+        Raises NoSeriesError.
+        """
         found = self.by_uid.get(hash_identifier(uid))
         if found:
-            return _only(found, "the UID", self._one_of(found, "by path, as"))
+            return self._only(found, "the UID", "by path, as")
         refused = len(self.scanned.refusals)
         more = f"; {refused} inputs of the folder cannot be read" if refused else ""
-        return LookupFailure(f"no readable series has this UID{more}")
+        raise NoSeriesError(f"no readable series has this UID{more}")
 
-    def find_path(self, cell: str) -> Series | ReadError | LookupFailure:
-        """Return the one series that a path names, or why it was refused, or why it names none.
+    def find_path(self, cell: str) -> Series:
+        """Return the one series that a path names. Raises NoSeriesError, or the ReadError that refused it.
 
         One of several volumes or images of a file is named after it: "t1.nii.gz#volume/3".
         """
@@ -54,13 +53,13 @@ class Folder:
             name, item = self._split(cell)
             path = self._path_of(name)
             exists, inside = path.exists(), path.resolve().is_relative_to(self.resolved_root)
-        except (OSError, RuntimeError, ValueError):
-            return LookupFailure(f"{cell} is not a usable path")
+        except (OSError, RuntimeError, ValueError) as error:
+            raise NoSeriesError(f"{cell} is not a usable path") from error
         if not inside:
-            return LookupFailure(f"{cell} leads out of the folder")
+            raise NoSeriesError(f"{cell} leads out of the folder")
         if not exists:
             near = self.by_last_part.get(name.replace("\\", "/").rsplit("/", 1)[-1].casefold())
-            return LookupFailure(f"{name} does not exist" + (f" (did you mean {near}?)" if near else ""))
+            raise NoSeriesError(f"{name} does not exist" + (f" (did you mean {near}?)" if near else ""))
         return self._find_existing(path, name) if item is None else self._find_item(path, name, item)
 
     def _add(self, series: Series) -> None:
@@ -88,48 +87,42 @@ class Folder:
         path = Path(os.path.normpath(self.root / cell))
         return path if path.exists() else Path(os.path.normpath(self.root / cell.replace("\\", "/")))
 
-    def _find_existing(self, path: Path, cell: str) -> Series | ReadError | LookupFailure:
+    def _find_existing(self, path: Path, cell: str) -> Series:
         for name in self._names(path):
             if path.is_dir() and name in self.by_folder:
                 inside, refused = self.by_folder[name], len(self._refusals_at(path))
                 if not refused:
-                    return _only(inside, cell, self._one_of(inside))
-                text = f"{cell} holds {len(inside)} readable and {refused} refused series: name one of them"
-                return LookupFailure(text)
+                    return self._only(inside, cell)
+                counts = f"{len(inside)} readable and {refused} refused series"
+                raise NoSeriesError(f"{cell} holds {counts}: name one of them")
             if name in self.by_file:
                 return self._one_of_file(name, cell)
         refusals = self._refusals_at(path)
-        if len(refusals) > 1:
-            return LookupFailure(f"{cell} holds {len(refusals)} series that cannot be read: name one of them")
-        return refusals[0] if refusals else LookupFailure(f"{cell} holds no image that can be read")
+        if len(refusals) == 1:
+            raise refusals[0]
+        if refusals:
+            raise NoSeriesError(f"{cell} holds {len(refusals)} series that cannot be read: name one of them")
+        raise NoSeriesError(f"{cell} holds no image that can be read")
 
-    def _find_item(self, path: Path, cell: str, item: str) -> Series | ReadError | LookupFailure:
+    def _find_item(self, path: Path, cell: str, item: str) -> Series:
         for name in self._names(path):
             if f"{name}#{item}" in self.by_item:
                 return self.by_item[f"{name}#{item}"]
             if name in self.by_file:
                 first = source_name(self.by_file[name][0], self.data)
-                return LookupFailure(f"{cell} has no item {item!r}: name it as {first}")
-        found = self._find_existing(path, cell)  # a refused file has no items
-        return (
-            found
-            if isinstance(found, ReadError | LookupFailure)
-            else LookupFailure(f"{cell} is no file: leave #{item} out")
-        )
+                raise NoSeriesError(f"{cell} has no item {item!r}: name it as {first}")
+        self._find_existing(path, cell)  # a refused file has no items
+        raise NoSeriesError(f"{cell} is no file: leave #{item} out")
 
     def _names(self, path: Path) -> tuple[str, str]:
         return relative_name(path, self.root), relative_name(path.resolve(), self.resolved_root)
 
-    def _one_of_file(self, name: str, cell: str) -> Series | LookupFailure:
-        found = _only(self.by_file[name], cell, self._one_of(self.by_file[name]))
-        if (
-            isinstance(found, LookupFailure)
-            or len(found.files) == 1
-            or relative_name(found.path, self.root) == name
-        ):
+    def _one_of_file(self, name: str, cell: str) -> Series:
+        found = self._only(self.by_file[name], cell)
+        if len(found.files) == 1 or relative_name(found.path, self.root) == name:
             return found
         unit = "its folder" if found.path.is_dir() else source_name(found, self.data)
-        return LookupFailure(f"{cell} is one of {len(found.files)} files of a series: name {unit}")
+        raise NoSeriesError(f"{cell} is one of {len(found.files)} files of a series: name {unit}")
 
     def _refusals_at(self, path: Path) -> list[ReadError]:
         """Return the refusals of a file, or of what lies in a folder. Errors hold paths on one line."""
@@ -139,11 +132,9 @@ class Folder:
             error for error in self.scanned.refusals if error.where in places or error.where.startswith(below)
         ]
 
-    def _one_of(self, series: list[Series], how: str = "as") -> str:
-        """Say how to name one of several series: by an example where they are items of a file."""
-        first = series[0]
-        return f"one {how} {source_name(first, self.data)}" if first.item else "one of them"
-
-
-def _only(series: list[Series], what: str, one: str) -> Series | LookupFailure:
-    return series[0] if len(series) == 1 else LookupFailure(f"{what} holds {len(series)} series: name {one}")
+    def _only(self, series: list[Series], what: str, how: str = "as") -> Series:
+        """Return the one series; of several say how to name one, items of a file by an example."""
+        if len(series) == 1:
+            return series[0]
+        one = f"one {how} {source_name(series[0], self.data)}" if series[0].item else "one of them"
+        raise NoSeriesError(f"{what} holds {len(series)} series: name {one}")

@@ -22,7 +22,6 @@ from medtl.data.labels import (
     LabelRowsError,
     LeakRowsError,
     Located,
-    Row,
     RowError,
     Table,
     assign_columns,
@@ -35,7 +34,7 @@ from medtl.data.labels import (
     load_table,
     table_error,
 )
-from medtl.data.lookup import Folder, LookupFailure
+from medtl.data.lookup import Folder, NoSeriesError
 from medtl.data.naming import sample_key, source_name
 from medtl.data.task import (
     Manifest,
@@ -104,23 +103,26 @@ class Source:
 
 
 def _manifest_of_table(source: Source) -> Manifest:
-    columns, where = source.columns, source.table.path
+    table, columns = source.table, source.columns
     task = _task_of_table(source)
-    located, refusals, problems = _locate_rows(source)
+    located, refusals, problems = _locate_rows(source, task)
+    if len(problems) == len(table.rows) > 1 and columns.located_by == "path":
+        fix = f"paths are relative to --data, {source.folder.root}"
+        raise LabelError("label-rows", f"no path is right: {problems[0][1]}", where=table.path, fix=fix)
     if columns.label:
         problems += list_class_problems(task.classes, source.config)
     problems += list_repeats(located, columns)
-    problems += list_cell_problems(source.table, columns, task)
-    leaks = list_leaks(located, columns)
+    problems += list_cell_problems(table, columns, task)
+    leaks = list_leaks(located)
     if problems:
         lines = [f"row {number}: {text}" for number, text in sorted(problems, key=lambda pair: pair[0])]
-        raise LabelRowsError([*lines, *leaks], where)
+        raise LabelRowsError([*lines, *leaks], table.path)
     if leaks:
-        raise LeakRowsError(leaks, where)
+        raise LeakRowsError(leaks, table.path)
     if not located:
-        raise LabelRowsError([f"none of {len(refusals)} inputs can be read: {refusals[0]}"], where)
-    samples = tuple(_sample(entry, columns, task) for entry in located)
-    return Manifest(task, samples, _notes(source, task, located, refusals), tuple(refusals))
+        raise LabelRowsError([f"none of {len(refusals)} inputs can be read: {refusals[0]}"], table.path)
+    samples = tuple(sample for _, sample in located)
+    return Manifest(task, samples, _notes(source, task, samples, refusals), tuple(refusals))
 
 
 def _task_of_table(source: Source) -> Task:
@@ -132,43 +134,41 @@ def _task_of_table(source: Source) -> Task:
     return Task(config.kind or ("binary" if len(classes) == 2 else "multiclass"), classes)
 
 
-def _locate_rows(source: Source) -> tuple[list[Located], list[ReadError], list[RowError]]:
+def _locate_rows(source: Source, task: Task) -> tuple[list[Located], list[ReadError], list[RowError]]:
     columns, folder = source.columns, source.folder
     find = folder.find_path if columns.located_by == "path" else folder.find_uid
     located, refusals, problems = [], [], []
     for row in source.table.rows:
         cell = row.cells[columns.locator]
-        found = find(cell) if cell else LookupFailure(f"{columns.locator} is empty")
-        if isinstance(found, LookupFailure):
-            problems.append((row.number, found.text))
-        elif isinstance(found, ReadError):
-            refusals.append(found)
-        else:
-            located.append(_located(row, columns, found, folder))
+        try:
+            if not cell:
+                raise NoSeriesError(f"{columns.locator} is empty")
+            located.append((row, _sample(row.cells, find(cell), columns, task, folder.data)))
+        except NoSeriesError as problem:
+            problems.append((row.number, str(problem)))
+        except ReadError as refusal:
+            refusals.append(refusal)
     return located, refusals, problems
 
 
-def _located(row: Row, columns: Columns, series: Series, folder: Folder) -> Located:
-    sample_id = sample_key(source_name(series, folder.data))
-    patient = row.cells[columns.patient] if columns.patient else ""
-    study = (row.cells[columns.study] if columns.study else "") or series.study_key
+def _sample(cells: Mapping[str, str], series: Series, columns: Columns, task: Task, data: Path) -> Sample:
+    """Return the sample of a row; what its cells say is checked afterwards, all rows at once."""
+    sample_id = sample_key(source_name(series, data))
+    study = cells.get(columns.study or "", "") or series.study_key
     if not study and series.item is not None and series.format != "medmnist":
-        study = sample_key(source_name(replace(series, item=None), folder.data))  # the volumes of one file
+        study = sample_key(source_name(replace(series, item=None), data))  # the volumes of one file
     # A study is of one patient, whoever that is.
-    return Located(row, series, sample_id, patient or series.patient_key or study or sample_id, study)
-
-
-def _sample(entry: Located, columns: Columns, task: Task) -> Sample:
-    cells = entry.row.cells
+    patient = cells.get(columns.patient or "", "") or series.patient_key or study or sample_id
+    target: Target | None
     if columns.label:
-        target: Target = task.classes.index(cells[columns.label])
+        target = task.classes.index(label) if (label := cells[columns.label]) in task.classes else None
     else:
         target = tuple(FLAGS.get(cells[columns.classes[name]]) for name in task.classes)
     return Sample(
-        entry.sample_id,
-        entry.series,
-        entry.patient_id,
-        study_id=entry.study_id,
+        sample_id,
+        series,
+        patient,
+        study_id=study,
         target=target,
         split=cells[columns.split].casefold() if columns.split else None,  # type: ignore[arg-type]
         attributes={name: cells[name] for name in columns.attributes},
@@ -176,10 +176,10 @@ def _sample(entry: Located, columns: Columns, task: Task) -> Sample:
 
 
 def _notes(
-    source: Source, task: Task, located: Sequence[Located], refusals: Sequence[ReadError]
+    source: Source, task: Task, samples: Sequence[Sample], refusals: Sequence[ReadError]
 ) -> tuple[str, ...]:
-    notes = [*source.table.notes, *_class_notes(source.config, task), *_patient_notes(source, located)]
-    unlisted = len(source.folder.scanned.series) - len(located)
+    notes = [*source.table.notes, *_class_notes(source.config, task), *_patient_notes(source, samples)]
+    unlisted = len(source.folder.scanned.series) - len(samples)
     if unlisted:
         notes.append(f"{unlisted} images or series of the folder are not in the table")
     return (*notes, *refusal_notes(refusals))
@@ -192,21 +192,21 @@ def _class_notes(config: TaskConfig, task: Task) -> list[str]:
     return [f"classes in order: {listed(task.classes)}{last} (task.classes sets another order)"]
 
 
-def _patient_notes(source: Source, located: Sequence[Located]) -> list[str]:
+def _patient_notes(source: Source, samples: Sequence[Sample]) -> list[str]:
     column = source.columns.patient
     if column:
         names: dict[str, set[str]] = defaultdict(set)
-        for entry in located:
-            names[entry.series.patient_key].add(entry.patient_id)
+        for one in samples:
+            names[one.series.patient_key].add(one.patient_id)
         # The split would not keep them whole.
         several = sum(len(ids) > 1 for key, ids in names.items() if key)
         text = f"{several} DICOM patients have more than one {column}: is it a patient's id?"
         return [text] if several else []
     near = next((name for name in source.table.columns if compared_name(name) in PATIENT_NAMES), None)
     hint = f"; is it column {near}? then set task.patient_column" if near else ""
-    missing = sum(not entry.series.patient_key for entry in located)
-    alone = "each study" if any(entry.study_id for entry in located) else "each path"
-    if missing == len(located):
+    missing = sum(not one.series.patient_key for one in samples)
+    alone = "each study" if any(one.study_id for one in samples) else "each path"
+    if missing == len(samples):
         return [f"no patient ids: {alone} is its own patient{hint}"]
     notes = [f"no {source.config.patient_column} column: DICOM PatientID (hashed) groups the split{hint}"]
     return notes + ([f"{missing} inputs have no PatientID: {alone} is its own patient"] if missing else [])

@@ -1,4 +1,4 @@
-"""The prepared dataset: samples decoded and resampled once, then memory-mapped by whoever trains.
+"""The prepared dataset: samples decoded and resampled once, then memory-mapped for training.
 
 samples -> pixels.u16, with a line in a journal for each -> prepared.json -> the folder is published
 
@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medtl.core import __version__
-from medtl.core.files import medtl_home, read_json, unwritable, write_json, writing
+from medtl.core.files import medtl_home, read_json, write_json, writing
 from medtl.core.parallel import work_in_order
 from medtl.core.staging import StagingFolder
 from medtl.data.dataset_file import DATASET_FILE, check_preprocessing, dataset_of, read_record
@@ -56,8 +56,8 @@ ALONE_SECONDS = 2.0
 class PreparedDataset:
     """Prepared pixels of samples, memory-mapped: uint16 (N, C, *size), row by row the sample_ids.
 
-    refusals are the samples that could not be read or prepared, as (sample_id, error); oddities are those
-    that were and are odd all the same, as (sample_id, oddity).
+    refusals: the samples that could not be read or prepared, as (sample_id, error). warnings: what is
+    suspicious about those that could, as (sample_id, warning).
     """
 
     folder: Path
@@ -79,13 +79,11 @@ class PreparedDataset:
 
 
 def warning_notes(dataset: PreparedDataset) -> tuple[str, ...]:
-    """Return a line for each kind of oddity: how many images have it."""
-    counts: dict[ImageWarning, int] = defaultdict(int)
-    for _, oddity in dataset.warnings:
-        counts[oddity] += 1
+    """Return a line for each kind of warning: how many images have it."""
+    counts = Counter(warning for _, warning in dataset.warnings)
     return tuple(
-        f"{count} image{'s' * (count > 1)} of {len(dataset.sample_ids)}: {oddity.reason} ({oddity.code})"
-        for oddity, count in counts.items()
+        f"{count} image{'s' * (count > 1)} of {len(dataset.sample_ids)}: {warning.reason} ({warning.code})"
+        for warning, count in counts.items()
     )
 
 
@@ -113,29 +111,28 @@ def prepare_samples(
     if source is not None:
         return open_dataset(source, samples, config)
     key = content_key(samples, config)
-    at_users_place = folder is not None
     if folder is not None:
         _check_place(folder)
-    folder = (folder or medtl_home() / "prepared" / key).absolute()
-    refusals = _confirm_refusals(folder, samples, config, key)
+    place = (folder or medtl_home() / "prepared" / key).absolute()
+    refusals = _confirm_refusals(place, samples, config, key)
     if refusals is not None:
-        return _open(folder, refusals)
-    staging = StagingFolder(folder, key)
-    with writing(folder.parent), staging.claim():
-        refusals = _confirm_refusals(folder, samples, config, key)
+        return _open(place, refusals)
+    staging = StagingFolder(place, key)
+    with writing(place.parent), staging.claim():
+        refusals = _confirm_refusals(place, samples, config, key)
         if refusals is not None:  # another process was faster
             staging.discard()
-            return _open(folder, refusals)
+            return _open(place, refusals)
         # Perhaps it is whole already, and a process was killed before it could publish it.
         refusals = _confirm_refusals(staging.path, samples, config, key)
         if refusals is None:
             refusals = _fill(staging, samples, config, progress, workers)
-        if at_users_place and len(refusals) == len(samples):
+        if folder is not None and len(refusals) == len(samples):
             staging.discard()  # an empty dataset might replace a good one
             reason = f"none of {len(refusals)} samples can be read"
             raise LabelError("split-empty", reason, fix=str(refusals[0][1]))
         staging.publish()
-        return _open(folder, refusals)
+        return _open(place, refusals)
 
 
 def open_dataset(folder: Path, samples: Sequence[Sample], config: PreprocessingConfig) -> PreparedDataset:
@@ -150,11 +147,9 @@ def open_dataset(folder: Path, samples: Sequence[Sample], config: PreprocessingC
         reason = "has pixels that are incomplete or altered, or not those of its dataset.json"
         raise ReadError("dataset-damaged", reason, where=folder, fix="copy or prepare it again")
     requested = {sample.sample_id for sample in samples}
-    refusals = ((one.sample_id, one.to_error()) for one in record.refusals if one.sample_id in requested)
-    whole = _open(folder, tuple((name, error) for name, error in refusals if name is not None))
+    refusals = [(one.sample_id, one.to_error()) for one in record.refusals if one.sample_id]
+    whole = _open(folder, tuple(pair for pair in refusals if pair[0] in requested))
     rows = [row for row, name in enumerate(whole.sample_ids) if name in requested]
-    if len(rows) == len(whole.sample_ids):
-        return whole
     return replace(
         whole,
         pixels=whole.pixels[_slice_or_rows(np.array(rows, dtype=np.int64))],
@@ -166,12 +161,8 @@ def open_dataset(folder: Path, samples: Sequence[Sample], config: PreprocessingC
 
 def _check_place(folder: Path) -> None:
     """Refuse a folder that holds what medtl did not write: it would be lost."""
-    try:
-        strange = sorted(path.name for path in folder.iterdir() if path.name not in OWN_FILES)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise unwritable(folder, error) from error
+    with writing(folder):
+        strange = sorted({path.name for path in folder.iterdir()} - OWN_FILES) if folder.exists() else []
     if strange:
         reason = f"holds {strange[0]}, which is no part of a prepared dataset"
         raise OutputError("output-unwritable", reason, where=folder, fix="choose another --out")
@@ -254,7 +245,8 @@ def _open(folder: Path, refusals: Refusals) -> PreparedDataset:
 
 
 def _warnings(header: dict[str, Any]) -> tuple[tuple[str, ImageWarning], ...]:
-    return tuple((sample_id, ImageWarning(*oddity)) for sample_id, oddity in header["oddities"])
+    pairs = header["warnings"] if "warnings" in header else header["oddities"]  # as medtl 0.1.0 called them
+    return tuple((sample_id, ImageWarning(*warning)) for sample_id, warning in pairs)
 
 
 def _fill(
@@ -283,7 +275,7 @@ def _fill(
                 content = outcome.values.tobytes()
                 pixels.write(content)
                 pixels.flush()
-                entry = SampleEntry(sample.sample_id, _hash(content), outcome.oddity)
+                entry = SampleEntry(sample.sample_id, _hash(content), outcome.warning)
             journal.add(entry)  # after its pixels, so that these are there wherever the line is
             entries.append(entry)
             if progress:
@@ -297,7 +289,7 @@ def _fill(
         "shape": [config.channels, *config.size],
         "sample_ids": [entry.sample_id for entry in kept],
         "content_hashes": [entry.content_hash for entry in kept],
-        "oddities": [[entry.sample_id, entry.oddity] for entry in kept if entry.oddity],
+        "warnings": [[entry.sample_id, entry.warning] for entry in kept if entry.warning],
         "refused": [entry.sample_id for entry in entries if entry.content_hash is None],
     }
     write_json(staging.path / HEADER, header)
@@ -305,11 +297,11 @@ def _fill(
 
 
 class SampleEntry(NamedTuple):
-    """An entry of the journal: a sample and the hash and oddity of its pixels; no hash: it was refused."""
+    """An entry of the journal: a sample, the hash of its pixels (none: it was refused), and a warning."""
 
     sample_id: str
     content_hash: str | None
-    oddity: ImageWarning | None = None
+    warning: ImageWarning | None = None
 
 
 def _resume(
@@ -327,15 +319,15 @@ def _resume(
         for stored, sample in zip(staging.entries(), samples, strict=False):
             if len(stored) != 3 or stored[0] != sample.sample_id:
                 break
-            sample_id, content_hash, oddity = stored
-            if content_hash is None:
+            entry = SampleEntry(*stored)
+            if entry.content_hash is None:
                 outcome = prepare_one(sample.series, config)
                 if not isinstance(outcome, ReadError):
                     break
-                refusals.append((sample_id, outcome))
-            elif content_hash != _hash(pixels.read(bytes_each)):
+                refusals.append((entry.sample_id, outcome))
+            elif entry.content_hash != _hash(pixels.read(bytes_each)):
                 break
-            entries.append(SampleEntry(sample_id, content_hash, ImageWarning(*oddity) if oddity else None))
+            entries.append(entry)
         pixels.truncate(bytes_each * (len(entries) - len(refusals)))
     staging.begin(entries, keep=PIXELS)
     return entries, refusals
@@ -346,10 +338,10 @@ def _hash(pixels: bytes) -> str:
 
 
 class Pixels(NamedTuple):
-    """Prepared pixels of one image, uint16 (C, *size), and what is odd about the image."""
+    """Prepared pixels of one image, uint16 (C, *size), and what is suspicious about the image."""
 
     values: NDArray[np.uint16]
-    oddity: ImageWarning | None
+    warning: ImageWarning | None
 
 
 def prepare_one(series: Series, config: PreprocessingConfig) -> Pixels | ReadError:

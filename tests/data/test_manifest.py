@@ -157,6 +157,19 @@ def test_a_misplaced_file_is_found_again_by_its_name(folder: Path) -> None:
     assert problem == "row 2: 0.PNG does not exist (did you mean images/0.png?)"
 
 
+def test_where_no_path_is_right_one_line_says_what_paths_are_relative_to(folder: Path) -> None:
+    rows = "".join(f"{index}.png,{'ab'[index % 2]}\n" for index in range(6))
+    with pytest.raises(LabelError) as caught:
+        load(folder, f"path,label\n{rows}")
+    assert caught.value.code == "label-rows" and not hasattr(caught.value, "problems")
+    assert caught.value.reason == "no path is right: 0.png does not exist (did you mean images/0.png?)"
+    assert caught.value.fix == f"paths are relative to --data, {folder}"
+    wrong = [
+        f"row {index + 2}: {index}.png does not exist (did you mean images/{index}.png?)" for index in (0, 1)
+    ]
+    assert problems_of(folder, f"path,label\n{rows}images/5.png,a\n")[:2] == tuple(wrong)
+
+
 def test_backslashes_of_another_system_are_understood(folder: Path) -> None:
     assert len(load(folder, PLAIN.replace("/", "\\")).samples) == 3
 
