@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ValidationError, field_validator, model_validator
 from yaml import YAMLError
 
 from medtl.core.files import PathLike
@@ -33,10 +33,8 @@ ABBREVIATED = {"lr": "learning_rate", "bs": "batch_size", "wd": "weight_decay"}
 DEFAULT_RECIPES: dict[str, str] = {"xray": "xray.yaml", "mri": "mri-volume.yaml"}
 
 
-class RunConfig(BaseModel):
+class RunConfig(BaseModel, extra="forbid", frozen=True):
     """One whole recipe for a training run."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     modality: Modality
     task: TaskConfig = TaskConfig()

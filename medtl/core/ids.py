@@ -31,24 +31,18 @@ def _salt() -> bytes:
 
 @cache
 def _stored_salt(path: Path) -> bytes:
+    """Return the salt, made where there is none: one that its user alone can read, and never a second one."""
     with writing(path):
         if not path.exists():
-            _make_salt(path)
+            lock_path = path.with_name(".salt.lock")
+            with wait_for_lock(lock_path) as lock:
+                lock.callback(remove_lock, lock_path)
+                if not path.exists():
+                    with replacing(path, mode=0o600) as temporary:
+                        temporary.write_bytes(secrets.token_bytes(SALT_BYTES))
         salt = path.read_bytes()
     # With an empty or shortened one anybody could find out which id a hash is of.
     if len(salt) != SALT_BYTES:
         fix = "restore it, or remove it: then all ids change"
         raise OutputError("salt-damaged", f"is no salt: it has {len(salt)} bytes", where=path, fix=fix)
     return salt
-
-
-def _make_salt(path: Path) -> None:
-    """Make a salt that its user alone can read: whole or absent, and never a second one."""
-    lock_path = path.with_name(".salt.lock")
-    with wait_for_lock(lock_path):
-        try:
-            if not path.exists():
-                with replacing(path, mode=0o600) as temporary:
-                    temporary.write_bytes(secrets.token_bytes(SALT_BYTES))
-        finally:
-            remove_lock(lock_path)

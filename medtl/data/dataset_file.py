@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from medtl.core import __version__
 from medtl.core.files import read_json, write_json
@@ -48,10 +48,8 @@ READING_KEYS = ("label_column", "patient_column")
 FIX_SOURCE = "correct it in the source folder and prepare that again"
 
 
-class SampleRecord(BaseModel):
+class SampleRecord(BaseModel, extra="forbid", frozen=True):
     """One sample. patient and study are hashes; place is its number in the order of paths."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     sample_id: str
     patient: str
@@ -62,10 +60,8 @@ class SampleRecord(BaseModel):
     attributes: dict[str, str]
 
 
-class RefusalRecord(BaseModel):
+class RefusalRecord(BaseModel, extra="forbid", frozen=True):
     """One input that could not be read; sample_id: where a sample stands for it. source: a salted hash."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     code: str
     source: str
@@ -76,10 +72,8 @@ class RefusalRecord(BaseModel):
         return ReadError(self.code, CODES.get(self.code, "cannot be read"), where=self.source, fix=FIX_SOURCE)
 
 
-class DatasetRecord(BaseModel):
+class DatasetRecord(BaseModel, extra="forbid", frozen=True):
     """What dataset.json holds. key: of the pixels that it belongs to; labels_sha256: of the label table."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal["medtl dataset"] = FORMAT
     version: Literal[1] = VERSION
@@ -172,7 +166,7 @@ def load_dataset(folder: Path, labels: Path | None, config: TaskConfig) -> Manif
     for name in READING_KEYS:
         stored, given = getattr(record.reading, name), getattr(config, name)
         if compared_name(stored) != compared_name(given):
-            raise _other_task(folder, name, stored, given)
+            raise _other_recipe(folder, f"task.{name}", stored, given)
     task = _task(folder, record, config)
     refusals = tuple(one.to_error() for one in record.refusals if one.sample_id is None)
     return Manifest(
@@ -193,11 +187,7 @@ def check_preprocessing(folder: Path, record: DatasetRecord, settings: Mapping[s
     for name, value in settings.items():
         stored = record.preprocessing.get(name)
         if stored != value:
-            reason = (
-                f"was prepared with preprocessing.{name}={_shown(stored)}, the recipe has {_shown(value)}"
-            )
-            fix = "use the recipe that it was prepared with, or prepare another"
-            raise ConfigError("dataset-recipe", reason, where=folder, fix=fix)
+            raise _other_recipe(folder, f"preprocessing.{name}", stored, value)
 
 
 def _task(folder: Path, record: DatasetRecord, config: TaskConfig) -> Task:
@@ -206,17 +196,15 @@ def _task(folder: Path, record: DatasetRecord, config: TaskConfig) -> Task:
     one_label: TaskKind = config.kind or ("binary" if len(classes) == 2 else "multiclass")
     kind = record.kind if record.kind == "multilabel" and config.kind is None else one_label
     if (kind == "multilabel") != (record.kind == "multilabel") or (kind == "binary" and len(classes) != 2):
-        raise _other_task(folder, "kind", record.kind, kind)
+        raise _other_recipe(folder, "task.kind", record.kind, kind)
     return Task(kind, classes)
 
 
-def _other_task(folder: Path, name: str, stored: str, given: str) -> ConfigError:
-    reason = f"was prepared with task.{name}={_shown(stored)}, the recipe has {_shown(given)}"
-    return ConfigError("dataset-recipe", reason, where=folder, fix="prepare another with this recipe")
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else str(value).replace(" ", "")
+def _other_recipe(folder: Path, key: str, stored: Any, given: Any) -> ConfigError:
+    was, now = ("null" if value is None else str(value).replace(" ", "") for value in (stored, given))
+    reason = f"was prepared with {key}={was}, the recipe has {now}"
+    fix = "use the recipe that it was prepared with, or prepare another"
+    return ConfigError("dataset-recipe", reason, where=folder, fix=fix)
 
 
 def _samples(folder: Path, record: DatasetRecord, task: Task) -> tuple[Sample, ...]:

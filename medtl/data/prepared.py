@@ -27,7 +27,7 @@ from torch import Tensor
 from medtl.core import __version__
 from medtl.core.files import medtl_home, read_json, write_json, writing
 from medtl.core.parallel import work_in_order
-from medtl.core.staging import StagingFolder
+from medtl.core.staging import StagingFolder, add_entry
 from medtl.data.dataset_file import DATASET_FILE, check_preprocessing, dataset_of, read_record
 from medtl.data.task import Manifest, Sample
 from medtl.errors import LabelError, OutputError, ReadError
@@ -262,12 +262,8 @@ def _fill(
     work = work_in_order(
         partial(prepare_one, config=config), [sample.series for sample in left], workers, ALONE_SECONDS
     )
-    with (
-        (staging.path / PIXELS).open("ab") as pixels,
-        staging.journal() as journal,
-        closing(work) as outcomes,
-    ):
-        for sample, outcome in zip(left, outcomes, strict=True):
+    with (staging.path / PIXELS).open("ab") as pixels, staging.journal() as journal, closing(work):
+        for sample, outcome in zip(left, work, strict=True):
             entry = SampleEntry(sample.sample_id, None)
             if isinstance(outcome, ReadError):
                 refusals.append((sample.sample_id, outcome))
@@ -276,11 +272,18 @@ def _fill(
                 pixels.write(content)
                 pixels.flush()
                 entry = SampleEntry(sample.sample_id, _hash(content), outcome.warning)
-            journal.add(entry)  # after its pixels, so that these are there wherever the line is
+            add_entry(journal, entry)  # after its pixels, so that these are there wherever the line is
             entries.append(entry)
             if progress:
                 progress(len(entries), len(samples))
         os.fsync(pixels.fileno())
+    _write_header(staging, config, entries)
+    return tuple(refusals)
+
+
+def _write_header(
+    staging: StagingFolder, config: PreprocessingConfig, entries: Sequence["SampleEntry"]
+) -> None:
     kept = [entry for entry in entries if entry.content_hash is not None]
     header = {
         "version": FORMAT_VERSION,
@@ -293,7 +296,6 @@ def _fill(
         "refused": [entry.sample_id for entry in entries if entry.content_hash is None],
     }
     write_json(staging.path / HEADER, header)
-    return tuple(refusals)
 
 
 class SampleEntry(NamedTuple):

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from medtl.core.files import write_csv
 from medtl.core.seeds import make_generator
@@ -26,7 +26,7 @@ HEADER = ["sample_id", "split", "target"]
 NearDuplicates = Literal["group", "warn", "ignore"]
 
 
-class SplitConfig(BaseModel):
+class SplitConfig(BaseModel, extra="forbid", frozen=True):
     """Shares of the samples in the parts; the rest is train. A split column of the table comes before it.
 
     folds: deal what test leaves into this many folds; val is number `fold` of them, from 0, train the others,
@@ -34,8 +34,6 @@ class SplitConfig(BaseModel):
     `group` makes one patient of a group of near-duplicates, `warn` only reports it, `ignore` does not look;
     by default a group is joined where a sample in it has no patient id, and reported where all have one.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     val: float = Field(default=0.2, gt=0, lt=1)
     test: float = Field(default=0.0, ge=0, lt=1)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, model_validator
 
 from medtl.errors import ReadError
 from medtl.imaging.series import Series
@@ -39,14 +39,12 @@ class Task:
         return self.classes[-1:] if self.kind == "binary" else self.classes
 
 
-class TaskConfig(BaseModel):
+class TaskConfig(BaseModel, extra="forbid", frozen=True, coerce_numbers_to_str=True):
     """What the user says about the task; the label table says the rest.
 
     classes: in the order of the outputs; in binary the last one is positive. Needed for a table with one
     column per class, unless those columns are named label_<class>.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
     kind: TaskKind | None = None
     classes: tuple[str, ...] | None = None

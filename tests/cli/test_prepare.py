@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import Result
 
-from medtl.core.staging import JournalWriter
+from medtl.core.staging import add_entry
 from medtl.data import prepared as preparing
 from medtl.training.checkpoint import load_checkpoint
 from tests.cli import jobs
@@ -317,7 +317,7 @@ def test_killed_and_run_again_it_comes_to_the_same_bytes(
 ) -> None:
     assert prepare(own_studies, tmp_path / "whole").exit_code == 0
     with monkeypatch.context() as patch:
-        patch.setattr(JournalWriter, "add", _add_until(10))
+        patch.setattr(preparing, "add_entry", _add_until(10))
         process = multiprocessing.get_context("fork").Process(
             target=prepare, args=(own_studies, tmp_path / "out")
         )
@@ -335,13 +335,12 @@ def test_killed_and_run_again_it_comes_to_the_same_bytes(
 def _add_until(count: int) -> Callable[..., None]:
     """Return an add that ends this process, as the system would, at that many samples."""
     done: list[None] = []
-    add = JournalWriter.add
 
-    def adding(writer: JournalWriter, entry: Any) -> None:
+    def adding(journal: Any, entry: Any) -> None:
         done.append(None)
         if len(done) == count:
             os.kill(os.getpid(), signal.SIGKILL)
-        add(writer, entry)
+        add_entry(journal, entry)
 
     return adding
 

@@ -173,5 +173,12 @@ def test_a_dataset_that_medtl_0_1_0_prepared_is_read_and_can_be_replaced(tmp_pat
     assert np.array_equal(stored.pixels, fresh.pixels) and len(fresh.pixels) == 12
     assert stored.content_hashes == fresh.content_hashes
     assert old.task == new.task and [s.target for s in old.samples] == [s.target for s in new.samples]
+    header = json.loads((dataset / "prepared.json").read_text())
+    header["oddities"] = [["s5bcb28ba1c", ["image-constant", "every pixel has the same value"]]]
+    (dataset / "prepared.json").write_text(json.dumps(header))
+    assert stored.warnings == fresh.warnings == ()
+    ((sample_id, warning),) = prepare_samples(old.samples, config).warnings
+    assert (sample_id, warning.code) == ("s5bcb28ba1c", "image-constant")
+    assert json.loads((fresh.folder / "prepared.json").read_text())["warnings"] == []
     del stored
     assert prepare_samples(new.samples, config, folder=dataset).content_hashes == fresh.content_hashes
