@@ -2,45 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from medtl.errors import TrainingError
 
 
-class StageFacts(Protocol):
-    """What a watcher sees of a stage of training; groups: how many layer groups it unfreezes."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def groups(self) -> int: ...
-
-    @property
-    def epochs(self) -> int: ...
-
-
-class PlanFacts(Protocol):
-    """What a watcher sees of the frozen prefix of a stage; step 0: there is none."""
-
-    @property
-    def step(self) -> int: ...
-
-    @property
-    def cached(self) -> bool: ...
-
-    @property
-    def reason(self) -> str: ...
-
-
-class Watcher(Protocol):
-    """What a front end may show while long work runs."""
+class Watcher:
+    """What a front end may show while long work runs: it overrides what it shows. This one shows nothing."""
 
     def note(self, label: str, text: str) -> None:
         """Show the user a line under a label."""
 
-    def stage(self, number: int, of: int, stage: StageFacts, plan: PlanFacts) -> None:
-        """Show that a stage begins."""
+    def stage(self, number: int, of: int, stage: Any, plan: Any) -> None:
+        """Show that a training.schedule.Stage begins; plan: the CachePlan of its frozen prefix."""
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Show that `done` of `total` is done."""
@@ -49,19 +23,7 @@ class Watcher(Protocol):
         """Show an epoch that is done; `row` is its line of history.csv."""
 
 
-class Unwatched:
-    """Shows nothing: the watcher of processes that do not lead."""
-
-    def note(self, label: str, text: str) -> None: ...
-
-    def stage(self, number: int, of: int, stage: StageFacts, plan: PlanFacts) -> None: ...
-
-    def progress(self, what: str, done: int, total: int) -> None: ...
-
-    def epoch(self, row: Mapping[str, Any]) -> None: ...
-
-
-SILENT = Unwatched()
+SILENT = Watcher()
 
 
 def note_all(watcher: Watcher, *notes: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from medtl.core.files import PathLike
 from medtl.data.task import Sample, Split, Task, TaskConfig
-from medtl.errors import LINE_LIMIT, LabelError, SplitError
+from medtl.errors import LINE_LIMIT, LabelError, SplitError, one_line
 
 DELIMITERS = (",", ";", "\t")
 NOT_UTF8 = "the label table is not UTF-8; it was read as Windows-1252: check letters with accents"
@@ -52,7 +52,7 @@ class LabelRowsError(LabelError):
     """Rows of a label table are wrong: `problems` lists all of them, one line each, in order of the rows."""
 
     def __init__(self, problems: Sequence[str], where: Path) -> None:
-        self.problems = tuple(map(_one_line, problems))
+        self.problems = tuple(one_line(problem, LINE_LIMIT) for problem in problems)
         more = f"{len(problems)} problems, the first: " if len(problems) > 1 else ""
         super().__init__("label-rows", more + self.problems[0], where=where, fix="correct the table")
 
@@ -61,7 +61,7 @@ class LeakRowsError(SplitError):
     """Rows of a label table put a patient into several parts: `problems` lists all of them."""
 
     def __init__(self, problems: Sequence[str], where: Path) -> None:
-        self.problems = tuple(map(_one_line, problems))
+        self.problems = tuple(one_line(problem, LINE_LIMIT) for problem in problems)
         more = f" (and {len(problems) - 1} more patients)" if len(problems) > 1 else ""
         super().__init__("patient-leak", self.problems[0] + more, where=where, fix="split by patient_id")
 
@@ -104,12 +104,6 @@ def compared_name(name: str) -> str:
 def table_error(path: Path, reason: str, fix: str) -> LabelError:
     """Return the error of a table that cannot be understood as a whole."""
     return LabelError("label-table", reason, where=path, fix=fix)
-
-
-def _one_line(problem: str) -> str:
-    """Return a problem as one printable line of no more than LINE_LIMIT characters."""
-    text = " ".join("".join(mark if mark.isprintable() else " " for mark in problem).split())
-    return text if len(text) <= LINE_LIMIT else text[: LINE_LIMIT - 1] + "…"
 
 
 def _decode(path: Path, content: bytes) -> tuple[str, tuple[str, ...]]:
