@@ -1,6 +1,6 @@
-"""Deal samples into train, val and test, or into folds: each patient in one part, classes in proportion.
+"""Split samples into train, val and test, or into folds: each patient in one part, classes in proportion.
 
-Patients are dealt one by one, the largest first, each to the part where it brings the counts of the classes
+Patients are assigned one by one, the largest first, each to the part where it brings the counts of the classes
 nearest to those expected (by the chi-square distance). Before that each class gets a patient in every part.
 """
 
@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +24,14 @@ from medtl.errors import SplitError
 ATTEMPTS = 20
 HEADER = ["sample_id", "split", "target"]
 NearDuplicates = Literal["group", "warn", "ignore"]
+Counts = NDArray[np.float64]  # of samples, of each patient or part (N) in each stratum: (N, strata)
 
 
 class SplitConfig(BaseModel, extra="forbid", frozen=True):
     """Shares of the samples in the parts; the rest is train. A split column of the table comes before it.
 
-    folds: deal what test leaves into this many folds; val is number `fold` of them, from 0, train the others,
-    and the share `val` is not used. repeat: another deal into folds, with the same test. near_duplicates:
+    folds: split what test leaves into this many folds; val is number `fold` of them, from 0, train the others,
+    and the share `val` is not used. repeat: other folds, with the same test. near_duplicates:
     `group` makes one patient of a group of near-duplicates, `warn` only reports it, `ignore` does not look;
     by default a group is joined where a sample in it has no patient id, and reported where all have one.
     """
@@ -54,8 +55,7 @@ class SplitConfig(BaseModel, extra="forbid", frozen=True):
         return self
 
 
-@dataclass(frozen=True)
-class SplitRow:
+class SplitRow(NamedTuple):
     """One row of splits.csv."""
 
     split: Split
@@ -70,7 +70,7 @@ class Patients:
     multilabel also its absence. strata: their names. samples: the indices of each patient's samples.
     """
 
-    counts: NDArray[np.float64]
+    counts: Counts
     strata: tuple[str, ...]
     samples: tuple[tuple[int, ...], ...]
 
@@ -83,7 +83,7 @@ def split_samples(samples: Sequence[Sample], task: Task, config: SplitConfig) ->
     """
     given = [sample.split for sample in samples]
     if not any(given):
-        return _deal(samples, task, config)
+        return _assign(samples, task, config)
     if not all(given):
         reason = f"{given.count(None)} of {len(given)} samples have no split"
         raise SplitError("split-incomplete", reason, fix="fill the split column in, or remove it")
@@ -115,12 +115,8 @@ def write_splits(path: Path, samples: Sequence[Sample]) -> None:
     """Write sample_id, split and target, atomically, in order of sample_id; no path and no patient id.
 
     target: the index of the class; in multilabel 1, 0 or nothing for each class, joined by "|". Raises
-    SplitError split-incomplete, OutputError output-unwritable.
+    OutputError output-unwritable.
     """
-    if not all(sample.split for sample in samples):
-        raise SplitError(
-            "split-incomplete", "a sample has no split", where=path, fix="split the samples first"
-        )
     ordered = sorted(samples, key=lambda sample: sample.sample_id)
     rows = [[sample.sample_id, sample.split or "", _target_text(sample.target)] for sample in ordered]
     write_csv(path, [HEADER, *rows])
@@ -129,21 +125,16 @@ def write_splits(path: Path, samples: Sequence[Sample]) -> None:
 def read_splits(path: Path) -> dict[str, SplitRow]:
     """Read what write_splits wrote, by sample_id. Raises SplitError file-unreadable, split-damaged."""
     try:
-        lines = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
-        if lines[0] != HEADER:
+        header, *lines = csv.reader(io.StringIO(path.read_text(encoding="utf-8")))
+        if header != HEADER or any(split not in get_args(Split) for _, split, _ in lines):
             raise ValueError
-        rows: dict[str, SplitRow] = {}
-        for sample_id, split, target in lines[1:]:
-            if split not in get_args(Split):
-                raise ValueError(split)
-            rows[sample_id] = SplitRow(split, _parse_target(target))  # type: ignore[arg-type]
+        return {name: SplitRow(split, _parse_target(target)) for name, split, target in lines}  # type: ignore[arg-type]
     except OSError as error:
         reason = error.strerror or str(error)
         raise SplitError("file-unreadable", reason, where=path, fix="name a run that has it") from error
-    except (ValueError, IndexError, csv.Error) as error:
+    except (ValueError, csv.Error) as error:
         reason = "is not a splits.csv that medtl wrote"
         raise SplitError("split-damaged", reason, where=path, fix="restore it, or train again") from error
-    return rows
 
 
 def _target_text(target: Target | None) -> str:
@@ -166,85 +157,75 @@ def _draw_val(samples: Sequence[Sample], task: Task, config: SplitConfig) -> tup
     train = [sample for sample in samples if sample.split == "train"]
     share = min(config.val * len(samples) / len(train), 0.5)
     drawing = config.model_copy(update={"val": share, "test": 0.0})
-    dealt = {sample.sample_id: sample for sample in _deal(train, task, drawing)}
-    return tuple(dealt.get(sample.sample_id, sample) for sample in samples)
+    assigned = {sample.sample_id: sample for sample in _assign(train, task, drawing)}
+    return tuple(assigned.get(sample.sample_id, sample) for sample in samples)
 
 
 def _check_filled(samples: Sequence[Sample], parts: Sequence[Split]) -> None:
     for part in parts:
         if not any(sample.split == part for sample in samples):
-            raise SplitError(
-                "split-empty", f"no sample is in {part}", fix="give more patients, or another split"
-            )
+            fix = "give more patients, or another split"
+            raise SplitError("split-empty", f"no sample is in {part}", fix=fix)
 
 
 def _check_trainable(samples: Sequence[Sample], task: Task) -> None:
     """Refuse a given split whose train part lacks a class."""
-    train = group_patients([sample for sample in samples if sample.split == "train"], task)
-    for name, count in zip(train.strata, (train.counts > 0).sum(axis=0), strict=True):
-        if count == 0:
-            reason = f"train has no sample of {name}"
-            raise SplitError("class-too-small", reason, fix="correct the split column, or remove it")
+    train = _group_patients([sample for sample in samples if sample.split == "train"], task)
+    absent = [name for name, count in zip(train.strata, train.counts.sum(axis=0), strict=True) if count == 0]
+    if absent:
+        reason, fix = f"train has no sample of {absent[0]}", "correct the split column, or remove it"
+        raise SplitError("class-too-small", reason, fix=fix)
 
 
-def _deal(samples: Sequence[Sample], task: Task, config: SplitConfig) -> tuple[Sample, ...]:
-    """Deal patients into parts, so that train and val have each class."""
-    patients = group_patients(samples, task)
-    parts = _deal_folds(patients, config) if config.folds else _deal_shares(patients, config)
+def _assign(samples: Sequence[Sample], task: Task, config: SplitConfig) -> tuple[Sample, ...]:
+    """Assign patients to parts, so that train and val have each class."""
+    patients = _group_patients(samples, task)
+    parts = _assign_folds(patients, config) if config.folds else _assign_shares(patients, config)
     part_of = {
         index: part for indices, part in zip(patients.samples, parts, strict=True) for index in indices
     }
     return tuple(replace(sample, split=part_of[index]) for index, sample in enumerate(samples))
 
 
-def _deal_shares(patients: Patients, config: SplitConfig) -> list[Split]:
+def _assign_shares(patients: Patients, config: SplitConfig) -> list[Split]:
     _check_patients(patients, 2, "one for train and one for val")
-    shares: dict[Split, float] = {"val": config.val, "test": config.test}
-    shares = {part: share for part, share in shares.items() if share > 0}
-    parts: list[Split] = ["train", *shares]
-    dealt = _deal_whole(
-        patients.counts, [1 - sum(shares.values()), *shares.values()], 2, config.seed, "split"
-    )
-    return [parts[index] for index in dealt]
+    shares = [config.val, config.test] if config.test else [config.val]
+    assigned = _assign_whole(patients.counts, [1 - sum(shares), *shares], 2, config.seed, "split")
+    return [get_args(Split)[index] for index in assigned]
 
 
-def _deal_folds(patients: Patients, config: SplitConfig) -> list[Split]:
-    """Deal twice: into folds and test, by the seed alone, then all but test into folds."""
+def _assign_folds(patients: Patients, config: SplitConfig) -> list[Split]:
+    """Assign twice: to folds and test, by the seed alone, then all but test to folds."""
     folds = config.folds or 0
     _check_patients(patients, folds, "one for each fold")
     rest = np.arange(len(patients.counts))
     if config.test > 0:
         portions = [*[(1 - config.test) / folds] * folds, config.test]
-        dealt = _deal_whole(patients.counts, portions, folds, config.seed, "test")
-        rest = np.flatnonzero(dealt < folds)
-    purpose = ("fold", config.repeat)
-    dealt = _deal_whole(patients.counts[rest], [1 / folds] * folds, folds, config.seed, *purpose)
+        assigned = _assign_whole(patients.counts, portions, folds, config.seed, "test")
+        rest = np.flatnonzero(assigned < folds)
+    portions = [1 / folds] * folds
+    assigned = _assign_whole(patients.counts[rest], portions, folds, config.seed, "fold", config.repeat)
     parts: list[Split] = ["test"] * len(patients.counts)
-    for patient, fold in zip(rest, dealt, strict=True):
+    for patient, fold in zip(rest, assigned, strict=True):
         parts[patient] = "val" if fold == config.fold else "train"
     return parts
 
 
-def _deal_whole(
-    counts: NDArray[np.float64],
-    portions: Sequence[float],
-    whole: int,
-    seed: int,
-    purpose: str,
-    *counters: int,
+def _assign_whole(
+    counts: Counts, portions: Sequence[float], whole: int, seed: int, purpose: str, *counters: int
 ) -> NDArray[np.int64]:
     """Return the part of each patient: every part has one, and the first `whole` parts have every class."""
     for attempt in range(ATTEMPTS):
         order = make_generator(seed, purpose, *counters, attempt).permutation(len(counts))
-        dealt = deal_patients(counts, np.array(portions), order)
-        filled = [counts[dealt == part] for part in range(len(portions))]
+        assigned = _assign_patients(counts, portions, order)
+        filled = [counts[assigned == part] for part in range(len(portions))]
         if all(map(len, filled)) and all((part.sum(axis=0) > 0).all() for part in filled[:whole]):
-            return dealt
+            return assigned
     reason = "no split was found with each class in train and val, and every part filled"
     raise SplitError("class-too-small", reason, fix="add patients of the rare classes, or leave those out")
 
 
-def group_patients(samples: Sequence[Sample], task: Task) -> Patients:
+def _group_patients(samples: Sequence[Sample], task: Task) -> Patients:
     """Group samples by patient, in order of their paths, and count their classes."""
     order = sorted(range(len(samples)), key=lambda index: place_of(samples[index]))
     members: dict[str, list[int]] = defaultdict(list)
@@ -276,8 +257,8 @@ def _check_patients(patients: Patients, least: int, what_for: str) -> None:
             raise SplitError("class-too-small", reason, fix="add patients, or leave the class out")
 
 
-def deal_patients(
-    counts: NDArray[np.float64], portions: NDArray[np.float64], order: NDArray[np.int64]
+def _assign_patients(
+    counts: Counts, portions: Sequence[float], order: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Return the part (patients,) of each patient.
 
@@ -287,28 +268,26 @@ def deal_patients(
     """
     expected = np.outer(portions, counts.sum(axis=0))
     filled = np.zeros_like(expected)
-    dealt = np.full(len(counts), -1)
+    assigned = np.full(len(counts), -1)
     largest_first = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
 
     def give(patient: int, part: int) -> None:
-        dealt[patient] = part
+        assigned[patient] = part
         filled[part] += counts[patient]
 
     patients_with = (counts > 0).sum(axis=0)
     for stratum in np.argsort(patients_with, kind="stable"):
         for part in range(min(patients_with[stratum], len(portions))):
-            free = order[(dealt[order] < 0) & (counts[order, stratum] > 0)]
+            free = order[(assigned[order] < 0) & (counts[order, stratum] > 0)]
             if filled[part, stratum] == 0 and len(free):
                 give(free[np.argmin(_costs(counts[free], filled[part], expected[part]))], part)
     for patient in largest_first:
-        if dealt[patient] < 0:
+        if assigned[patient] < 0:
             give(patient, int(np.argmin(_costs(counts[patient], filled, expected))))
-    return dealt
+    return assigned
 
 
-def _costs(
-    counts: NDArray[np.float64], filled: NDArray[np.float64], expected: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _costs(counts: Counts, filled: Counts, expected: Counts) -> NDArray[np.float64]:
     """Return how much adding counts increases the chi-square, sum((filled - expected)^2 / expected)."""
     return (counts * (2 * (filled - expected) + counts) / expected).sum(axis=-1)
 
@@ -323,17 +302,16 @@ def draw_labels(samples: Sequence[Sample], task: Task, budget: int | None, seed:
         return tuple(samples)
     training = [sample for sample in samples if sample.split == "train"]
     if budget > len(training):
-        raise _wrong(f"training has {len(training)} labels, fewer than the {budget} asked for")
-    patients = group_patients(training, task)
+        raise _no_budget(f"training has {len(training)} labels, fewer than the {budget} asked for")
+    patients = _group_patients(training, task)
     order = list(_order(patients, seed))
     sizes = np.cumsum([len(patients.samples[patient]) for patient in order])
     drawn = order[: int(np.searchsorted(sizes, budget, side="right"))]
     positives = patients.counts[:, : len(task.classes)]
     lacking = np.flatnonzero((positives.sum(axis=0) > 0) & (positives[drawn].sum(axis=0) == 0))
     if len(lacking):
-        raise _wrong(
-            f"a budget of {budget} has no room for class {task.classes[lacking[0]]}, as patients come whole"
-        )
+        name = task.classes[lacking[0]]
+        raise _no_budget(f"a budget of {budget} has no room for class {name}, as patients come whole")
     kept = {training[row].sample_id for patient in drawn for row in patients.samples[patient]}
     return tuple(sample for sample in samples if sample.split != "train" or sample.sample_id in kept)
 
@@ -355,5 +333,5 @@ def _order(patients: Patients, seed: int) -> Iterator[int]:
         yield patient
 
 
-def _wrong(reason: str) -> SplitError:
+def _no_budget(reason: str) -> SplitError:
     return SplitError("label-budget", reason, where="--label-budget", fix="ask for another number")
