@@ -1,10 +1,12 @@
-"""Salted hashes in place of identifiers, which keep patients apart and name none."""
+"""Ids and seeds made by hashing: ids that name no patient, seeds that depend on their purpose alone."""
 
 import hashlib
 import os
 import secrets
 from functools import cache
 from pathlib import Path
+
+import numpy as np
 
 from medtl.core.files import medtl_home, replacing, writing
 from medtl.core.staging import remove_lock, wait_for_lock
@@ -46,3 +48,17 @@ def _stored_salt(path: Path) -> bytes:
         fix = "restore it, or remove it: then all ids change"
         raise OutputError("salt-damaged", f"is no salt: it has {len(salt)} bytes", where=path, fix=fix)
     return salt
+
+
+def derive_seed(seed: int, purpose: str, *counters: int | str) -> int:
+    """Return a 63-bit seed for one purpose at one place, for example ("augment", epoch, sample_id).
+
+    It never depends on the order of calls, so that any step can be repeated.
+    """
+    text = "\x1f".join([str(seed), purpose, *map(str, counters)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
+
+
+def make_generator(seed: int, purpose: str, *counters: int | str) -> np.random.Generator:
+    """Return a numpy generator seeded by derive_seed."""
+    return np.random.default_rng(derive_seed(seed, purpose, *counters))

@@ -10,7 +10,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,22 +126,18 @@ def open_journal(folder: Path) -> Iterator[Journal]:
     OutputError output-unwritable.
     """
     path = make_folder(folder) / NAME
-    with _explaining(path):
-        connection = sqlite3.connect(path, timeout=LOCK_SECONDS)
-    try:
-        with _explaining(path):
-            connection.execute("pragma locking_mode = exclusive")
-            connection.execute("pragma journal_mode = wal")
-            connection.execute("pragma synchronous = full")
-            connection.executescript(TABLES)
-            _rename_old_column(connection)
-        journal = Journal(connection, path)
-        yield journal
-        journal.commit()
-    finally:
-        with suppress(sqlite3.Error):  # rows are whole, even if an error or a signal interrupted the work
+    with _explaining(path), closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as connection:
+        connection.execute("pragma locking_mode = exclusive")
+        connection.execute("pragma journal_mode = wal")
+        connection.execute("pragma synchronous = full")
+        connection.executescript(TABLES)
+        _rename_old_column(connection)
+        try:
+            yield Journal(connection, path)
             connection.commit()
-        connection.close()
+        finally:
+            with suppress(sqlite3.Error):  # rows are whole, even if an error or a signal interrupted the work
+                connection.commit()
 
 
 def _rename_old_column(connection: sqlite3.Connection) -> None:

@@ -1,6 +1,6 @@
 """Split samples into train, val and test, or into folds: each patient in one part, classes in proportion.
 
-Patients are assigned one by one, the largest first, each to the part where it brings the counts of the classes
+Patients are assigned one by one, the largest first, each to the part where it brings the counts of classes
 nearest to those expected (by the chi-square distance). Before that each class gets a patient in every part.
 """
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, model_validator
 
 from medtl.core.files import write_csv
-from medtl.core.seeds import make_generator
+from medtl.core.ids import make_generator
 from medtl.data.task import Sample, Split, Target, Task, place_of
 from medtl.errors import SplitError
 
@@ -30,10 +30,10 @@ Counts = NDArray[np.float64]  # of samples, of each patient or part (N) in each 
 class SplitConfig(BaseModel, extra="forbid", frozen=True):
     """Shares of the samples in the parts; the rest is train. A split column of the table comes before it.
 
-    folds: split what test leaves into this many folds; val is number `fold` of them, from 0, train the others,
-    and the share `val` is not used. repeat: other folds, with the same test. near_duplicates:
-    `group` makes one patient of a group of near-duplicates, `warn` only reports it, `ignore` does not look;
-    by default a group is joined where a sample in it has no patient id, and reported where all have one.
+    folds: split all but test into this many folds; val is number `fold` of them, from 0, train the others,
+    and the share `val` is not used. repeat: other folds, with the same test. near_duplicates: `group` makes
+    one patient of a group of near-duplicates, `warn` only reports it, `ignore` does not look; by default a
+    group is joined where a sample in it has no patient id, and reported where all have one.
     """
 
     val: float = Field(default=0.2, gt=0, lt=1)
@@ -217,7 +217,7 @@ def _assign_whole(
     """Return the part of each patient: every part has one, and the first `whole` parts have every class."""
     for attempt in range(ATTEMPTS):
         order = make_generator(seed, purpose, *counters, attempt).permutation(len(counts))
-        assigned = _assign_patients(counts, portions, order)
+        assigned = _assign_each(counts, portions, order)
         filled = [counts[assigned == part] for part in range(len(portions))]
         if all(map(len, filled)) and all((part.sum(axis=0) > 0).all() for part in filled[:whole]):
             return assigned
@@ -257,9 +257,7 @@ def _check_patients(patients: Patients, least: int, what_for: str) -> None:
             raise SplitError("class-too-small", reason, fix="add patients, or leave the class out")
 
 
-def _assign_patients(
-    counts: Counts, portions: Sequence[float], order: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def _assign_each(counts: Counts, portions: Sequence[float], order: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the part (patients,) of each patient.
 
     counts: (patients, strata); portions: (parts,), which add up to 1; order: of the patients, before the
