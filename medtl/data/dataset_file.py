@@ -28,24 +28,17 @@ from medtl.data.task import (
     TaskKind,
     has_patient_id,
     place_of,
-    refusal_notes,
 )
 from medtl.errors import CODES, ConfigError, LabelError, ReadError
 from medtl.imaging.series import Series
 
 DATASET_FILE = "dataset.json"
 FORMAT: Literal["medtl dataset"] = "medtl dataset"
-VERSION: Literal[1] = 1
 # The format is named in the first bytes: other files have this name, too.
 HEAD_BYTES = 64
 
 # The format of a series whose source is not here.
 SERIES_FORMAT = "dataset"
-
-# Settings of the task that decide what the labels are, and which samples are of one patient.
-READING_KEYS = ("label_column", "patient_column")
-
-FIX_SOURCE = "correct it in the source folder and prepare that again"
 
 
 class SampleRecord(BaseModel, extra="forbid", frozen=True):
@@ -69,14 +62,15 @@ class RefusalRecord(BaseModel, extra="forbid", frozen=True):
 
     def to_error(self) -> ReadError:
         """Return the refusal; its reason is the meaning of its code: the original may name a file."""
-        return ReadError(self.code, CODES.get(self.code, "cannot be read"), where=self.source, fix=FIX_SOURCE)
+        fix = "correct it in the source folder and prepare that again"
+        return ReadError(self.code, CODES.get(self.code, "cannot be read"), where=self.source, fix=fix)
 
 
 class DatasetRecord(BaseModel, extra="forbid", frozen=True):
     """What dataset.json holds. key: of the pixels that it belongs to; labels_sha256: of the label table."""
 
     format: Literal["medtl dataset"] = FORMAT
-    version: Literal[1] = VERSION
+    version: Literal[1] = 1
     medtl: str
     key: str
     labels_sha256: str | None
@@ -108,7 +102,7 @@ def write_record(
     reading: TaskConfig,
     preprocessing: Mapping[str, Any],
     key: str,
-) -> DatasetRecord:
+) -> None:
     """Write dataset.json from the manifest of the folder `data`.
 
     refused: samples that could not be prepared; reading: how the label table was read; key: of the pixels.
@@ -116,13 +110,11 @@ def write_record(
     """
     left_out = identifying_attributes(manifest.samples)
     kept = [name for name in attribute_names(manifest.samples) if name not in left_out]
-    notes = [note for note in manifest.notes if note not in refusal_notes(manifest.refusals)]
+    notes = list(manifest.remarks)
     if left_out:
         notes.append(f"columns left out of the dataset, as they may name patients: {', '.join(left_out)}")
-    refusals = [
-        RefusalRecord(code=error.code, source=sample_key(refused_name(error, data)))
-        for error in manifest.refusals
-    ]
+    unread = [(sample_key(refused_name(error, data)), error) for error in manifest.refusals]
+    refusals = [RefusalRecord(code=error.code, source=name) for name, error in unread]
     refusals += [RefusalRecord(code=error.code, source=name, sample_id=name) for name, error in refused]
     record = DatasetRecord(
         medtl=__version__,
@@ -137,7 +129,6 @@ def write_record(
         samples=_record_samples(manifest.samples, kept),
     )
     write_json(folder / DATASET_FILE, record.model_dump(mode="json"))
-    return record
 
 
 def read_record(folder: Path) -> DatasetRecord:
@@ -145,9 +136,8 @@ def read_record(folder: Path) -> DatasetRecord:
     try:
         return DatasetRecord.model_validate(read_json(folder / DATASET_FILE))
     except (OSError, ValueError) as error:  # ValidationError is a ValueError
-        newer = isinstance(error, ValidationError) and any(
-            problem["loc"] == ("version",) for problem in error.errors()
-        )
+        places = [problem["loc"] for problem in error.errors()] if isinstance(error, ValidationError) else []
+        newer = ("version",) in places
         reason = "is of another version of medtl" if newer else "has a dataset.json that medtl did not write"
         raise ReadError("dataset-damaged", reason, where=folder, fix="prepare it again") from error
 
@@ -163,18 +153,13 @@ def load_dataset(folder: Path, labels: Path | None, config: TaskConfig) -> Manif
     if labels is not None and _hash_file(labels) != record.labels_sha256:
         reason = "holds the labels of another table"
         raise LabelError("label-table", reason, where=folder, fix="leave --labels out, or prepare it again")
-    for name in READING_KEYS:
+    for name in ("label_column", "patient_column"):  # what the labels are, and whose
         stored, given = getattr(record.reading, name), getattr(config, name)
         if compared_name(stored) != compared_name(given):
             raise _other_recipe(folder, f"task.{name}", stored, given)
     task = _task(folder, record, config)
     refusals = tuple(one.to_error() for one in record.refusals if one.sample_id is None)
-    return Manifest(
-        task,
-        _samples(folder, record, task),
-        (*record.notes, *refusal_notes(refusals)),
-        refusals,
-    )
+    return Manifest(task, _samples(folder, record, task), record.notes, refusals)
 
 
 def dataset_of(samples: Iterable[Sample]) -> Path | None:
@@ -240,8 +225,7 @@ def _to_task(target: Target | None, classes: Sequence[str], task: Task) -> Targe
 
 
 def _record_samples(samples: Sequence[Sample], attributes: Sequence[str]) -> tuple[SampleRecord, ...]:
-    order = sorted(range(len(samples)), key=lambda index: place_of(samples[index]))
-    places = {index: place for place, index in enumerate(order)}
+    places = {sample.sample_id: place for place, sample in enumerate(sorted(samples, key=place_of))}
     ids = sorted({sample.patient_id for sample in samples})
     digits = len(str(len(ids)))
     # A hash behind its rank, since intervals are drawn in this order.
@@ -252,12 +236,12 @@ def _record_samples(samples: Sequence[Sample], attributes: Sequence[str]) -> tup
             patient=patients[sample.patient_id],
             # A patient without an id of their own has that of the study or of the sample.
             study=hash_identifier(sample.study_id) if has_patient_id(sample) else patients[sample.patient_id],
-            place=places[index],
+            place=places[sample.sample_id],
             target=sample.target,
             split=sample.split,
             attributes={name: sample.attributes[name] for name in attributes},
         )
-        for index, sample in enumerate(samples)
+        for sample in samples
     )
 
 

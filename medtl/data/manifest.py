@@ -45,7 +45,6 @@ from medtl.data.task import (
     TaskConfig,
     TaskKind,
     order_classes,
-    refusal_notes,
 )
 from medtl.errors import LabelError, ReadError
 from medtl.imaging.medmnist import archive_labels
@@ -122,7 +121,7 @@ def _manifest_of_table(source: Source) -> Manifest:
     if not located:
         raise LabelRowsError([f"none of {len(refusals)} inputs can be read: {refusals[0]}"], table.path)
     samples = tuple(sample for _, sample in located)
-    return Manifest(task, samples, _notes(source, task, samples, refusals), tuple(refusals))
+    return Manifest(task, samples, _remarks(source, task, samples), tuple(refusals))
 
 
 def _task_of_table(source: Source) -> Task:
@@ -175,14 +174,14 @@ def _sample(cells: Mapping[str, str], series: Series, columns: Columns, task: Ta
     )
 
 
-def _notes(
-    source: Source, task: Task, samples: Sequence[Sample], refusals: Sequence[ReadError]
-) -> tuple[str, ...]:
-    notes = [*source.table.notes, *_class_notes(source.config, task), *_patient_notes(source, samples)]
+def _remarks(source: Source, task: Task, samples: Sequence[Sample]) -> tuple[str, ...]:
     unlisted = len(source.folder.scanned.series) - len(samples)
-    if unlisted:
-        notes.append(f"{unlisted} images or series of the folder are not in the table")
-    return (*notes, *refusal_notes(refusals))
+    return (
+        *source.table.notes,
+        *_class_notes(source.config, task),
+        *_patient_notes(source, samples),
+        *([f"{unlisted} images or series of the folder are not in the table"] if unlisted else []),
+    )
 
 
 def _class_notes(config: TaskConfig, task: Task) -> list[str]:

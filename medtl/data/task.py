@@ -1,7 +1,7 @@
 """The task and its samples: the classes, what the user says about them, and their order."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -101,21 +101,23 @@ class Sample:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The samples of one task. notes: one plain line for each thing that the user should know.
+    """The samples of one task. remarks: one plain line for each thing that the user should know.
 
     refusals: labelled inputs that were found and cannot be read; no sample stands for them.
     """
 
     task: Task
     samples: tuple[Sample, ...]
-    notes: tuple[str, ...]
+    remarks: tuple[str, ...]
     refusals: tuple[ReadError, ...] = ()
 
-
-def refusal_notes(refusals: Sequence[ReadError]) -> tuple[str, ...]:
-    """Return the line that counts labelled inputs that cannot be read."""
-    text = "labelled inputs that cannot be read and are left out"
-    return (f"{text}: {len(refusals)}, first {refusals[0]}",) if refusals else ()
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The remarks, and a line that counts the refusals."""
+        if not self.refusals:
+            return self.remarks
+        text = "labelled inputs that cannot be read and are left out"
+        return (*self.remarks, f"{text}: {len(self.refusals)}, first {self.refusals[0]}")
 
 
 def has_patient_id(sample: Sample) -> bool:
