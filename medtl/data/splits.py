@@ -7,7 +7,7 @@ nearest to those expected (by the chi-square distance). Before that each class g
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -302,9 +302,8 @@ def draw_labels(samples: Sequence[Sample], task: Task, budget: int | None, seed:
     if budget > len(training):
         raise _no_budget(f"training has {len(training)} labels, fewer than the {budget} asked for")
     patients = _group_patients(training, task)
-    order = list(_order(patients, seed))
-    sizes = np.cumsum([len(patients.samples[patient]) for patient in order])
-    drawn = order[: int(np.searchsorted(sizes, budget, side="right"))]
+    order, sizes = _order(patients, seed)
+    drawn = order[sizes[order].cumsum() <= budget]
     positives = patients.counts[:, : len(task.classes)]
     lacking = np.flatnonzero((positives.sum(axis=0) > 0) & (positives[drawn].sum(axis=0) == 0))
     if len(lacking):
@@ -314,21 +313,18 @@ def draw_labels(samples: Sequence[Sample], task: Task, budget: int | None, seed:
     return tuple(sample for sample in samples if sample.split != "train" or sample.sample_id in kept)
 
 
-def _order(patients: Patients, seed: int) -> Iterator[int]:
-    """Yield patients at random, each time of the class that is furthest behind its share of the samples."""
+def _order(patients: Patients, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return patients at random, each of the class that is furthest behind its share, and all their sizes."""
     present = patients.counts > 0
     class_of = np.where(present, present.sum(axis=0), np.inf).argmin(axis=1)  # the rarest of a patient's
-    shuffled = make_generator(seed, "labels").permutation(len(class_of))
-    waiting = {int(name): [int(p) for p in shuffled if class_of[p] == name] for name in np.unique(class_of)}
-    sizes = {name: sum(len(patients.samples[p]) for p in members) for name, members in waiting.items()}
-    taken = dict.fromkeys(waiting, 0)
-    while waiting:
-        behind = min(waiting, key=lambda name: (taken[name] / sizes[name], sizes[name], name))
-        patient = waiting[behind].pop()
-        taken[behind] += len(patients.samples[patient])
-        if not waiting[behind]:
-            del waiting[behind]
-        yield patient
+    sizes = np.array([len(samples) for samples in patients.samples])
+    shuffled = make_generator(seed, "labels").permutation(len(sizes))[::-1]
+    taken, total = np.zeros_like(sizes), np.zeros_like(sizes)
+    for name in np.unique(class_of):
+        members = shuffled[class_of[shuffled] == name]
+        taken[members] = sizes[members].cumsum() - sizes[members]
+        total[members] = sizes[members].sum()
+    return np.lexsort((class_of, total, taken / total)), sizes
 
 
 def _no_budget(reason: str) -> SplitError:
