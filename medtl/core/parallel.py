@@ -60,10 +60,8 @@ def work_in_order(
     method = _start_method(task)
     if method is None:
         workers = 1
-    elif method == "spawn":
-        patience += SPAWN_SECONDS
-    count = _usable_children() if workers is None else workers
-    patience = patience if workers is None else 0.0
+    count = min(MOST_CHILDREN, usable_processors()) if workers is None else workers
+    patience = 0.0 if workers is not None else patience + SPAWN_SECONDS * (method == "spawn")
     started, done = time.monotonic(), 0
     while done < len(items) and (
         count <= 1 or time.monotonic() - started < patience or len(items) - done < done
@@ -92,10 +90,6 @@ def _start_method(task: Callable) -> str | None:
             ForkingPickler.dumps(task)
             return "spawn"
     return None
-
-
-def _usable_children() -> int:
-    return min(MOST_CHILDREN, usable_processors())
 
 
 def _work_in_children(

@@ -184,9 +184,8 @@ def assign_columns(table: Table, config: TaskConfig) -> Columns:
     path = by_name.get(compared_name(config.path_column))
     uids = [by_name[name] for name in (*SERIES_NAMES, *STUDY_NAMES) if name in by_name]
     if not path and not uids:
-        needed = f"{config.path_column}, series_uid or study_uid"
         names = (config.path_column, "series_uid", "study_uid")
-        raise _missing_column(table, needed, names, "task.path_column")
+        raise _missing_column(table, "{}, {} or {}".format(*names), names, "task.path_column")
     label, classes = _label_columns(table, by_name, config)
     patient, study, split = map(by_name.get, (compared_name(config.patient_column), "studyid", "split"))
     used = {path, *uids, label, *classes.values(), patient, study, split}
@@ -222,12 +221,8 @@ def _label_columns(
 
 def _class_columns(table: Table, by_name: Mapping[str, str], config: TaskConfig) -> dict[str, str]:
     if config.classes is None:
-        prefixed = {
-            name[len(CLASS_PREFIX) :]: name
-            for name in table.columns
-            if name.casefold().startswith(CLASS_PREFIX)
-        }
-        return {name: column for name, column in prefixed.items() if name}
+        prefixed = [name for name in table.columns if name.casefold().startswith(CLASS_PREFIX)]
+        return {name[len(CLASS_PREFIX) :]: name for name in prefixed if name.casefold() != CLASS_PREFIX}
     found = {
         name: by_name.get(compared_name(CLASS_PREFIX + name)) or by_name.get(compared_name(name))
         for name in config.classes

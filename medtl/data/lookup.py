@@ -88,16 +88,15 @@ class Folder:
         return path if path.exists() else Path(os.path.normpath(self.root / cell.replace("\\", "/")))
 
     def _find_existing(self, path: Path, cell: str) -> Series:
-        for name in self._names(path):
-            if path.is_dir() and name in self.by_folder:
-                inside, refused = self.by_folder[name], len(self._refusals_at(path))
-                if not refused:
-                    return self._only(inside, cell)
-                counts = f"{len(inside)} readable and {refused} refused series"
-                raise NoSeriesError(f"{cell} holds {counts}: name one of them")
-            if name in self.by_file:
-                return self._one_of_file(name, cell)
-        refusals = self._refusals_at(path)
+        name = self._name_of(path)
+        if name in self.by_file:
+            return self._one_of_file(name, cell)
+        inside, refusals = self.by_folder.get(name, []), self._refusals_at(path)
+        if inside and not refusals:
+            return self._only(inside, cell)
+        if inside:
+            counts = f"{len(inside)} readable and {len(refusals)} refused series"
+            raise NoSeriesError(f"{cell} holds {counts}: name one of them")
         if len(refusals) == 1:
             raise refusals[0]
         if refusals:
@@ -105,17 +104,19 @@ class Folder:
         raise NoSeriesError(f"{cell} holds no image that can be read")
 
     def _find_item(self, path: Path, cell: str, item: str) -> Series:
-        for name in self._names(path):
-            if f"{name}#{item}" in self.by_item:
-                return self.by_item[f"{name}#{item}"]
-            if name in self.by_file:
-                first = source_name(self.by_file[name][0], self.data)
-                raise NoSeriesError(f"{cell} has no item {item!r}: name it as {first}")
+        name = self._name_of(path)
+        if f"{name}#{item}" in self.by_item:
+            return self.by_item[f"{name}#{item}"]
+        if name in self.by_file:
+            first = source_name(self.by_file[name][0], self.data)
+            raise NoSeriesError(f"{cell} has no item {item!r}: name it as {first}")
         self._find_existing(path, cell)  # a refused file has no items
         raise NoSeriesError(f"{cell} is no file: leave #{item} out")
 
-    def _names(self, path: Path) -> tuple[str, str]:
-        return relative_name(path, self.root), relative_name(path.resolve(), self.resolved_root)
+    def _name_of(self, path: Path) -> str:
+        """Return the name by which the scan knows a path that may lead through links."""
+        names = relative_name(path, self.root), relative_name(path.resolve(), self.resolved_root)
+        return next((name for name in names if name in self.by_file or name in self.by_folder), names[0])
 
     def _one_of_file(self, name: str, cell: str) -> Series:
         found = self._only(self.by_file[name], cell)

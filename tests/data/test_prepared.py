@@ -481,7 +481,7 @@ def test_the_number_of_processes_changes_no_byte(
     radiographs: list[Sample], monkeypatch: pytest.MonkeyPatch, workers: int | None
 ) -> None:
     monkeypatch.setattr(preparing, "ALONE_SECONDS", 0.0)
-    monkeypatch.setattr(in_children, "_usable_children", lambda: 2)
+    monkeypatch.setattr(in_children, "usable_processors", lambda: 2)
     radiographs[1].series.path.write_bytes(b"")
     alone = prepare_samples(radiographs, CONFIG, workers=1)
     before = contents(alone.folder)
@@ -497,7 +497,7 @@ def test_the_number_of_processes_changes_no_byte(
 def test_a_long_job_is_shared_with_children(
     radiographs: list[Sample], reads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(in_children, "_usable_children", lambda: 2)
+    monkeypatch.setattr(in_children, "usable_processors", lambda: 2)
     monkeypatch.setattr(preparing, "ALONE_SECONDS", 0.0)
     assert len(prepare_samples(radiographs, CONFIG).sample_ids) == 4
     assert reads == []  # children keep lists of their own
