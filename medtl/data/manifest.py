@@ -34,8 +34,7 @@ from medtl.data.labels import (
     load_table,
     table_error,
 )
-from medtl.data.lookup import Folder, NoSeriesError
-from medtl.data.naming import sample_key, source_name
+from medtl.data.naming import Folder, NoSeriesError, sample_key, source_name
 from medtl.data.task import (
     Manifest,
     Sample,

@@ -67,12 +67,12 @@ class Patients:
     """Patients in an order that depends on neither the rows' order nor the salt.
 
     counts: float64 (patients, strata), how many samples of each has in each stratum: a class, and in
-    multilabel also its absence. strata: their names. samples: the indices of each patient's samples.
+    multilabel also its absence. strata: their names. of_sample: (samples,), the patient of each sample.
     """
 
     counts: Counts
     strata: tuple[str, ...]
-    samples: tuple[tuple[int, ...], ...]
+    of_sample: NDArray[np.int64]
 
 
 def split_samples(samples: Sequence[Sample], task: Task, config: SplitConfig) -> tuple[Sample, ...]:
@@ -88,12 +88,14 @@ def split_samples(samples: Sequence[Sample], task: Task, config: SplitConfig) ->
         reason = f"{given.count(None)} of {len(given)} samples have no split"
         raise SplitError("split-incomplete", reason, fix="fill the split column in, or remove it")
     check_no_leak(samples)
+    if "train" not in given:
+        fix = "give more patients, or another split"
+        raise SplitError("split-empty", "no sample is in train", fix=fix)
     if "val" not in given:
         samples = _draw_val(samples, task, config)
     elif config.folds is not None:
         fix = "leave split.folds out, or call val train in the table"
         raise SplitError("split-brought", "split.folds is set, and the table has a val part", fix=fix)
-    _check_filled(samples, ("train", "val"))
     _check_trainable(samples, task)
     return tuple(samples)
 
@@ -153,19 +155,11 @@ def _parse_target(text: str) -> Target | None:
 
 def _draw_val(samples: Sequence[Sample], task: Task, config: SplitConfig) -> tuple[Sample, ...]:
     """Move patients from train to val; test stays as it is."""
-    _check_filled(samples, ("train",))
     train = [sample for sample in samples if sample.split == "train"]
     share = min(config.val * len(samples) / len(train), 0.5)
     drawing = config.model_copy(update={"val": share, "test": 0.0})
     assigned = {sample.sample_id: sample for sample in _assign(train, task, drawing)}
     return tuple(assigned.get(sample.sample_id, sample) for sample in samples)
-
-
-def _check_filled(samples: Sequence[Sample], parts: Sequence[Split]) -> None:
-    for part in parts:
-        if not any(sample.split == part for sample in samples):
-            fix = "give more patients, or another split"
-            raise SplitError("split-empty", f"no sample is in {part}", fix=fix)
 
 
 def _check_trainable(samples: Sequence[Sample], task: Task) -> None:
@@ -181,10 +175,8 @@ def _assign(samples: Sequence[Sample], task: Task, config: SplitConfig) -> tuple
     """Assign patients to parts, so that train and val have each class."""
     patients = _group_patients(samples, task)
     parts = _assign_folds(patients, config) if config.folds else _assign_shares(patients, config)
-    part_of = {
-        index: part for indices, part in zip(patients.samples, parts, strict=True) for index in indices
-    }
-    return tuple(replace(sample, split=part_of[index]) for index, sample in enumerate(samples))
+    pairs = zip(samples, patients.of_sample, strict=True)
+    return tuple(replace(sample, split=parts[patient]) for sample, patient in pairs)
 
 
 def _assign_shares(patients: Patients, config: SplitConfig) -> list[Split]:
@@ -227,20 +219,17 @@ def _assign_whole(
 
 def _group_patients(samples: Sequence[Sample], task: Task) -> Patients:
     """Group samples by patient, in order of their paths, and count their classes."""
-    order = sorted(range(len(samples)), key=lambda index: place_of(samples[index]))
-    members: dict[str, list[int]] = defaultdict(list)
-    for index in order:
-        members[samples[index].patient_id].append(index)
+    numbers: dict[str, int] = {}
+    for sample in sorted(samples, key=place_of):
+        numbers.setdefault(sample.patient_id, len(numbers))
+    of_sample = np.array([numbers[sample.patient_id] for sample in samples], dtype=np.int64)
     strata = tuple(f"class {name!r}" for name in task.classes)
     if task.kind == "multilabel":
         strata += tuple(f"absence of {name!r}" for name in task.classes)
+    counts = np.zeros((len(numbers), len(strata)))
     memberships = np.array([_membership(sample, task) for sample in samples]).reshape(-1, len(strata))
-    counts = [memberships[indices].sum(axis=0) for indices in members.values()]
-    return Patients(
-        np.array(counts, dtype=np.float64).reshape(-1, len(strata)),
-        strata,
-        tuple(map(tuple, members.values())),
-    )
+    np.add.at(counts, of_sample, memberships)
+    return Patients(counts, strata, of_sample)
 
 
 def _membership(sample: Sample, task: Task) -> list[bool]:
@@ -302,29 +291,30 @@ def draw_labels(samples: Sequence[Sample], task: Task, budget: int | None, seed:
     if budget > len(training):
         raise _no_budget(f"training has {len(training)} labels, fewer than the {budget} asked for")
     patients = _group_patients(training, task)
-    order, sizes = _order(patients, seed)
-    drawn = order[sizes[order].cumsum() <= budget]
+    order = _order(patients, seed)
+    drawn = order[np.bincount(patients.of_sample)[order].cumsum() <= budget]
     positives = patients.counts[:, : len(task.classes)]
     lacking = np.flatnonzero((positives.sum(axis=0) > 0) & (positives[drawn].sum(axis=0) == 0))
     if len(lacking):
         name = task.classes[lacking[0]]
         raise _no_budget(f"a budget of {budget} has no room for class {name}, as patients come whole")
-    kept = {training[row].sample_id for patient in drawn for row in patients.samples[patient]}
+    rows = np.flatnonzero(np.isin(patients.of_sample, drawn))
+    kept = {training[row].sample_id for row in rows}
     return tuple(sample for sample in samples if sample.split != "train" or sample.sample_id in kept)
 
 
-def _order(patients: Patients, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return patients at random, each of the class that is furthest behind its share, and all their sizes."""
+def _order(patients: Patients, seed: int) -> NDArray[np.int64]:
+    """Return patients at random, each time of the class that is furthest behind its share of the samples."""
     present = patients.counts > 0
     class_of = np.where(present, present.sum(axis=0), np.inf).argmin(axis=1)  # the rarest of a patient's
-    sizes = np.array([len(samples) for samples in patients.samples])
+    sizes = np.bincount(patients.of_sample)
     shuffled = make_generator(seed, "labels").permutation(len(sizes))[::-1]
     taken, total = np.zeros_like(sizes), np.zeros_like(sizes)
     for name in np.unique(class_of):
         members = shuffled[class_of[shuffled] == name]
         taken[members] = sizes[members].cumsum() - sizes[members]
         total[members] = sizes[members].sum()
-    return np.lexsort((class_of, total, taken / total)), sizes
+    return np.lexsort((class_of, total, taken / total))
 
 
 def _no_budget(reason: str) -> SplitError:

@@ -8,8 +8,8 @@ import pytest
 
 from medtl.core.ids import hash_identifier
 from medtl.data.labels import LabelRowsError
-from medtl.data.lookup import Folder, NoSeriesError
 from medtl.data.manifest import load_manifest
+from medtl.data.naming import Folder, NoSeriesError
 from medtl.data.task import Manifest, TaskConfig
 from medtl.errors import ReadError
 from medtl.imaging.reader import read_series, scan
