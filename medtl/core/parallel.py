@@ -38,13 +38,8 @@ SPAWN_SECONDS = 10.0
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST = (2**31 - 1, 2**25)
 
+# Set by a main script that does nothing when it is imported: children may be spawned.
 may_spawn = False
-
-
-def allow_spawning() -> None:
-    """Allow children where they have to be spawned: the main script does nothing when it is imported."""
-    global may_spawn
-    may_spawn = True
 
 
 def work_in_order(

@@ -16,7 +16,7 @@ from medtl.core import __version__
 from medtl.core.files import read_json, write_json
 from medtl.core.ids import hash_identifier
 from medtl.data.attributes import attribute_names, identifying_attributes
-from medtl.data.labels import compared_name
+from medtl.data.labels import compared_name, read_table
 from medtl.data.naming import refused_name, sample_key
 from medtl.data.task import (
     Manifest,
@@ -119,7 +119,7 @@ def write_record(
     record = DatasetRecord(
         medtl=__version__,
         key=key,
-        labels_sha256=_hash_file(labels) if labels else None,
+        labels_sha256=_hash_table(labels) if labels else None,
         kind=manifest.task.kind,
         classes=manifest.task.classes,
         reading=reading,
@@ -150,7 +150,7 @@ def load_dataset(folder: Path, labels: Path | None, config: TaskConfig) -> Manif
     class that the task does not have.
     """
     record = read_record(folder)
-    if labels is not None and _hash_file(labels) != record.labels_sha256:
+    if labels is not None and _hash_table(labels) != record.labels_sha256:
         reason = "holds the labels of another table"
         raise LabelError("label-table", reason, where=folder, fix="leave --labels out, or prepare it again")
     for name in ("label_column", "patient_column"):  # what the labels are, and whose
@@ -245,8 +245,5 @@ def _record_samples(samples: Sequence[Sample], attributes: Sequence[str]) -> tup
     )
 
 
-def _hash_file(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise LabelError("file-missing", "no such label table", where=path, fix="check --labels") from error
+def _hash_table(path: Path) -> str:
+    return hashlib.sha256(read_table(path)).hexdigest()

@@ -76,13 +76,7 @@ def load_table(path: PathLike) -> Table:
     ('path', 'label')
     """
     path = Path(path)
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise LabelError("file-missing", "no such label table", where=path, fix="check --labels") from error
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise LabelError("file-unreadable", reason, where=path, fix="give a CSV file") from error
+    content = read_table(path)
     if content.startswith(b"PAR1"):
         return _table_of_lines(path, _parquet_lines(path), ())
     text, notes = _decode(path, content)
@@ -94,6 +88,17 @@ def load_table(path: PathLike) -> Table:
     except csv.Error as error:
         raise table_error(path, f"is not CSV: {error}", "save the table as CSV") from error
     return _table_of_lines(path, lines, notes)
+
+
+def read_table(path: Path) -> bytes:
+    """Return the bytes of a label table. Raises LabelError file-missing, file-unreadable."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise LabelError("file-missing", "no such label table", where=path, fix="check --labels") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise LabelError("file-unreadable", reason, where=path, fix="give a CSV file") from error
 
 
 def compared_name(name: str) -> str:

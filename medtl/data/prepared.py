@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +34,6 @@ from medtl.errors import LabelError, OutputError, ReadError
 from medtl.imaging.image import ImageWarning, find_warning
 from medtl.imaging.preprocessing import PreprocessingConfig, prepare_image
 from medtl.imaging.reader import read_series
-from medtl.imaging.series import Series
 
 FORMAT_VERSION = 4
 HEADER, PIXELS = "prepared.json", "pixels.u16"
@@ -110,23 +109,23 @@ def prepare_samples(
     source = dataset_of(samples)
     if source is not None:
         return open_dataset(source, samples, config)
-    key = content_key(samples, config)
     if folder is not None:
         _check_place(folder)
-    place = (folder or medtl_home() / "prepared" / key).absolute()
-    refusals = _confirm_refusals(place, samples, config, key)
+    job = Job(samples, config)
+    place = (folder or medtl_home() / "prepared" / job.key).absolute()
+    refusals = job.confirm_refusals(place)
     if refusals is not None:
         return _open(place, refusals)
-    staging = StagingFolder(place, key)
+    staging = StagingFolder(place, job.key)
     with writing(place.parent), staging.claim():
-        refusals = _confirm_refusals(place, samples, config, key)
+        refusals = job.confirm_refusals(place)
         if refusals is not None:  # another process was faster
             staging.discard()
             return _open(place, refusals)
         # Perhaps it is whole already, and a process was killed before it could publish it.
-        refusals = _confirm_refusals(staging.path, samples, config, key)
+        refusals = job.confirm_refusals(staging.path)
         if refusals is None:
-            refusals = _fill(staging, samples, config, progress, workers)
+            refusals = job.fill(staging, progress, workers)
         if folder is not None and len(refusals) == len(samples):
             staging.discard()  # an empty dataset might replace a good one
             reason = f"none of {len(refusals)} samples can be read"
@@ -193,22 +192,6 @@ def content_key(samples: Sequence[Sample], config: PreprocessingConfig) -> str:
     return digest.hexdigest()[:24]
 
 
-def _confirm_refusals(
-    folder: Path, samples: Sequence[Sample], config: PreprocessingConfig, key: str
-) -> Refusals | None:
-    """Read again what an earlier call refused; None where there is no whole dataset that still holds.
-
-    So a file that was out of reach for a moment is not left out for ever, and no error text is kept.
-    """
-    header = _read_whole_header(folder, key)
-    if header is None:
-        return None
-    refused = set(header["refused"])
-    again = [(s.sample_id, prepare_one(s.series, config)) for s in samples if s.sample_id in refused]
-    confirmed = tuple((sample_id, found) for sample_id, found in again if isinstance(found, ReadError))
-    return confirmed if len(confirmed) == len(refused) else None
-
-
 def _read_whole_header(folder: Path, key: str) -> dict[str, Any] | None:
     """Return the header of a dataset whose pixels are those of `key`, whole and unchanged, None otherwise.
 
@@ -249,55 +232,6 @@ def _warnings(header: dict[str, Any]) -> tuple[tuple[str, ImageWarning], ...]:
     return tuple((sample_id, ImageWarning(*warning)) for sample_id, warning in pairs)
 
 
-def _fill(
-    staging: StagingFolder,
-    samples: Sequence[Sample],
-    config: PreprocessingConfig,
-    progress: Progress | None,
-    workers: int | None,
-) -> Refusals:
-    """Prepare the samples that the journal lacks, and write the header."""
-    entries, refusals = _resume(staging, samples, config)
-    left = samples[len(entries) :]
-    work = work_in_order(
-        partial(prepare_one, config=config), [sample.series for sample in left], workers, ALONE_SECONDS
-    )
-    with (staging.path / PIXELS).open("ab") as pixels, staging.journal() as journal, closing(work):
-        for sample, outcome in zip(left, work, strict=True):
-            entry = SampleEntry(sample.sample_id, None)
-            if isinstance(outcome, ReadError):
-                refusals.append((sample.sample_id, outcome))
-            else:
-                content = outcome.values.tobytes()
-                pixels.write(content)
-                pixels.flush()
-                entry = SampleEntry(sample.sample_id, _hash(content), outcome.warning)
-            add_entry(journal, entry)  # after its pixels, so that these are there wherever the line is
-            entries.append(entry)
-            if progress:
-                progress(len(entries), len(samples))
-        os.fsync(pixels.fileno())
-    _write_header(staging, config, entries)
-    return tuple(refusals)
-
-
-def _write_header(
-    staging: StagingFolder, config: PreprocessingConfig, entries: Sequence["SampleEntry"]
-) -> None:
-    kept = [entry for entry in entries if entry.content_hash is not None]
-    header = {
-        "version": FORMAT_VERSION,
-        "key": staging.key,
-        "preprocessing": config.model_dump(mode="json"),
-        "shape": [config.channels, *config.size],
-        "sample_ids": [entry.sample_id for entry in kept],
-        "content_hashes": [entry.content_hash for entry in kept],
-        "warnings": [[entry.sample_id, entry.warning] for entry in kept if entry.warning],
-        "refused": [entry.sample_id for entry in entries if entry.content_hash is None],
-    }
-    write_json(staging.path / HEADER, header)
-
-
 class SampleEntry(NamedTuple):
     """An entry of the journal: a sample, the hash of its pixels (none: it was refused), and a warning."""
 
@@ -306,54 +240,112 @@ class SampleEntry(NamedTuple):
     warning: ImageWarning | None = None
 
 
-def _resume(
-    staging: StagingFolder, samples: Sequence[Sample], config: PreprocessingConfig
-) -> tuple[list[SampleEntry], list[tuple[str, ReadError]]]:
-    """Cut pixels and journal to the entries that hold, and return those and their refusals.
+class Outcome(NamedTuple):
+    """The result for a sample: its entry, and its pixels, uint16 (C, *size), as bytes, or why it has none."""
 
-    An entry holds where its pixels have its hash, or where its sample is refused again.
-    """
-    entries: list[SampleEntry] = []
-    refusals: list[tuple[str, ReadError]] = []
-    bytes_each = 2 * config.channels * math.prod(config.size)
-    with (staging.path / PIXELS).open("ab+") as pixels:
-        pixels.seek(0)
-        for stored, sample in zip(staging.entries(), samples, strict=False):
-            if len(stored) != 3 or stored[0] != sample.sample_id:
-                break
-            entry = SampleEntry(*stored)
-            if entry.content_hash is None:
-                outcome = prepare_one(sample.series, config)
-                if not isinstance(outcome, ReadError):
+    entry: SampleEntry
+    content: bytes
+    refusal: ReadError | None = None
+
+
+def prepare_one(sample: Sample, config: PreprocessingConfig) -> Outcome:
+    """Read one sample and bring it to the grid."""
+    try:
+        image = read_series(sample.series)
+        pixels = prepare_image(image, config).pixels
+    except ReadError as error:
+        return Outcome(SampleEntry(sample.sample_id, None), b"", error)
+    content = np.round(pixels * STEPS).astype(np.uint16).tobytes()
+    return Outcome(SampleEntry(sample.sample_id, _hash(content), find_warning(image)), content)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Samples to prepare by some settings."""
+
+    samples: Sequence[Sample]
+    config: PreprocessingConfig
+
+    @cached_property
+    def key(self) -> str:
+        """What names the pixels."""
+        return content_key(self.samples, self.config)
+
+    def confirm_refusals(self, folder: Path) -> Refusals | None:
+        """Read again what an earlier job refused; None where there is no whole dataset that still holds.
+
+        So a file that was out of reach for a moment is not left out for ever, and no error text is kept.
+        """
+        header = _read_whole_header(folder, self.key)
+        if header is None:
+            return None
+        refused = set(header["refused"])
+        again = [prepare_one(sample, self.config) for sample in self.samples if sample.sample_id in refused]
+        confirmed = tuple((one.entry.sample_id, one.refusal) for one in again if one.refusal)
+        return confirmed if len(confirmed) == len(refused) else None
+
+    def fill(self, staging: StagingFolder, progress: Progress | None, workers: int | None) -> Refusals:
+        """Prepare the samples that the journal lacks, and write the header."""
+        entries, refusals = self._resume(staging)
+        task, left = partial(prepare_one, config=self.config), self.samples[len(entries) :]
+        work = work_in_order(task, left, workers, ALONE_SECONDS)
+        with (staging.path / PIXELS).open("ab") as pixels, staging.journal() as journal, closing(work):
+            for outcome in work:
+                if outcome.refusal:
+                    refusals.append((outcome.entry.sample_id, outcome.refusal))
+                pixels.write(outcome.content)
+                pixels.flush()
+                add_entry(journal, outcome.entry)  # after its pixels: they are there wherever the line is
+                entries.append(outcome.entry)
+                if progress:
+                    progress(len(entries), len(self.samples))
+            os.fsync(pixels.fileno())
+        self._write_header(staging, entries)
+        return tuple(refusals)
+
+    def _resume(self, staging: StagingFolder) -> tuple[list[SampleEntry], list[tuple[str, ReadError]]]:
+        """Cut pixels and journal to the entries that hold, and return those and their refusals.
+
+        An entry holds where its pixels have its hash, or where its sample is refused again.
+        """
+        entries: list[SampleEntry] = []
+        refusals: list[tuple[str, ReadError]] = []
+        bytes_each = 2 * self.config.channels * math.prod(self.config.size)
+        with (staging.path / PIXELS).open("ab+") as pixels:
+            pixels.seek(0)
+            for stored, sample in zip(staging.entries(), self.samples, strict=False):
+                if len(stored) != 3 or stored[0] != sample.sample_id:
                     break
-                refusals.append((entry.sample_id, outcome))
-            elif entry.content_hash != _hash(pixels.read(bytes_each)):
-                break
-            entries.append(entry)
-        pixels.truncate(bytes_each * (len(entries) - len(refusals)))
-    staging.begin(entries, keep=PIXELS)
-    return entries, refusals
+                entry = SampleEntry(*stored)
+                if entry.content_hash is None:
+                    refusal = prepare_one(sample, self.config).refusal
+                    if refusal is None:
+                        break
+                    refusals.append((entry.sample_id, refusal))
+                elif entry.content_hash != _hash(pixels.read(bytes_each)):
+                    break
+                entries.append(entry)
+            pixels.truncate(bytes_each * (len(entries) - len(refusals)))
+        staging.begin(entries, keep=PIXELS)
+        return entries, refusals
+
+    def _write_header(self, staging: StagingFolder, entries: Sequence[SampleEntry]) -> None:
+        kept = [entry for entry in entries if entry.content_hash is not None]
+        header = {
+            "version": FORMAT_VERSION,
+            "key": staging.key,
+            "preprocessing": self.config.model_dump(mode="json"),
+            "shape": [self.config.channels, *self.config.size],
+            "sample_ids": [entry.sample_id for entry in kept],
+            "content_hashes": [entry.content_hash for entry in kept],
+            "warnings": [[entry.sample_id, entry.warning] for entry in kept if entry.warning],
+            "refused": [entry.sample_id for entry in entries if entry.content_hash is None],
+        }
+        write_json(staging.path / HEADER, header)
 
 
 def _hash(pixels: bytes) -> str:
     return hashlib.sha256(pixels).hexdigest()[:24]
-
-
-class Pixels(NamedTuple):
-    """Prepared pixels of one image, uint16 (C, *size), and what is suspicious about the image."""
-
-    values: NDArray[np.uint16]
-    warning: ImageWarning | None
-
-
-def prepare_one(series: Series, config: PreprocessingConfig) -> Pixels | ReadError:
-    """Read one series and bring it to the grid."""
-    try:
-        image = read_series(series)
-        pixels = prepare_image(image, config).pixels
-    except ReadError as error:
-        return error
-    return Pixels(np.round(pixels * STEPS).astype(np.uint16), find_warning(image))
 
 
 def all_refusals(manifest: Manifest, prepared: PreparedDataset) -> tuple[ReadError, ...]:
