@@ -178,9 +178,9 @@ def check_preprocessing(folder: Path, record: DatasetRecord, settings: Mapping[s
 def _task(folder: Path, record: DatasetRecord, config: TaskConfig) -> Task:
     """Return the task as the recipe has it; its classes may be more than those of the dataset."""
     classes = config.classes or record.classes
-    one_label: TaskKind = config.kind or ("binary" if len(classes) == 2 else "multiclass")
-    kind = record.kind if record.kind == "multilabel" and config.kind is None else one_label
-    if (kind == "multilabel") != (record.kind == "multilabel") or (kind == "binary" and len(classes) != 2):
+    multilabel = record.kind == "multilabel"
+    kind = config.kind or ("multilabel" if multilabel else "binary" if len(classes) == 2 else "multiclass")
+    if (kind == "multilabel") != multilabel or (kind == "binary" and len(classes) != 2):
         raise _other_recipe(folder, "task.kind", record.kind, kind)
     return Task(kind, classes)
 

@@ -4,14 +4,13 @@ import csv
 import difflib
 import io
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from medtl.core.files import PathLike
-from medtl.data.task import Sample, Split, Task, TaskConfig
+from medtl.data.task import TaskConfig
 from medtl.errors import LINE_LIMIT, LabelError, SplitError, one_line
 
 DELIMITERS = (",", ";", "\t")
@@ -23,8 +22,6 @@ SERIES_NAMES = ("seriesuid", "seriesinstanceuid")
 STUDY_NAMES = ("studyuid", "studyinstanceuid")
 PATIENT_NAMES = ("patient", "patientid", "patientname", "subject", "subjectid", "participantid", "mrn", "pid")
 IDENTIFIERS = {*PATIENT_NAMES, *SERIES_NAMES, *STUDY_NAMES, "sopuid", "sopinstanceuid", "instanceuid"}
-FLAGS = {"1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
-RowError = tuple[int, str]  # the number of the row, and one phrase
 
 
 @dataclass(frozen=True)
@@ -33,9 +30,6 @@ class Row:
 
     number: int
     cells: Mapping[str, str]
-
-
-Located = tuple[Row, Sample]  # a row whose series was found
 
 
 @dataclass(frozen=True)
@@ -242,82 +236,3 @@ def _missing_column(table: Table, needed: str, names: Iterable[str], setting: st
     near = [hit for name in names for hit in difflib.get_close_matches(name, table.columns, n=1, cutoff=0.5)]
     fix = f"did you mean {near[0]!r}? set {setting}" if near else f"rename a column, or set {setting}"
     return table_error(table.path, f"no column {needed}; found: {listed(table.columns)}", fix)
-
-
-def list_class_problems(classes: Sequence[str], config: TaskConfig) -> list[RowError]:
-    """List what is wrong with the classes as a whole, for the header: row 1."""
-    problems = []
-    if len(classes) < 2:
-        only = f"only one class, {classes[0]!r}" if classes else "no class"
-        problems.append(f"the labels have {only}: two or more are needed")
-    if config.kind == "binary" and len(classes) > 2:
-        problems.append(f"the labels have {len(classes)} classes, and the task is binary: {listed(classes)}")
-    spellings: dict[str, str] = {}
-    for name in classes if config.classes is None else ():
-        other = spellings.setdefault(" ".join(name.casefold().split()), name)
-        if other != name:
-            problems.append(f"are {other!r} and {name!r} one class? write them alike, or set task.classes")
-    return [(1, text) for text in problems]
-
-
-def list_cell_problems(table: Table, columns: Columns, task: Task) -> list[RowError]:
-    """List cells that are empty or hold a value which they may not hold."""
-    problems = []
-    for row in table.rows:
-        texts = _label_problems(row, columns, task)
-        if columns.patient and not row.cells[columns.patient]:
-            texts.append(f"{columns.patient} is empty: fill it in, or remove the column")
-        split = row.cells[columns.split] if columns.split else "train"
-        if split.casefold() not in get_args(Split):
-            texts.append(f"split {split!r} is not train, val or test" if split else "split is empty")
-        problems += [(row.number, text) for text in texts]
-    return problems
-
-
-def list_repeats(located: Sequence[Located], columns: Columns) -> list[RowError]:
-    """List rows that name the same series again, with the same label or with another."""
-    first: dict[str, Row] = {}
-    labels = (columns.label,) if columns.label else columns.classes.values()
-    problems = []
-    for row, sample in located:
-        before = first.setdefault(sample.sample_id, row)
-        if before is not row:
-            same = all(row.cells[name] == before.cells[name] for name in labels)
-            text = f"duplicate of row {before.number}"
-            text = text if same else f"conflicting label: row {before.number} has another one"
-            where = f" for {row.cells[columns.locator]}" if columns.located_by == "path" else ""
-            problems.append((row.number, text + where))
-    return problems
-
-
-def list_leaks(located: Sequence[Located]) -> list[str]:
-    """Return a line for each patient whom the split column puts into several parts.
-
-    It names rows: the id may be a name or a record number, and errors end in logs.
-    """
-    rows: dict[str, dict[str, int]] = defaultdict(dict)
-    for row, sample in located:
-        rows[sample.patient_id].setdefault(sample.split or "", row.number)
-    return [
-        f"the patient of rows {', '.join(map(str, parts.values()))} is in {' and '.join(parts)}"
-        for parts in rows.values()
-        if len(parts) > 1
-    ]
-
-
-def _label_problems(row: Row, columns: Columns, task: Task) -> list[str]:
-    if columns.label is None:
-        cells = {name: row.cells[column] for name, column in columns.classes.items()}
-        if not any(cells.values()):
-            return ["no class is labelled"]
-        wrong = [name for name, cell in cells.items() if cell and cell not in FLAGS]
-        return [f"{name} is {cells[name]!r}: write 1, 0, or nothing where it is not known" for name in wrong]
-    label = row.cells[columns.label]
-    if not label:
-        return ["label is empty"]
-    if "|" in label:
-        return [f"label {label!r} names several classes: give one 0/1 column per class"]
-    if label in task.classes:
-        return []
-    near = difflib.get_close_matches(label, task.classes, n=1)
-    return [f"label {label!r} is no class" + (f", did you mean {near[0]!r}?" if near else "")]

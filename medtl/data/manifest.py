@@ -5,6 +5,7 @@ archive.npz (its labels are inside)                                 -> Samples o
 prepared dataset (its dataset.json holds them)                      -> Samples of a Task
 """
 
+import difflib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,41 +17,30 @@ from numpy.typing import NDArray
 
 from medtl.data.dataset_file import is_dataset, load_dataset
 from medtl.data.labels import (
-    FLAGS,
     PATIENT_NAMES,
     Columns,
     LabelRowsError,
     LeakRowsError,
-    Located,
-    RowError,
+    Row,
     Table,
     assign_columns,
     compared_name,
-    list_cell_problems,
-    list_class_problems,
-    list_leaks,
-    list_repeats,
     listed,
     load_table,
     table_error,
 )
 from medtl.data.naming import Folder, NoSeriesError, sample_key, source_name
-from medtl.data.task import (
-    Manifest,
-    Sample,
-    Split,
-    Target,
-    Task,
-    TaskConfig,
-    TaskKind,
-    order_classes,
-)
+from medtl.data.task import Manifest, Sample, Split, Target, Task, TaskConfig, TaskKind, order_classes
 from medtl.errors import LabelError, ReadError
 from medtl.imaging.medmnist import archive_labels
 from medtl.imaging.reader import scan
 from medtl.imaging.series import Series
 
 LABELS_FILE = "labels.csv"
+FLAGS = {"1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
+
+Located = tuple[Row, Sample]  # a row whose series was found
+RowError = tuple[int, str]  # the number of the row, and one phrase
 
 
 def load_manifest(data: Path, labels: Path | None, config: TaskConfig) -> Manifest:
@@ -108,10 +98,10 @@ def _manifest_of_table(source: Source) -> Manifest:
         fix = f"paths are relative to --data, {source.folder.root}"
         raise LabelError("label-rows", f"no path is right: {problems[0][1]}", where=table.path, fix=fix)
     if columns.label:
-        problems += list_class_problems(task.classes, source.config)
-    problems += list_repeats(located, columns)
-    problems += list_cell_problems(table, columns, task)
-    leaks = list_leaks(located)
+        problems += _list_class_problems(task.classes, source.config)
+    problems += _list_repeats(located, columns)
+    problems += _list_cell_problems(table, columns, task)
+    leaks = _list_leaks(located)
     if problems:
         lines = [f"row {number}: {text}" for number, text in sorted(problems, key=lambda pair: pair[0])]
         raise LabelRowsError([*lines, *leaks], table.path)
@@ -171,6 +161,85 @@ def _sample(cells: Mapping[str, str], series: Series, columns: Columns, task: Ta
         split=cells[columns.split].casefold() if columns.split else None,  # type: ignore[arg-type]
         attributes={name: cells[name] for name in columns.attributes},
     )
+
+
+def _list_class_problems(classes: Sequence[str], config: TaskConfig) -> list[RowError]:
+    """List what is wrong with the classes as a whole, for the header: row 1."""
+    problems = []
+    if len(classes) < 2:
+        only = f"only one class, {classes[0]!r}" if classes else "no class"
+        problems.append(f"the labels have {only}: two or more are needed")
+    if config.kind == "binary" and len(classes) > 2:
+        problems.append(f"the labels have {len(classes)} classes, and the task is binary: {listed(classes)}")
+    spellings: dict[str, str] = {}
+    for name in classes if config.classes is None else ():
+        other = spellings.setdefault(" ".join(name.casefold().split()), name)
+        if other != name:
+            problems.append(f"are {other!r} and {name!r} one class? write them alike, or set task.classes")
+    return [(1, text) for text in problems]
+
+
+def _list_cell_problems(table: Table, columns: Columns, task: Task) -> list[RowError]:
+    """List cells that are empty or hold a value which they may not hold."""
+    problems = []
+    for row in table.rows:
+        texts = _label_problems(row, columns, task)
+        if columns.patient and not row.cells[columns.patient]:
+            texts.append(f"{columns.patient} is empty: fill it in, or remove the column")
+        split = row.cells[columns.split] if columns.split else "train"
+        if split.casefold() not in get_args(Split):
+            texts.append(f"split {split!r} is not train, val or test" if split else "split is empty")
+        problems += [(row.number, text) for text in texts]
+    return problems
+
+
+def _list_repeats(located: Sequence[Located], columns: Columns) -> list[RowError]:
+    """List rows that name the same series again, with the same label or with another."""
+    first: dict[str, Row] = {}
+    labels = (columns.label,) if columns.label else columns.classes.values()
+    problems = []
+    for row, sample in located:
+        before = first.setdefault(sample.sample_id, row)
+        if before is not row:
+            same = all(row.cells[name] == before.cells[name] for name in labels)
+            text = f"duplicate of row {before.number}"
+            text = text if same else f"conflicting label: row {before.number} has another one"
+            where = f" for {row.cells[columns.locator]}" if columns.located_by == "path" else ""
+            problems.append((row.number, text + where))
+    return problems
+
+
+def _list_leaks(located: Sequence[Located]) -> list[str]:
+    """Return a line for each patient whom the split column puts into several parts.
+
+    It names rows: the id may be a name or a record number, and errors end in logs.
+    """
+    rows: dict[str, dict[str, int]] = defaultdict(dict)
+    for row, sample in located:
+        rows[sample.patient_id].setdefault(sample.split or "", row.number)
+    return [
+        f"the patient of rows {', '.join(map(str, parts.values()))} is in {' and '.join(parts)}"
+        for parts in rows.values()
+        if len(parts) > 1
+    ]
+
+
+def _label_problems(row: Row, columns: Columns, task: Task) -> list[str]:
+    if columns.label is None:
+        cells = {name: row.cells[column] for name, column in columns.classes.items()}
+        if not any(cells.values()):
+            return ["no class is labelled"]
+        wrong = [name for name, cell in cells.items() if cell and cell not in FLAGS]
+        return [f"{name} is {cells[name]!r}: write 1, 0, or nothing where it is not known" for name in wrong]
+    label = row.cells[columns.label]
+    if not label:
+        return ["label is empty"]
+    if "|" in label:
+        return [f"label {label!r} names several classes: give one 0/1 column per class"]
+    if label in task.classes:
+        return []
+    near = difflib.get_close_matches(label, task.classes, n=1)
+    return [f"label {label!r} is no class" + (f", did you mean {near[0]!r}?" if near else "")]
 
 
 def _remarks(source: Source, task: Task, samples: Sequence[Sample]) -> tuple[str, ...]:

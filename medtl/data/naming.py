@@ -145,14 +145,10 @@ class Folder:
         inside, refusals = self.by_folder.get(name, []), self._refusals_at(path)
         if inside and not refusals:
             return self._only(inside, cell)
-        if inside:
-            counts = f"{len(inside)} readable and {len(refusals)} refused series"
-            raise NoSeriesError(f"{cell} holds {counts}: name one of them")
-        if len(refusals) == 1:
+        if len(refusals) == 1 and not inside:
             raise refusals[0]
-        if refusals:
-            raise NoSeriesError(f"{cell} holds {len(refusals)} series that cannot be read: name one of them")
-        raise NoSeriesError(f"{cell} holds no image that can be read")
+        counts = f"{len(inside)} readable and {len(refusals)} refused series: name one of them"
+        raise NoSeriesError(f"{cell} holds {counts if refusals else 'no image that can be read'}")
 
     def _find_item(self, path: Path, cell: str, item: str) -> Series:
         name = self._name_of(path)
