@@ -72,7 +72,7 @@ class Journal:
             return None
         row = self._parsed(found[2])
         if not isinstance(row, dict):
-            raise self.damaged()
+            raise journal_damaged(self.path)
         return JournalEntry(str(found[0]), str(found[1]), row)
 
     def record(self, source: str, entry: JournalEntry) -> None:
@@ -103,15 +103,11 @@ class Journal:
             self.connection.commit()
         self._committed = time.monotonic()
 
-    def damaged(self) -> CheckpointError:
-        """Return the error that says that the journal holds what medtl did not write."""
-        return _not_a_journal(self.path)
-
     def _parsed(self, text: Any) -> Any:
         try:
             return json.loads(text)
         except (TypeError, ValueError) as error:
-            raise self.damaged() from error
+            raise journal_damaged(self.path) from error
 
     def _execute(self, query: str, values: Sequence[str]) -> sqlite3.Cursor:
         with _explaining(self.path):
@@ -164,11 +160,12 @@ def _explaining(path: Path) -> Iterator[None]:
             reason = "another process works here"
             raise TrainingError("run-locked", reason, where=path.parent, fix=fix) from error
         if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR):
-            raise _not_a_journal(path) from error
+            raise journal_damaged(path) from error
         fix = "free the disk or choose another"
         raise OutputError("output-unwritable", str(error), where=path, fix=fix) from error
 
 
-def _not_a_journal(path: Path) -> CheckpointError:
+def journal_damaged(path: Path) -> CheckpointError:
+    """Return the error that says that a journal holds what medtl did not write."""
     fix = "remove it, and everything is scored again"
     return CheckpointError("scores-damaged", "is no journal of medtl", where=path, fix=fix)

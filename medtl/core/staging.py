@@ -102,14 +102,14 @@ class StagingFolder:
         nothing need be flushed to the disk before the end.
         """
         fresh = self.path / "journal.new"
-        fresh.write_bytes(b"".join(map(_line, ([self.key], *entries))))
+        fresh.write_bytes(b"".join(map(journal_line, ([self.key], *entries))))
         for path in self.path.iterdir():
             if path.name not in (keep, fresh.name, f"{JOURNAL}.jsonl"):
                 path.unlink()
         fresh.replace(self.path / f"{JOURNAL}.jsonl")
 
     def journal(self, part: int | None = None) -> FileIO:
-        """Open the journal for add_entry; part: the number of one of several processes that do so."""
+        """Open the journal for more lines; part: the number of one of several processes that do so."""
         name = JOURNAL if part is None else f"{JOURNAL}-{part}"
         return (self.path / f"{name}.jsonl").open("ab", buffering=0)
 
@@ -120,15 +120,6 @@ class StagingFolder:
         remove_folder(self.place)
         self.path.replace(self.place)
         flush(self.place.parent)
-
-    def discard(self) -> None:
-        """Remove the folder."""
-        remove_folder(self.path)
-
-
-def add_entry(journal: FileIO, entry: Sequence[Any]) -> None:
-    """Add the line of an item whose content is written."""
-    journal.write(_line(entry))
 
 
 def remove_folder(folder: Path) -> None:
@@ -142,7 +133,8 @@ def remove_folder(folder: Path) -> None:
         shutil.rmtree(away, ignore_errors=True)
 
 
-def _line(entry: Sequence[Any]) -> bytes:
+def journal_line(entry: Sequence[Any]) -> bytes:
+    """Return the line of an item, to be written once its content is."""
     return json.dumps(entry).encode() + b"\n"
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from medtl.core import __version__
 from medtl.core.files import read_json, write_json
@@ -136,9 +136,7 @@ def read_record(folder: Path) -> DatasetRecord:
     try:
         return DatasetRecord.model_validate(read_json(folder / DATASET_FILE))
     except (OSError, ValueError) as error:  # ValidationError is a ValueError
-        places = [problem["loc"] for problem in error.errors()] if isinstance(error, ValidationError) else []
-        newer = ("version",) in places
-        reason = "is of another version of medtl" if newer else "has a dataset.json that medtl did not write"
+        reason = "has a dataset.json that this version of medtl did not write"
         raise ReadError("dataset-damaged", reason, where=folder, fix="prepare it again") from error
 
 

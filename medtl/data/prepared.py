@@ -27,7 +27,7 @@ from torch import Tensor
 from medtl.core import __version__
 from medtl.core.files import medtl_home, read_json, write_json, writing
 from medtl.core.parallel import work_in_order
-from medtl.core.staging import StagingFolder, add_entry
+from medtl.core.staging import StagingFolder, journal_line, remove_folder
 from medtl.data.dataset_file import DATASET_FILE, check_preprocessing, dataset_of, read_record
 from medtl.data.task import Manifest, Sample
 from medtl.errors import LabelError, OutputError, ReadError
@@ -120,14 +120,14 @@ def prepare_samples(
     with writing(place.parent), staging.claim():
         refusals = job.confirm_refusals(place)
         if refusals is not None:  # another process was faster
-            staging.discard()
+            remove_folder(staging.path)
             return _open(place, refusals)
         # Perhaps it is whole already, and a process was killed before it could publish it.
         refusals = job.confirm_refusals(staging.path)
         if refusals is None:
             refusals = job.fill(staging, progress, workers)
         if folder is not None and len(refusals) == len(samples):
-            staging.discard()  # an empty dataset might replace a good one
+            remove_folder(staging.path)  # an empty dataset might replace a good one
             reason = f"none of {len(refusals)} samples can be read"
             raise LabelError("split-empty", reason, fix=str(refusals[0][1]))
         staging.publish()
@@ -295,7 +295,7 @@ class Job:
                     refusals.append((outcome.entry.sample_id, outcome.refusal))
                 pixels.write(outcome.content)
                 pixels.flush()
-                add_entry(journal, outcome.entry)  # after its pixels: they are there wherever the line is
+                journal.write(journal_line(outcome.entry))  # after its pixels: where it is, they are
                 entries.append(outcome.entry)
                 if progress:
                     progress(len(entries), len(self.samples))

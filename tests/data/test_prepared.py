@@ -266,8 +266,8 @@ def test_a_killed_preparing_goes_on_where_it_was(
     ("place", "name", "call", "decoded"),
     [
         (Path, "replace", 1, 4),  # the journal is begun
-        (module, "add_entry", 1, 4),  # pixels are there, their line is not
-        (module, "add_entry", 4, 1),
+        (module, "journal_line", 1, 4),  # pixels are there, their line is not
+        (module, "journal_line", 4, 1),
         (module, "write_json", 1, 0),
         (Path, "replace", 2, 0),  # the header is written
         (staging.StagingFolder, "publish", 1, 0),
