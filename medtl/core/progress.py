@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 from medtl.errors import AlreadyReportedError, TrainingError
@@ -77,9 +77,7 @@ class StopSignal:
         self._before = {number: signal.signal(number, self._receive) for number in HANDLED}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         for number, handler in self._before.items():
             ignored = self.of_many and number == signal.SIGTERM
             signal.signal(number, signal.SIG_IGN if ignored else handler)

@@ -75,8 +75,7 @@ def load_table(path: PathLike) -> Table:
         return _table_of_lines(path, _parquet_lines(path), ())
     text, notes = _decode(path, content)
     header = next((line for line in text.splitlines() if line.strip()), "")
-    columns_by = {mark: len(next(csv.reader([header], delimiter=mark), [])) for mark in DELIMITERS}
-    delimiter = max(columns_by, key=lambda mark: columns_by[mark])
+    delimiter = max(DELIMITERS, key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
     try:
         lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
     except csv.Error as error:
@@ -133,8 +132,9 @@ def _parquet_lines(path: Path) -> list[list[str]]:
 
 def _table_of_lines(path: Path, lines: list[list[str]], notes: tuple[str, ...]) -> Table:
     filled = [(number, line) for number, line in enumerate(lines, start=1) if any(map(str.strip, line))]
-    if not filled:
-        raise table_error(path, "is empty", "give a header and a row for each sample")
+    if len(filled) < 2:
+        reason = "has a header and no rows" if filled else "is empty"
+        raise table_error(path, reason, "give a header and a row for each sample")
     header = [name.strip() for name in filled[0][1]]
     while not header[-1]:
         header.pop()
@@ -145,8 +145,6 @@ def _table_of_lines(path: Path, lines: list[list[str]], notes: tuple[str, ...]) 
             pair = f"{seen[key]!r} and {name!r}"
             raise table_error(path, f"columns {pair} have the same name", "rename one of them")
         seen[key] = name
-    if len(filled) == 1:
-        raise table_error(path, "has a header and no rows", "give a row for each sample")
     return Table(path, tuple(header), _rows(path, header, filled[1:]), notes)
 
 
