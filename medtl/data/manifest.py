@@ -145,7 +145,7 @@ def _sample(cells: Mapping[str, str], series: Series, columns: Columns, task: Ta
     study = cells.get(columns.study or "", "") or series.study_key
     if not study and series.item is not None and series.format != "medmnist":
         study = sample_key(source_name(replace(series, item=None), data))  # the volumes of one file
-    # A study is of one patient, whoever that is.
+    # A study is of one patient, named or not.
     patient = cells.get(columns.patient or "", "") or series.patient_key or study or sample_id
     target: Target | None
     if columns.label:

@@ -57,14 +57,13 @@ class TaskConfig(BaseModel, extra="forbid", frozen=True, coerce_numbers_to_str=T
         classes = self.classes
         if classes is None:
             return self
-        if len(set(classes)) != len(classes) or not all(name.strip() == name != "" for name in classes):
+        if len(set(classes)) != len(classes) or any(not name or name != name.strip() for name in classes):
             raise ValueError("classes must be different, and neither empty nor padded with spaces")
-        if len(classes) < 2 or (self.kind == "binary" and len(classes) != 2):
-            raise ValueError(
-                f"{self.kind or 'a'} task with {len(classes)} classes: name two or more (binary: two)"
-            )
         if any("|" in name for name in classes):
             raise ValueError("a class name may not hold '|'")
+        if len(classes) < 2 or (self.kind == "binary" and len(classes) != 2):
+            what = f"{self.kind or 'a'} task with {len(classes)} classes"
+            raise ValueError(f"{what}: name two or more (binary: two)")
         return self
 
 
