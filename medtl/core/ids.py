@@ -23,12 +23,9 @@ def hash_identifier(value: str, *, length: int = 12) -> str:
     """
     if not value:
         return ""
-    return hashlib.blake2b(value.encode(), key=_salt(), digest_size=16).hexdigest()[:length]
-
-
-def _salt() -> bytes:
     given = os.environ.get("MEDTL_SALT", "")
-    return hashlib.sha256(given.encode()).digest() if given else _stored_salt(medtl_home() / "salt")
+    salt = hashlib.sha256(given.encode()).digest() if given else _stored_salt(medtl_home() / "salt")
+    return hashlib.blake2b(value.encode(), key=salt, digest_size=16).hexdigest()[:length]
 
 
 @cache

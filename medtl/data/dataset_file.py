@@ -6,9 +6,9 @@ are replaced by their order, on which the split depends.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel
 
@@ -30,7 +30,11 @@ from medtl.data.task import (
     place_of,
 )
 from medtl.errors import CODES, ConfigError, LabelError, ReadError
+from medtl.imaging.preprocessing import PreprocessingConfig
 from medtl.imaging.series import Series
+
+if TYPE_CHECKING:
+    from medtl.data.prepared import PreparedDataset
 
 DATASET_FILE = "dataset.json"
 FORMAT: Literal["medtl dataset"] = "medtl dataset"
@@ -93,20 +97,16 @@ def is_dataset(folder: Path) -> bool:
 
 
 def write_record(
-    folder: Path,
+    prepared: "PreparedDataset",
     manifest: Manifest,
-    refused: Iterable[tuple[str, ReadError]],
-    *,
     data: Path,
     labels: Path | None,
     reading: TaskConfig,
-    preprocessing: Mapping[str, Any],
-    key: str,
+    preprocessing: PreprocessingConfig,
 ) -> None:
-    """Write dataset.json from the manifest of the folder `data`.
+    """Write dataset.json beside the pixels of a manifest of the folder `data`.
 
-    refused: samples that could not be prepared; reading: how the label table was read; key: of the pixels.
-    Raises OutputError output-unwritable.
+    reading: how the label table `labels` was read. Raises OutputError output-unwritable.
     """
     left_out = identifying_attributes(manifest.samples)
     kept = [name for name in attribute_names(manifest.samples) if name not in left_out]
@@ -115,20 +115,22 @@ def write_record(
         notes.append(f"columns left out of the dataset, as they may name patients: {', '.join(left_out)}")
     unread = [(sample_key(refused_name(error, data)), error) for error in manifest.refusals]
     refusals = [RefusalRecord(code=error.code, source=name) for name, error in unread]
-    refusals += [RefusalRecord(code=error.code, source=name, sample_id=name) for name, error in refused]
+    refusals += [
+        RefusalRecord(code=error.code, source=name, sample_id=name) for name, error in prepared.refusals
+    ]
     record = DatasetRecord(
         medtl=__version__,
-        key=key,
+        key=prepared.key,
         labels_sha256=_hash_table(labels) if labels else None,
         kind=manifest.task.kind,
         classes=manifest.task.classes,
         reading=reading,
-        preprocessing=dict(preprocessing),
+        preprocessing=preprocessing.model_dump(mode="json"),
         notes=tuple(notes),
         refusals=tuple(refusals),
         samples=_record_samples(manifest.samples, kept),
     )
-    write_json(folder / DATASET_FILE, record.model_dump(mode="json"))
+    write_json(prepared.folder / DATASET_FILE, record.model_dump(mode="json"))
 
 
 def read_record(folder: Path) -> DatasetRecord:
@@ -165,9 +167,9 @@ def dataset_of(samples: Iterable[Sample]) -> Path | None:
     return next((one.series.path.parent for one in samples if one.series.format == SERIES_FORMAT), None)
 
 
-def check_preprocessing(folder: Path, record: DatasetRecord, settings: Mapping[str, Any]) -> None:
+def check_preprocessing(folder: Path, record: DatasetRecord, config: PreprocessingConfig) -> None:
     """Raise ConfigError dataset-recipe where a dataset was prepared with other settings."""
-    for name, value in settings.items():
+    for name, value in config.model_dump(mode="json").items():
         stored = record.preprocessing.get(name)
         if stored != value:
             raise _other_recipe(folder, f"preprocessing.{name}", stored, value)

@@ -56,7 +56,7 @@ class PreparedDataset:
     """Prepared pixels of samples, memory-mapped: uint16 (N, C, *size), row by row the sample_ids.
 
     refusals: the samples that could not be read or prepared, as (sample_id, error). warnings: what is
-    suspicious about those that could, as (sample_id, warning).
+    suspicious about those that could, as (sample_id, warning). key: names the pixels (content_key).
     """
 
     folder: Path
@@ -65,6 +65,7 @@ class PreparedDataset:
     content_hashes: tuple[str, ...]
     refusals: Refusals
     warnings: tuple[tuple[str, ImageWarning], ...] = ()
+    key: str = ""
 
     def rows_of(self, samples: Iterable[Sample]) -> NDArray[np.int64]:
         """Return the row of each sample."""
@@ -140,7 +141,7 @@ def open_dataset(folder: Path, samples: Sequence[Sample], config: PreprocessingC
     Raises ReadError dataset-damaged; ConfigError dataset-recipe where it was prepared with other settings.
     """
     record = read_record(folder)
-    check_preprocessing(folder, record, config.model_dump(mode="json"))
+    check_preprocessing(folder, record, config)
     header = _read_whole_header(folder, record.key)
     if header is None:
         reason = "has pixels that are incomplete or altered, or not those of its dataset.json"
@@ -224,6 +225,7 @@ def _open(folder: Path, refusals: Refusals) -> PreparedDataset:
         tuple(header["content_hashes"]),
         refusals,
         _warnings(header),
+        header["key"],
     )
 
 
