@@ -115,9 +115,7 @@ def write_record(
         notes.append(f"columns left out of the dataset, as they may name patients: {', '.join(left_out)}")
     unread = [(sample_key(refused_name(error, data)), error) for error in manifest.refusals]
     refusals = [RefusalRecord(code=error.code, source=name) for name, error in unread]
-    refusals += [
-        RefusalRecord(code=error.code, source=name, sample_id=name) for name, error in prepared.refusals
-    ]
+    refusals += [RefusalRecord(code=e.code, source=name, sample_id=name) for name, e in prepared.refusals]
     record = DatasetRecord(
         medtl=__version__,
         key=prepared.key,

@@ -56,7 +56,7 @@ class PreparedDataset:
     """Prepared pixels of samples, memory-mapped: uint16 (N, C, *size), row by row the sample_ids.
 
     refusals: the samples that could not be read or prepared, as (sample_id, error). warnings: what is
-    suspicious about those that could, as (sample_id, warning). key: names the pixels (content_key).
+    suspicious about those that could, as (sample_id, warning). key: names the pixels.
     """
 
     folder: Path
@@ -174,25 +174,6 @@ def _slice_or_rows(rows: NDArray[np.int64]) -> slice | NDArray[np.int64]:
     return slice(int(rows[0]), int(rows[-1]) + 1) if follow else rows
 
 
-def content_key(samples: Sequence[Sample], config: PreprocessingConfig) -> str:
-    """Return what names the pixels: the preprocessing and the identity of each source file.
-
-    Files are identified as make does: by path, size and time of change. An edit that keeps the size and sets
-    the time back is not noticed: to notice it, every file would have to be read whole each time.
-    """
-    digest = hashlib.sha256(f"{FORMAT_VERSION} {__version__} {config.model_dump_json()}".encode())
-    for sample in samples:
-        facts = []
-        for path in sample.series.files:
-            try:
-                status = path.stat()
-                facts.append((str(path.resolve()), status.st_size, status.st_mtime_ns))
-            except OSError:  # it is refused later
-                facts.append((str(path), -1, -1))
-        digest.update(json.dumps([sample.sample_id, sample.series.item, facts]).encode())
-    return digest.hexdigest()[:24]
-
-
 def _read_whole_header(folder: Path, key: str) -> dict[str, Any] | None:
     """Return the header of a dataset whose pixels are those of `key`, whole and unchanged, None otherwise.
 
@@ -270,8 +251,23 @@ class Job:
 
     @cached_property
     def key(self) -> str:
-        """What names the pixels."""
-        return content_key(self.samples, self.config)
+        """What names the pixels: the preprocessing and the identity of each source file.
+
+        Files are identified as make does: by path, size and time of change. An edit that keeps the size and
+        sets the time back is not noticed: to notice it, every file would have to be read whole each time.
+        """
+        settings = self.config.model_dump_json()
+        digest = hashlib.sha256(f"{FORMAT_VERSION} {__version__} {settings}".encode())
+        for sample in self.samples:
+            facts = []
+            for path in sample.series.files:
+                try:
+                    status = path.stat()
+                    facts.append((str(path.resolve()), status.st_size, status.st_mtime_ns))
+                except OSError:  # it is refused later
+                    facts.append((str(path), -1, -1))
+            digest.update(json.dumps([sample.sample_id, sample.series.item, facts]).encode())
+        return digest.hexdigest()[:24]
 
     def confirm_refusals(self, folder: Path) -> Refusals | None:
         """Read again what an earlier job refused; None where there is no whole dataset that still holds.

@@ -292,7 +292,7 @@ def test_killed_between_any_two_steps_it_comes_to_the_same_bytes(
     call: int,
     decoded: int,
 ) -> None:
-    folder = own_home / "prepared" / module.content_key(radiographs, CONFIG)
+    folder = own_home / "prepared" / module.Job(radiographs, CONFIG).key
     folder.mkdir(parents=True)
     (folder / "pixels.u16").write_bytes(unbroken["pixels.u16"][:-1])
     with monkeypatch.context() as patch:
