@@ -93,7 +93,6 @@ def prepare_samples(
     *,
     folder: Path | None = None,
     progress: Progress | None = None,
-    workers: int | None = None,
 ) -> PreparedDataset:
     """Decode and prepare samples, or open what an earlier call with the same files and settings left.
 
@@ -101,11 +100,10 @@ def prepare_samples(
     goes to medtl's home. Samples of such a dataset (load_manifest) are opened where they lie.
 
     A call that was interrupted, however, is resumed; a call that runs elsewhere is waited for. A sample that
-    cannot be read is refused and the others are prepared. workers: 1 stays in this process, more are so many
-    child processes; by default child processes help once the job has proved long. None of this changes a bit
-    of the result. Raises OutputError output-unwritable, as on a full disk, or where `folder` holds anything
-    else; LabelError split-empty, where nothing could be read for it; TrainingError worker-lost; ReadError
-    dataset-damaged; ConfigError dataset-recipe.
+    cannot be read is refused and the others are prepared. Child processes help once the job has proved long.
+    None of this changes a bit of the result. Raises OutputError output-unwritable, as on a full disk or where
+    `folder` holds anything else; LabelError split-empty, where nothing could be read for it; TrainingError
+    worker-lost; ReadError dataset-damaged; ConfigError dataset-recipe.
     """
     source = dataset_of(samples)
     if source is not None:
@@ -126,7 +124,7 @@ def prepare_samples(
         # Perhaps it is whole already, and a process was killed before it could publish it.
         refusals = job.confirm_refusals(staging.path)
         if refusals is None:
-            refusals = job.fill(staging, progress, workers)
+            refusals = job.fill(staging, progress)
         if folder is not None and len(refusals) == len(samples):
             remove_folder(staging.path)  # an empty dataset might replace a good one
             reason = f"none of {len(refusals)} samples can be read"
@@ -282,11 +280,11 @@ class Job:
         confirmed = tuple((one.entry.sample_id, one.refusal) for one in again if one.refusal)
         return confirmed if len(confirmed) == len(refused) else None
 
-    def fill(self, staging: StagingFolder, progress: Progress | None, workers: int | None) -> Refusals:
+    def fill(self, staging: StagingFolder, progress: Progress | None) -> Refusals:
         """Prepare the samples that the journal lacks, and write the header."""
         entries, refusals = self._resume(staging)
         task, left = partial(prepare_one, config=self.config), self.samples[len(entries) :]
-        work = work_in_order(task, left, workers, ALONE_SECONDS)
+        work = work_in_order(task, left, None, ALONE_SECONDS)
         with (staging.path / PIXELS).open("ab") as pixels, staging.journal() as journal, closing(work):
             for outcome in work:
                 if outcome.refusal:
