@@ -147,20 +147,22 @@ def _sample(cells: Mapping[str, str], series: Series, columns: Columns, task: Ta
         study = sample_key(source_name(replace(series, item=None), data))  # the volumes of one file
     # A study is of one patient, named or not.
     patient = cells.get(columns.patient or "", "") or series.patient_key or study or sample_id
-    target: Target | None
-    if columns.label:
-        target = task.classes.index(label) if (label := cells[columns.label]) in task.classes else None
-    else:
-        target = tuple(FLAGS.get(cells[columns.classes[name]]) for name in task.classes)
     return Sample(
         sample_id,
         series,
         patient,
         study_id=study,
-        target=target,
+        target=_target(cells, columns, task),
         split=cells[columns.split].casefold() if columns.split else None,  # type: ignore[arg-type]
         attributes={name: cells[name] for name in columns.attributes},
     )
+
+
+def _target(cells: Mapping[str, str], columns: Columns, task: Task) -> Target | None:
+    if columns.label is None:
+        return tuple(FLAGS.get(cells[columns.classes[name]]) for name in task.classes)
+    label = cells[columns.label]
+    return task.classes.index(label) if label in task.classes else None
 
 
 def _list_class_problems(classes: Sequence[str], config: TaskConfig) -> list[RowError]:
@@ -292,16 +294,16 @@ def _manifest_of_archive(data: Path, config: TaskConfig) -> Manifest:
     if bare:
         raise LabelRowsError(bare, path)
     task = _task_of_archive(path, labels, config)
-    samples = []
-    for entry in series:
-        item = entry.item or ""
-        values, part = labels[item], item.split("/")[0]
-        sample_id = sample_key(source_name(entry, data))
-        target: Target = tuple(map(float, values)) if task.kind == "multilabel" else values[0]
-        split = part if part in get_args(Split) else None
-        samples.append(Sample(sample_id, entry, sample_id, target=target, split=split))  # type: ignore[arg-type]
-    notes = (*_class_notes(config, task), "no patient ids: each item of the archive is its own patient")
-    return Manifest(task, tuple(samples), notes)
+    samples = tuple(_sample_of_item(entry, labels[entry.item or ""], task, data) for entry in series)
+    remarks = (*_class_notes(config, task), "no patient ids: each item of the archive is its own patient")
+    return Manifest(task, samples, remarks)
+
+
+def _sample_of_item(entry: Series, values: tuple[int, ...], task: Task, data: Path) -> Sample:
+    sample_id = sample_key(source_name(entry, data))
+    part = (entry.item or "").split("/")[0]
+    target: Target = tuple(map(float, values)) if task.kind == "multilabel" else values[0]
+    return Sample(sample_id, entry, sample_id, target=target, split=part)  # type: ignore[arg-type]
 
 
 def _task_of_archive(path: Path, labels: Mapping[str, tuple[int, ...]], config: TaskConfig) -> Task:

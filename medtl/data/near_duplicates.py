@@ -98,22 +98,25 @@ def describe_near_duplicates(
     notes = _joined_notes(samples, split)
     copies = _link_equal(contents)
     leaks, exact = _count_leaks(split, np.concatenate([links, copies])), _count_leaks(split, copies)
-    if leaks:
-        what = "are exact duplicates of training images"
-        if exact < leaks:
-            what = "have a near-duplicate in training" + (f", {exact} of them an exact one" if exact else "")
-        given = any(sample.split for sample in samples)
-        fix = "the given split is kept" if given else "split.near_duplicates=group keeps them together"
-        text = f"{leaks} validation or test images {what}: metrics will be too optimistic ({fix})"
-        return [*notes, ("leak", text)]
+    if not leaks:
+        return [*notes, *_mixed_notes(split, links)]
+    what = "are exact duplicates of training images"
+    if exact < leaks:
+        what = "have a near-duplicate in training" + (f", {exact} of them an exact one" if exact else "")
+    given = any(sample.split for sample in samples)
+    fix = "the given split is kept" if given else "split.near_duplicates=group keeps them together"
+    text = f"{leaks} validation or test images {what}: metrics will be too optimistic ({fix})"
+    return [*notes, ("leak", text)]
+
+
+def _mixed_notes(split: Sequence[Sample], links: Links) -> list[tuple[str, str]]:
     patients: dict[int, set[str]] = defaultdict(set)
     groups = group_links(len(split), links).tolist()
     for group, sample in zip(groups, split, strict=True):
         patients[group].add(sample.patient_id)
-    if mixed := sum(len(patients[group]) > 1 for group in groups):
-        text = f"{mixed} images are near-duplicates of another patient's: does a patient have two ids?"
-        notes.append(("note", f"{text} (split.near_duplicates=group joins them)"))
-    return notes
+    mixed = sum(len(patients[group]) > 1 for group in groups)
+    text = f"{mixed} images are near-duplicates of another patient's: does a patient have two ids?"
+    return [("note", f"{text} (split.near_duplicates=group joins them)")] if mixed else []
 
 
 def _describe_images(
