@@ -173,12 +173,9 @@ class Folder:
         raise NoSeriesError(f"{cell} is one of {len(found.files)} files of a series: name {unit}")
 
     def _refusals_at(self, path: Path) -> list[ReadError]:
-        """Return the refusals of a file, or of what lies in a folder. Errors hold paths on one line."""
-        places = {" ".join(str(place).split()) for place in (path, path.absolute(), path.resolve())}
-        below = tuple(place + os.sep for place in places)
-        return [
-            error for error in self.scanned.refusals if error.where in places or error.where.startswith(below)
-        ]
+        """Return the refusals of a file, or of what lies in a folder."""
+        places = tuple(f"{place}{os.sep}" for place in (path, path.absolute(), path.resolve()))
+        return [error for error in self.scanned.refusals if f"{error.where}{os.sep}".startswith(places)]
 
     def _only(self, series: list[Series], what: str, how: str = "as") -> Series:
         """Return the one series; of several say how to name one, items of a file by an example."""

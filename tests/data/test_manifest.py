@@ -208,9 +208,10 @@ def test_a_file_that_is_no_image_is_a_problem(folder: Path) -> None:
     assert problem == "row 2: notes.txt holds no image that can be read"
 
 
-def test_a_labelled_file_that_cannot_be_read_is_left_out_with_a_note(folder: Path) -> None:
-    (folder / "images" / "broken.png").write_bytes(b"")
-    manifest = load(folder, PLAIN + "images/broken.png,lesion\n")
+@pytest.mark.parametrize("name", ["broken.png", "two  spaces.png"])
+def test_a_labelled_file_that_cannot_be_read_is_left_out_with_a_note(folder: Path, name: str) -> None:
+    (folder / "images" / name).write_bytes(b"")
+    manifest = load(folder, PLAIN + f"images/{name},lesion\n")
     assert len(manifest.samples) == 3
     assert [error.code for error in manifest.refusals] == ["file-empty"]
     assert any("cannot be read and are left out: 1, first" in note for note in manifest.notes)
