@@ -127,20 +127,14 @@ def open_journal(folder: Path) -> Iterator[Journal]:
         connection.execute("pragma journal_mode = wal")
         connection.execute("pragma synchronous = full")
         connection.executescript(TABLES)
-        _rename_old_column(connection)
+        if "judge" in {row[1] for row in connection.execute("pragma table_info(rows)")}:  # of medtl 0.1.0
+            connection.execute("alter table rows rename column judge to model_key")
         try:
             yield Journal(connection, path)
             connection.commit()
         finally:
             with suppress(sqlite3.Error):  # rows are whole, even if an error or a signal interrupted the work
                 connection.commit()
-
-
-def _rename_old_column(connection: sqlite3.Connection) -> None:
-    """Bring a journal of medtl 0.1.0 up to date: the same columns under another name."""
-    columns = {row[1] for row in connection.execute("pragma table_info(rows)")}
-    if "judge" in columns:
-        connection.execute("alter table rows rename column judge to model_key")
 
 
 def key_of(facts: Mapping[str, Any]) -> str:

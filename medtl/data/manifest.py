@@ -9,6 +9,7 @@ import difflib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import get_args
 
@@ -89,11 +90,19 @@ class Source:
     config: TaskConfig
     folder: Folder
 
+    @cached_property
+    def task(self) -> Task:
+        """The task that the labels and the recipe define."""
+        if self.columns.label is None:
+            return Task("multilabel", tuple(self.columns.classes))
+        labels = {row.cells[self.columns.label] for row in self.table.rows}
+        classes = self.config.classes or order_classes(name for name in labels if name and "|" not in name)
+        return Task(self.config.kind or ("binary" if len(classes) == 2 else "multiclass"), classes)
+
 
 def _manifest_of_table(source: Source) -> Manifest:
-    table, columns = source.table, source.columns
-    task = _task_of_table(source)
-    located, refusals, problems = _locate_rows(source, task)
+    table, columns, task = source.table, source.columns, source.task
+    located, refusals, problems = _locate_rows(source)
     if len(problems) == len(table.rows) > 1 and columns.located_by == "path":
         fix = f"paths are relative to --data, {source.folder.root}"
         raise LabelError("label-rows", f"no path is right: {problems[0][1]}", where=table.path, fix=fix)
@@ -110,19 +119,10 @@ def _manifest_of_table(source: Source) -> Manifest:
     if not located:
         raise LabelRowsError([f"none of {len(refusals)} inputs can be read: {refusals[0]}"], table.path)
     samples = tuple(sample for _, sample in located)
-    return Manifest(task, samples, _remarks(source, task, samples), tuple(refusals))
+    return Manifest(task, samples, _remarks(source, samples), tuple(refusals))
 
 
-def _task_of_table(source: Source) -> Task:
-    columns, config = source.columns, source.config
-    if columns.label is None:
-        return Task("multilabel", tuple(columns.classes))
-    labels = {row.cells[columns.label] for row in source.table.rows}
-    classes = config.classes or order_classes(label for label in labels if label and "|" not in label)
-    return Task(config.kind or ("binary" if len(classes) == 2 else "multiclass"), classes)
-
-
-def _locate_rows(source: Source, task: Task) -> tuple[list[Located], list[ReadError], list[RowError]]:
+def _locate_rows(source: Source) -> tuple[list[Located], list[ReadError], list[RowError]]:
     columns, folder = source.columns, source.folder
     find = folder.find_path if columns.located_by == "path" else folder.find_uid
     located, refusals, problems = [], [], []
@@ -131,7 +131,7 @@ def _locate_rows(source: Source, task: Task) -> tuple[list[Located], list[ReadEr
         try:
             if not cell:
                 raise NoSeriesError(f"{columns.locator} is empty")
-            located.append((row, _sample(row.cells, find(cell), columns, task, folder.data)))
+            located.append((row, _sample(row.cells, find(cell), source)))
         except NoSeriesError as problem:
             problems.append((row.number, str(problem)))
         except ReadError as refusal:
@@ -139,8 +139,9 @@ def _locate_rows(source: Source, task: Task) -> tuple[list[Located], list[ReadEr
     return located, refusals, problems
 
 
-def _sample(cells: Mapping[str, str], series: Series, columns: Columns, task: Task, data: Path) -> Sample:
+def _sample(cells: Mapping[str, str], series: Series, source: Source) -> Sample:
     """Return the sample of a row; what its cells say is checked afterwards, all rows at once."""
+    columns, data = source.columns, source.folder.data
     sample_id = sample_key(source_name(series, data))
     study = cells.get(columns.study or "", "") or series.study_key
     if not study and series.item is not None and series.format != "medmnist":
@@ -152,7 +153,7 @@ def _sample(cells: Mapping[str, str], series: Series, columns: Columns, task: Ta
         series,
         patient,
         study_id=study,
-        target=_target(cells, columns, task),
+        target=_target(cells, columns, source.task),
         split=cells[columns.split].casefold() if columns.split else None,  # type: ignore[arg-type]
         attributes={name: cells[name] for name in columns.attributes},
     )
@@ -244,11 +245,11 @@ def _label_problems(row: Row, columns: Columns, task: Task) -> list[str]:
     return [f"label {label!r} is no class" + (f", did you mean {near[0]!r}?" if near else "")]
 
 
-def _remarks(source: Source, task: Task, samples: Sequence[Sample]) -> tuple[str, ...]:
+def _remarks(source: Source, samples: Sequence[Sample]) -> tuple[str, ...]:
     unlisted = len(source.folder.scanned.series) - len(samples)
     return (
         *source.table.notes,
-        *_class_notes(source.config, task),
+        *_class_notes(source.config, source.task),
         *_patient_notes(source, samples),
         *([f"{unlisted} images or series of the folder are not in the table"] if unlisted else []),
     )
