@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medtl.core.seeds import make_generator
+from medtl.core.ids import make_generator
 from medtl.data.task import Task
 from medtl.errors import CheckpointError, LabelError
 from medtl.evaluation import decision_curve, metrics

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medtl.core.seeds import make_generator
+from medtl.core.ids import make_generator
 from medtl.errors import ReadError
 from medtl.evaluation.intervals import Interval, index_patients, interval_json, unbounded
 from medtl.explain import METHODS, check_method

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from medtl.core.files import write_json
-from medtl.core.journal import Journal, JournalEntry
+from medtl.core.journal import Journal, JournalEntry, journal_damaged
 from medtl.core.parallel import work_in_order
 from medtl.core.progress import StoppedError, Watcher, never
 from medtl.data.naming import check_names, sample_key, source_name
@@ -115,9 +115,9 @@ def rows_of(scan: Scan, root: Path, journal: Journal, classes: int | None = None
         try:
             row = Prediction.from_row(entry.row)
         except (TypeError, ValueError) as error:
-            raise journal.damaged() from error
+            raise journal_damaged(journal.path) from error
         if classes is not None and len(row.probabilities) not in (0, classes):
-            raise journal.damaged()
+            raise journal_damaged(journal.path)
         yield replace(row, sample_id=sample_key(source))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from medtl.core.journal import Journal, key_of, open_journal
-from medtl.core.progress import StoppedError, Unwatched, Watcher
+from medtl.core.progress import SILENT, StoppedError, Watcher
 from medtl.errors import MedtlError, PacsError
 from medtl.pacs.gate import Gate
 from medtl.pacs.inbox import Inbox
@@ -146,7 +146,7 @@ class _Scorer:
         state = self._remember(study, journal, state, tries=state.tries + 1)
         results, kinds = self.out / "results" / study, self.scoring.kinds
         try:
-            outcome = write_results(self.checkpoint, folder, results, Unwatched(), kinds=kinds)
+            outcome = write_results(self.checkpoint, folder, results, SILENT, kinds=kinds)
         except MedtlError as error:
             if error.code != "folder-empty":
                 self._remember(study, journal, state, tries=state.tries - 1)  # the process has not ended
@@ -168,7 +168,7 @@ class _Scorer:
         Raises PacsError where the PACS does not take all of them.
         """
         files = [self.out / "results" / study / path for path in state.objects]
-        outcome = push_files(files, to, journal, Unwatched())
+        outcome = push_files(files, to, journal, SILENT)
         if outcome.failures:
             raise outcome.failures[0]
         self.watcher.note("sent", f"study {study}: {outcome.sent} objects to {to.peer}")

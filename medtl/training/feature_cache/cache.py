@@ -23,6 +23,7 @@ from torch import Tensor
 from medtl.core import __version__
 from medtl.core.files import make_folder, medtl_home, read_json, write_json
 from medtl.core.parallel import in_order
+from medtl.core.staging import remove_folder
 from medtl.data.prepared import PreparedDataset
 from medtl.errors import OutputError
 from medtl.imaging.augmentation import Augmentation
@@ -366,4 +367,4 @@ def _all_open(root: Path, stores: Mapping[Slot, OpenStore | None]) -> dict[Slot,
 def _give_up(root: Path, specs: Sequence[StoreSpec]) -> None:
     """Remove the staging folders of stores that this process has claimed."""
     for spec in specs:
-        staging_folder(root, spec).discard()
+        remove_folder(staging_folder(root, spec).path)
