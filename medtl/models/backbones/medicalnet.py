@@ -30,13 +30,13 @@ NETWORKS = {
 # Depths that were also published as trained on 23 data sets.
 ON_23_DATA_SETS = (10, 18, 34, 50)
 
-# Output stride -> how stages 3 and 4 sample space: their stride, and the dilation up to and after it. They
-# were trained without stride, dilated by 2 and 4. Where one strides instead, what follows is dilated less, so
-# that each kernel meets the same voxels.
-LATE_STAGES = {
-    8: ((1, 2, 2), (1, 4, 4)),
-    16: ((2, 2, 1), (1, 2, 2)),
-    32: ((2, 2, 1), (2, 2, 1)),
+# Output stride -> how stages 2 to 4 sample space: their stride, and the dilation up to and after it. The last
+# two were trained without stride, dilated by 2 and 4. Where one strides instead, what follows is dilated less,
+# so that each kernel meets the same voxels.
+SAMPLING = {
+    8: ((2, 1, 1), (1, 2, 2), (1, 4, 4)),
+    16: ((2, 1, 1), (2, 2, 1), (1, 2, 2)),
+    32: ((2, 1, 1), (2, 2, 1), (2, 2, 1)),
 }
 
 
@@ -70,13 +70,11 @@ def trained_network(depth: int, in_channels: int, output_stride: int = 8) -> Any
         feed_forward=False,
         bias_downsample=False,
     )
-    late = zip((net.layer3, net.layer4), LATE_STAGES[output_stride], strict=True)
-    for stage, (stride, dilation, dilation_after) in late:
-        _sample_space(stage, stride, dilation, dilation_after)
-    if shortcut == "A":
-        strides = (2, *(stride for stride, _, _ in LATE_STAGES[output_stride]))
-        for stage, width, stride in zip((net.layer2, net.layer3, net.layer4), WIDTHS, strides, strict=False):
-            stage[0].downsample = PadChannels(width, stride)
+    stages = net.layer2, net.layer3, net.layer4
+    for stage, width, sampling in zip(stages, WIDTHS[:3], SAMPLING[output_stride], strict=True):
+        _sample_space(stage, *sampling)
+        if shortcut == "A":
+            stage[0].downsample = PadChannels(width, sampling[0])
     return net
 
 
@@ -124,4 +122,4 @@ def medicalnet(depth: int, output_stride: int = 8) -> BackboneEntry:
     return BackboneEntry(f"medicalnet_resnet{depth}{suffix}", "MedicalNet", 3, (56, 448, 448), known, build)
 
 
-MEDICALNET = tuple(medicalnet(depth, stride) for depth in NETWORKS for stride in LATE_STAGES)
+MEDICALNET = tuple(medicalnet(depth, stride) for depth in NETWORKS for stride in SAMPLING)
