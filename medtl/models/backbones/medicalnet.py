@@ -31,8 +31,8 @@ NETWORKS = {
 ON_23_DATA_SETS = (10, 18, 34, 50)
 
 # Output stride -> how stages 2 to 4 sample space: their stride, and the dilation up to and after it. The last
-# two were trained without stride, dilated by 2 and 4. Where one strides instead, what follows is dilated less,
-# so that each kernel meets the same voxels.
+# two were trained without stride, dilated by 2 and 4. Where one strides instead, what follows is dilated
+# less, so that each kernel meets the same voxels.
 SAMPLING = {
     8: ((2, 1, 1), (1, 2, 2), (1, 4, 4)),
     16: ((2, 1, 1), (2, 2, 1), (1, 2, 2)),
