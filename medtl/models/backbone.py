@@ -142,6 +142,7 @@ class BackboneEntry:
 
         with torch.device("meta"):  # shapes without memory
             backbone = self(weights=None)
+        top1 = imagenet_top1()
         normalise = backbone.normalise  # None where each image is standardised by its own statistics
         mean, std = normalise.published if isinstance(normalise, Standardise) else (None, None)
         return {
@@ -157,7 +158,7 @@ class BackboneEntry:
             "side_multiple": self.sizes.multiple,
             "mean": mean and list(mean),
             "std": std and list(std),
-            "weights": [{**asdict(known), "top1": imagenet_top1(known)} for known in self.known_weights],
+            "weights": [{**asdict(known), "top1": top1.get(known.file)} for known in self.known_weights],
         }
 
 
