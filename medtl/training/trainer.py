@@ -275,6 +275,7 @@ class Fit:
             self.accelerator.autocast,
             f"{self.accelerator.device.type} {self.accelerator.precision}",
             budget_bytes=self.config.cache_gb * 1e9,
+            process_group=self.process_group,
         )
 
         def fill(views: Views, requested: StepViews, what: str) -> dict[int, FeatureStore]:
@@ -282,9 +283,7 @@ class Fit:
                 self.watcher.progress(what, done, total)
                 self._check_stop(f"with {done} of {total} images through the {what}")
 
-            barrier = partial(self.process_group.barrier, partial(self._check_stop, f"in the {what}"))
-            rank, size = self.process_group.rank, self.process_group.size
-            return cache.ensure(views, requested, progress, rank=rank, size=size, barrier=barrier)
+            return cache.ensure(views, requested, progress, partial(self._check_stop, f"in the {what}"))
 
         train = fill(self.data.train, requested, "frozen prefix")
         return train, fill(self.data.val, dict.fromkeys(requested, 1), "frozen prefix, validation")

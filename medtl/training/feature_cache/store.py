@@ -189,17 +189,15 @@ def begin(root: Path, spec: StoreSpec) -> None:
     staging.begin(holding(content, spec, known).items(), keep=ACTIVATIONS)
 
 
-def publish(root: Path, spec: StoreSpec) -> OpenStore | None:
-    """Move a store that was computed to its place and open it; None where batches of it are missing."""
+def publish(root: Path, spec: StoreSpec) -> None:
+    """Move a computed store to its place. Raises OutputError cache-full where batches are missing."""
     staging = staging_folder(root, spec)
     checksums = _checksums(staging.entries())
-    if len(checksums) != spec.batches:
-        return None
+    if len(checksums) < spec.batches:
+        raise cache_full(root, "a process that shares the pass could not write its part")
     crc32 = [checksums[batch] for batch in range(spec.batches)]
     write_json(staging.path / HEADER, {"format": FORMAT_VERSION, "shape": list(spec.shape), "crc32": crc32})
-    with wait_for_lock(root / ROOM):  # so that nobody evicts it before it is open
-        staging.publish()
-        return open_store(root, spec, check=False)
+    staging.publish()
 
 
 def make_room(root: Path, specs: Sequence[StoreSpec], budget_bytes: float) -> None:
