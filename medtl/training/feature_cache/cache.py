@@ -171,8 +171,7 @@ class FeatureCache:
             yield
         except (OSError, OutputError) as error:
             fault = error
-        self.process_group.barrier(meanwhile)
-        if self.process_group.any(fault is not None):
+        if self.process_group.barrier(meanwhile, failed=fault is not None):
             raise fault or cache_full(self.root, "another process of the run found no room")
 
     def _specs(self, views: Views, requested: StepViews) -> dict[Slot, StoreSpec]:

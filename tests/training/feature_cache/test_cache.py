@@ -267,7 +267,6 @@ def in_team(make_classifier, views, root, wanted, *, prepare=lambda rank, cache:
     """Run ensure in two processes of one run; return each one's (images, content), or (code, None)."""
 
     def member(group):
-        group.connect(torch.device("cpu"))
         cache = make_cache(make_classifier(), root, process_group=group)
         prepare(group.rank, cache)
         try:
