@@ -71,7 +71,6 @@ class StageRun:
     number: int
     plan: CachePlan
     pace: Pace
-    optimizer: torch.optim.Optimizer
     average: Average
     stepper: Stepper
     stores: Stores | None
@@ -197,7 +196,7 @@ class Fit:
         if stage.restore_best:
             self.files.load_best()
         self.seconds[stage.name] = max(time.perf_counter() - started, self._trained_seconds(stage.name))
-        return at.optimizer
+        return at.stepper.optimizer
 
     def _enter_stage(self, number: int, former: torch.optim.Optimizer | None, resumed: bool) -> StageRun:
         """Make what moves the weights, new or as it was saved."""
@@ -228,7 +227,7 @@ class Fit:
             stop=self.stop,
             due=self._is_due,
         )
-        return StageRun(number, self.plans[number], pace, optimizer, average, stepper, stores)
+        return StageRun(number, self.plans[number], pace, average, stepper, stores)
 
     def _is_over(self, pace: Pace) -> bool:
         patience = pace.stage.patience
@@ -253,21 +252,20 @@ class Fit:
         plan = self.plans[number]
         if not plan.cached:
             return None
-        shared, alone = shared_views(self.plans, number), {plan.step: plan.views}
-        try:
+        for requested in (shared_views(self.plans, number), {plan.step: plan.views}):
             try:
-                train, val = self._fill_stores(shared)
+                train, val = self._fill_stores(requested)
             except OutputError as error:
-                if error.code != "cache-full" or shared == alone:
+                if error.code != "cache-full":
                     raise
-                train, val = self._fill_stores(alone)
-            return train[plan.step], val[plan.step]
-        except OutputError as error:
-            if error.code != "cache-full" or self.position.epoch or self.position.done:
-                raise
-            self.watcher.note("cache", f"{error}; the stage trains without a cache")
-            self.plans[number] = plan.uncached(error.reason)
-            return None
+                full = error
+            else:
+                return train[plan.step], val[plan.step]
+        if self.position.epoch or self.position.done:
+            raise full
+        self.watcher.note("cache", f"{full}; the stage trains without a cache")
+        self.plans[number] = plan.uncached(full.reason)
+        return None
 
     def _fill_stores(self, requested: StepViews) -> tuple[dict[int, FeatureStore], dict[int, FeatureStore]]:
         cache = FeatureCache(
@@ -379,7 +377,7 @@ class Fit:
             metrics = {"val_loss": loss, "val_auroc": None if np.isnan(score) else score}
             before = self.position
             self.position = after_epoch(before, loss, score, self.config.select, at.stage.min_delta)
-            if is_better(self.position, before):
+            if self.position.best != before.best:
                 self.files.save_best(self.position, metrics)
         return metrics
 
@@ -403,7 +401,7 @@ class Fit:
             raise TrainingError("loss-not-finite", reason, where=self.run_folder.root, fix=fix)
 
     def _save_last(self, at: StageRun, metrics: Metrics | None = None) -> None:
-        self.files.save_last(self.position, at.optimizer, at.average, metrics or {})
+        self.files.save_last(self.position, at.stepper.optimizer, at.average, metrics or {})
         self._saved_at = time.perf_counter()
 
     def _stopped(self, when: str) -> StoppedError:
@@ -488,11 +486,6 @@ class RunFiles:
     def _header(self, position: Position, metrics: Metrics) -> CheckpointHeader:
         now = {"position": position, "metrics": dict(metrics), "plans": tuple(self.plans)}
         return self.header.model_copy(update=now)
-
-
-def is_better(position: Position, before: Position) -> bool:
-    """Return whether the epoch that led from `before` to `position` is the best so far."""
-    return position.best != before.best
 
 
 def after_epoch(position: Position, loss: float, score: float, select: Select, min_delta: float) -> Position:
