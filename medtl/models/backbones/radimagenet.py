@@ -8,7 +8,7 @@ import re
 from functools import partial
 
 from medtl.models.backbone import BackboneEntry
-from medtl.models.retrained import retrained
+from medtl.models.derived import retrained
 from medtl.models.weights import KnownWeights, StateDict
 
 # torchvision's children in the order of their places.

@@ -5,7 +5,7 @@ The ResNet-50 is published as a state dict. The DenseNet-121s are whole pickled 
 """
 
 from medtl.models.backbone import BackboneEntry
-from medtl.models.retrained import retrained
+from medtl.models.derived import retrained
 from medtl.models.weights import KnownWeights, StateDict
 
 # The networks were trained on (2 x / max - 1) * 1024.
