@@ -10,7 +10,6 @@ import torch
 from medtl.errors import OutputError
 from medtl.training.feature_cache import store as feature_store
 from medtl.training.feature_cache.store import (
-    LEFTOVER_SECONDS,
     FeatureStore,
     StoreSpec,
     StoreWriter,
@@ -154,17 +153,6 @@ def test_what_killed_passes_left_goes_first_unless_it_is_held(tmp_path):
     build(tmp_path, spec("new"), budget=3 * KB)
     assert names(tmp_path) == {"store", ".preparing-busy", "new"}
     lock.release()
-
-
-def test_what_was_left_long_ago_is_removed_and_what_was_left_lately_is_not(tmp_path):
-    for name, seconds in (("lately", LEFTOVER_SECONDS - 60), ("long-ago", LEFTOVER_SECONDS + 60)):
-        lock = claimed(tmp_path, spec(name))
-        make_room(tmp_path, [spec(name)], 1e9)
-        lock.release()
-        age(tmp_path, f".preparing-{name}", seconds)
-    (tmp_path / ".removed-half" / "sub").mkdir(parents=True)
-    build(tmp_path, spec("new"))
-    assert names(tmp_path) == {".preparing-lately", "new"}
 
 
 def test_a_pass_goes_on_with_the_batches_that_hold(tmp_path):
