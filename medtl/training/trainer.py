@@ -31,6 +31,7 @@ from medtl.training.batches import (
     split_evenly,
 )
 from medtl.training.checkpoint import (
+    HEADER,
     CheckpointHeader,
     Position,
     load_optimizer,
@@ -45,7 +46,7 @@ from medtl.training.device import make_accelerator
 from medtl.training.distributed import ProcessGroup, join_error
 from medtl.training.feature_cache.cache import FeatureCache, FeatureStore, Views
 from medtl.training.feature_cache.plan import CachePlan, StepViews, plan_cache, shared_views
-from medtl.training.imbalance import ImbalanceStrategy, make_strategy
+from medtl.training.imbalance import IMBALANCE, ImbalanceStrategy
 from medtl.training.run_folder import RunFolder
 from medtl.training.schedule import Pace, Stage, unfreeze
 from medtl.training.step import LossSum, Stepper, anchors_of, make_optimizer
@@ -111,9 +112,8 @@ class Fit:
         self.config = config
         self.run_folder = run
         self.watcher = watcher
-        self.strategy = make_strategy(
-            config.imbalance.name, config.imbalance.options, classifier.task, data.train_targets
-        )
+        make_strategy = partial(IMBALANCE[config.imbalance.name], **config.imbalance.options)
+        self.strategy = make_strategy(classifier.task, data.train_targets)
         per_step = config.batch_size * config.accumulate
         self.order = Order(config.seed, len(data.train), self.strategy.sampling_weights, per_step)
         fewest = min(len(data.train) // self.order.steps, len(data.val))
@@ -140,11 +140,11 @@ class Fit:
         TrainingError loss-not-finite, OutputError; the last checkpoint is whole in any case.
         """
         self.stop = stop
-        resumed = resume and self.files.has_last()
+        resumed = resume and (self.run_folder.last / HEADER).is_file()
         if resumed:
             self.position = self.files.load_last()
         self.seconds = {str(row["stage"]): self._trained_seconds(str(row["stage"])) for row in self.history}
-        self.plans = self.files.plans = plan_cache(
+        self.plans = self.files.plans = self.files.plans or plan_cache(
             self.classifier,
             self.stages,
             self.data.train.image_shape,
@@ -152,7 +152,6 @@ class Fit:
             self.config.cache_gb * 1e9,
             held_out=len(self.data.val),
             epochs=[Pace(stage, self.order.steps).epochs for stage in self.stages],
-            recorded=self.files.plans,  # of a run that is resumed
         )
         first, former = self.position.stage, None
         with self._reporting_exhaustion():
@@ -427,10 +426,6 @@ class RunFiles:
         self.process_group = process_group
         self.history: list[dict[str, Any]] = []
         self.plans: list[CachePlan] = []
-
-    def has_last(self) -> bool:
-        """Return whether there is something to resume from."""
-        return (self.run.last / "checkpoint.json").is_file()
 
     def save_best(self, position: Position, metrics: Metrics) -> None:
         """Save the classifier as it is as the best one."""
