@@ -13,67 +13,11 @@ from pydicom import Sequence as Items
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.multival import MultiValue
-from pydicom.tag import BaseTag, Tag
+from pydicom.tag import BaseTag
 
 from medtl.errors import ReadError
 
-# Elements that distinguish echoes, time points and b-values within one series.
-CONTRAST_KEYWORDS = ("EchoTime", "TemporalPositionIdentifier", "DiffusionBValue")
-
-# Elements that may distinguish planes at one position where those do not, most specific first.
-MOMENT_KEYWORDS = (
-    "ImageType",
-    "ComplexImageComponent",
-    "DiffusionGradientOrientation",
-    "InversionTime",
-    "FlipAngle",
-    "AcquisitionNumber",
-    "TriggerTime",
-    "AcquisitionDateTime",
-    "AcquisitionTime",
-    "ContentTime",
-)
 FRAME_GROUP_KEYWORDS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-HEADER_KEYWORDS = [
-    *CONTRAST_KEYWORDS,
-    *MOMENT_KEYWORDS,
-    *FRAME_GROUP_KEYWORDS,
-    "BitsAllocated",
-    "BitsStored",
-    "BodyPartExamined",
-    "BurnedInAnnotation",
-    "Columns",
-    "HighBit",
-    "ImageOrientationPatient",
-    "ImagePositionPatient",
-    "ImagerPixelSpacing",
-    "LossyImageCompression",
-    "Modality",
-    "ModalityLUTSequence",
-    "NumberOfFrames",
-    "PatientID",
-    "PhotometricInterpretation",
-    "PixelPaddingRangeLimit",
-    "PixelPaddingValue",
-    "PixelRepresentation",
-    "PixelSpacing",
-    "RescaleIntercept",
-    "RescaleSlope",
-    "Rows",
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "SamplesPerPixel",
-    "SeriesInstanceUID",
-    "SliceThickness",
-    "SpacingBetweenSlices",
-    "StudyInstanceUID",
-    "VOILUTFunction",
-    "VOILUTSequence",
-    "ViewPosition",
-    "WindowCenter",
-    "WindowWidth",
-]
-KEYWORDS_BY_TAG = {Tag(keyword): keyword for keyword in HEADER_KEYWORDS}
 
 # Value representations whose bytes are text, and those of numbers, with their code in struct and their size.
 TEXT_VRS = frozenset({"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "PN", "SH", "TM", "UI"})
@@ -96,18 +40,6 @@ for name in ("pydicom", "pylibjpeg", "openjpeg"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 PYDICOM_MODULES = r"pydicom(\.|$)"
-
-
-def header_of(dataset: Dataset) -> Header:
-    """Return the elements of a dataset that an Instance is made of, by keyword, without any nested ones.
-
-    Bytes are decoded here for speed: pydicom takes 20 microseconds an element.
-    """
-    return {
-        KEYWORDS_BY_TAG[tag]: values_of(dataset, tag)
-        for tag in dataset.keys()  # noqa: SIM118 a Dataset iterates over its elements
-        if tag in KEYWORDS_BY_TAG and KEYWORDS_BY_TAG[tag] not in FRAME_GROUP_KEYWORDS
-    }
 
 
 def values_of(dataset: Dataset, tag: BaseTag) -> Values:

@@ -23,7 +23,7 @@ from pydicom.uid import (
 )
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, VR
 
-from medtl.imaging.dicom.elements import FRAME_GROUP_KEYWORDS, KEYWORDS_BY_TAG, Header, Values, decoded_values
+from medtl.imaging.dicom.elements import FRAME_GROUP_KEYWORDS, Header, Values, decoded_values
 from medtl.imaging.dicom.header import (
     PIXEL_TAGS,
     PROGRAM_MAGICS,
@@ -32,7 +32,7 @@ from medtl.imaging.dicom.header import (
     names_image,
     place_of,
 )
-from medtl.imaging.dicom.instance import Instance, describe
+from medtl.imaging.dicom.instance import KEYWORDS_BY_TAG, Instance, describe
 from medtl.imaging.series import HEAD_BYTES
 
 # Bytes that are read of a file: at first, and where the header is longer. A longer one is left to pydicom.

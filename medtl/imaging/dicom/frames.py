@@ -13,16 +13,9 @@ from pydicom import Dataset
 from pydicom.tag import Tag
 
 from medtl.errors import ReadError
-from medtl.imaging.dicom.elements import (
-    FRAME_GROUP_KEYWORDS,
-    KEYWORDS_BY_TAG,
-    Header,
-    header_of,
-    reporting_malformed,
-    values_of,
-)
+from medtl.imaging.dicom.elements import FRAME_GROUP_KEYWORDS, Header, reporting_malformed, values_of
 from medtl.imaging.dicom.header import Parsed
-from medtl.imaging.dicom.instance import Instance, describe
+from medtl.imaging.dicom.instance import HEADER_KEYWORDS, KEYWORDS_BY_TAG, Instance, describe
 
 # What enhanced images call an element of classic ones.
 ENHANCED_NAMES = {
@@ -50,7 +43,9 @@ def planes_of(parsed: Parsed) -> list[Instance]:
     """
     dataset = parsed.dataset
     with reporting_malformed(parsed.path):
-        header = header_of(dataset)
+        # By tag, for speed: pydicom takes 20 microseconds to make an element of a keyword.
+        tags = [tag for tag in dataset.keys() if KEYWORDS_BY_TAG.get(tag) in HEADER_KEYWORDS]  # noqa: SIM118
+        header = {KEYWORDS_BY_TAG[tag]: values_of(dataset, tag) for tag in tags}
     instance = describe(header, parsed.path, parsed.transfer_syntax, parsed.place)
     with reporting_malformed(parsed.path):
         if "MOSAIC" in instance.image_type:

@@ -14,14 +14,8 @@ from pydicom.tag import Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from medtl.errors import ReadError
-from medtl.imaging.dicom.elements import (
-    KEYWORDS_BY_TAG,
-    reporting_malformed,
-    silence_warnings,
-    truncated,
-    values_of,
-)
-from medtl.imaging.dicom.instance import Place
+from medtl.imaging.dicom.elements import reporting_malformed, silence_warnings, truncated, values_of
+from medtl.imaging.dicom.instance import KEYWORDS_BY_TAG, Place
 from medtl.imaging.series import HEAD_BYTES
 
 # What a preamble may not begin with: the file would run (PS3.10 7.5).

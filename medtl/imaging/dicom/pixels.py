@@ -113,7 +113,10 @@ def check_decodable(plane: Instance, where: str, count: int = 1) -> None:
     if not known or plane.samples != (1 if single else 3):
         reason = "has a photometric interpretation that is unknown or contradicts its samples per pixel"
         raise ReadError("dicom-photometric", reason, where=where, fix="convert it to MONOCHROME2 or RGB")
-    if not 0 < plane.bits_stored <= plane.bits_allocated or plane.high_bit != plane.bits_stored - 1:
+    if not 0 < plane.bits_stored <= plane.bits_allocated or plane.high_bit not in (
+        None,
+        plane.bits_stored - 1,
+    ):
         reason = "has BitsAllocated, BitsStored and HighBit that contradict each other"
         raise ReadError("dicom-bits", reason, where=where, fix="export it again")
     if plane.rescale is None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
 from medtl.core.ids import hash_identifier
 from medtl.errors import ReadError
@@ -19,6 +20,8 @@ from medtl.imaging.dicom.volumes import PlaneSet, arrange, split_planes
 from medtl.imaging.image import Image, ImageFacts, VoiTable
 from medtl.imaging.series import DICOM, SLICED_MODALITIES, Scan, Series, read_headers
 
+# Transfer syntaxes that lose detail whatever the header says.
+LOSSY = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless})
 BURNED_IN = "has burned-in annotation"
 COPIES = "exact copies of other files"
 SHARED_UID = "another file has the same SOPInstanceUID"
@@ -81,9 +84,9 @@ def notes_of(plane: Instance) -> Iterator[str]:
     """Yield what a user should know about a header, one phrase each."""
     if plane.photometric == "MONOCHROME1":
         yield "inverted from MONOCHROME1"
-    if plane.burned_in:
+    if plane.burned_in == "YES":
         yield BURNED_IN
-    if plane.lossy:
+    if plane.lossy == "01" or plane.transfer_syntax in LOSSY:
         yield "was compressed with loss"
     if "DERIVED" in plane.image_type and plane.modality in SLICED_MODALITIES:  # most radiographs are
         yield "was derived from other images"

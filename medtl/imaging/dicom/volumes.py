@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtl.errors import ReadError
-from medtl.imaging.dicom.elements import CONTRAST_KEYWORDS, MOMENT_KEYWORDS
-from medtl.imaging.dicom.instance import Instance
+from medtl.imaging.dicom.instance import CONTRAST_KEYWORDS, MOMENT_KEYWORDS, Instance
 from medtl.imaging.series import SLICED_MODALITIES
 
 # Elements of which every plane of a volume may have its own value, so that only their order distinguishes.
