@@ -48,7 +48,7 @@ class Place:
 
 
 def _text(header: Header, keyword: str) -> str:
-    return "\\".join(str(value) for value in header.get(keyword, ()))
+    return "\\".join(map(str, header.get(keyword, ())))
 
 
 def _texts(header: Header, *keywords: str) -> tuple[str, ...]:
@@ -69,8 +69,10 @@ def _modality(header: Header, keyword: str, sop_class: str) -> str:
 
 def _whole(header: Header, *keywords: str, absent: int | None = 0) -> int | None:
     """Return the whole number of the first element that has one, `absent` where none has."""
-    given = (header[keyword][0] for keyword in keywords if header.get(keyword, ()) not in ((), ("",)))
-    return next(map(int, given), absent)
+    for keyword in keywords:
+        if header.get(keyword, ()) not in ((), ("",)):
+            return int(header[keyword][0])
+    return absent
 
 
 def _flag(header: Header, keyword: str) -> bool:
@@ -80,7 +82,7 @@ def _flag(header: Header, keyword: str) -> bool:
 def _numbers(header: Header, keyword: str, count: int) -> tuple[float, ...] | None:
     """Return exactly `count` finite numbers of an element, or None."""
     try:
-        values = tuple(float(value) for value in header.get(keyword, ()))
+        values = tuple(map(float, header.get(keyword, ())))
     except ValueError:
         return None
     return values if len(values) == count and all(map(math.isfinite, values)) else None
