@@ -74,8 +74,13 @@ def decoded_values(content: bytes, kind: str, little_endian: bool = True) -> Val
 
 
 @contextmanager
-def reporting_malformed(path: Path) -> Iterator[None]:
-    """Turn whatever parsing raises into ReadError dicom-header, which quotes nothing of the header."""
+def reporting_malformed(
+    path: Path,
+    code: str = "dicom-header",
+    what: str = "a header that cannot be parsed",
+    fix: str = "export it again from its source",
+) -> Iterator[None]:
+    """Turn whatever pydicom raises into a ReadError, which quotes nothing of the file."""
     try:
         yield
     except ReadError:
@@ -83,8 +88,7 @@ def reporting_malformed(path: Path) -> Iterator[None]:
     except Exception as error:  # pydicom raises nearly anything on malformed bytes, and reads values lazily
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk failed, not the content
-        reason = f"has a header that cannot be parsed ({type(error).__name__})"
-        raise ReadError("dicom-header", reason, where=path, fix="export it again from its source") from error
+        raise ReadError(code, f"has {what} ({type(error).__name__})", where=path, fix=fix) from error
 
 
 def truncated(path: Path) -> ReadError:
