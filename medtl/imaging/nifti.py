@@ -88,23 +88,9 @@ def read(series: Series) -> Image:
     """
     import nibabel
 
-    path = series.files[0]
-    source = f"{path}#{series.item}" if series.item else str(path)
-    with path.open("rb") as file:
-        start, status = file.read(RAW_BYTES), os.fstat(file.fileno())
-        layout = _checked_layout(start, status.st_size, path)
-        if series.item not in _items(layout.count):
-            reason = "has changed since it was listed"
-            raise ReadError("nifti-header", reason, where=series.path, fix="read it again")
-        number = _items(layout.count).index(series.item)
-        several = start.startswith(GZIP_MAGIC) and layout.count > 1
-        if several and layout.count * layout.volume_bytes <= MOST_CACHED_BYTES:
-            identity = (path, status.st_ino, status.st_size, status.st_mtime_ns)
-            content = _read_all(file, start, layout, identity, last=number == layout.count - 1)
-        else:
-            content = _read_volumes(file, start, layout, range(number, number + 1), path)
+    layout, number, content = _read_content(series)
     facts = ImageFacts(
-        source=source,
+        source=series.source,
         format=NAME,
         decoder=f"nibabel {nibabel.__version__}",
         sha256=content.sha256,
@@ -112,7 +98,8 @@ def read(series: Series) -> Image:
         notes=(*series.notes, *([f"{content.trailing} bytes follow its pixels"] if content.trailing else [])),
     )
     spacing_mm = tuple(float(length) for length in np.linalg.norm(layout.affine[:3, :3], axis=0))
-    voxels = _voxels(layout, content.volumes, (number - content.first) * layout.volume_bytes, source)
+    offset = (number - content.first) * layout.volume_bytes
+    voxels = _voxels(layout, content.volumes, offset, series.source)
     return Image(voxels[None], layout.affine, spacing_mm, facts)
 
 
@@ -142,6 +129,23 @@ def _checked_layout(start: bytes, file_bytes: int, path: Path) -> Layout:
         reason = f"announces {layout.end} bytes in {file_bytes} of gzip"
         raise ReadError("nifti-too-large", reason, where=path, fix="if it is not a bomb, save it as .nii")
     return layout
+
+
+def _read_content(series: Series) -> tuple[Layout, int, Content]:
+    """Return the layout of a file, the number of the volume that a series is, and bytes among which it is."""
+    path = series.files[0]
+    with path.open("rb") as file:
+        start, status = file.read(RAW_BYTES), os.fstat(file.fileno())
+        layout = _checked_layout(start, status.st_size, path)
+        if series.item not in _items(layout.count):
+            reason = "has changed since it was listed"
+            raise ReadError("nifti-header", reason, where=path, fix="read it again")
+        number = _items(layout.count).index(series.item)
+        several = start.startswith(GZIP_MAGIC) and layout.count > 1
+        if not several or layout.count * layout.volume_bytes > MOST_CACHED_BYTES:
+            return layout, number, _read_volumes(file, start, layout, range(number, number + 1), path)
+        identity = (path, status.st_ino, status.st_size, status.st_mtime_ns)
+        return layout, number, _read_all(file, start, layout, identity, last=number == layout.count - 1)
 
 
 # The last gzip file of several volumes, so that reading one does not inflate all the others again.
@@ -206,7 +210,7 @@ def write_volume(path: Path, values: NDArray[np.float32], affine: NDArray[np.flo
 
 
 def inflated_head(first: bytes) -> bytes:
-    """Return the first bytes of the content; fewer where a gzip stream breaks off."""
+    """Return the first bytes of the content; fewer where a gzip stream is cut short."""
     if not first.startswith(GZIP_MAGIC):
         return first[:NIFTI2_BYTES]
     try:
@@ -232,7 +236,7 @@ def inflate(raw: Iterable[bytes], layout: Layout, path: Path) -> Iterator[bytes]
         reason = "is a corrupt gzip stream"
         raise ReadError("nifti-damaged", reason, where=path, fix="copy it again from its source") from error
     if not member.eof:
-        raise _truncated("is a gzip stream that breaks off", path)
+        raise _truncated("is an incomplete gzip stream", path)
 
 
 def keep_bytes(pieces: Iterable[bytes], layout: Layout, numbers: range, path: Path) -> tuple[bytearray, int]:

@@ -22,7 +22,7 @@ COMPANY_CODES = frozenset({"dicom-no-image", "dicom-localizer"})
 # What skipped files are, by the code that a file of this kind has where it is refused.
 SKIPPED_NAMES = {
     "dicom-localizer": "localizers",
-    "dicom-no-image": "DICOM objects that are no images",
+    "dicom-no-image": "DICOM objects other than images",
     "file-empty": "empty files",
     "file-missing": "files that are gone",
     "file-unknown": "files of other formats",

@@ -54,6 +54,11 @@ class Series:
     series_key: str = ""
     notes: tuple[str, ...] = ()
 
+    @property
+    def source(self) -> str:
+        """The path, with the item behind it where it has one: "archive.npz#train/17"."""
+        return f"{self.path}#{self.item}" if self.item else str(self.path)
+
 
 @dataclass(frozen=True)
 class Scan:

@@ -13,14 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from pydicom import uid
 from pydicom.datadict import dictionary_VR
-from pydicom.uid import (
-    UID,
-    AllTransferSyntaxes,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ImplicitVRLittleEndian,
-)
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, VR
 
 from medtl.imaging.dicom.elements import FRAME_GROUP_KEYWORDS, Header, Values, decoded_values
@@ -39,7 +33,10 @@ from medtl.imaging.series import HEAD_BYTES
 WINDOWS = (2**14, 2**18, 2**22)
 META_START = 132
 
-PLAIN_SYNTAXES = frozenset(AllTransferSyntaxes) - {DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian}
+PLAIN_SYNTAXES = frozenset(uid.AllTransferSyntaxes) - {
+    uid.DeflatedExplicitVRLittleEndian,
+    uid.ExplicitVRBigEndian,
+}
 SYNTAX_TAG, MEDIA_CLASS_TAG = 0x00020010, 0x00020002
 
 VR_NAMES = {vr.value.encode(): vr.value for vr in VR if len(vr.value) == 2}
@@ -69,21 +66,21 @@ def walk_header(path: Path) -> Instance | None:
     with path.open("rb") as file:
         try:
             header, syntax, pixels = _read(file)
-        except (NotPlainError, struct.error):  # the latter: a stream that breaks off
+        except (NotPlainError, struct.error):  # the latter: a file that is cut short
             return None
         place = place_of(pixels, file)
     instance = describe(header, path, syntax, place)
     return None if "MOSAIC" in instance.image_type or instance.frames > 1 else instance
 
 
-def _read(file: BinaryIO) -> tuple[Header, UID, tuple[int, int]]:
+def _read(file: BinaryIO) -> tuple[Header, uid.UID, tuple[int, int]]:
     """Read as much of a file as its header needs; return its values and where its pixel data are."""
     data, file_bytes = b"", os.fstat(file.fileno()).st_size
     for window in WINDOWS:
         data += file.read(window - len(data))
         try:
             syntax, media_class, start = _walk_meta(data)
-            header, end = _walk_elements(data, start, implicit=syntax == ImplicitVRLittleEndian)
+            header, end = _walk_elements(data, start, implicit=syntax == uid.ImplicitVRLittleEndian)
             break
         except struct.error:  # beyond the window, or beyond the file
             if len(data) == file_bytes:
@@ -92,16 +89,16 @@ def _read(file: BinaryIO) -> tuple[Header, UID, tuple[int, int]]:
         raise NotPlainError
     named = header.get("SOPClassUID", ())
     pixels = locate_pixels(data[end : end + 12], end, file_bytes)
-    if not names_image(UID(str(*named) or media_class)) or not {"Rows", "Columns"} <= header.keys():
+    if not names_image(uid.UID(str(*named) or media_class)) or not {"Rows", "Columns"} <= header.keys():
         raise NotPlainError
     if pixels is None:
         raise NotPlainError
     return header, syntax, pixels
 
 
-def _walk_meta(data: bytes) -> tuple[UID, str, int]:
+def _walk_meta(data: bytes) -> tuple[uid.UID, str, int]:
     """Return the transfer syntax, the SOP class that the file meta group names, and where the group ends."""
-    deflated = DeflatedExplicitVRLittleEndian.encode() in data[:HEAD_BYTES]
+    deflated = uid.DeflatedExplicitVRLittleEndian.encode() in data[:HEAD_BYTES]
     if data[META_START - 4 : META_START] != b"DICM" or data.startswith(PROGRAM_MAGICS) or deflated:
         raise NotPlainError
     values: dict[int, str] = {}
@@ -113,7 +110,7 @@ def _walk_meta(data: bytes) -> tuple[UID, str, int]:
         if tag in (SYNTAX_TAG, MEDIA_CLASS_TAG):
             values[tag] = data[at : at + length].decode("latin-1").strip(" \0")
         at += length
-    syntax = UID(values.get(SYNTAX_TAG, ""))
+    syntax = uid.UID(values.get(SYNTAX_TAG, ""))
     if syntax not in PLAIN_SYNTAXES:
         raise NotPlainError
     return syntax, values.get(MEDIA_CLASS_TAG, ""), at

@@ -115,9 +115,9 @@ def _check_is_image(dataset: Dataset, path: Path) -> None:
     kind = UID(str(*named) or str(dataset.file_meta.get("MediaStorageSOPClassUID", "")))
     if not names_image(kind) and (kind.keyword or "Rows" not in dataset):
         name = kind.name if kind.keyword else "an object of unknown kind"
-        raise ReadError("dicom-no-image", f"is no image: {name}", where=path, fix="name image files only")
+        raise ReadError("dicom-no-image", f"is not an image: {name}", where=path, fix="name image files only")
     if "Rows" not in dataset or "Columns" not in dataset:
-        raise truncated(path)  # pydicom returns an empty dataset where the pixel data break off
+        raise truncated(path)  # pydicom returns an empty dataset where the file is cut short
 
 
 def names_image(sop_class: UID) -> bool:

@@ -49,7 +49,7 @@ Stored = tuple[NDArray, str]
 # Pixel values in one image, 1 GiB as float32. Checked before anything is decoded.
 MOST_VALUES = 2**28
 
-# A frame that is larger than any radiograph and shrinks to almost nothing is no image (a bomb).
+# A frame that is larger than any radiograph and shrinks to almost nothing is a bomb.
 LARGE_FRAME_VALUES = 2**25
 MOST_SHRINKING = 500
 

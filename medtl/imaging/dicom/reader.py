@@ -55,7 +55,7 @@ def read(series: Series) -> Image:
     decoded = [pair for path, planes in by_file.items() for pair in _decode_file(path, planes, digest)]
     first, pixels = decoded[0]
     facts = ImageFacts(
-        source=f"{series.path}#{series.item}" if series.item else str(series.path),
+        source=series.source,
         format=DICOM,
         modality=first.modality,
         body_part=first.body_part,
