@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtl.errors import ReadError
-from medtl.imaging.image import Image, ImageFacts
+from medtl.imaging.image import Image, ImageFacts, is_bomb
 from medtl.imaging.series import Kind, Scan, Series, scan_each
 
 if TYPE_CHECKING:
@@ -34,9 +34,6 @@ ORIENTATION_TAG = 0x0112
 
 # Pixels in one image. Below pillow's own limit, and checked before anything is decompressed.
 MOST_PIXELS = 2**26
-
-# More values than any radiograph has, out of almost no bytes, are a bomb.
-LARGE_VALUES, MOST_SHRINKING = 2**25, 500
 
 # What each mode of pillow is converted to; a mode that is not here is refused.
 TARGET_MODES = {
@@ -76,7 +73,7 @@ def read(series: Series) -> Image:
         _check_png(data, path)
     picture = _open(io.BytesIO(data), path)
     values = picture.width * picture.height * len(picture.getbands())
-    if values > max(LARGE_VALUES, MOST_SHRINKING * len(data)):
+    if is_bomb(values, len(data)):
         reason = f"has {len(data)} bytes for {values} values"
         raise ReadError("raster-too-large", reason, where=path, fix="shrink it")
     pixels, notes = _pixels(picture, path)

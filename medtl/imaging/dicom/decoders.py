@@ -42,19 +42,16 @@ class DecoderLostError(Exception):
 
 
 class DecoderChild:
-    """One child process, for one thread at a time."""
+    """One child process that is ready to decode, for one thread at a time. Raises DecoderLostError."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
             CHILD, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_child_environment()
         )
-        self.ready = False
+        self._within(START_SECONDS, self._read_line)
 
     def decode(self, frame: bytes, request: dict[str, Any], seconds: float) -> NDArray:
         """Return the values of a frame. Raises FrameRefusedError; DecoderLostError, and ends the child."""
-        if not self.ready:
-            self._within(START_SECONDS, self._read_line)
-            self.ready = True
         return self._within(seconds, lambda: self._exchange(frame, request))
 
     def _within(self, seconds: float, work: Callable[[], T]) -> T:
@@ -121,7 +118,7 @@ class DecoderPool:
     def decode(self, frame: bytes, request: dict[str, Any], seconds: float) -> NDArray:
         """Decode with an idle child, or with a new one. Raises as DecoderChild.decode does."""
         with self.places:
-            try:
+            try:  # not a question first: other threads take children, too
                 child = self.idle.pop()
             except IndexError:
                 child = DecoderChild()

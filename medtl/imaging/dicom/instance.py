@@ -67,12 +67,16 @@ def _modality(header: Header, keyword: str, sop_class: str) -> str:
     return _code(header, keyword) or MODALITIES.get(_text(header, sop_class), "")
 
 
-def _whole(header: Header, *keywords: str, absent: int | None = 0) -> int | None:
+def _whole(header: Header, *keywords: str, absent: int = 0) -> int:
     """Return the whole number of the first element that has one, `absent` where none has."""
     for keyword in keywords:
         if header.get(keyword, ()) not in ((), ("",)):
             return int(header[keyword][0])
     return absent
+
+
+def _high_bit(header: Header, keyword: str, *stored: str) -> int:
+    return _whole(header, keyword, absent=_whole(header, *stored) - 1)
 
 
 def _flag(header: Header, keyword: str) -> bool:
@@ -154,7 +158,7 @@ class Instance:
     photometric: Annotated[str, _code, "PhotometricInterpretation"]
     bits_allocated: Annotated[int, _whole, "BitsAllocated"]
     bits_stored: Annotated[int, _whole, "BitsStored", "BitsAllocated"]
-    high_bit: Annotated[int | None, partial(_whole, absent=None), "HighBit"]
+    high_bit: Annotated[int, _high_bit, "HighBit", "BitsStored", "BitsAllocated"]
     signed: Annotated[bool, _flag, "PixelRepresentation"]
     rescale: Annotated[tuple[float, float] | None, _rescale, "RescaleSlope", "RescaleIntercept"]
     voi: Annotated[Window | None, _window, "VOILUTFunction", "WindowCenter", "WindowWidth"]

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from pydicom import Dataset, uid
 from pydicom.encaps import generate_frames
 from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
+from pydicom.pixels.utils import get_j2k_parameters
 
 from medtl.errors import ReadError
 from medtl.imaging.dicom.decoders import DecoderLostError, FrameRefusedError, decode_frame
 from medtl.imaging.dicom.elements import reporting_malformed
 from medtl.imaging.dicom.instance import Instance, Place
-from medtl.imaging.image import Voi, VoiTable
+from medtl.imaging.image import Voi, VoiTable, is_bomb
 
 # The plugin of pydicom and the distribution that decode a transfer syntax. One each: decoders of lossy ones
 # differ by one to three grey levels.
@@ -40,18 +41,12 @@ THREADED = ("pillow", "pillow")
 # Pillow refuses much larger images as an attack.
 MOST_THREADED_VALUES = 2**26
 NATIVE_DECODER = "pydicom"
-# The byte of a codestream that holds the depth of its first component: bits - 1, plus 128 where it is signed.
-DEPTH_PLACE = 42
 
 # The stored values of a plane, and the decoder's name and version.
 Stored = tuple[NDArray, str]
 
 # Pixel values in one image, 1 GiB as float32. Checked before anything is decoded.
 MOST_VALUES = 2**28
-
-# A frame that is larger than any radiograph and shrinks to almost nothing is a bomb.
-LARGE_FRAME_VALUES = 2**25
-MOST_SHRINKING = 500
 
 GREY = frozenset({"MONOCHROME1", "MONOCHROME2"})
 # Little-endian words by BitsAllocated.
@@ -98,10 +93,7 @@ def check_decodable(plane: Instance, where: str, count: int = 1) -> None:
     if SAMPLES.get(plane.photometric) != plane.samples:
         reason = "has a photometric interpretation that is unknown or contradicts its samples per pixel"
         raise ReadError("dicom-photometric", reason, where=where, fix="convert it to MONOCHROME2 or RGB")
-    if not 0 < plane.bits_stored <= plane.bits_allocated or plane.high_bit not in (
-        None,
-        plane.bits_stored - 1,
-    ):
+    if not 0 < plane.bits_stored == plane.high_bit + 1 <= plane.bits_allocated:
         reason = "has BitsAllocated, BitsStored and HighBit that contradict each other"
         raise ReadError("dicom-bits", reason, where=where, fix="export it again")
     if plane.rescale is None:
@@ -167,9 +159,9 @@ def _decoder_of(plane: Instance, frame: bytes) -> tuple[str, str]:
     THREADED does not take a codestream that contradicts its header in sign, or is deeper than 16 bits.
     """
     grey = plane.transfer_syntax == uid.JPEG2000Lossless and plane.photometric in GREY and not plane.signed
-    depth = frame[DEPTH_PLACE] + 1 if frame.startswith(J2K_START) and len(frame) > DEPTH_PLACE else 0
-    plain = 0 < depth <= 16 and plane.values <= MOST_THREADED_VALUES
-    return THREADED if grey and plain else DECODERS[plane.transfer_syntax]
+    component = get_j2k_parameters(frame) if grey and frame.startswith(J2K_START) else {}
+    plain = component.get("is_signed") is False and component["precision"] <= 16
+    return THREADED if plain and plane.values <= MOST_THREADED_VALUES else DECODERS[plane.transfer_syntax]
 
 
 @cache
@@ -216,7 +208,7 @@ def _compressed_frames(
     """Decode compressed frames, in a child process."""
     rows, columns = plane.stored_shape
     values = plane.samples * rows * columns * len(numbers)
-    if values > max(LARGE_FRAME_VALUES, MOST_SHRINKING * len(data)):
+    if is_bomb(values, len(data)):
         reason = f"has {len(data)} bytes for {values} values"
         raise ReadError("dicom-too-large", reason, where=plane.path, fix="export it again")
     with reporting_malformed(plane.path, *UNDECODABLE):
