@@ -4,6 +4,7 @@ Formats are recognised by content, never by extension. To add one, write a modul
 names, and add it to FORMATS.
 """
 
+import logging
 import os
 import stat
 from collections import Counter
@@ -14,7 +15,9 @@ from typing import Protocol
 from medtl.errors import ReadError
 from medtl.imaging import dicom, medmnist, nifti, raster
 from medtl.imaging.image import Image
-from medtl.imaging.series import HEAD_BYTES, SLICED_MODALITIES, Kind, Scan, Series, log, unreadable
+from medtl.imaging.series import HEAD_BYTES, SLICED_MODALITIES, Kind, Scan, Series, read_headers, unreadable
+
+log = logging.getLogger(__name__)
 
 # Objects that are normal beside images in a folder: skipped, and refused only where the user names the file.
 COMPANY_CODES = frozenset({"dicom-no-image", "dicom-localizer"})
@@ -114,7 +117,8 @@ def scan(source: str | Path | Sequence[str | Path], *, workers: int | None = Non
     roots = [Path(source)] if isinstance(source, str | Path) else [Path(path) for path in source]
     refusals: list[ReadError] = []
     files, named = _list_files(roots, refusals)
-    claimed, unclaimed = _claim(files)
+    owned, unclaimed = read_headers(_owner, files, workers=1)
+    claimed = {name: [path for owner, path in owned if owner == name] for name in FORMATS}
     left_out = _skip_others(unclaimed, named, claimed, refusals)
     series: list[Series] = []
     for name, paths in claimed.items():
@@ -181,21 +185,13 @@ def _walk(root: Path, refusals: list[ReadError]) -> Iterator[Path]:
                 yield path
 
 
-def _claim(files: Sequence[Path]) -> tuple[dict[str, list[Path]], list[ReadError]]:
-    """Give each file to the first format that recognises it; return a refusal of each other file."""
-    claimed: dict[str, list[Path]] = {name: [] for name in FORMATS}
-    unclaimed: list[ReadError] = []
-    for path in files:
-        try:
-            head = _read_head(path)
-            owner = next((name for name, one in FORMATS.items() if one.recognises(path, head)), None)
-        except OSError as error:
-            unclaimed.append(unreadable(path, error))
-        except ReadError as error:
-            unclaimed.append(error)
-        else:
-            claimed[owner].append(path) if owner else unclaimed.append(_unknown(path, head))
-    return claimed, unclaimed
+def _owner(path: Path) -> tuple[str, Path]:
+    """Return the first format that recognises a file, and the file. Raises ReadError where none does."""
+    head = _read_head(path)
+    for name, one in FORMATS.items():
+        if one.recognises(path, head):
+            return name, path
+    raise _unknown(path, head)
 
 
 def _read_head(path: Path) -> bytes:
@@ -248,16 +244,11 @@ def _refuse_incomplete(
     The refusal of the file then becomes the refusal of the series, so that each study is reported once.
     """
     damage = {Path(error.where).parent: error for error in reversed(refusals) if _may_be_slice(error)}
-    torn: dict[Path, ReadError] = {}
-    for one in series:
-        homes = {path.parent for path in one.files} if one.modality in SLICED_MODALITIES else set()
-        for home in sorted(homes & damage.keys()):
-            torn.setdefault(one.path, damage[home])
-    for error in refusals:
-        where = Path(error.where)
-        home = where if where.is_dir() else where.parent
-        if error.code.startswith("series-") and home in damage:
-            torn[where] = damage[home]
+    sliced = [one for one in series if one.modality in SLICED_MODALITIES]
+    homes = {one.path: {path.parent for path in one.files} for one in sliced}
+    for where in (Path(error.where) for error in refusals if error.code.startswith("series-")):
+        homes[where] = {where if where.is_dir() else where.parent}
+    torn = {path: damage[min(own & damage.keys())] for path, own in homes.items() if own & damage.keys()}
     explained = {Path(error.where).parent for error in torn.values()}
     left = [one for one in refusals if not (_may_be_slice(one) and Path(one.where).parent in explained)]
     left = [one for one in left if Path(one.where) not in torn]
