@@ -19,22 +19,17 @@ from medtl.imaging.dicom.elements import reporting_malformed
 from medtl.imaging.dicom.instance import Instance, Place
 from medtl.imaging.image import Voi, VoiTable, is_bomb
 
+OTHER_JPEG = (uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1)
+JPEG_2000 = (uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K)
+NATIVE = {uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian}
 # The plugin of pydicom and the distribution that decode a transfer syntax. One each: decoders of lossy ones
 # differ by one to three grey levels.
-NATIVE = {uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian}
 DECODERS: dict[uid.UID, tuple[str, str]] = {
     uid.RLELossless: ("pylibjpeg", "pylibjpeg-rle"),
     uid.JPEGBaseline8Bit: ("pillow", "pillow"),
-    uid.JPEGExtended12Bit: ("gdcm", "python-gdcm"),
-    uid.JPEGLossless: ("gdcm", "python-gdcm"),
-    uid.JPEGLosslessSV1: ("gdcm", "python-gdcm"),
-    uid.JPEGLSLossless: ("pyjpegls", "pyjpegls"),
-    uid.JPEGLSNearLossless: ("pyjpegls", "pyjpegls"),
-    uid.JPEG2000Lossless: ("pylibjpeg", "pylibjpeg-openjpeg"),
-    uid.JPEG2000: ("pylibjpeg", "pylibjpeg-openjpeg"),
-    uid.HTJ2KLossless: ("pylibjpeg", "pylibjpeg-openjpeg"),
-    uid.HTJ2KLosslessRPCL: ("pylibjpeg", "pylibjpeg-openjpeg"),
-    uid.HTJ2K: ("pylibjpeg", "pylibjpeg-openjpeg"),
+    **dict.fromkeys(OTHER_JPEG, ("gdcm", "python-gdcm")),
+    **dict.fromkeys((uid.JPEGLSLossless, uid.JPEGLSNearLossless), ("pyjpegls", "pyjpegls")),
+    **dict.fromkeys(JPEG_2000, ("pylibjpeg", "pylibjpeg-openjpeg")),
 }
 # The same OpenJPEG, which here decodes grey frames with threads, and does not read all colours.
 THREADED = ("pillow", "pillow")

@@ -198,9 +198,8 @@ def arrange(instances: Sequence[Instance], where: str) -> Stack:
     normal = np.cross(row, column)
     ordered = sorted(instances, key=lambda one: float(np.dot(one.position or (), normal)))
     positions = np.array([one.position for one in ordered])  # (D, 3) in LPS
-    _check_even(ordered, positions @ normal, where)
     step = (positions[-1] - positions[0]) / (len(ordered) - 1)
-    _check_straight(positions, step, normal, where)
+    _check_even(ordered, step, normal, where)
     _check_declared_spacing(instances[0], float(np.linalg.norm(step)), where)
     between_rows, between_columns = ordered[0].pixel_spacing or (1.0, 1.0)
     affine = np.eye(4)
@@ -241,41 +240,40 @@ def _check_geometry(instances: Sequence[Instance], where: str) -> None:
         raise ReadError("series-spacing", reason, where=where, fix="export them as separate series")
 
 
-def _check_even(ordered: Sequence[Instance], along: NDArray[np.float64], where: str) -> None:
-    """Check the distances along the normal (D,) in mm, in ascending order."""
-    gaps = np.diff(along)
+def _check_even(
+    ordered: Sequence[Instance], step: NDArray[np.float64], normal: NDArray[np.float64], where: str
+) -> None:
+    """Check that slices, ordered along the normal, follow one another by `step` on a straight line."""
+    positions = np.array([one.position for one in ordered])
+    gaps = np.diff(positions @ normal)
     if gaps.min() <= EVEN_MM:
-        first = int(gaps.argmin())
-        names = f"{ordered[first].path.name} and {ordered[first + 1].path.name}"
+        names = " and ".join(one.path.name for one in ordered[int(gaps.argmin()) :][:2])
         fix = "export time points, echoes or copies as separate series"
         raise ReadError("series-positions", f"{names} lie at the same position", where=where, fix=fix)
-    usual = float(np.median(gaps))
-    even = along[0] + np.arange(len(along)) * (along[-1] - along[0]) / len(gaps)
-    if np.abs(along - even).max() <= max(EVEN_MM, EVEN_SHARE * usual):
-        return
-    widest = int(gaps.argmax())
+    strays = positions - (positions[0] + np.arange(len(positions))[:, None] * step)
+    if np.abs(strays @ normal).max() > max(EVEN_MM, EVEN_SHARE * float(np.median(gaps))):
+        raise _uneven(ordered, gaps, where)
+    length = float(np.linalg.norm(step))
+    tilt = float(np.linalg.norm(step - np.dot(step, normal) * normal)) / length
+    if tilt > MOST_TILT:
+        reason = f"slices are sheared by {np.degrees(np.arcsin(tilt)):.1f} degrees (gantry tilt)"
+        raise ReadError("series-tilted", reason, where=where, fix="resample it to a straight stack")
+    aside = float(np.linalg.norm(strays, axis=1).max())
+    if aside > max(EVEN_MM, EVEN_SHARE * length):
+        reason = f"slices lie up to {aside:.3f} mm beside a straight line"
+        raise ReadError("series-irregular", reason, where=where, fix="resample it to even slices")
+
+
+def _uneven(ordered: Sequence[Instance], gaps: NDArray[np.float64], where: str) -> ReadError:
+    """Say whether slices are missing or irregular, from the gaps between them in mm."""
+    widest, usual = int(gaps.argmax()), float(np.median(gaps))
     missing = gaps[widest] / usual - 1
     between = f"between {ordered[widest].path.name} and {ordered[widest + 1].path.name}"
     if missing > 0.5 and abs(missing - round(missing)) < 0.1:
         reason = f"{round(missing)} missing {between} ({gaps[widest]:.3f} mm, elsewhere {usual:.3f})"
-        raise ReadError("series-gap", reason, where=where, fix="fetch the whole series again")
+        return ReadError("series-gap", reason, where=where, fix="fetch the whole series again")
     reason = f"slices are {gaps.min():.3f} to {gaps.max():.3f} mm apart, widest {between}"
-    raise ReadError("series-irregular", reason, where=where, fix="resample it to even slices")
-
-
-def _check_straight(
-    positions: NDArray[np.float64], step: NDArray[np.float64], normal: NDArray[np.float64], where: str
-) -> None:
-    sideways = step - np.dot(step, normal) * normal
-    tilt = float(np.linalg.norm(sideways) / np.linalg.norm(step))
-    line = positions[0] + np.arange(len(positions))[:, None] * step
-    strays = float(np.linalg.norm(positions - line, axis=1).max())
-    if tilt > MOST_TILT:
-        reason = f"slices are sheared by {np.degrees(np.arcsin(tilt)):.1f} degrees (gantry tilt)"
-        raise ReadError("series-tilted", reason, where=where, fix="resample it to a straight stack")
-    if strays > max(EVEN_MM, EVEN_SHARE * float(np.linalg.norm(step))):
-        reason = f"slices lie up to {strays:.3f} mm beside a straight line"
-        raise ReadError("series-irregular", reason, where=where, fix="resample it to even slices")
+    return ReadError("series-irregular", reason, where=where, fix="resample it to even slices")
 
 
 def _check_declared_spacing(instance: Instance, spacing: float, where: str) -> None:
