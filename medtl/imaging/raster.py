@@ -108,8 +108,7 @@ def _open(file: IO[bytes], path: Path) -> "Picture":
         reason = f"has more than {MOST_PIXELS} pixels"
         raise ReadError("raster-too-large", reason, where=path, fix="shrink it")
     if getattr(picture, "n_frames", 1) > 1:
-        fix = "save each frame as a file"
-        raise ReadError("raster-frames", "has several frames", where=path, fix=fix)
+        raise ReadError("raster-frames", "has several frames", where=path, fix="save each frame as a file")
     if picture.mode not in TARGET_MODES:
         reason = f"has colour model {picture.mode}"
         raise ReadError("raster-colour", reason, where=path, fix="save it as grey or RGB")

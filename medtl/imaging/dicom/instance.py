@@ -211,6 +211,5 @@ def describe(header: Header, path: Path, transfer_syntax: UID, place: Place | No
         values = {name: read(header, *keywords) for name, (read, keywords) in SOURCES.items()}
     instance = Instance(path, transfer_syntax, place, **values)
     if min(instance.rows, instance.columns, instance.samples, instance.frames) < 1:
-        reason = "has no valid image size"
-        raise ReadError("dicom-header", reason, where=path, fix="export it again")
+        raise ReadError("dicom-header", "has no valid image size", where=path, fix="export it again")
     return instance
