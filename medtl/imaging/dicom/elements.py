@@ -19,16 +19,9 @@ from medtl.errors import ReadError
 
 FRAME_GROUP_KEYWORDS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 
-# Value representations whose bytes are text, and those of numbers, with their code in struct and their size.
+# Value representations whose bytes are text, and those of numbers, with their code in struct.
 TEXT_VRS = frozenset({"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "PN", "SH", "TM", "UI"})
-NUMBER_FORMATS = {
-    "US": ("H", 2),
-    "SS": ("h", 2),
-    "UL": ("L", 4),
-    "SL": ("l", 4),
-    "FL": ("f", 4),
-    "FD": ("d", 8),
-}
+NUMBER_CODES = {"US": "H", "SS": "h", "UL": "L", "SL": "l", "FL": "f", "FD": "d"}
 
 # Empty ones have no value; any other empty text is one empty string, as pydicom has it.
 NUMBER_TEXT_VRS = frozenset({"DS", "IS"})
@@ -64,12 +57,10 @@ def decoded_values(content: bytes, kind: str, little_endian: bool = True) -> Val
         if not content and kind in NUMBER_TEXT_VRS:
             return ()
         return tuple(part.strip(" \0") for part in content.decode("latin-1").split("\\"))
-    if kind not in NUMBER_FORMATS:
+    order, code = "<" if little_endian else ">", NUMBER_CODES.get(kind)
+    if code is None or len(content) % struct.calcsize(order + code):
         return None
-    code, size = NUMBER_FORMATS[kind]
-    if len(content) % size:
-        return None
-    return struct.unpack(f"{'<' if little_endian else '>'}{len(content) // size}{code}", content)
+    return tuple(value for (value,) in struct.iter_unpack(order + code, content))
 
 
 @contextmanager
@@ -88,12 +79,6 @@ def reporting_malformed(
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk failed, not the content
         raise ReadError(code, f"has {what} ({type(error).__name__})", where=path, fix=fix) from error
-
-
-def truncated(path: Path) -> ReadError:
-    """Return the refusal of a file that ends before its pixel data do."""
-    fix = "copy it again from its source"
-    return ReadError("dicom-truncated", "ends before its pixel data do", where=path, fix=fix)
 
 
 def silence_warnings() -> None:

@@ -33,10 +33,7 @@ from medtl.imaging.series import HEAD_BYTES
 WINDOWS = (2**14, 2**18, 2**22)
 META_START = 132
 
-PLAIN_SYNTAXES = frozenset(uid.AllTransferSyntaxes) - {
-    uid.DeflatedExplicitVRLittleEndian,
-    uid.ExplicitVRBigEndian,
-}
+PLAIN_SYNTAXES = {*uid.AllTransferSyntaxes} - {uid.DeflatedExplicitVRLittleEndian, uid.ExplicitVRBigEndian}
 SYNTAX_TAG, MEDIA_CLASS_TAG = 0x00020010, 0x00020002
 
 VR_NAMES = {vr.value.encode(): vr.value for vr in VR if len(vr.value) == 2}
@@ -88,10 +85,9 @@ def _read(file: BinaryIO) -> tuple[Header, uid.UID, tuple[int, int]]:
     else:
         raise NotPlainError
     named = header.get("SOPClassUID", ())
+    image = names_image(uid.UID(str(*named) or media_class)) and {"Rows", "Columns"} <= header.keys()
     pixels = locate_pixels(data[end : end + 12], end, file_bytes)
-    if not names_image(uid.UID(str(*named) or media_class)) or not {"Rows", "Columns"} <= header.keys():
-        raise NotPlainError
-    if pixels is None:
+    if pixels is None or not image:
         raise NotPlainError
     return header, syntax, pixels
 

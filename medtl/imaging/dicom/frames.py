@@ -29,10 +29,7 @@ ENHANCED_NAMES = {
 }
 # Scanners write some tens of tiles.
 MOST_TILES = 2**12
-NAMES_BY_TAG = {
-    **KEYWORDS_BY_TAG,
-    **{Tag(enhanced): classic for enhanced, classic in ENHANCED_NAMES.items()},
-}
+NAMES_BY_TAG = KEYWORDS_BY_TAG | {Tag(enhanced): classic for enhanced, classic in ENHANCED_NAMES.items()}
 
 
 def planes_of(parsed: Parsed) -> list[Instance]:
@@ -46,8 +43,7 @@ def planes_of(parsed: Parsed) -> list[Instance]:
         # By tag, for speed: pydicom takes 20 microseconds to make an element of a keyword.
         tags = [tag for tag in dataset.keys() if KEYWORDS_BY_TAG.get(tag) in HEADER_KEYWORDS]  # noqa: SIM118
         header = {KEYWORDS_BY_TAG[tag]: values_of(dataset, tag) for tag in tags}
-    instance = describe(header, parsed.path, parsed.transfer_syntax, parsed.place)
-    with reporting_malformed(parsed.path):
+        instance = describe(header, parsed.path, parsed.transfer_syntax, parsed.place)
         if "MOSAIC" in instance.image_type:
             return _tiles(dataset, instance)
         if any(keyword in dataset for keyword in FRAME_GROUP_KEYWORDS):
