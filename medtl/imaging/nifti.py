@@ -44,12 +44,6 @@ TRAILING_BYTES = 2**20
 # Members of a gzip stream: some, and one for each MEMBER_BYTES. Blocked gzip puts 64 KiB into each.
 MOST_MEMBERS, MEMBER_BYTES = 64, 2**14
 
-# No deflate stream inflates to more than this many times its length (zlib's technical notes).
-DEFLATE_RATIO = 1032
-
-# How many times their length incompressible bytes take in a gzip stream at most, even in blocked gzip.
-MOST_GROWTH = 1.01
-
 # A stream that announces more than BOMB_BYTES out of less than a BOMB_RATIO-th of them is not inflated.
 BOMB_BYTES, BOMB_RATIO = 2**28, 100
 
@@ -121,9 +115,7 @@ def _checked_layout(start: bytes, file_bytes: int, path: Path) -> Layout:
     if layout.end > MOST_BYTES:
         reason = f"announces {layout.end} bytes, more than {MOST_BYTES}"
         raise ReadError("nifti-too-large", reason, where=path, fix="split or shrink it")
-    if file_bytes > layout.end * MOST_GROWTH + TRAILING_BYTES:
-        raise _overlong("holds far more bytes than its header announces", path)
-    if layout.end > file_bytes * (DEFLATE_RATIO if packed else 1):
+    if layout.end > file_bytes and not packed:
         raise _truncated(f"has {file_bytes} bytes, too few for the {layout.end} that it announces", path)
     if packed and layout.end > max(BOMB_BYTES, BOMB_RATIO * file_bytes):
         reason = f"announces {layout.end} bytes in {file_bytes} of gzip"

@@ -37,16 +37,9 @@ MOST_PIXELS = 2**26
 
 # What each mode of pillow is converted to; a mode that is not here is refused.
 TARGET_MODES = {
-    "1": "L",
-    "L": "L",
-    "LA": "L",
-    "I;16": "I;16",
-    "I;16B": "I;16B",
-    "I": "I",
-    "P": "RGB",
-    "PA": "RGB",
-    "RGB": "RGB",
-    "RGBA": "RGB",
+    **dict.fromkeys(("1", "L", "LA"), "L"),
+    **dict.fromkeys(("P", "PA", "RGB", "RGBA"), "RGB"),
+    **{mode: mode for mode in ("I;16", "I;16B", "I")},
 }
 
 # What pillow raises on files that are damaged.

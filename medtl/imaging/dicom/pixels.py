@@ -48,9 +48,11 @@ GREY = frozenset({"MONOCHROME1", "MONOCHROME2"})
 WORDS: dict[int, np.dtype] = {8: np.dtype("u1"), 16: np.dtype("<u2")}
 PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 PALETTE = "PALETTE COLOR"
-COLOUR = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})
 # Samples per pixel by Photometric Interpretation.
-SAMPLES = dict.fromkeys({*GREY, PALETTE}, 1) | dict.fromkeys(COLOUR, 3)
+SAMPLES = {
+    **dict.fromkeys((*GREY, PALETTE), 1),
+    **dict.fromkeys(("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"), 3),
+}
 
 # How pixel data that no decoder takes are refused.
 UNDECODABLE = ("dicom-pixels", "pixel data that cannot be decoded", "copy or export it again")
