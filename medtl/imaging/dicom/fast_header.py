@@ -42,7 +42,7 @@ SHORT_VRS = frozenset(VR_NAMES) - LONG_VRS
 KINDS_BY_TAG = {int(tag): dictionary_VR(tag) for tag in KEYWORDS_BY_TAG}
 NEEDED = {int(tag): keyword for tag, keyword in KEYWORDS_BY_TAG.items()}
 
-ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+ITEM, SEQUENCE_END, ITEM_END = 0xFFFEE000, 0xFFFEE0DD, b"\xfe\xff\x0d\xe0"
 
 _short, _long, _implicit = struct.Struct("<HH2sH"), struct.Struct("<L"), struct.Struct("<HHL")
 
@@ -63,7 +63,7 @@ def walk_header(path: Path) -> Instance | None:
     with path.open("rb") as file:
         try:
             header, syntax, pixels = _read(file)
-        except (NotPlainError, struct.error):  # the latter: a file that is cut short
+        except (NotPlainError, struct.error, RecursionError):  # cut short, or nested without end
             return None
         place = place_of(pixels, file)
     instance = describe(header, path, syntax, place)
@@ -173,27 +173,24 @@ def _values(content: bytes, tag: int, kind: str, header: Header) -> Values:
 
 def _skip_sequence(data: bytes, at: int, element: ReadElement) -> int:
     """Return where a sequence of undefined length ends, whose first item begins at a place."""
-    awaited = [SEQUENCE_END]  # what ends each thing that is open; a sequence holds nothing but items
-    while awaited:
+    while True:
         group, number, length = _implicit.unpack_from(data, at)
-        tag = group << 16 | number
-        if tag == awaited[-1]:
-            awaited.pop()
-            at += 8
-        elif awaited[-1] == SEQUENCE_END:
-            if tag != ITEM:
-                raise NotPlainError
-            at += 8
-            if length == UNDEFINED_LENGTH:
-                awaited.append(ITEM_END)
-            else:
-                at += length
+        tag, at = group << 16 | number, at + 8
+        if tag == SEQUENCE_END:
+            return at
+        if tag != ITEM:
+            raise NotPlainError
+        at = _skip_item(data, at, element) if length == UNDEFINED_LENGTH else at + length
+
+
+def _skip_item(data: bytes, at: int, element: ReadElement) -> int:
+    """Return where an item of undefined length ends, whose first element begins at a place."""
+    while data[at : at + 4] != ITEM_END:
+        _, kind, length, at = element(data, at)
+        if length != UNDEFINED_LENGTH:
+            at += length
+        elif kind == "SQ":
+            at = _skip_sequence(data, at, element)
         else:
-            tag, kind, length, at = element(data, at)
-            if length != UNDEFINED_LENGTH:
-                at += length
-            elif kind == "SQ":
-                awaited.append(SEQUENCE_END)
-            else:
-                raise NotPlainError
-    return at
+            raise NotPlainError
+    return at + 8

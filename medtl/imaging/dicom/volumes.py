@@ -156,18 +156,16 @@ def _by_value(planes: Sequence[Instance], places: Sequence[int], values: Sequenc
 def _by_rank(planes: Sequence[Instance], places: Sequence[int], values: Sequence[str]) -> Parts:
     """Split planes by the order of their times at each position; return nothing where these have no order."""
     try:  # as numbers, or as text where one is none: DICOM writes times so that text sorts
-        comparable: Sequence[float] | Sequence[str] = [float(value) for value in values]
+        comparable: Sequence[Any] = [float(value) for value in values]
     except ValueError:
         comparable = values
-    times: dict[int, list[tuple[Any, int]]] = defaultdict(list)
-    for index, (place, time) in enumerate(zip(places, comparable, strict=True)):
-        times[place].append((time, index))
-    count = len(times[0])
-    uneven = any(len(row) != count or len({time for time, _ in row}) != count for row in times.values())
-    if uneven or not all(values):
+    ordered = sorted(zip(places, comparable, range(len(planes)), strict=True))
+    count = len(planes) // len(set(places))
+    even = all(place == index // count for index, (place, _, _) in enumerate(ordered))
+    distinct = len({(place, time) for place, time, _ in ordered}) == len(planes)
+    if not (even and distinct and all(values)):
         return []
-    ranked = [[planes[index] for _, index in sorted(row)] for _, row in sorted(times.items())]
-    return [list(volume) for volume in zip(*ranked, strict=True)]
+    return [[planes[index] for _, _, index in ordered[rank::count]] for rank in range(count)]
 
 
 def _number_or_text(value: str) -> float | str:
