@@ -119,7 +119,8 @@ def scan(source: str | Path | Sequence[str | Path], *, workers: int | None = Non
     files, named = _list_files(roots, refusals)
     owned, unclaimed = read_headers(_owner, files, workers=1)
     claimed = {name: [path for owner, path in owned if owner == name] for name in FORMATS}
-    left_out = _skip_others(unclaimed, named, claimed, refusals)
+    refused, left_out = _skip_others(unclaimed, named, [path for _, path in owned])
+    refusals += refused
     series: list[Series] = []
     for name, paths in claimed.items():
         part = FORMATS[name].scan(paths, workers) if paths else Scan((), ())
@@ -215,25 +216,22 @@ def _unknown(path: Path, head: bytes) -> ReadError:
 
 
 def _skip_others(
-    unclaimed: Sequence[ReadError],
-    named: set[Path],
-    claimed: dict[str, list[Path]],
-    refusals: list[ReadError],
-) -> Counter[str]:
-    """Refuse what is meant to be an image; count the files that happen to lie beside images."""
+    unclaimed: Sequence[ReadError], named: set[Path], images: Sequence[Path]
+) -> tuple[list[ReadError], Counter[str]]:
+    """Return refusals of what is meant to be an image, and count the files that just lie beside images."""
     suffixes = tuple(suffix for one in FORMATS.values() for suffix in one.SUFFIXES)
     # An empty file that is named like the images in its folder is taken for one of them.
-    like_images = {(path.parent, path.suffix) for paths in claimed.values() for path in paths}
-    skipped: Counter[str] = Counter()
+    like_images = {(path.parent, path.suffix) for path in images}
+    refused, skipped = [], Counter[str]()
     for error in unclaimed:
         path = Path(error.where)
         empty_image = error.code == "file-empty" and (path.parent, path.suffix) in like_images
         if path in named or path.name.lower().endswith(suffixes) or empty_image:
-            refusals.append(error)
+            refused.append(error)
         else:
             suffix = f" ({path.suffix.lower()})" if error.code == "file-unknown" and path.suffix else ""
             skipped[SKIPPED_NAMES[error.code] + suffix] += 1
-    return skipped
+    return refused, skipped
 
 
 def _refuse_incomplete(

@@ -75,13 +75,10 @@ def _read(file: BinaryIO) -> tuple[Header, uid.UID, tuple[int, int]]:
     data, file_bytes = b"", os.fstat(file.fileno()).st_size
     for window in WINDOWS:
         data += file.read(window - len(data))
-        try:
+        with suppress(struct.error):  # beyond the window
             syntax, media_class, start = _walk_meta(data)
             header, end = _walk_elements(data, start, implicit=syntax == uid.ImplicitVRLittleEndian)
             break
-        except struct.error:  # beyond the window, or beyond the file
-            if len(data) == file_bytes:
-                raise
     else:
         raise NotPlainError
     named = header.get("SOPClassUID", ())

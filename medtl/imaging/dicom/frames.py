@@ -33,11 +33,7 @@ NAMES_BY_TAG = KEYWORDS_BY_TAG | {Tag(enhanced): classic for enhanced, classic i
 
 
 def planes_of(parsed: Parsed) -> list[Instance]:
-    """Return the planes of a file, in the order in which they are stored.
-
-    Raises ReadError dicom-header; dicom-multiframe for frames without positions, dicom-mosaic for a mosaic
-    that does not say how it is laid out.
-    """
+    """Return the planes of a file as they are stored. Raises ReadError dicom-header, -multiframe, -mosaic."""
     dataset = parsed.dataset
     with reporting_malformed(parsed.path):
         # By tag, for speed: pydicom takes 20 microseconds to make an element of a keyword.

@@ -64,12 +64,13 @@ START_OF_FRAME = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """Values (C, H, W) of one plane, the VOI transformation meant for them, and their decoder.
+    """Values (C, H, W) of a plane, the VOI transformation meant for them, and their decoder.
 
     They have the type in which they are exact; an Image rounds them to float32. padding: the lowest and the
     highest value outside the image, None where the file names none.
     """
 
+    plane: Instance
     values: NDArray
     voi: Voi | None
     padding: tuple[float, float] | None
@@ -110,19 +111,17 @@ def decode(dataset: Dataset, planes: Sequence[Instance]) -> list[Pixels]:
     pixels = []
     for plane, (stored, decoder) in zip(planes, _stored_planes(dataset, planes), strict=True):
         if plane.photometric not in GREY:
-            pixels.append(Pixels(_colour(dataset, stored, plane), None, None, decoder))
+            pixels.append(Pixels(plane, _colour(dataset, stored, plane), None, None, decoder))
             continue
+        meant = plane
         if "ModalityLUTSequence" in dataset:
-            stored, plane = _through_table(dataset, stored, plane)
-        pixels.append(_grey(stored, plane, _voi(dataset, plane), decoder))
+            stored, meant = _through_table(dataset, stored, plane)
+        pixels.append(replace(_grey(stored, meant, _voi(dataset, plane), decoder), plane=plane))
     return pixels
 
 
 def decode_directly(data: bytes, planes: Sequence[Instance], place: Place) -> list[Pixels] | None:
-    """Decode planes straight from the bytes of their file, at the place that its scan has found.
-
-    Only grey, little-endian integers without tables; None for all others.
-    """
+    """Decode grey, little-endian integers without tables straight from their file; None for all others."""
     first = planes[0]
     simple = first.transfer_syntax in (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian)
     simple = simple and first.photometric in GREY and first.bits_allocated in WORDS and first.mosaic == 1
@@ -312,7 +311,7 @@ def _grey(stored: NDArray, plane: Instance, voi: Voi | None, decoder: str) -> Pi
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         reason = "has NaN or infinite values"
         raise ReadError("dicom-not-finite", reason, where=plane.path, fix="export it again")
-    return Pixels(values[None], voi, padding, decoder)
+    return Pixels(plane, values[None], voi, padding, decoder)
 
 
 def _voi(dataset: Dataset, plane: Instance) -> Voi | None:

@@ -197,13 +197,13 @@ def arrange(instances: Sequence[Instance], where: str) -> Stack:
     ordered = sorted(instances, key=lambda one: float(np.dot(one.position or (), normal)))
     positions = np.array([one.position for one in ordered])  # (D, 3) in LPS
     step = (positions[-1] - positions[0]) / (len(ordered) - 1)
-    _check_even(ordered, step, normal, where)
-    _check_declared_spacing(instances[0], float(np.linalg.norm(step)), where)
+    between_slices = float(np.linalg.norm(step))
     between_rows, between_columns = ordered[0].pixel_spacing or (1.0, 1.0)
+    _check_even(ordered, step, normal, where)
+    _check_declared_spacing(instances[0], between_slices, where)
     affine = np.eye(4)
     affine[:3] = np.stack([step, column * between_rows, row * between_columns, positions[0]], axis=1)
-    spacing = (float(np.linalg.norm(step)), between_rows, between_columns)
-    return Stack(tuple(ordered), LPS_TO_RAS @ affine, spacing)
+    return Stack(tuple(ordered), LPS_TO_RAS @ affine, (between_slices, between_rows, between_columns))
 
 
 def _check_alike(instances: Sequence[Instance], where: str) -> None:
