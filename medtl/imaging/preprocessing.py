@@ -100,7 +100,7 @@ def prepare_image(image: Image, config: PreprocessingConfig) -> PreparedImage:
         warnings.simplefilter("ignore")  # MONAI warns about constant images; find_warning does that
         tensor = _resample(tensor, image, config)
         tensor = _scale_intensity(tensor, image, config)
-        tensor = _meta(transforms.ResizeWithPadOrCrop(config.size)(tensor))
+        tensor = as_meta(transforms.ResizeWithPadOrCrop(config.size)(tensor))
     values = np.clip(np.nan_to_num(tensor.numpy()), 0.0, 1.0).astype(np.float32)
     return PreparedImage(np.ascontiguousarray(values), np.asarray(tensor.affine, dtype=np.float64))
 
@@ -161,13 +161,13 @@ def _resample(tensor: "MetaTensor", image: Image, config: PreprocessingConfig) -
     from monai import transforms
 
     if image.spatial_dims == 3:
-        tensor = _meta(transforms.Orientation(axcodes=config.orientation, labels=RAS_LABELS)(tensor))
+        tensor = as_meta(transforms.Orientation(axcodes=config.orientation, labels=RAS_LABELS)(tensor))
     if config.spacing_mm is not None:
         return _to_spacing(tensor, image, config.spacing_mm)
     shape = _fitted_shape(tensor, image, config.size)
     shrinks = np.prod(shape) < np.prod(tensor.shape[1:])
     mode = "area" if shrinks else ("bilinear" if len(shape) == 2 else "trilinear")
-    return _meta(transforms.Resize(shape, mode=mode)(tensor))
+    return as_meta(transforms.Resize(shape, mode=mode)(tensor))
 
 
 def _to_spacing(tensor: "MetaTensor", image: Image, spacing_mm: tuple[float, ...]) -> "MetaTensor":
@@ -182,9 +182,9 @@ def _to_spacing(tensor: "MetaTensor", image: Image, spacing_mm: tuple[float, ...
         reason = f"would have over {LARGEST_GRID:.0e} pixels at the model's spacing"
         raise ReadError("image-too-large", reason, where=image.facts.source, fix="check its pixel spacing")
     if image.affine is not None:
-        return _meta(transforms.Spacing(pixdim=spacing_mm, mode="bilinear", padding_mode="border")(tensor))
+        return as_meta(transforms.Spacing(pixdim=spacing_mm, mode="bilinear", padding_mode="border")(tensor))
     shape = np.maximum(1, np.round(extents)).astype(int)
-    return _meta(transforms.Resize(tuple(shape), mode="bilinear")(tensor))
+    return as_meta(transforms.Resize(tuple(shape), mode="bilinear")(tensor))
 
 
 def _fitted_shape(tensor: "MetaTensor", image: Image, size: tuple[int, ...]) -> tuple[int, ...]:
@@ -210,11 +210,13 @@ def _scale_intensity(tensor: "MetaTensor", image: Image, config: PreprocessingCo
     if config.intensity == "window" and voi is not None:
         return MetaTensor(torch.from_numpy(voi.apply(tensor.numpy())), affine=tensor.affine)
     if config.intensity == "range" and config.range is not None:
-        return _meta(transforms.ScaleIntensityRange(*config.range, 0.0, 1.0, clip=True)(tensor))
-    return _meta(transforms.ScaleIntensityRangePercentiles(*config.percentiles, 0.0, 1.0, clip=True)(tensor))
+        return as_meta(transforms.ScaleIntensityRange(*config.range, 0.0, 1.0, clip=True)(tensor))
+    return as_meta(
+        transforms.ScaleIntensityRangePercentiles(*config.percentiles, 0.0, 1.0, clip=True)(tensor)
+    )
 
 
-def _meta(tensor: object) -> "MetaTensor":
+def as_meta(tensor: object) -> "MetaTensor":
     """Check that MONAI returned a MetaTensor, as it promises."""
     from monai.data import MetaTensor
 

@@ -188,14 +188,6 @@ def _walk(root: Path, refusals: list[ReadError]) -> Iterator[Path]:
 
 def _owner(path: Path) -> tuple[str, Path]:
     """Return the first format that recognises a file, and the file. Raises ReadError where none does."""
-    head = _read_head(path)
-    for name, one in FORMATS.items():
-        if one.recognises(path, head):
-            return name, path
-    raise _unknown(path, head)
-
-
-def _read_head(path: Path) -> bytes:
     if not stat.S_ISREG(path.stat().st_mode):
         # Opening a pipe or a device could block for ever.
         raise ReadError("file-unknown", "is a pipe, socket or device", where=path, fix="remove it")
@@ -203,7 +195,10 @@ def _read_head(path: Path) -> bytes:
         head = file.read(HEAD_BYTES)
     if not head:
         raise ReadError("file-empty", "has no bytes", where=path, fix="copy it again from its source")
-    return head
+    for name, one in FORMATS.items():
+        if one.recognises(path, head):
+            return name, path
+    raise _unknown(path, head)
 
 
 def _unknown(path: Path, head: bytes) -> ReadError:

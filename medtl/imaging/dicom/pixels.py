@@ -168,7 +168,10 @@ def _named(distribution: str) -> str:
 def _stored_planes(dataset: Dataset, planes: Sequence[Instance]) -> Iterator[Stored]:
     """Yield the stored values of each plane and their decoder; YBR becomes RGB (H, W, 3)."""
     first = planes[0]
-    data = _pixel_bytes(dataset, first)
+    with reporting_malformed(first.path, *UNDECODABLE):
+        data = next((dataset[keyword].value for keyword in PIXEL_KEYWORDS if keyword in dataset), b"")
+    if not isinstance(data, bytes) or not data:
+        raise ReadError("dicom-truncated", "has no pixel data", where=first.path, fix="copy it again")
     frames = _native_frames if first.transfer_syntax in NATIVE else _compressed_frames
     if first.mosaic == 1:
         yield from frames(dataset, data, first, [plane.frame for plane in planes])
@@ -249,14 +252,6 @@ def _decode_compressed(dataset: Dataset, frame: bytes, plane: Instance, plugin: 
     if stored.shape[:2] != (rows, columns):
         raise _other_size(plane)
     return stored
-
-
-def _pixel_bytes(dataset: Dataset, plane: Instance) -> bytes:
-    with reporting_malformed(plane.path, *UNDECODABLE):
-        data = next((dataset[keyword].value for keyword in PIXEL_KEYWORDS if keyword in dataset), b"")
-    if not isinstance(data, bytes) or not data:
-        raise ReadError("dicom-truncated", "has no pixel data", where=plane.path, fix="copy it again")
-    return data
 
 
 def _other_size(plane: Instance) -> ReadError:
