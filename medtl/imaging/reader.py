@@ -40,19 +40,16 @@ DAMAGE_CODES = frozenset(
 
 # How content that medtl does not read begins.
 OTHER_CONTENT = {
-    b"version https://git-lfs": "a Git LFS pointer",
-    b"<!doctype": "an HTML page",
-    b"<html": "an HTML page",
-    b"<?xml": "XML",
-    b"\x1f\x8b": "damaged gzip, or gzip of something else",
-    b"pk\x03\x04": "a zip archive of something else",
-    b"%pdf": "a PDF",
-    b"\x7felf": "a program",
-    b"mz": "a program",
-    b"ii*\x00": "TIFF",
-    b"mm\x00*": "TIFF",
-    b"bm": "BMP",
-    b"gif8": "GIF",
+    (b"version https://git-lfs",): "a Git LFS pointer",
+    (b"<!doctype", b"<html"): "an HTML page",
+    (b"<?xml",): "XML",
+    (b"\x1f\x8b",): "damaged gzip, or gzip of something else",
+    (b"pk\x03\x04",): "a zip archive of something else",
+    (b"%pdf",): "a PDF",
+    (b"\x7felf", b"mz"): "a program",
+    (b"ii*\x00", b"mm\x00*"): "TIFF",
+    (b"bm",): "BMP",
+    (b"gif8",): "GIF",
 }
 
 
@@ -203,7 +200,7 @@ def _owner(path: Path) -> tuple[str, Path]:
 
 def _unknown(path: Path, head: bytes) -> ReadError:
     start = head.lstrip().lower()
-    known = (name for magic, name in OTHER_CONTENT.items() if start.startswith(magic))
+    known = (name for magics, name in OTHER_CONTENT.items() if start.startswith(magics))
     *others, last = (one.TITLE for one in FORMATS.values())
     reason = f"is {next(known, 'unknown content')}, not a {', '.join(others)} or {last} image"
     fix = "run `git lfs pull`" if head.startswith(b"version https://git-lfs") else "replace or remove it"

@@ -61,11 +61,10 @@ def split_planes(planes: Sequence[Instance]) -> list[PlaneSet]:
 def _split(planes: list[Instance], splits: Sequence[NamedSplit], notes: tuple[str, ...]) -> list[PlaneSet]:
     """Split planes by one criterion after the other."""
     if not splits:
-        contrasts = zip(*(plane.contrast for plane in planes), strict=True)
         differences = [
             f"its slices differ in {keyword}"
-            for keyword, values in zip(CONTRAST_KEYWORDS, contrasts, strict=True)
-            if len(set(map(_number_or_text, values))) > 1
+            for number, keyword in enumerate(CONTRAST_KEYWORDS)
+            if len({_number_or_text(plane.contrast[number]) for plane in planes}) > 1
         ]
         return [PlaneSet(tuple(planes), (*notes, *differences))]
     (name, split), *rest = splits
