@@ -236,12 +236,8 @@ def keep_bytes(pieces: Iterable[bytes], layout: Layout, numbers: range, path: Pa
 
     The rest is read for its checksum alone; no more is read than the header announces.
     """
-    start, size, position = (
-        layout.start + numbers[0] * layout.volume_bytes,
-        len(numbers) * layout.volume_bytes,
-        0,
-    )
-    kept = bytearray(size)
+    start = layout.start + numbers[0] * layout.volume_bytes
+    kept, position = bytearray(len(numbers) * layout.volume_bytes), 0
     for piece in pieces:
         begin, end = max(start, position), min(start + len(kept), position + len(piece))
         if begin < end:

@@ -119,8 +119,7 @@ def scan(source: str | Path | Sequence[str | Path], *, workers: int | None = Non
     refused, left_out = _skip_others(unclaimed, named, [path for _, path in owned])
     refusals += refused
     series: list[Series] = []
-    for name, paths in claimed.items():
-        part = FORMATS[name].scan(paths, workers) if paths else Scan((), ())
+    for part in (FORMATS[name].scan(paths, workers) for name, paths in claimed.items() if paths):
         series += part.series
         left_out.update(part.left_out)
         for error in part.refusals:

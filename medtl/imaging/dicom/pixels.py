@@ -35,10 +35,6 @@ DECODERS: dict[uid.UID, tuple[str, str]] = {
 THREADED = ("pillow", "pillow")
 # Pillow refuses much larger images as an attack.
 MOST_THREADED_VALUES = 2**26
-NATIVE_DECODER = "pydicom"
-
-# The stored values of a plane, and the decoder's name and version.
-Stored = tuple[NDArray, str]
 
 # Pixel values in one image, 1 GiB as float32. Checked before anything is decoded.
 MOST_VALUES = 2**28
@@ -134,7 +130,7 @@ def decode_directly(data: bytes, planes: Sequence[Instance], place: Place) -> li
     for plane in planes:
         start = place.start + plane.frame * size
         words = np.frombuffer(data, WORDS[first.bits_allocated], plane.values, start)
-        decoded.append(_grey(_stored_values(words, plane), plane, plane.voi, _named(NATIVE_DECODER)))
+        decoded.append(_grey(_stored_values(words, plane), plane, plane.voi, _named("pydicom")))
     return decoded
 
 
@@ -165,7 +161,7 @@ def _named(distribution: str) -> str:
     return f"{distribution} {version(distribution)}"
 
 
-def _stored_planes(dataset: Dataset, planes: Sequence[Instance]) -> Iterator[Stored]:
+def _stored_planes(dataset: Dataset, planes: Sequence[Instance]) -> Iterator[tuple[NDArray, str]]:
     """Yield the stored values of each plane and their decoder; YBR becomes RGB (H, W, 3)."""
     first = planes[0]
     with reporting_malformed(first.path, *UNDECODABLE):
@@ -185,7 +181,7 @@ def _stored_planes(dataset: Dataset, planes: Sequence[Instance]) -> Iterator[Sto
 
 def _native_frames(
     dataset: Dataset, data: bytes, plane: Instance, numbers: Sequence[int]
-) -> Iterator[Stored]:
+) -> Iterator[tuple[NDArray, str]]:
     """Decode uncompressed frames, in this process: no decoder can crash it."""
     rows, columns = plane.stored_shape
     samples = 2 if plane.photometric == "YBR_FULL_422" else plane.samples
@@ -198,12 +194,12 @@ def _native_frames(
     for number in numbers:
         with reporting_malformed(plane.path, *UNDECODABLE):
             stored = pixel_array(dataset, index=number)
-        yield stored, _named(NATIVE_DECODER)
+        yield stored, _named("pydicom")
 
 
 def _compressed_frames(
     dataset: Dataset, data: bytes, plane: Instance, numbers: Sequence[int]
-) -> Iterator[Stored]:
+) -> Iterator[tuple[NDArray, str]]:
     """Decode compressed frames, in a child process."""
     rows, columns = plane.stored_shape
     values = plane.samples * rows * columns * len(numbers)

@@ -179,8 +179,7 @@ def _series(planes: Sequence[Instance], where: Path, item: str | None, notes: Se
 def _decode_file(path: Path, planes: Sequence[Instance], digest: "hashlib._Hash") -> list[Pixels]:
     """Decode the planes of a series that one file holds; parse it again where it has changed."""
     with path.open("rb") as file:
-        status = os.fstat(file.fileno())
-        data = file.read()
+        status, data = os.fstat(file.fileno()), file.read()
     digest.update(data)
     place = planes[0].place
     if place and (place.size, place.time_ns) == (status.st_size, status.st_mtime_ns):
