@@ -175,7 +175,7 @@ def _qform(header: "Header", path: Path) -> NDArray[np.float64]:
         header["pixdim"][0] = 1  # qfac: nifti1.h, "we take qfac=1"
     try:
         return header.get_qform()
-    except Exception as error:  # nibabel raises several kinds for quaternions that are none
+    except Exception as error:  # nibabel raises several kinds for invalid quaternions
         fix = "correct it, or set its code to 0 beside an sform"
         raise ReadError("nifti-affine", "has an invalid qform", where=path, fix=fix) from error
 
