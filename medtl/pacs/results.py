@@ -22,7 +22,7 @@ from medtl.imaging.dicom.patient import read_sources
 from medtl.imaging.dicom.reader import SHARED_UID
 from medtl.imaging.reader import scan
 from medtl.imaging.series import Scan, Series
-from medtl.inference.contract import calibration_words, thresholds
+from medtl.inference.contract import calibration_words
 from medtl.inference.predictor import Prediction, Scored, score_series
 from medtl.pacs.objects import KINDS
 from medtl.pacs.objects.result import ModelIdentity, StudyResult
@@ -105,7 +105,7 @@ def model_identity(checkpoint: Checkpoint) -> ModelIdentity:
         settings_sha256=hashlib.sha256(settings.encode()).hexdigest(),
         medtl=__version__,
         calibration=calibration_words(checkpoint),
-        thresholds=thresholds(checkpoint),
+        thresholds=checkpoint.thresholds,
     )
 
 
