@@ -11,7 +11,7 @@ from PIL import Image
 
 from medtl.report.findings import Refusal
 from medtl.report.html import render_page, write_page
-from medtl.report.pictures import encode_grey, frame_of
+from medtl.report.pictures import encode_grey, shown_size
 
 PAGE_NAME = "contact_sheet.html"
 THUMBNAIL_SIDE = 160  # px of the longer side
@@ -62,7 +62,7 @@ class ContactSheet:
 def make_thumbnail(grey: NDArray[np.float32], spacing_mm: tuple[float, ...] | None) -> Thumbnail:
     """Encode an image (H, W) in [0, 1], or the middle slice of a volume (D, H, W)."""
     plane = grey[grey.shape[0] // 2] if grey.ndim == 3 else grey
-    size = frame_of(plane, spacing_mm).scaled_to(THUMBNAIL_SIDE)
+    size = shown_size(plane.shape, spacing_mm, THUMBNAIL_SIDE)
     resized = np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BOX))
     return Thumbnail(encode_grey(resized), *size)
 

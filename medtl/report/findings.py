@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from medtl.errors import OutputError
 
 if TYPE_CHECKING:  # pages do not read images
     from medtl.data.task import TaskKind
 
-Names = str | tuple[str, ...]
 MapVerdict = Literal["passed", "failed", "undecided", "unchecked"]
 Bounds = tuple[float | None, float | None, float | None]  # value, low, high; None or NaN is undefined
 
@@ -46,12 +45,11 @@ class StudyFinding:
     image: float32 (H, W) or (D, H, W); window: its values that are black and white. maps: of target_class,
     the first is shown first; empty if there are none. spacing_mm: of the grid of `image`, along its axes;
     None if unknown. oriented: the axes of a volume run to the head, the back and the left of the patient.
-    probabilities: by class, in class order. predicted and label: one class, or a tuple of classes for a
-    multilabel task; label is None if unknown. prediction_set: its classes, uncertain findings with a "?";
-    None if the model has no prediction sets. ood: the verdict of the out-of-distribution check, "ok" if
-    passed, "" if there was none. warning: what is unusual about the image. facts and notes must not identify
-    a patient. identifiers do, and are shown with a warning. order: the list is sorted by it, then worst
-    first.
+    probabilities: by class, in class order. predicted and label: one class, or for a multilabel task any
+    number; label is None if unknown. prediction_set: its classes, uncertain findings with a "?"; None if the
+    model has no prediction sets. ood: the verdict of the out-of-distribution check, "ok" if passed, "" if
+    there was none. warning: what is unusual about the image. facts and notes must not identify a patient.
+    identifiers do, and are shown with a warning.
     """
 
     sample_id: str
@@ -61,8 +59,8 @@ class StudyFinding:
     spacing_mm: tuple[float, ...] | None
     target_class: str
     probabilities: Mapping[str, float]
-    predicted: Names
-    label: Names | None = None
+    predicted: tuple[str, ...]
+    label: tuple[str, ...] | None = None
     prediction_set: tuple[str, ...] | None = None
     ood: str = ""
     warning: str = ""
@@ -70,7 +68,6 @@ class StudyFinding:
     notes: tuple[str, ...] = ()
     identifiers: Mapping[str, str] = field(default_factory=dict)
     oriented: bool = False
-    order: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -124,59 +121,32 @@ class ModelCard:
     thresholds: Mapping[str, float] = field(default_factory=dict)
 
 
-def as_names(value: Names) -> tuple[str, ...]:
-    """Return one class, several, or none (an empty name names none) as a tuple."""
-    return tuple(name for name in ((value,) if isinstance(value, str) else value) if name)
-
-
 def check_finding(finding: StudyFinding, card: ModelCard) -> None:
     """Raise OutputError finding-invalid if a page could not show the finding correctly."""
-    problem = _array_problem(finding) or _spacing_problem(finding) or _probability_problem(finding, card)
-    if problem:
-        fix = "score the study again; if that does not help, report a bug"
-        raise OutputError("finding-invalid", problem, where=finding.sample_id, fix=fix)
+    image, (low, high), spacing = finding.image, finding.window, finding.spacing_mm or ()
+    heatmaps = [saliency.heatmap for saliency in finding.maps]
+    shapes = {heatmap.shape for heatmap in heatmaps}
+    named = {*finding.predicted, *(finding.label or ()), *([finding.target_class] if heatmaps else ())}
+    sound = {
+        f"the image has shape {image.shape}, not (H, W) or (D, H, W)": image.ndim in (2, 3) and image.size,
+        "the image has values that are not finite": np.isfinite(image).all(),
+        "the window is empty or not finite": -math.inf < low < high < math.inf,
+        f"the heatmap has shape {[*shapes]}, the image {image.shape}": shapes <= {image.shape},
+        "the heatmap has values outside [0, 1], or not finite": all(map(_within_unit, heatmaps)),
+        f"the spacing has {len(spacing)} values for {image.ndim} axes": len(spacing) in (0, image.ndim),
+        "the spacing is not positive": all(0 < step < math.inf for step in spacing),
+        "the probabilities do not match the classes of the model": (*finding.probabilities,) == card.classes,
+        "a probability is outside [0, 1] or not finite": _within_unit([*finding.probabilities.values()]),
+        "the prediction, label or map is for a class that the model does not have": named <= {*card.classes},
+    }
+    for problem, holds in sound.items():
+        if not holds:
+            fix = "score the study again; if that does not help, report a bug"
+            raise OutputError("finding-invalid", problem, where=finding.sample_id, fix=fix)
 
 
-def _array_problem(finding: StudyFinding) -> str:
-    image, (low, high) = finding.image, finding.window
-    if image.ndim not in (2, 3) or image.size == 0:
-        return f"the image has shape {image.shape}, not (H, W) or (D, H, W)"
-    if not np.isfinite(image).all():
-        return "the image has values that are not finite"
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        return "the window is empty or not finite"
-    for saliency in finding.maps:
-        if saliency.heatmap.shape != image.shape:
-            return f"the heatmap has shape {saliency.heatmap.shape}, the image {image.shape}"
-        if not _within_unit(saliency.heatmap):
-            return "the heatmap has values outside [0, 1], or not finite"
-    return ""
-
-
-def _spacing_problem(finding: StudyFinding) -> str:
-    spacing = finding.spacing_mm
-    if spacing is None:
-        return ""
-    if len(spacing) != finding.image.ndim:
-        return f"the spacing has {len(spacing)} values for {finding.image.ndim} axes"
-    return "" if all(np.isfinite(step) and step > 0 for step in spacing) else "the spacing is not positive"
-
-
-def _probability_problem(finding: StudyFinding, card: ModelCard) -> str:
-    if tuple(finding.probabilities) != card.classes:
-        return "the probabilities do not match the classes of the model"
-    if not _within_unit(np.array(list(finding.probabilities.values()), dtype=float)):
-        return "a probability is outside [0, 1] or not finite"
-    named = {*as_names(finding.predicted), *as_names(finding.label or ())}
-    if finding.maps:
-        named.add(finding.target_class)
-    unknown = named - set(card.classes)
-    return "the prediction, label or map is for a class that the model does not have" if unknown else ""
-
-
-def _within_unit(values: NDArray[np.floating]) -> bool:
-    tolerance = 1e-4
-    return bool(np.isfinite(values).all() and values.min() >= -tolerance and values.max() <= 1 + tolerance)
+def _within_unit(values: ArrayLike) -> bool:
+    return bool((np.abs(np.asarray(values) - 0.5) <= 0.5 + 1e-4).all())
 
 
 def read_bounds(entries: Mapping[str, Any]) -> dict[str, Bounds]:

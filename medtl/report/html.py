@@ -13,7 +13,7 @@ from markupsafe import Markup
 from medtl.core import __version__
 from medtl.core.files import write_text
 from medtl.report import formatting
-from medtl.report.findings import as_names, is_defined
+from medtl.report.findings import is_defined
 
 
 def render_page(template: str, *, script: str | None = None, pictures: bool = False, **values: Any) -> str:
@@ -76,7 +76,6 @@ def _environment() -> Environment:
         "confidence": formatting.confidence_text,
         "duration": formatting.duration_text,
         "interval": formatting.interval_text,
-        "names": as_names,
         "number": formatting.number_text,
         "p": formatting.p_text,
         "percent": lambda share: f"{100 * share:.1f}%",

@@ -6,6 +6,7 @@ The text is part of the page, since a page opened from disk may not read a file 
 """
 
 import base64
+import math
 import zlib
 from dataclasses import dataclass
 from typing import Any
@@ -14,16 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtl.report.findings import StudyFinding
-from medtl.report.pictures import (
-    STAGE_SIDE,
-    Frame,
-    as_stack,
-    frame_of,
-    frame_of_extent,
-    overlay_ramp,
-    peak_voxel,
-    to_bytes,
-)
+from medtl.report.pictures import STAGE_SIDE, as_stack, overlay_ramp, peak_voxel, to_bytes
 
 FINE_LEVELS, COARSE_LEVELS = 4096, 512
 FINE_VOXELS = 2_000_000  # larger volumes have fewer levels: about 250 within their window
@@ -79,20 +71,20 @@ def pack(levels: NDArray[np.uint8] | NDArray[np.uint16]) -> str:
 
 @dataclass(frozen=True)
 class Plane:
-    """One plane: the axis that it fixes, how many slices there are, and where its pixels lie in its frame.
+    """One plane: the axis that it fixes, how many slices there are, and its frame on the page in px.
 
-    left, top, width, height: px of the frame. letters: of its four sides, empty if unknown. profile: the
+    across: the width of its pixels, which are centred in the frame and have its height. ruler: a length and
+    its text, None if the spacing is unknown. letters: of its four sides, empty if unknown. profile: the
     maximum of the map in each slice, as the points of an SVG polyline in a unit square; empty without a map.
     """
 
     axis: int
     name: str
     count: int
-    frame: Frame
-    left: float
-    top: float
-    width: float
-    height: float
+    width: int
+    height: int
+    across: float
+    ruler: tuple[float, str] | None
     letters: tuple[str, ...]
     profile: str
 
@@ -102,33 +94,34 @@ def lay_out(finding: StudyFinding) -> list[Plane]:
 
     The planes of a volume have one scale and frames of one width, so that lengths can be compared.
     """
-    if finding.image.ndim == 2:
-        frame = frame_of(finding.image, finding.spacing_mm)
-        return [Plane(0, "image", 1, frame, 0, 0, frame.width, frame.height, (), "")]
-    spacing = finding.spacing_mm or (1.0, 1.0, 1.0)
-    extents = [count * step for count, step in zip(finding.image.shape, spacing, strict=True)]
-    widest_first = sorted(range(3), key=lambda axis: -round(spacing[axis], 3))
-    return [_plane(finding, axis, extents) for axis in widest_first]
+    spacing = ((1.0, 1.0, 1.0) + (finding.spacing_mm or ()))[-3:]
+    extents = [count * step for count, step in zip(as_stack(finding.image).shape, spacing, strict=True)]
+    axes = [0] if finding.image.ndim == 2 else sorted(range(3), key=lambda axis: -round(spacing[axis], 3))
+    widest = max(extents[ROWS_COLUMNS[axis][1]] for axis in axes)
+    scale = STAGE_SIDE / max(widest, extents[ROWS_COLUMNS[axes[0]][0]])
+    return [_plane(finding, axis, extents, widest, scale) for axis in axes]
 
 
-def _plane(finding: StudyFinding, axis: int, extents: list[float]) -> Plane:
-    down, across = (extents[other] for other in ROWS_COLUMNS[axis])
-    widest = max(extents[1:])
-    scale, known = STAGE_SIDE / max(extents), finding.spacing_mm is not None
-    frame = frame_of_extent(down, widest, known=known, scale=scale)
-    width = across / widest * frame.width
+def _plane(finding: StudyFinding, axis: int, extents: list[float], widest: float, scale: float) -> Plane:
+    down, across = (extents[other] * scale for other in ROWS_COLUMNS[axis])
     return Plane(
         axis,
-        NAMES[axis] if finding.oriented else f"axis {axis + 1}",
-        finding.image.shape[axis],
-        frame,
-        (frame.width - width) / 2,
-        0.0,
-        width,
-        frame.height,
+        NAMES[axis] if finding.oriented else f"axis {axis + 1}" if finding.image.ndim == 3 else "image",
+        as_stack(finding.image).shape[axis],
+        max(1, round(widest * scale)),
+        max(1, round(down)),
+        across,
+        _ruler(widest, scale) if finding.spacing_mm else None,
         LETTERS[axis] if finding.oriented else (),
         _profile(finding, axis),
     )
+
+
+def _ruler(width_mm: float, scale: float) -> tuple[float, str]:
+    """Return the largest of 1, 2 or 5 times a power of ten within a quarter of a width."""
+    power = 10.0 ** math.floor(math.log10(width_mm / 4))
+    length = max(step * power for step in (1, 2, 5) if step * power <= width_mm / 4 * (1 + 1e-9))
+    return length * scale, f"{length:g} mm"
 
 
 def _profile(finding: StudyFinding, axis: int) -> str:

@@ -29,8 +29,8 @@ def make_finding(sample_id: str = "s1", shape: tuple[int, ...] = (20, 16), **cha
         "spacing_mm": (2.0,) * len(shape),
         "target_class": "opacity",
         "probabilities": {"normal": 0.2, "opacity": 0.8},
-        "predicted": "opacity",
-        "label": "normal",
+        "predicted": ("opacity",),
+        "label": ("normal",),
         "facts": {"Modality": "CR"},
         "notes": ("The polarity was inverted.",),
     }
