@@ -181,10 +181,10 @@
     for (const canvas of stage.querySelectorAll("canvas")) canvas.style.width = `${100 * wide / width}%`;
   };
 
-  // The first plane is as tall as the other two together; those get a third of the width at most.
+  // The first plane is as tall as the other two together, as far as all are wide enough to be seen.
   const share = () => {
     const [first, ...rest] = stages.map((stage) => frame(stage)[1]);
-    const ratio = Math.min(4, Math.max(2, rest.reduce((sum, height) => sum + height, 0) / first));
+    const ratio = Math.min(3.5, Math.max(2, rest.reduce((sum, height) => sum + height, 0) / first));
     find("[data-planes]").style.setProperty("--first", `${ratio}fr`);
   };
 
