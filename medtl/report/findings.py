@@ -17,14 +17,6 @@ MapVerdict = Literal["passed", "failed", "undecided", "unchecked"]
 Bounds = tuple[float | None, float | None, float | None]  # value, low, high; None or NaN is undefined
 
 
-@dataclass(frozen=True, eq=False)
-class SaliencyMap:
-    """What raised the score for the target class, by one method: heatmap in [0, 1] on the image's grid."""
-
-    method: str
-    heatmap: NDArray[np.float32]
-
-
 @dataclass(frozen=True)
 class MapCheck:
     """How reliable the maps of a method are, in words: a headline, a sentence per check, and the basis.
@@ -42,20 +34,20 @@ class MapCheck:
 class StudyFinding:
     """What the model predicts for one study, and what influenced it.
 
-    image: float32 (H, W) or (D, H, W); window: its values that are black and white. maps: of target_class,
-    the first is shown first; empty if there are none. spacing_mm: of the grid of `image`, along its axes;
-    None if unknown. oriented: the axes of a volume run to the head, the back and the left of the patient.
-    probabilities: by class, in class order. predicted and label: one class, or for a multilabel task any
-    number; label is None if unknown. prediction_set: its classes, uncertain findings with a "?"; None if the
-    model has no prediction sets. ood: the verdict of the out-of-distribution check, "ok" if passed, "" if
-    there was none. warning: what is unusual about the image. facts and notes must not identify a patient.
-    identifiers do, and are shown with a warning.
+    image: float32 (H, W) or (D, H, W); window: its values that are black and white. maps: method -> heatmap
+    in [0, 1] on the image's grid of what raised the score for target_class; the first is shown first.
+    spacing_mm: of the grid of `image`, along its axes; None if unknown. oriented: the axes of a volume run to
+    the head, the back and the left of the patient. probabilities: by class, in class order. predicted and
+    label: one class, or for a multilabel task any number; label is None if unknown. prediction_set: its
+    classes, uncertain findings with a "?"; None if the model has no prediction sets. ood: the verdict of the
+    out-of-distribution check, "ok" if passed, "" if there was none. warning: what is unusual about the image.
+    facts and notes must not identify a patient. identifiers do, and are shown with a warning.
     """
 
     sample_id: str
     image: NDArray[np.float32]
     window: tuple[float, float]
-    maps: tuple[SaliencyMap, ...]
+    maps: Mapping[str, NDArray[np.float32]]
     spacing_mm: tuple[float, ...] | None
     target_class: str
     probabilities: Mapping[str, float]
@@ -124,7 +116,7 @@ class ModelCard:
 def check_finding(finding: StudyFinding, card: ModelCard) -> None:
     """Raise OutputError finding-invalid if a page could not show the finding correctly."""
     image, (low, high), spacing = finding.image, finding.window, finding.spacing_mm or ()
-    heatmaps = [saliency.heatmap for saliency in finding.maps]
+    heatmaps = finding.maps.values()
     shapes = {heatmap.shape for heatmap in heatmaps}
     named = {*finding.predicted, *(finding.label or ()), *([finding.target_class] if heatmaps else ())}
     sound = {

@@ -29,8 +29,8 @@ from medtl.report.viewer import lay_out, pack_study, start_voxel
 log = logging.getLogger(__name__)
 
 # Names of pages have one case: some file systems take "a" and "A" for one file.
-SAFE_NAME = re.compile(r"[a-z0-9_-]{1,80}")
-PAGE_NAME, PICTURE_NAME = re.compile(rf"{SAFE_NAME.pattern}\.html"), re.compile(r"[0-9a-f]{20}\.jpg")
+PAGE_NAME = re.compile(r"[a-z0-9_-]{1,80}\.html")
+PICTURE_NAME = re.compile(r"[0-9a-f]{20}\.jpg")
 # Placeholders in a page until all studies are known. No value contains them: its "<" would be escaped.
 NEIGHBOURS, CHECKS = "<!-- neighbours -->", "<!-- checks -->"
 # Why a study deserves a review, worst first.
@@ -135,7 +135,7 @@ def _write_study(out: Path, finding: StudyFinding, card: ModelCard) -> StudyEntr
         sample_id=finding.sample_id,
         page=f"studies/{page_name(finding.sample_id)}",
         pictures=_write_pictures(out / "images", finding),
-        methods=tuple(saliency.method for saliency in finding.maps),
+        methods=tuple(finding.maps),
         predicted=finding.predicted,
         label=finding.label,
         prediction_set=set_text(finding.prediction_set, card.kind),
@@ -163,7 +163,7 @@ def _write_study(out: Path, finding: StudyFinding, card: ModelCard) -> StudyEntr
 
 def page_name(sample_id: str) -> str:
     """Return a file name that stays in its folder: a hash if the id is unsafe."""
-    if SAFE_NAME.fullmatch(sample_id):
+    if PAGE_NAME.fullmatch(f"{sample_id}.html"):
         return f"{sample_id}.html"
     return f"h-{hashlib.blake2b(sample_id.encode(errors='surrogatepass'), digest_size=10).hexdigest()}.html"
 
@@ -176,7 +176,7 @@ def _write_pictures(folder: Path, finding: StudyFinding) -> tuple[str, ...]:
     place = start_voxel(finding)[0]
     low, high = finding.window
     grey = np.clip((as_stack(finding.image)[place] - low) / (high - low), 0, 1)
-    heatmaps = [as_stack(saliency.heatmap)[place] for saliency in finding.maps] or [None]
+    heatmaps = [as_stack(heatmap)[place] for heatmap in finding.maps.values()] or [None]
     sized = [(heatmaps[0], THUMBNAIL_SIDE), *((heatmap, STAGE_SIDE) for heatmap in heatmaps)]
     return tuple(write_picture(folder, grey, heatmap, finding.spacing_mm, side) for heatmap, side in sized)
 
@@ -205,11 +205,16 @@ def _complete(out: Path, entries: Sequence[StudyEntry], verdicts: Mapping[str, M
     """Fill in the placeholders of each page: its neighbours, and the verdicts on its maps."""
     around = [None, *entries, None]
     for place, entry in enumerate(entries, start=1):
-        previous, _, following = around[place - 1 : place + 2]
-        nearby = {"previous": previous, "following": following, "place": place, "count": len(entries)}
+        links = render_page(
+            "neighbours.html",
+            previous=around[place - 1],
+            following=around[place + 1],
+            place=place,
+            count=len(entries),
+        )
         checks = {method: verdicts[method] for method in entry.methods}
         text = (out / entry.page).read_text(encoding="utf-8")
-        text = text.replace(NEIGHBOURS, render_page("neighbours.html", **nearby), 1)
+        text = text.replace(NEIGHBOURS, links, 1)
         write_text(out / entry.page, text.replace(CHECKS, render_page("checks.html", checks=checks), 1))
 
 

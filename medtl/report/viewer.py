@@ -50,7 +50,7 @@ def pack_study(finding: StudyFinding) -> dict[str, Any]:
         "range": [low, high],
         "window": [(edge - low) * scale for edge in finding.window],
         "image": pack(np.rint((np.clip(volume, low, high) - low) * scale).astype(np.uint16)),
-        "maps": [pack(to_bytes(as_stack(saliency.heatmap))) for saliency in finding.maps],
+        "maps": [pack(to_bytes(as_stack(heatmap))) for heatmap in finding.maps.values()],
         "ramp": base64.b64encode(overlay_ramp().tobytes()).decode(),
         "start": list(start_voxel(finding)),
     }
@@ -58,8 +58,7 @@ def pack_study(finding: StudyFinding) -> dict[str, Any]:
 
 def start_voxel(finding: StudyFinding) -> tuple[int, ...]:
     """Return the voxel (slice, row, column) where the first map is largest, otherwise the centre."""
-    heatmap = finding.maps[0].heatmap if finding.maps else None
-    return peak_voxel(heatmap, as_stack(finding.image).shape)
+    return peak_voxel(next(iter(finding.maps.values()), None), as_stack(finding.image).shape)
 
 
 def pack(levels: NDArray[np.uint8] | NDArray[np.uint16]) -> str:
@@ -125,8 +124,9 @@ def _ruler(width_mm: float, scale: float) -> tuple[float, str]:
 
 
 def _profile(finding: StudyFinding, axis: int) -> str:
-    if not finding.maps:
+    heatmap = next(iter(finding.maps.values()), None)
+    if heatmap is None:
         return ""
-    peaks = as_stack(finding.maps[0].heatmap).max(axis=ROWS_COLUMNS[axis])
+    peaks = as_stack(heatmap).max(axis=ROWS_COLUMNS[axis])
     places = np.linspace(0, 1, len(peaks)) if len(peaks) > 1 else np.array([0.5])
     return " ".join(f"{place:.3f},{1 - peak:.3f}" for place, peak in zip(places, peaks, strict=True))

@@ -31,7 +31,7 @@ from medtl.imaging.image import Image
 from medtl.imaging.reader import read_series, scan
 from medtl.imaging.series import Scan
 from medtl.inference.predictor import Scored, score_series
-from medtl.report.findings import MapCheck, Refusal, SaliencyMap, StudyFinding
+from medtl.report.findings import MapCheck, Refusal, StudyFinding
 from medtl.report.formatting import words_of_audit
 from medtl.report.model_card import model_card
 from medtl.report.run_page import WrongAnswer, write_run_page
@@ -213,11 +213,11 @@ def _finding(job: _Job, scored: Scored) -> StudyFinding:
         sample_id=row.sample_id,
         image=shown[0].values,
         window=shown[0].window,
-        maps=tuple(
-            SaliencyMap(name, display.heatmap)
+        maps={
+            name: display.heatmap
             for name, display in zip(names, shown, strict=True)
             if display.heatmap is not None
-        ),
+        },
         spacing_mm=shown[0].spacing_mm,
         target_class=explained[0].target_class,
         probabilities=dict(zip(task.classes, row.probabilities, strict=True)),

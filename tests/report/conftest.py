@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medtl.report.findings import ModelCard, SaliencyMap, StageRow, StudyFinding
+from medtl.report.findings import ModelCard, StageRow, StudyFinding
 
 HISTORY = [
     {"epoch": 1, "stage": "head", "train_loss": 0.7, "val_loss": 0.6, "val_auroc": 0.7},
@@ -35,7 +35,7 @@ def make_finding(sample_id: str = "s1", shape: tuple[int, ...] = (20, 16), **cha
         "notes": ("The polarity was inverted.",),
     }
     heatmap, method = changes.pop("heatmap", heatmap), changes.pop("method", "Grad-CAM")
-    fields["maps"] = () if heatmap is None else (SaliencyMap(method, heatmap),)
+    fields["maps"] = {} if heatmap is None else {method: heatmap}
     return StudyFinding(sample_id, **(fields | changes))
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medtl.report.findings import SaliencyMap
 from medtl.report.site import write_report
 from tests.report.browser import Visit, chromium
 from tests.report.conftest import HISTORY, make_card, make_finding
@@ -39,9 +38,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values = np.arange(np.prod(VOLUME), dtype=np.float32).reshape(VOLUME)
     top = float(values.max())
     projection = make_finding("projection", image=np.full((20, 16), 0.5, np.float32))
-    other = SaliencyMap("Occlusion", np.zeros((20, 16), np.float32))
+    other = {"Occlusion": np.zeros((20, 16), np.float32)}
     findings = [
-        replace(projection, maps=(*projection.maps, other), prediction_set=("normal", "opacity")),
+        replace(projection, maps={**projection.maps, **other}, prediction_set=("normal", "opacity")),
         make_finding(
             "volume", shape=VOLUME, image=values, window=(0.0, top), oriented=True, label=("opacity",)
         ),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from medtl.errors import OutputError
-from medtl.report.findings import MapCheck, ModelCard, Refusal, SaliencyMap, StageRow
+from medtl.report.findings import MapCheck, ModelCard, Refusal, StageRow
 from medtl.report.site import WrittenReport, page_name, write_report
 from tests.report.pages import Page, check_page, read_pages
 
@@ -291,8 +291,8 @@ def test_each_page_says_what_its_maps_are_worth(tmp_path, finding, card):
 
 def test_several_methods_stand_side_by_side(tmp_path, finding, card):
     one = finding("a")
-    other = SaliencyMap("Occlusion", np.flip(one.maps[0].heatmap).copy())
-    write_report(tmp_path, [replace(one, maps=(*one.maps, other))], [], card())
+    other = {"Occlusion": np.flip(one.maps["Grad-CAM"]).copy()}
+    write_report(tmp_path, [replace(one, maps={**one.maps, **other})], [], card())
     page = read_pages(tmp_path)["studies/a.html"]
     assert "Methods side by side" in page.words and len(json.loads(page.blocks["data"])["maps"]) == 2
     assert len(set(page.values("img", "src"))) == 3  # two pictures and the colour bar
