@@ -33,12 +33,10 @@ class WebService:
         self.session = requests.Session()
         if os.environ.get(TOKEN):
             self.session.auth = _authorise
-        self.tls: dict[str, Any] = {"verify": True, "cert": None}
-        if tls:
-            client_tls(tls)  # reports faulty files in our words
-            self.tls["verify"] = str(tls.authority) if tls.authority else True
-            if tls.certificate:
-                self.tls["cert"] = (str(tls.certificate), str(tls.key or tls.certificate))
+        tls = tls or Tls()
+        client_tls(tls)  # reports faulty files in our words
+        cert = (str(tls.certificate), str(tls.key or tls.certificate)) if tls.certificate else None
+        self.tls: Any = {"verify": str(tls.authority) if tls.authority else True, "cert": cert}
 
     def __enter__(self) -> Self:
         return self
@@ -64,8 +62,7 @@ class WebService:
         Raises PacsError pacs-answer.
         """
         path = f"studies/{study}/series/{series}/instances/{instance}"
-        response = self._ask("GET", path, headers={"Accept": ANY_SYNTAX})
-        content = self._body(response, LARGEST_INSTANCE)
+        response, content = self._ask("GET", path, LARGEST_INSTANCE, headers={"Accept": ANY_SYNTAX})
         if response.status_code != 200:
             raise unexpected(self.peer, f"answered {response.status_code} for an instance")
         return self._single_part(response.headers.get("Content-Type", ""), content)
@@ -84,8 +81,8 @@ class WebService:
         body = head + read_file(instance.path) + f"\r\n--{boundary}--\r\n".encode()
         kind = f'multipart/related; type="application/dicom"; boundary={boundary}'
         headers = {"Content-Type": kind, "Accept": "application/dicom+json"}
-        response = self._ask("POST", "studies", headers=headers, data=body)
-        return _refusal(response.status_code, self._json(response), instance.sop_instance)
+        response, content = self._ask("POST", "studies", LARGEST_LIST, headers=headers, data=body)
+        return _refusal(response.status_code, _parsed(content), instance.sop_instance)
 
     def _list(self, path: str, query: Mapping[str, str], tag: str, limit: int | None) -> Iterator[str]:
         """Yield UIDs page by page, until one has nothing new: not every PACS supports offset and limit."""
@@ -102,21 +99,22 @@ class WebService:
 
     def _page(self, path: str, query: Mapping[str, str], tag: str) -> list[str]:
         headers = {"Accept": "application/dicom+json"}
-        response = self._ask("GET", path, headers=headers, params=query)
+        response, content = self._ask("GET", path, LARGEST_LIST, headers=headers, params=query)
         if response.status_code == 204:
             return []
-        answer = self._json(response)
+        answer = _parsed(content)
         if response.status_code != 200 or not isinstance(answer, list):
             raise unexpected(self.peer, f"answered {response.status_code} to a search")
         uids = [_value(item, tag) for item in answer]
-        if not all(UID.fullmatch(uid) for uid in uids):
+        if not all(map(UID.fullmatch, uids)):
             raise unexpected(self.peer, "listed an item without a valid UID")
         return uids
 
-    def _ask(self, method: str, path: str, **more: Any) -> requests.Response:
-        """Send a request. Raises PacsError pacs-unreachable, pacs-refused, pacs-answer (a redirection)."""
+    def _ask(self, method: str, path: str, largest: int, **more: Any) -> tuple[requests.Response, bytes]:
+        """Send a request; return the answer and its body. Raises PacsError."""
+        content = bytearray()
         try:
-            response = self.session.request(
+            with self.session.request(
                 method,
                 f"{self.peer.url}/{path}",
                 timeout=TIMEOUT_SECONDS,
@@ -124,38 +122,26 @@ class WebService:
                 stream=True,
                 **self.tls,  # not in the session, where environment variables would take precedence
                 **more,
-            )
-        except (requests.RequestException, OSError) as error:
-            raise unreachable(self.peer, f"does not answer ({type(error).__name__})") from error
-        if response.status_code in (401, 403):
-            fix = f"put user and password into ~/.netrc, or a token into {TOKEN}"
-            reason = f"answered {response.status_code}, not authorised"
-            raise PacsError("pacs-refused", reason, where=self.peer.url, fix=fix)
-        if response.status_code in UNAVAILABLE:
-            raise unreachable(self.peer, f"does not answer (status {response.status_code})")
-        if 300 <= response.status_code < 400:
-            raise unexpected(self.peer, f"answered with a redirection ({response.status_code})")
-        return response
-
-    def _body(self, response: requests.Response, largest: int) -> bytes:
-        content = bytearray()
-        try:
-            with response:
+            ) as response:
+                self._check_status(response.status_code)
                 for chunk in response.iter_content(CHUNK):
                     content += chunk
                     if len(content) > largest:
                         raise unexpected(self.peer, f"sent more than {largest // 2**20} MB at once")
         except (requests.RequestException, OSError) as error:
             raise unreachable(self.peer, f"does not answer ({type(error).__name__})") from error
-        return bytes(content)
+        return response, bytes(content)
 
-    def _json(self, response: requests.Response) -> Any:
-        """Return the answer as plain data, None if it is not JSON."""
-        content = self._body(response, LARGEST_LIST)
-        try:
-            return json.loads(content)
-        except (ValueError, RecursionError):
-            return None
+    def _check_status(self, status: int) -> None:
+        """Raise PacsError pacs-refused, pacs-unreachable, or pacs-answer for a redirection."""
+        if status in (401, 403):
+            fix = f"put user and password into ~/.netrc, or a token into {TOKEN}"
+            reason = f"answered {status}, not authorised"
+            raise PacsError("pacs-refused", reason, where=self.peer.url, fix=fix)
+        if status in UNAVAILABLE:
+            raise unreachable(self.peer, f"does not answer (status {status})")
+        if 300 <= status < 400:
+            raise unexpected(self.peer, f"answered with a redirection ({status})")
 
     def _single_part(self, content_type: str, body: bytes) -> bytes:
         """Return the only part of a multipart message (RFC 2046 5.1.1), or the body of a plain one."""
@@ -177,6 +163,14 @@ class WebService:
 def _authorise(request: requests.PreparedRequest) -> requests.PreparedRequest:
     request.headers["Authorization"] = f"Bearer {os.environ[TOKEN]}"
     return request
+
+
+def _parsed(content: bytes) -> Any:
+    """Return an answer as plain data, None if it is not JSON."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _refusal(status: int, answer: Any, uid: str) -> str:

@@ -18,7 +18,7 @@ from medtl.pacs.peer import Endpoint, WebPeer, needing_extra
 
 if TYPE_CHECKING:
     from medtl.pacs.dicomweb import WebService
-    from medtl.pacs.dimse_query import QueryService
+    from medtl.pacs.dimse_scu import QueryService
 
 DATES = re.compile(r"\d{8}|\d{8}-|-\d{8}|\d{8}-\d{8}")
 
@@ -90,7 +90,7 @@ def _open(source: Endpoint) -> Iterator["WebService | QueryService"]:
             with WebService(source.peer, source.tls) as web:
                 yield web
         else:
-            from medtl.pacs.dimse_query import query_service
+            from medtl.pacs.dimse_scu import query_service
 
             with query_service(source.peer, source.tls, source.our_ae) as archive:
                 yield archive

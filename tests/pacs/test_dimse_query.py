@@ -16,7 +16,7 @@ from tests.pacs.peers import archive, free_port, write_instances
 pytest.importorskip("pynetdicom", reason="medtl[pacs] is not installed")
 from pynetdicom import AE, evt
 
-from medtl.pacs.dimse_query import FIND, GET, IMAGES, QueryService, query_service
+from medtl.pacs.dimse_scu import FIND, GET, IMAGES, QueryService, query_service
 
 
 @contextmanager
