@@ -23,8 +23,7 @@ from pynetdicom.transport import ThreadedAssociationServer
 
 from medtl.core.files import unwritable
 from medtl.errors import MedtlError, OutputError, PacsError, ReadError
-from medtl.pacs.gate import MEGABYTE, Gate
-from medtl.pacs.peer import AE_TITLE, Tls, server_tls
+from medtl.pacs.peer import AE_TITLE, MEGABYTE, Gate, Tls, server_tls
 
 logger = logging.getLogger(__name__)
 logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # its messages quote patient data

@@ -15,9 +15,8 @@ from typing import Any, NoReturn
 from medtl.core.journal import Journal, key_of, open_journal
 from medtl.core.progress import StoppedError, Unwatched, Watcher
 from medtl.errors import MedtlError, PacsError
-from medtl.pacs.gate import Gate
 from medtl.pacs.inbox import Inbox
-from medtl.pacs.peer import Endpoint, Tls, needing_extra
+from medtl.pacs.peer import Endpoint, Gate, Tls, needing_extra
 from medtl.pacs.push import push_files
 from medtl.pacs.results import model_identity, write_results
 from medtl.training.checkpoint import load_finished

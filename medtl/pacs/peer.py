@@ -1,11 +1,11 @@
-"""Address of a PACS, `http(s)://...` or `AE@host:port` -> how to connect, and what to say if that fails."""
+"""Options -> the PACS to connect to, `http(s)://...` or `AE@host:port`, TLS, and whom a listener admits."""
 
 import re
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,6 +14,8 @@ from medtl.errors import ConfigError, PacsError
 # PS3.5 6.2: up to 16 characters, no backslash, no control characters; spaces at the ends mean nothing.
 AE_TITLE = re.compile(r"[\x21-\x5b\x5d-\x7e](?:[\x20-\x5b\x5d-\x7e]{0,14}[\x21-\x5b\x5d-\x7e])?")
 DIMSE = re.compile(r"(?P<ae>.+)@(?:\[(?P<six>[0-9a-fA-F:]+)\]|(?P<host>[^@:/\s]+)):(?P<port>\d{1,5})")
+LOOPBACK = ("127.0.0.0/8", "::1/128")
+MEGABYTE = 2**20
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,27 @@ class Endpoint:
     our_ae: str = "MEDTL"
 
 
+@dataclass(frozen=True)
+class Gate:
+    """Limits of a listener. ae: our title; callers: theirs; largest: bytes per instance.
+
+    idle: seconds of silence after which an association is ended.
+    """
+
+    ae: str
+    callers: tuple[str, ...]
+    networks: tuple[IPv4Network | IPv6Network, ...]
+    largest: int = 1024 * MEGABYTE
+    associations: int = 8
+    idle: float = 60.0
+
+    def admits(self, address: str) -> bool:
+        """Return whether an address may connect."""
+        ip = ip_address(address.split("%")[0])
+        ip = getattr(ip, "ipv4_mapped", None) or ip
+        return any(ip in network for network in self.networks)
+
+
 def parse_peer(text: str) -> Peer:
     """Read an address. Raises ConfigError pacs-address, which never repeats a password."""
     return _parse_web(text) if "://" in text else _parse_dimse(text)
@@ -84,6 +107,15 @@ def check_host(host: str) -> str:
         fix = "give a name or an address, such as pacs.example or 10.1.2.3"
         raise ConfigError("pacs-address", "is not a host name", where=host, fix=fix) from error
     return host
+
+
+def parse_networks(texts: Sequence[str]) -> tuple[IPv4Network | IPv6Network, ...]:
+    """Parse addresses and CIDR networks. Raises ConfigError pacs-address."""
+    try:
+        return tuple(ip_network(text.strip()) for text in texts)
+    except ValueError as error:
+        fix = "give an address, or a network such as 10.1.2.0/24"
+        raise ConfigError("pacs-address", "is not a network", where=", ".join(texts), fix=fix) from error
 
 
 def client_tls(tls: Tls) -> ssl.SSLContext:

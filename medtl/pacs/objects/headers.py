@@ -60,17 +60,12 @@ def identity(result: StudyResult, kind: str) -> dict[str, Any]:
         source = 0
     return {
         "series_instance_uid": result.uid(kind, "series"),
-        "sop_instance_uid": instance_uid(result, kind),
+        "sop_instance_uid": result.uid(kind, "instance"),
         "series_number": (source if 0 <= source < MOST_SOURCE_NUMBER else 0) * 100 + number,
         "instance_number": 1,
         "series_description": f"medtl {description}: research use only",
         "specific_character_set": "ISO_IR 192",
     }
-
-
-def instance_uid(result: StudyResult, kind: str) -> str:
-    """Return the SOP Instance UID of an object about a result."""
-    return result.uid(kind, "instance")
 
 
 def equipment(result: StudyResult) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def structured_report(result: StudyResult) -> EnhancedSR:
         content=report,
         is_complete=True,
         is_final=False,
-        coding_schemes=[concepts.scheme_item()],
+        coding_schemes=[concepts.SCHEME_ITEM],
         **identity(result, "sr"),
         **equipment(result),
     )

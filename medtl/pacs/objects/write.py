@@ -15,7 +15,6 @@ from medtl.errors import MedtlError, ReadError
 from medtl.imaging.series import unreadable
 from medtl.pacs.objects import BUILDERS
 from medtl.pacs.objects.fhir import bundle_id, fhir_bundle, holds_bundle
-from medtl.pacs.objects.headers import instance_uid
 from medtl.pacs.objects.result import StudyResult
 
 
@@ -23,7 +22,7 @@ def object_path(result: StudyResult, kind: str) -> str:
     """Return where an object of a kind of KINDS belongs, below the folder for results."""
     if kind == "fhir":
         return f"fhir/{bundle_id(result)}.json"
-    return f"dicom/{instance_uid(result, kind)}-{kind}.dcm"
+    return f"dicom/{result.uid(kind, 'instance')}-{kind}.dcm"
 
 
 def write_object(path: Path, result: StudyResult, kind: str) -> None:
@@ -34,7 +33,7 @@ def write_object(path: Path, result: StudyResult, kind: str) -> None:
     if kind == "fhir":
         if not holds_bundle(path, result):
             write_json(path, fhir_bundle(result))
-    elif not _holds(path, instance_uid(result, kind)):
+    elif not _holds(path, result.uid(kind, "instance")):
         with warnings.catch_warnings(), _reporting_unfit(result), replacing(path) as temporary:
             warnings.simplefilter("ignore")  # they quote the patient's name
             build_object(result, kind).save_as(temporary, enforce_file_format=True)
