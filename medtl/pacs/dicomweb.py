@@ -18,7 +18,8 @@ PAGE = 100
 LARGEST_LIST = 64 * 2**20
 LARGEST_INSTANCE = 2**30
 CHUNK = 2**16
-STUDY, SERIES, INSTANCE = "0020000D", "0020000E", "00080018"
+# The tag of the UID at each level.
+LEVELS = {"studies": "0020000D", "series": "0020000E", "instances": "00080018"}
 REFERENCED, FAILED, REFERENCED_INSTANCE, FAILURE = "00081199", "00081198", "00081155", "00081197"
 ANY_SYNTAX = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 UNAVAILABLE = (502, 503, 504)
@@ -44,24 +45,31 @@ class WebService:
     def __exit__(self, *_: object) -> None:
         self.session.close()
 
-    def studies(self, query: Mapping[str, str], limit: int | None) -> Iterator[str]:
-        """Yield the UIDs of studies (QIDO-RS), at most `limit`."""
-        return self._list("studies", query, STUDY, limit)
+    def find(self, query: Mapping[str, str], *above: str, limit: int | None = None) -> Iterator[str]:
+        """Yield the UIDs of studies, of the series of a study, or of the instances of a series (QIDO-RS).
 
-    def series(self, study: str, query: Mapping[str, str]) -> Iterator[str]:
-        """Yield the UIDs of a study's series."""
-        return self._list(f"studies/{study}/series", query, SERIES, None)
-
-    def instances(self, study: str, series: str) -> Iterator[str]:
-        """Yield the UIDs of a series' instances."""
-        return self._list(f"studies/{study}/series/{series}/instances", {}, INSTANCE, None)
+        query: attributes to match; above: the UIDs of that study and series. A page at a time, until one has
+        nothing new: not every PACS supports offset and limit. Raises PacsError.
+        """
+        level = list(LEVELS)[len(above)]
+        seen: set[str] = set()
+        offset = 0
+        while limit is None or len(seen) < limit:
+            asked = {**query, "limit": str(PAGE), "offset": str(offset)}
+            page = self._page(f"{_path(*above)}{level}", asked, LEVELS[level])
+            news = [uid for uid in dict.fromkeys(page) if uid not in seen]
+            yield from news[: None if limit is None else limit - len(seen)]
+            seen.update(news)
+            offset += len(page)
+            if not news:
+                return
 
     def retrieve(self, study: str, series: str, instance: str) -> bytes:
         """Return an instance as a DICOM file, in the transfer syntax in which it is stored (WADO-RS).
 
         Raises PacsError pacs-answer.
         """
-        path = f"studies/{study}/series/{series}/instances/{instance}"
+        path = _path(study, series, instance).rstrip("/")
         response, content = self._ask("GET", path, LARGEST_INSTANCE, headers={"Accept": ANY_SYNTAX})
         if response.status_code != 200:
             raise unexpected(self.peer, f"answered {response.status_code} for an instance")
@@ -83,19 +91,6 @@ class WebService:
         headers = {"Content-Type": kind, "Accept": "application/dicom+json"}
         response, content = self._ask("POST", "studies", LARGEST_LIST, headers=headers, data=body)
         return _refusal(response.status_code, _parsed(content), instance.sop_instance)
-
-    def _list(self, path: str, query: Mapping[str, str], tag: str, limit: int | None) -> Iterator[str]:
-        """Yield UIDs page by page, until one has nothing new: not every PACS supports offset and limit."""
-        seen: set[str] = set()
-        offset = 0
-        while limit is None or len(seen) < limit:
-            page = self._page(path, {**query, "limit": str(PAGE), "offset": str(offset)}, tag)
-            news = [uid for uid in dict.fromkeys(page) if uid not in seen]
-            yield from news[: None if limit is None else limit - len(seen)]
-            seen.update(news)
-            offset += len(page)
-            if not news:
-                return
 
     def _page(self, path: str, query: Mapping[str, str], tag: str) -> list[str]:
         headers = {"Accept": "application/dicom+json"}
@@ -158,6 +153,11 @@ class WebService:
         if not 0 <= start < end or body.find(b"\r\n" + mark + b"\r\n", start, end) >= 0:
             raise unexpected(self.peer, "did not send one whole part for an instance")
         return body[start + 4 : end]
+
+
+def _path(*uids: str) -> str:
+    """Return the path of a study, series or instance, with a slash at its end."""
+    return "".join(f"{level}/{uid}/" for level, uid in zip(LEVELS, uids))
 
 
 def _authorise(request: requests.PreparedRequest) -> requests.PreparedRequest:

@@ -30,6 +30,7 @@ SUCCESS, PENDING = 0x0000, (0xFF00, 0xFF01)
 # Stored, with elements coerced or dropped, or although the data set does not match its class (PS3.4 B.2.3).
 STORED_WITH_WARNING = (0xB000, 0xB006, 0xB007)
 
+LEVELS = {"StudyInstanceUID": "STUDY", "SeriesInstanceUID": "SERIES", "SOPInstanceUID": "IMAGE"}
 FIND: Any = sop_class.StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
 GET: Any = sop_class.StudyRootQueryRetrieveInformationModelGet  # type: ignore[attr-defined]
 # An association can propose 128 contexts: these are the images that medtl is for.
@@ -146,22 +147,26 @@ class QueryService:
     def __init__(self, peer: DimsePeer, association: Association, received: dict[str, bytes]) -> None:
         self.peer, self.association, self.received = peer, association, received
 
-    def studies(self, query: Mapping[str, str], limit: int | None) -> Iterator[str]:
-        """Yield the UIDs of studies, at most `limit`."""
-        yield from self._find("STUDY", "StudyInstanceUID", query)[:limit]
+    def find(self, query: Mapping[str, str], *above: str, limit: int | None = None) -> Iterator[str]:
+        """Yield the UIDs of studies, of the series of a study, or of the instances of a series, each once.
 
-    def series(self, study: str, query: Mapping[str, str]) -> Iterator[str]:
-        """Yield the UIDs of a study's series."""
-        yield from self._find("SERIES", "SeriesInstanceUID", {"StudyInstanceUID": study, **query})
-
-    def instances(self, study: str, series: str) -> Iterator[str]:
-        """Yield the UIDs of a series' instances."""
-        above = {"StudyInstanceUID": study, "SeriesInstanceUID": series}
-        yield from self._find("IMAGE", "SOPInstanceUID", above)
+        query: attributes to match; above: the UIDs of that study and series. Raises PacsError.
+        """
+        keyword = list(LEVELS)[len(above)]
+        asked = {keyword: "", **dict(zip(LEVELS, above)), **query}
+        uids = []
+        for status, match in self._request(self.association.send_c_find, LEVELS[keyword], asked, FIND):
+            if status in PENDING:
+                uids.append(str(match.get(keyword) or "") if match else "")
+            elif status != SUCCESS:
+                raise unexpected(self.peer, f"answered 0x{status:04X} to a search")
+        if not all(map(UID.fullmatch, uids)):
+            raise unexpected(self.peer, "listed an item without a valid UID")
+        yield from list(dict.fromkeys(uids))[:limit]
 
     def retrieve(self, study: str, series: str, instance: str) -> bytes:
         """Return an instance as a DICOM file. Raises PacsError pacs-answer if it does not arrive."""
-        uids = {"StudyInstanceUID": study, "SeriesInstanceUID": series, "SOPInstanceUID": instance}
+        uids = dict(zip(LEVELS, (study, series, instance)))
         statuses = [status for status, _ in self._request(self.association.send_c_get, "IMAGE", uids, GET)]
         content = self.received.pop(instance, None)
         self.received.clear()
@@ -169,18 +174,6 @@ class QueryService:
             status = (statuses or [SUCCESS])[-1]
             raise unexpected(self.peer, f"did not send an instance, and answered 0x{status:04X}")
         return content
-
-    def _find(self, level: str, keyword: str, query: Mapping[str, str]) -> list[str]:
-        """Return the UIDs of a level that match, each once. Raises PacsError pacs-answer."""
-        uids = []
-        for status, match in self._request(self.association.send_c_find, level, {keyword: "", **query}, FIND):
-            if status in PENDING:
-                uids.append(str(match.get(keyword) or "") if match else "")
-            elif status != SUCCESS:
-                raise unexpected(self.peer, f"answered 0x{status:04X} to a search")
-        if not all(map(UID.fullmatch, uids)):
-            raise unexpected(self.peer, "listed an item without a valid UID")
-        return list(dict.fromkeys(uids))
 
     def _request(
         self, send: Any, level: str, query: Mapping[str, str], model: Any

@@ -3,7 +3,7 @@
 import re
 import ssl
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
@@ -85,7 +85,28 @@ class Gate:
 
 def parse_peer(text: str) -> Peer:
     """Read an address. Raises ConfigError pacs-address, which never repeats a password."""
-    return _parse_web(text) if "://" in text else _parse_dimse(text)
+    if "://" in text:
+        return _parse_web(text)
+    parts = DIMSE.fullmatch(text)
+    if not parts or not 0 < int(parts["port"]) < 65536:
+        fix = "give AE@host:port, or http(s)://..."
+        raise ConfigError("pacs-address", "is not the address of a PACS", where=text, fix=fix)
+    return DimsePeer(check_ae(parts["ae"]), check_host(parts["six"] or parts["host"]), int(parts["port"]))
+
+
+def _parse_web(text: str) -> WebPeer:
+    place = text.rpartition("@")[2]  # without a password
+    if "@" in text.split("/")[2]:
+        fix = "put user and password into ~/.netrc"
+        raise ConfigError("pacs-address", "contains credentials", where=place, fix=fix)
+    with suppress(ValueError):  # an unclosed bracket, a port that is not a number
+        parts = urlsplit(text)
+        known = parts.scheme in ("http", "https") and parts.port != 0
+        if known and parts.hostname and not parts.query and not parts.fragment:
+            check_host(parts.hostname)
+            return WebPeer(text.rstrip("/"))
+    fix = "give http(s)://host[:port]/path, with the path from the manual of the PACS"
+    raise ConfigError("pacs-address", "is not the base URL of a DICOMweb service", where=place, fix=fix)
 
 
 def check_ae(title: str) -> str:
@@ -168,30 +189,3 @@ def needing_extra() -> Iterator[None]:
     except ImportError as error:
         fix = "pip install 'medtl[pacs]'"
         raise ConfigError("extra-missing", f"needs {error.name}", where="medtl pacs", fix=fix) from error
-
-
-def _parse_web(text: str) -> WebPeer:
-    try:
-        parts = urlsplit(text)
-        host, _ = parts.hostname or "", parts.port
-        valid = parts.scheme in ("http", "https") and host and not parts.query and not parts.fragment
-        credentials = "@" in parts.netloc
-    except ValueError:  # an unclosed bracket, a port that is not a number
-        valid = credentials = False
-    if credentials:
-        fix = "put user and password into ~/.netrc"
-        raise ConfigError("pacs-address", "contains credentials", where=host, fix=fix)
-    if not valid:
-        fix = "give http(s)://host[:port]/path, with the path from the manual of the PACS"
-        place = text.rpartition("@")[2]  # without a password
-        raise ConfigError("pacs-address", "is not the base URL of a DICOMweb service", where=place, fix=fix)
-    check_host(host)
-    return WebPeer(text.rstrip("/"))
-
-
-def _parse_dimse(text: str) -> DimsePeer:
-    parts = DIMSE.fullmatch(text)
-    if not parts or not 0 < int(parts["port"]) < 65536:
-        fix = "give AE@host:port, or http(s)://..."
-        raise ConfigError("pacs-address", "is not the address of a PACS", where=text, fix=fix)
-    return DimsePeer(check_ae(parts["ae"]), check_host(parts["six"] or parts["host"]), int(parts["port"]))

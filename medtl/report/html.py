@@ -72,15 +72,8 @@ def _environment() -> Environment:
     )
     environment.globals |= {"version": __version__, "metric_name": formatting.metric_name}
     environment.tests["shown"] = is_defined
-    environment.filters |= {
-        "confidence": formatting.confidence_text,
-        "duration": formatting.duration_text,
-        "interval": formatting.interval_text,
-        "number": formatting.number_text,
-        "p": formatting.p_text,
-        "percent": lambda share: f"{100 * share:.1f}%",
-        "probability": formatting.probability_text,
-        "range": formatting.range_text,
-        "signed": formatting.signed_text,
-    }
+    # A filter is a function of formatting.py without its "_text": {{ bounds | interval }}.
+    texts = {name: text for name, text in vars(formatting).items() if name.endswith("_text")}
+    environment.filters |= {name.removesuffix("_text"): text for name, text in texts.items()}
+    environment.filters["percent"] = lambda share: f"{100 * share:.1f}%"
     return environment

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from medtl.errors import CheckpointError
+from medtl.inference.contract import thresholds
 from medtl.report.findings import ModelCard, StageRow, read_bounds
 from medtl.report.formatting import interval_text, metric_name
 from medtl.training.checkpoint import Checkpoint
@@ -54,17 +55,9 @@ def _read_card(folder: RunFolder, checkpoint: Checkpoint) -> ModelCard:
         limits=LIMITS,
         citation=CITATION,
         groups=tuple(checkpoint.classifier.backbone.groups),
-        thresholds=_thresholds(checkpoint),
+        thresholds=thresholds(checkpoint),
         coverage=None if header.conformal is None else header.conformal.promised,
     )
-
-
-def _thresholds(checkpoint: Checkpoint) -> dict[str, float]:
-    """Return the decision threshold of each class; in binary only of the last class."""
-    cuts = checkpoint.header.thresholds or ()
-    if checkpoint.header.task_kind == "multiclass":
-        return {}
-    return dict(zip(checkpoint.header.classes[-len(cuts) :], cuts)) if cuts else {}
 
 
 def _sections(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
@@ -83,7 +76,7 @@ def _sections(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
         "Images": {"size": size, "intensity": header.preprocessing.intensity},
         "Decisions": {
             "calibration": "none" if header.calibration is None else header.calibration.method,
-            **{f"threshold for {name}": f"{cut:.3f}" for name, cut in _thresholds(checkpoint).items()},
+            **{f"threshold for {name}": f"{cut:.3f}" for name, cut in thresholds(checkpoint).items()},
             **({"prediction sets": f"{header.conformal.promised:.0%} coverage"} if header.conformal else {}),
         },
         "Provenance": known,

@@ -16,8 +16,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
 from medtl.pacs.objects.concepts import ood_text
-from medtl.pacs.objects.headers import add_laterality, equipment, identity, reference
-from medtl.pacs.objects.result import RESEARCH_ONLY, StudyResult
+from medtl.pacs.objects.result import RESEARCH_ONLY, StudyResult, add_laterality
 from medtl.report.formatting import probability_text
 from medtl.report.pictures import Overlay, overlay_of, shown_size
 
@@ -30,7 +29,7 @@ AXIAL_ORIENTATION = ["L", "P"]
 def secondary_capture(result: StudyResult) -> SCImage:
     """Return the overlay with its legend burned in, as an image that refers to the images scored."""
     overlay = overlay_of(result.image, result.heatmap)
-    header = reference(result.sources[0].header)
+    header = result.headers()[0]
     capture = SCImage.from_ref_dataset(
         ref_dataset=header,
         pixel_array=_draw(overlay, _legend(result, overlay)),
@@ -39,8 +38,7 @@ def secondary_capture(result: StudyResult) -> SCImage:
         coordinate_system="PATIENT",
         patient_orientation=("L", "P"),
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        **identity(result, "sc"),
-        **equipment(result),
+        **result.identity("sc"),
     )
     capture.copy_patient_and_study_information(header)
     _describe(capture, header, result)

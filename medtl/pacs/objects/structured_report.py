@@ -22,7 +22,6 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from medtl.pacs.objects import concepts
-from medtl.pacs.objects.headers import equipment, identity, references
 from medtl.pacs.objects.result import StudyResult
 
 DECIMALS = 6
@@ -33,7 +32,7 @@ def structured_report(result: StudyResult) -> EnhancedSR:
 
     It is preliminary and unverified: no person has reviewed it.
     """
-    headers = references(result)
+    headers = result.headers()
     device = DeviceObserverIdentifyingAttributes(
         uid=result.model.uid,
         name="medtl",
@@ -57,8 +56,7 @@ def structured_report(result: StudyResult) -> EnhancedSR:
         is_complete=True,
         is_final=False,
         coding_schemes=[concepts.SCHEME_ITEM],
-        **identity(result, "sr"),
-        **equipment(result),
+        **result.identity("sr"),
     )
 
 

@@ -1,9 +1,8 @@
 """Write the objects about a study's result into files, each whole or absent and none twice."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 
 import pydicom
@@ -13,9 +12,17 @@ from pydicom.errors import InvalidDicomError
 from medtl.core.files import replacing, write_json
 from medtl.errors import MedtlError, ReadError
 from medtl.imaging.series import unreadable
-from medtl.pacs.objects import BUILDERS
 from medtl.pacs.objects.fhir import bundle_id, fhir_bundle, holds_bundle
+from medtl.pacs.objects.parametric_map import parametric_map
 from medtl.pacs.objects.result import StudyResult
+from medtl.pacs.objects.secondary_capture import secondary_capture
+from medtl.pacs.objects.structured_report import structured_report
+
+BUILDERS: dict[str, Callable[[StudyResult], Dataset]] = {
+    "sr": structured_report,
+    "sc": secondary_capture,
+    "map": parametric_map,
+}
 
 
 def object_path(result: StudyResult, kind: str) -> str:
@@ -36,14 +43,7 @@ def write_object(path: Path, result: StudyResult, kind: str) -> None:
     elif not _holds(path, result.uid(kind, "instance")):
         with warnings.catch_warnings(), _reporting_unfit(result), replacing(path) as temporary:
             warnings.simplefilter("ignore")  # they quote the patient's name
-            build_object(result, kind).save_as(temporary, enforce_file_format=True)
-
-
-def build_object(result: StudyResult, kind: str) -> Dataset:
-    """Return the DICOM object about a result. kind is a key of BUILDERS."""
-    module = import_module(f"medtl.pacs.objects.{BUILDERS[kind]}")
-    dataset: Dataset = getattr(module, BUILDERS[kind])(result)
-    return dataset
+            BUILDERS[kind](result).save_as(temporary, enforce_file_format=True)
 
 
 @contextmanager
