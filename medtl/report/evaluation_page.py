@@ -1,7 +1,6 @@
 """An evaluation as plain data -> a page: metrics with intervals, curves, prediction sets, subgroups."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,6 @@ SIDES = {
     "calibration_slope": (1.0, "the model is", "overconfident", "underconfident"),
     "calibration_intercept": (0.0, "the probabilities are, on average,", "too high", "too low"),
 }
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell of a confusion matrix: count, share of its row (None if the row is empty), and shade."""
-
-    count: float
-    share: float | None
-    shade: int
-    correct: bool
 
 
 def write_evaluation_page(out: Path, evaluation: Mapping[str, Any], card: ModelCard) -> Path:
@@ -76,17 +65,20 @@ def evaluation_parts(evaluation: Mapping[str, Any], card: ModelCard) -> dict[str
     }
 
 
-def confusion_cells(matrix: Sequence[Sequence[float]]) -> list[list[Cell]]:
-    """Return the cells of a confusion matrix (rows: truth), with their share of the row."""
+def confusion_cells(matrix: Sequence[Sequence[float]]) -> list[list[dict[str, Any]]]:
+    """Return the cells of a confusion matrix (rows: truth).
+
+    share: of the row, None if the row is empty; shade: 0 to SHADES.
+    """
     return [
         [_cell(count, sum(row), column == truth) for column, count in enumerate(row)]
         for truth, row in enumerate(matrix)
     ]
 
 
-def _cell(count: float, total: float, correct: bool) -> Cell:
+def _cell(count: float, total: float, correct: bool) -> dict[str, Any]:
     share = count / total if total else None
-    return Cell(count, share, round(SHADES * (share or 0.0)), correct)
+    return {"count": count, "share": share, "shade": round(SHADES * (share or 0.0)), "correct": correct}
 
 
 def _about(evaluation: Mapping[str, Any], classes: Sequence[str]) -> dict[str, str]:

@@ -54,33 +54,8 @@ class WrittenReport:
     refused: int
 
 
-@dataclass(frozen=True)
-class StudyEntry:
-    """A study in the list, once its page is written.
-
-    score: the probability shown in the list; margin: how far the decision is from a tie, 0 to 1. reasons: the
-    keys of REASONS that apply, worst first. prediction_set: in words, "" if there is none. methods: of its
-    maps. pictures: the names of its picture files, the thumbnail first.
-    """
-
-    sample_id: str
-    page: str
-    pictures: tuple[str, ...]
-    methods: tuple[str, ...]
-    predicted: tuple[str, ...]
-    label: tuple[str, ...] | None
-    prediction_set: str
-    ood: str
-    reasons: tuple[str, ...]
-    score: float
-    margin: float
-    source: str = ""
-
-    @property
-    def badness(self) -> tuple[int, float]:
-        """Sort key, worst first: confident errors, other errors, other reasons, then close decisions."""
-        worst = list(REASONS).index(self.reasons[0]) if self.reasons else len(REASONS)
-        return worst, -self.margin if "differs" in self.reasons else self.margin
+# A study in the list, once its page is written: what _write_study returns.
+Entry = dict[str, Any]
 
 
 def write_report(
@@ -97,22 +72,22 @@ def write_report(
     repeats a sample id, is logged and listed as refused. Raises OutputError output-unwritable.
     """
     entries, refused = _write_studies(out, findings, card)
-    entries.sort(key=lambda entry: (*entry.badness, -entry.score, entry.sample_id))
+    entries.sort(key=_badness)
     listed = [*refusals, *refused]
-    methods = dict.fromkeys(method for entry in entries for method in entry.methods)
+    methods = dict.fromkeys(method for entry in entries for method in entry["methods"])
     verdicts = {method: (checks or {}).get(method, UNCHECKED) for method in methods}
     _complete(out, entries, verdicts)
     write_model_page(out, card, back=("index.html", "All studies"))
     index = _write_index(out, entries, listed, card, verdicts)
-    remove_stale(out / "studies", PAGE_NAME, [Path(entry.page).name for entry in entries])
-    remove_stale(out / "images", PICTURE_NAME, [name for entry in entries for name in entry.pictures])
+    remove_stale(out / "studies", PAGE_NAME, [Path(entry["page"]).name for entry in entries])
+    remove_stale(out / "images", PICTURE_NAME, [name for entry in entries for name in entry["pictures"]])
     return WrittenReport(index, len(entries), len(listed))
 
 
 def _write_studies(
     out: Path, findings: Iterable[StudyFinding], card: ModelCard
-) -> tuple[list[StudyEntry], list[Refusal]]:
-    entries: dict[str, StudyEntry] = {}
+) -> tuple[list[Entry], list[Refusal]]:
+    entries: dict[str, Entry] = {}
     refused: list[Refusal] = []
     for finding in findings:
         try:
@@ -128,23 +103,28 @@ def _write_studies(
     return list(entries.values()), refused
 
 
-def _write_study(out: Path, finding: StudyFinding, card: ModelCard) -> StudyEntry:
-    """Write the page of a study below out/studies, and its pictures below out/images."""
+def _write_study(out: Path, finding: StudyFinding, card: ModelCard) -> Entry:
+    """Write the page of a study below out/studies, and its pictures below out/images.
+
+    Returns its entry in the list. score: the probability shown there; margin: how far the decision is from a
+    tie, 0 to 1. reasons: the keys of REASONS that apply, worst first. prediction_set: in words, "" if there
+    is none. methods: of its maps. pictures: the names of its picture files, the thumbnail first.
+    """
     values = list(finding.probabilities.values())
-    entry = StudyEntry(
-        sample_id=finding.sample_id,
-        page=f"studies/{page_name(finding.sample_id)}",
-        pictures=_write_pictures(out / "images", finding),
-        methods=tuple(finding.maps),
-        predicted=finding.predicted,
-        label=finding.label,
-        prediction_set=set_text(finding.prediction_set, card.kind),
-        ood=finding.ood,
-        reasons=_reasons(finding, card),
-        score=values[-1] if card.kind == "binary" else max(values),
-        margin=_margin(values, card),
-        source=finding.identifiers.get("source", ""),
-    )
+    entry: Entry = {
+        "sample_id": finding.sample_id,
+        "page": f"studies/{page_name(finding.sample_id)}",
+        "pictures": _write_pictures(out / "images", finding),
+        "methods": tuple(finding.maps),
+        "predicted": finding.predicted,
+        "label": finding.label,
+        "prediction_set": set_text(finding.prediction_set, card.kind),
+        "ood": finding.ood,
+        "reasons": _reasons(finding, card),
+        "score": values[-1] if card.kind == "binary" else max(values),
+        "margin": _margin(values, card),
+        "source": finding.identifiers.get("source", ""),
+    }
     page = render_page(
         "study.html",
         script="study.js",
@@ -157,7 +137,7 @@ def _write_study(out: Path, finding: StudyFinding, card: ModelCard) -> StudyEntr
         colour_bar=encode_colour_bar(),
         opacity=OVERLAY_OPACITY,
     )
-    write_page(out / entry.page, page)
+    write_page(out / entry["page"], page)
     return entry
 
 
@@ -201,7 +181,14 @@ def _margin(values: Sequence[float], card: ModelCard) -> float:
     return first - second
 
 
-def _complete(out: Path, entries: Sequence[StudyEntry], verdicts: Mapping[str, MapCheck]) -> None:
+def _badness(entry: Entry) -> tuple[int, float, float, str]:
+    """Sort key, worst first: confident errors, other errors, other reasons, then close decisions."""
+    reasons, margin = entry["reasons"], entry["margin"]
+    worst = list(REASONS).index(reasons[0]) if reasons else len(REASONS)
+    return worst, -margin if "differs" in reasons else margin, -entry["score"], entry["sample_id"]
+
+
+def _complete(out: Path, entries: Sequence[Entry], verdicts: Mapping[str, MapCheck]) -> None:
     """Fill in the placeholders of each page: its neighbours, and the verdicts on its maps."""
     around = [None, *entries, None]
     for place, entry in enumerate(entries, start=1):
@@ -212,15 +199,15 @@ def _complete(out: Path, entries: Sequence[StudyEntry], verdicts: Mapping[str, M
             place=place,
             count=len(entries),
         )
-        checks = {method: verdicts[method] for method in entry.methods}
-        text = (out / entry.page).read_text(encoding="utf-8")
+        checks = {method: verdicts[method] for method in entry["methods"]}
+        text = (out / entry["page"]).read_text(encoding="utf-8")
         text = text.replace(NEIGHBOURS, links, 1)
-        write_text(out / entry.page, text.replace(CHECKS, render_page("checks.html", checks=checks), 1))
+        write_text(out / entry["page"], text.replace(CHECKS, render_page("checks.html", checks=checks), 1))
 
 
 def _write_index(
     out: Path,
-    entries: Sequence[StudyEntry],
+    entries: Sequence[Entry],
     refusals: Sequence[Refusal],
     card: ModelCard,
     verdicts: Mapping[str, MapCheck],
@@ -234,11 +221,11 @@ def _write_index(
         refusals=refusals,
         key_metrics=key_metrics(card.metrics),
         checks=verdicts,
-        labelled=any(entry.label is not None for entry in entries),
-        ood_checked=any(entry.ood for entry in entries),
-        identified=any(entry.source for entry in entries),
+        labelled=any(entry["label"] is not None for entry in entries),
+        ood_checked=any(entry["ood"] for entry in entries),
+        identified=any(entry["source"] for entry in entries),
         words=REASONS,
-        reasons=[key for key in REASONS if any(key in entry.reasons for entry in entries)],
+        reasons=[key for key in REASONS if any(key in entry["reasons"] for entry in entries)],
     )
     return write_page(out / "index.html", page)
 
