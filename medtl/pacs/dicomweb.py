@@ -4,8 +4,9 @@ import json
 import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from email.message import Message
-from typing import Any, Self
+from typing import Any
 
 import requests
 
@@ -26,7 +27,7 @@ UNAVAILABLE = (502, 503, 504)
 TOKEN = "MEDTL_PACS_TOKEN"
 
 
-class WebService:
+class WebService(AbstractContextManager["WebService"]):
     """A DICOMweb service and its connection. Credentials: ~/.netrc, or a token in the variable TOKEN."""
 
     def __init__(self, peer: WebPeer, tls: Tls | None = None) -> None:
@@ -38,9 +39,6 @@ class WebService:
         client_tls(tls)  # reports faulty files in our words
         cert = (str(tls.certificate), str(tls.key or tls.certificate)) if tls.certificate else None
         self.tls: Any = {"verify": str(tls.authority) if tls.authority else True, "cert": cert}
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.session.close()

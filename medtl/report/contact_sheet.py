@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +21,6 @@ FEW_REFUSALS = 10  # so many are unfolded from the start
 
 
 @dataclass(frozen=True)
-class Thumbnail:
-    """A picture as a data URI, and its size on the page in px, in true proportions."""
-
-    source: str
-    width: int
-    height: int
-
-
-@dataclass(frozen=True)
 class Tile:
     """One image of the sheet. Its texts must not identify a patient.
 
@@ -39,7 +31,7 @@ class Tile:
     group: str
     matrix: str
     spacing: str
-    thumbnail: Thumbnail | None
+    thumbnail: dict[str, Any] | None
     withheld: str = ""
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -59,12 +51,15 @@ class ContactSheet:
     images: int
 
 
-def make_thumbnail(grey: NDArray[np.float32], spacing_mm: tuple[float, ...] | None) -> Thumbnail:
-    """Encode an image (H, W) in [0, 1], or the middle slice of a volume (D, H, W)."""
+def make_thumbnail(grey: NDArray[np.float32], spacing_mm: tuple[float, ...] | None) -> dict[str, Any]:
+    """Return an image (H, W) in [0, 1], or the middle slice of a volume (D, H, W), as a small picture.
+
+    source: a data URI; width, height: on the page in px, in true proportions.
+    """
     plane = grey[grey.shape[0] // 2] if grey.ndim == 3 else grey
-    size = shown_size(plane.shape, spacing_mm, THUMBNAIL_SIDE)
-    resized = np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BOX))
-    return Thumbnail(encode_grey(resized), *size)
+    width, height = shown_size(plane.shape, spacing_mm, THUMBNAIL_SIDE)
+    resized = np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.BOX))
+    return {"source": encode_grey(resized), "width": width, "height": height}
 
 
 def write_contact_sheet(out: Path, sheet: ContactSheet) -> Path:

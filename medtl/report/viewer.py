@@ -8,7 +8,6 @@ The text is part of the page, since a page opened from disk may not read a file 
 import base64
 import math
 import zlib
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -68,27 +67,7 @@ def pack(levels: NDArray[np.uint8] | NDArray[np.uint16]) -> str:
     return base64.b64encode(zlib.compress(planes.tobytes(), 6)).decode()
 
 
-@dataclass(frozen=True)
-class Plane:
-    """One plane: the axis that it fixes, how many slices there are, and its frame on the page in px.
-
-    across: the width of its pixels, which are centred in the frame and have its height. ruler: a length and
-    its text, None if the spacing is unknown. letters: of its four sides, empty if unknown. profile: the
-    maximum of the map in each slice, as the points of an SVG polyline in a unit square; empty without a map.
-    """
-
-    axis: int
-    name: str
-    count: int
-    width: int
-    height: int
-    across: float
-    ruler: tuple[float, str] | None
-    letters: tuple[str, ...]
-    profile: str
-
-
-def lay_out(finding: StudyFinding) -> list[Plane]:
+def lay_out(finding: StudyFinding) -> list[dict[str, Any]]:
     """Return the planes of a finding; first the plane of acquisition, across the widest spacing.
 
     The planes of a volume have one scale and frames of one width, so that lengths can be compared.
@@ -101,19 +80,28 @@ def lay_out(finding: StudyFinding) -> list[Plane]:
     return [_plane(finding, axis, extents, widest, scale) for axis in axes]
 
 
-def _plane(finding: StudyFinding, axis: int, extents: list[float], widest: float, scale: float) -> Plane:
+def _plane(
+    finding: StudyFinding, axis: int, extents: list[float], widest: float, scale: float
+) -> dict[str, Any]:
+    """Return one plane: the axis that it fixes, how many slices there are, and its frame on the page in px.
+
+    across: the width of its pixels, which are centred in the frame and have its height. ruler: a length and
+    its text, None if the spacing is unknown. letters: of its four sides, empty if unknown. profile: the
+    maximum of the map in each slice, as the points of an SVG polyline in a unit square; empty without a map.
+    """
     down, across = (extents[other] * scale for other in ROWS_COLUMNS[axis])
-    return Plane(
-        axis,
-        NAMES[axis] if finding.oriented else f"axis {axis + 1}" if finding.image.ndim == 3 else "image",
-        as_stack(finding.image).shape[axis],
-        max(1, round(widest * scale)),
-        max(1, round(down)),
-        across,
-        _ruler(widest, scale) if finding.spacing_mm else None,
-        LETTERS[axis] if finding.oriented else (),
-        _profile(finding, axis),
-    )
+    unknown = f"axis {axis + 1}" if finding.image.ndim == 3 else "image"
+    return {
+        "axis": axis,
+        "name": NAMES[axis] if finding.oriented else unknown,
+        "count": as_stack(finding.image).shape[axis],
+        "width": max(1, round(widest * scale)),
+        "height": max(1, round(down)),
+        "across": across,
+        "ruler": _ruler(widest, scale) if finding.spacing_mm else None,
+        "letters": LETTERS[axis] if finding.oriented else (),
+        "profile": _profile(finding, axis),
+    }
 
 
 def _ruler(width_mm: float, scale: float) -> tuple[float, str]:

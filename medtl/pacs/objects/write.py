@@ -1,8 +1,7 @@
 """Write the objects about a study's result into files, each whole or absent and none twice."""
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pydicom
@@ -10,7 +9,7 @@ from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
 from medtl.core.files import replacing, write_json
-from medtl.errors import MedtlError, ReadError
+from medtl.errors import ReadError
 from medtl.imaging.series import unreadable
 from medtl.pacs.objects.fhir import bundle_id, fhir_bundle, holds_bundle
 from medtl.pacs.objects.parametric_map import parametric_map
@@ -41,22 +40,13 @@ def write_object(path: Path, result: StudyResult, kind: str) -> None:
         if not holds_bundle(path, result):
             write_json(path, fhir_bundle(result))
     elif not _holds(path, result.uid(kind, "instance")):
-        with warnings.catch_warnings(), _reporting_unfit(result), replacing(path) as temporary:
-            warnings.simplefilter("ignore")  # they quote the patient's name
-            BUILDERS[kind](result).save_as(temporary, enforce_file_format=True)
-
-
-@contextmanager
-def _reporting_unfit(result: StudyResult) -> Iterator[None]:
-    """Turn what highdicom raises on odd values of the source into a refusal that does not quote them."""
-    try:
-        yield
-    except MedtlError:
-        raise
-    except (ValueError, TypeError, AttributeError, LookupError, NotImplementedError) as error:
-        reason = f"has a header that does not allow this object ({type(error).__name__})"
-        where, fix = result.sources[0].path, "export it again from its source"
-        raise ReadError("result-header", reason, where=where, fix=fix) from error
+        try:  # neither warnings nor errors of highdicom are shown: they quote the patient's name
+            with warnings.catch_warnings(action="ignore"), replacing(path) as temporary:
+                BUILDERS[kind](result).save_as(temporary, enforce_file_format=True)
+        except (ValueError, TypeError, AttributeError, LookupError, NotImplementedError) as error:
+            reason = f"has a header that does not allow this object ({type(error).__name__})"
+            where, fix = result.sources[0].path, "export it again from its source"
+            raise ReadError("result-header", reason, where=where, fix=fix) from error
 
 
 def _holds(path: Path, uid: str) -> bool:
