@@ -14,7 +14,7 @@ from matplotlib.rcsetup import cycler
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from medtl.report.findings import Bounds, StageRow
+from medtl.report.findings import StageRow
 from medtl.report.pictures import data_uri
 
 PIXELS_PER_INCH = 96
@@ -190,23 +190,23 @@ def decision_chart(curves: Mapping[str, Mapping[str, Sequence[float | None]]]) -
 
 
 @styled
-def ladder_chart(rungs: Sequence[tuple[str, str, Bounds]], reference: str) -> Chart | None:
-    """Draw a row per run (name, description, bounds): a dot with its interval, the reference dotted.
+def ladder_chart(rungs: Sequence[Mapping[str, Any]], reference: str) -> Chart | None:
+    """Draw a row per run {name, about, bounds}: a dot with its interval, the reference dotted.
 
     Returns None if no value is defined.
     """
-    defined = [rung for rung in rungs if rung[2][0] is not None]
+    defined = [rung for rung in rungs if rung["bounds"][0] is not None]
     if not defined:
         return None
     axes = Figure(figsize=(6.4, 0.9 + 0.42 * len(defined))).subplots()
-    for row, (name, _, bounds) in enumerate(defined):
-        value, low, high = _numbers(bounds)
-        colour = LIGHT.series[1 if name == reference else 0]
+    for row, rung in enumerate(defined):
+        value, low, high = _numbers(rung["bounds"])
+        colour = LIGHT.series[1 if rung["name"] == reference else 0]
         axes.hlines(row, low, high, color=colour, linewidth=2.2, capstyle="round")
         axes.plot([value], [row], "o", color=colour, markersize=7)
-        if name == reference:
+        if rung["name"] == reference:
             axes.axvline(value, **GUIDE)
-    axes.set_yticks(range(len(defined)), [_rung_text(name, about) for name, about, _ in defined])
+    axes.set_yticks(range(len(defined)), [_rung_text(rung["name"], rung["about"]) for rung in defined])
     axes.set(xlabel="AUROC", ylim=(len(defined) - 0.4, -0.6))
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0, labelcolor=LIGHT.ink)

@@ -7,7 +7,7 @@ from typing import Any
 from medtl.report.charts import curve_chart, ladder_chart
 from medtl.report.findings import as_bounds, is_defined, read_bounds
 from medtl.report.formatting import UNDEFINED, p_text, signed_text
-from medtl.report.html import render_page, write_page
+from medtl.report.html import write_page
 
 SCHEDULES = {
     "scratch": "from scratch",
@@ -28,18 +28,15 @@ def write_comparison_page(out: Path, comparison: Mapping[str, Any]) -> Path:
     runs = comparison["runs"]
     tables = {name: [_row(run, name) for run in runs] for name in runs[0]["metrics"]}
     points = {_line_name(curve["name"]): curve["points"] for curve in comparison["curves"]}
-    page = render_page(
-        "comparison.html",
+    return write_page(
+        out / "comparison.html",
         comparison=comparison,
-        ladder=ladder_chart(
-            [(row["name"], row["about"], row["bounds"]) for row in tables["auroc"]], comparison["reference"]
-        ),
+        ladder=ladder_chart(tables["auroc"], comparison["reference"]),
         curves=curve_chart(points),
         sentence=worth_sentence(comparison),
         tables=tables,
         points=points,
     )
-    return write_page(out / "comparison.html", page)
 
 
 def worth_sentence(comparison: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medtl.report.findings import Refusal
-from medtl.report.html import render_page, write_page
+from medtl.report.html import write_page
 from medtl.report.pictures import encode_grey, shown_size
 
 PAGE_NAME = "contact_sheet.html"
@@ -65,8 +65,8 @@ def make_thumbnail(grey: NDArray[np.float32], spacing_mm: tuple[float, ...] | No
 def write_contact_sheet(out: Path, sheet: ContactSheet) -> Path:
     """Write contact_sheet.html below `out` and return its path. Raises OutputError output-unwritable."""
     remarks = Counter(text for tile in sheet.tiles for text in (*tile.problems, *tile.notes))
-    page = render_page(
-        "contact_sheet.html",
+    return write_page(
+        out / PAGE_NAME,
         script="contact_sheet.js",
         sheet=sheet,
         groups=list(dict.fromkeys(tile.group for tile in sheet.tiles)),
@@ -75,4 +75,3 @@ def write_contact_sheet(out: Path, sheet: ContactSheet) -> Path:
         few=FEW_REFUSALS,
         side=THUMBNAIL_SIDE,
     )
-    return write_page(out / PAGE_NAME, page)

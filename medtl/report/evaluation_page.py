@@ -7,7 +7,7 @@ from typing import Any
 from medtl.report.charts import decision_chart, reliability_chart, roc_chart
 from medtl.report.findings import Bounds, ModelCard, as_bounds, read_bounds
 from medtl.report.formatting import interval_text
-from medtl.report.html import render_page, write_page
+from medtl.report.html import write_page
 from medtl.report.site import key_metrics, write_model_page
 
 SHADES = 10
@@ -24,9 +24,8 @@ def write_evaluation_page(out: Path, evaluation: Mapping[str, Any], card: ModelC
 
     evaluation: as for evaluation_parts. Raises OutputError output-unwritable.
     """
-    page = render_page("evaluation.html", card=card, **evaluation_parts(evaluation, card))
     write_model_page(out, card, back=("evaluation.html", "Evaluation"))
-    return write_page(out / "evaluation.html", page)
+    return write_page(out / "evaluation.html", card=card, **evaluation_parts(evaluation, card))
 
 
 def evaluation_parts(evaluation: Mapping[str, Any], card: ModelCard) -> dict[str, Any]:

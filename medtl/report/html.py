@@ -29,8 +29,12 @@ def render_page(template: str, *, script: str | None = None, pictures: bool = Fa
     return page.render(style=Markup(style), script=Markup(code), policy=policy, **values)
 
 
-def write_page(path: Path, page: str) -> Path:
-    """Write a page and return its path. Raises OutputError output-unwritable."""
+def write_page(path: Path, *, template: str = "", **values: Any) -> Path:
+    """Write a page, by default from the template of its name, and return its path.
+
+    values: as for render_page. Raises OutputError output-unwritable.
+    """
+    page = render_page(template or path.name, **values)
     # A lone surrogate, from an undecodable file name, has no UTF-8: it is shown as "?".
     write_text(path, page.encode("utf-8", "replace").decode("utf-8"))
     return path

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from medtl.report.evaluation_page import evaluation_parts
 from medtl.report.findings import ModelCard
-from medtl.report.html import render_page, write_page
+from medtl.report.html import write_page
 from medtl.report.pictures import write_picture
 from medtl.report.site import PICTURE_NAME, remove_stale, training_charts
 
@@ -46,8 +46,10 @@ def write_run_page(
     confident first; None if unknown. Raises OutputError output-unwritable.
     """
     pictures = [_picture(out / "images", case) for case in wrong or ()]
-    page = render_page(
-        "run.html",
+    remove_stale(out / "images", PICTURE_NAME, pictures)
+    return write_page(
+        out / "index.html",
+        template="run.html",
         pictures=True,
         card=card,
         seconds=seconds,
@@ -56,8 +58,6 @@ def write_run_page(
         **training_charts(card),
         **evaluation_parts(evaluation, card),
     )
-    remove_stale(out / "images", PICTURE_NAME, pictures)
-    return write_page(out / "index.html", page)
 
 
 def _picture(folder: Path, case: WrongAnswer) -> str:

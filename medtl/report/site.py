@@ -125,8 +125,9 @@ def _write_study(out: Path, finding: StudyFinding, card: ModelCard) -> Entry:
         "margin": _margin(values, card),
         "source": finding.identifiers.get("source", ""),
     }
-    page = render_page(
-        "study.html",
+    write_page(
+        out / entry["page"],
+        template="study.html",
         script="study.js",
         pictures=True,
         finding=finding,
@@ -137,7 +138,6 @@ def _write_study(out: Path, finding: StudyFinding, card: ModelCard) -> Entry:
         colour_bar=encode_colour_bar(),
         opacity=OVERLAY_OPACITY,
     )
-    write_page(out / entry["page"], page)
     return entry
 
 
@@ -212,8 +212,8 @@ def _write_index(
     card: ModelCard,
     verdicts: Mapping[str, MapCheck],
 ) -> Path:
-    page = render_page(
-        "index.html",
+    return write_page(
+        out / "index.html",
         script="index.js",
         pictures=True,
         card=card,
@@ -227,7 +227,6 @@ def _write_index(
         words=REASONS,
         reasons=[key for key in REASONS if any(key in entry["reasons"] for entry in entries)],
     )
-    return write_page(out / "index.html", page)
 
 
 def write_model_page(out: Path, card: ModelCard, *, back: tuple[str, str]) -> Path:
@@ -235,8 +234,7 @@ def write_model_page(out: Path, card: ModelCard, *, back: tuple[str, str]) -> Pa
 
     back: address and name of the page that links here. Raises OutputError output-unwritable.
     """
-    page = render_page("model.html", card=card, back=back, **training_charts(card))
-    return write_page(out / "model.html", page)
+    return write_page(out / "model.html", card=card, back=back, **training_charts(card))
 
 
 def training_charts(card: ModelCard) -> dict[str, Any]:

@@ -2,21 +2,7 @@
 
 from collections.abc import Iterator
 
-from highdicom.sr import (
-    AlgorithmIdentification,
-    CodedConcept,
-    DeviceObserverIdentifyingAttributes,
-    EnhancedSR,
-    LanguageOfContentItemAndDescendants,
-    Measurement,
-    MeasurementReport,
-    MeasurementsAndQualitativeEvaluations,
-    ObservationContext,
-    ObserverContext,
-    QualitativeEvaluation,
-    SourceImageForMeasurementGroup,
-    TrackingIdentifier,
-)
+from highdicom import sr
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
@@ -27,30 +13,30 @@ from medtl.pacs.objects.result import StudyResult
 DECIMALS = 6
 
 
-def structured_report(result: StudyResult) -> EnhancedSR:
+def structured_report(result: StudyResult) -> sr.EnhancedSR:
     """Return the classification with its probabilities, the model, and references to the images scored.
 
     It is preliminary and unverified: no person has reviewed it.
     """
     headers = result.headers()
-    device = DeviceObserverIdentifyingAttributes(
+    device = sr.DeviceObserverIdentifyingAttributes(
         uid=result.model.uid,
         name="medtl",
         manufacturer_name="medtl",
         model_name=result.model.backbone,
         serial_number=result.model.sha256[:16],
     )
-    observer = ObserverContext(codes.DCM.Device, device)
-    report = MeasurementReport(
-        observation_context=ObservationContext(observer_device_context=observer),
+    observer = sr.ObserverContext(codes.DCM.Device, device)
+    report = sr.MeasurementReport(
+        observation_context=sr.ObservationContext(observer_device_context=observer),
         procedure_reported=_procedures(headers[0]),
         imaging_measurements=list(_groups(result)),
         title=codes.DCM.ImagingMeasurementReport,
-        language_of_content_item_and_descendants=LanguageOfContentItemAndDescendants(
-            CodedConcept("en", "RFC5646", "English")
+        language_of_content_item_and_descendants=sr.LanguageOfContentItemAndDescendants(
+            sr.CodedConcept("en", "RFC5646", "English")
         ),
     )
-    return EnhancedSR(
+    return sr.EnhancedSR(
         evidence=headers,
         content=report,
         is_complete=True,
@@ -60,24 +46,24 @@ def structured_report(result: StudyResult) -> EnhancedSR:
     )
 
 
-def _procedures(header: Dataset) -> list[CodedConcept]:
+def _procedures(header: Dataset) -> list[sr.CodedConcept]:
     """Return the procedures coded in the source; otherwise the one that its modality implies."""
     keywords = ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")
     coded = [[item.get(key) for key in keywords] for item in header.get("ProcedureCodeSequence") or ()]
-    named = [CodedConcept(*map(str, parts)) for parts in coded if all(parts)]
+    named = [sr.CodedConcept(*map(str, parts)) for parts in coded if all(parts)]
     implied = concepts.PROCEDURES.get(str(header.get("Modality") or ""), concepts.IMAGING)
-    return named or [CodedConcept.from_code(implied)]
+    return named or [sr.CodedConcept.from_code(implied)]
 
 
-def _groups(result: StudyResult) -> Iterator[MeasurementsAndQualitativeEvaluations]:
-    algorithm = AlgorithmIdentification(
+def _groups(result: StudyResult) -> Iterator[sr.MeasurementsAndQualitativeEvaluations]:
+    algorithm = sr.AlgorithmIdentification(
         name="medtl",
         version=result.model.medtl,
         family=concepts.ARTIFICIAL_INTELLIGENCE,
         parameters=list(result.model.parameters()),
     )
     images = [
-        SourceImageForMeasurementGroup(
+        sr.SourceImageForMeasurementGroup(
             str(one.header.SOPClassUID),
             str(one.header.SOPInstanceUID),
             None if one.frames is None else list(one.frames),
@@ -88,8 +74,8 @@ def _groups(result: StudyResult) -> Iterator[MeasurementsAndQualitativeEvaluatio
         measurements = [_measurement(concepts.PROBABILITY, probability)]
         if name in result.model.thresholds:
             measurements.append(_measurement(concepts.THRESHOLD, result.model.thresholds[name]))
-        yield MeasurementsAndQualitativeEvaluations(
-            tracking_identifier=TrackingIdentifier(result.uid("class", name), name),
+        yield sr.MeasurementsAndQualitativeEvaluations(
+            tracking_identifier=sr.TrackingIdentifier(result.uid("class", name), name),
             finding_type=concepts.class_concept(name),
             algorithm_id=algorithm,
             measurements=measurements,
@@ -98,18 +84,18 @@ def _groups(result: StudyResult) -> Iterator[MeasurementsAndQualitativeEvaluatio
         )
 
 
-def _measurement(name: Code, value: float) -> Measurement:
-    return Measurement(name=name, value=round(value, DECIMALS), unit=concepts.NO_UNITS)
+def _measurement(name: Code, value: float) -> sr.Measurement:
+    return sr.Measurement(name=name, value=round(value, DECIMALS), unit=concepts.NO_UNITS)
 
 
-def _evaluations(result: StudyResult, name: str) -> list[QualitativeEvaluation]:
+def _evaluations(result: StudyResult, name: str) -> list[sr.QualitativeEvaluation]:
     answers = {concepts.PREDICTED: name in result.predicted}
     if result.prediction_set is not None:
         answers[concepts.IN_PREDICTION_SET] = name in result.prediction_set
     evaluations = [
-        QualitativeEvaluation(question, concepts.YES if answer else concepts.NO)
+        sr.QualitativeEvaluation(question, concepts.YES if answer else concepts.NO)
         for question, answer in answers.items()
     ]
     if result.ood:
-        evaluations.append(QualitativeEvaluation(concepts.OOD_CHECK, concepts.OOD_VERDICTS[result.ood]))
+        evaluations.append(sr.QualitativeEvaluation(concepts.OOD_CHECK, concepts.OOD_VERDICTS[result.ood]))
     return evaluations
