@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from highdicom import sr
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
-from pydicom.sr.coding import Code
 
 from medtl.pacs.objects import concepts
 from medtl.pacs.objects.result import StudyResult
@@ -71,31 +70,27 @@ def _groups(result: StudyResult) -> Iterator[sr.MeasurementsAndQualitativeEvalua
         for one in result.sources
     ]
     for name, probability in zip(result.task.classes, result.probabilities, strict=True):
-        measurements = [_measurement(concepts.PROBABILITY, probability)]
+        values = {concepts.PROBABILITY: probability}
         if name in result.model.thresholds:
-            measurements.append(_measurement(concepts.THRESHOLD, result.model.thresholds[name]))
+            values[concepts.THRESHOLD] = result.model.thresholds[name]
         yield sr.MeasurementsAndQualitativeEvaluations(
             tracking_identifier=sr.TrackingIdentifier(result.uid("class", name), name),
             finding_type=concepts.class_concept(name),
             algorithm_id=algorithm,
-            measurements=measurements,
+            measurements=[
+                sr.Measurement(concept, round(value, DECIMALS), concepts.NO_UNITS)
+                for concept, value in values.items()
+            ],
             qualitative_evaluations=_evaluations(result, name),
             source_images=images,
         )
 
 
-def _measurement(name: Code, value: float) -> sr.Measurement:
-    return sr.Measurement(name=name, value=round(value, DECIMALS), unit=concepts.NO_UNITS)
-
-
 def _evaluations(result: StudyResult, name: str) -> list[sr.QualitativeEvaluation]:
-    answers = {concepts.PREDICTED: name in result.predicted}
+    said = {True: concepts.YES, False: concepts.NO}
+    answers = {concepts.PREDICTED: said[name in result.predicted]}
     if result.prediction_set is not None:
-        answers[concepts.IN_PREDICTION_SET] = name in result.prediction_set
-    evaluations = [
-        sr.QualitativeEvaluation(question, concepts.YES if answer else concepts.NO)
-        for question, answer in answers.items()
-    ]
+        answers[concepts.IN_PREDICTION_SET] = said[name in result.prediction_set]
     if result.ood:
-        evaluations.append(sr.QualitativeEvaluation(concepts.OOD_CHECK, concepts.OOD_VERDICTS[result.ood]))
-    return evaluations
+        answers[concepts.OOD_CHECK] = concepts.OOD_VERDICTS[result.ood]
+    return [sr.QualitativeEvaluation(question, answer) for question, answer in answers.items()]
