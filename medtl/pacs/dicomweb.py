@@ -88,7 +88,14 @@ class WebService(AbstractContextManager["WebService"]):
         kind = f'multipart/related; type="application/dicom"; boundary={boundary}'
         headers = {"Content-Type": kind, "Accept": "application/dicom+json"}
         response, content = self._ask("POST", "studies", LARGEST_LIST, headers=headers, data=body)
-        return _refusal(response.status_code, _parsed(content), instance.sop_instance)
+        # It is stored only if the answer lists it as stored.
+        answer, status, uid = _parsed(content), response.status_code, instance.sop_instance
+        failed = {_value(item, REFERENCED_INSTANCE): item for item in _values(answer, FAILED)}
+        stored = {_value(item, REFERENCED_INSTANCE) for item in _values(answer, REFERENCED)}
+        if uid in stored and uid not in failed and status in (200, 202):
+            return ""
+        reason = _value(failed.get(uid), FAILURE)
+        return f"the PACS answered {status}{f', failure reason {reason[:8]}' if reason else ''}"
 
     def _page(self, path: str, query: Mapping[str, str], tag: str) -> list[str]:
         headers = {"Accept": "application/dicom+json"}
@@ -169,16 +176,6 @@ def _parsed(content: bytes) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError):
         return None
-
-
-def _refusal(status: int, answer: Any, uid: str) -> str:
-    """Return why an instance was refused: it is stored only if the answer lists it as stored."""
-    failed = {_value(item, REFERENCED_INSTANCE): item for item in _values(answer, FAILED)}
-    stored = {_value(item, REFERENCED_INSTANCE) for item in _values(answer, REFERENCED)}
-    if uid in stored and uid not in failed and status in (200, 202):
-        return ""
-    reason = _value(failed.get(uid), FAILURE)
-    return f"the PACS answered {status}{f', failure reason {reason[:8]}' if reason else ''}"
 
 
 def _values(item: Any, tag: str) -> list[Any]:

@@ -27,8 +27,8 @@ MOST_CONTEXTS = 128  # PS3.8 9.3.2.2: their ids are the odd numbers of a byte
 CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 60.0
 UNCOMPRESSED = (uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian)
 SUCCESS, PENDING = 0x0000, (0xFF00, 0xFF01)
-# Stored, with elements coerced or dropped, or although the data set does not match its class (PS3.4 B.2.3).
-STORED_WITH_WARNING = (0xB000, 0xB006, 0xB007)
+# As it is, with elements coerced or dropped, or although it does not match its class (PS3.4 B.2.3).
+STORED = (SUCCESS, 0xB000, 0xB006, 0xB007)
 
 LEVELS = {"StudyInstanceUID": "STUDY", "SeriesInstanceUID": "SERIES", "SOPInstanceUID": "IMAGE"}
 FIND: Any = sop_class.StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
@@ -117,11 +117,10 @@ def _send(peer: DimsePeer, association: Association, instance: Instance) -> str 
         return f"the PACS does not accept its SOP class or transfer syntax ({type(error).__name__})"
     if "Status" not in status:
         raise unreachable(peer, "stopped answering")
-    code = status.Status
-    if code == SUCCESS or code in STORED_WITH_WARNING:
+    if status.Status in STORED:
         return ""
-    _, meaning = STORAGE_SERVICE_CLASS_STATUS.get(code, ("", ""))
-    return f"the PACS answered 0x{code:04X} ({meaning or 'unknown status'})"
+    _, meaning = STORAGE_SERVICE_CLASS_STATUS.get(status.Status, ("", "unknown status"))
+    return f"the PACS answered 0x{status.Status:04X} ({meaning})"
 
 
 @contextmanager

@@ -145,10 +145,7 @@ def client_tls(tls: Tls) -> ssl.SSLContext:
 
 
 def server_tls(tls: Tls) -> ssl.SSLContext:
-    """Return the TLS context for clients, who need a certificate if `tls` has an authority.
-
-    Raises ConfigError pacs-tls.
-    """
+    """Return the TLS context for clients: with an authority they need a certificate. Raises as client_tls."""
     return _context(tls, ssl.Purpose.CLIENT_AUTH)
 
 

@@ -94,7 +94,7 @@ class ModelCard:
     """What a reader must know about the model before trusting it.
 
     sections: title -> label -> text, in order. metrics: of the validation split, (value, low, high).
-    history: a row per epoch with epoch, stage, train_loss, val_loss, val_auroc, as far as they are known.
+    history: a row per epoch with stage, train_loss, val_loss, val_auroc, as far as they are known.
     limits: plain sentences. coverage: share of new patients whose prediction set should contain the truth.
     groups: names of the layer groups, from the image to the head. thresholds: by class, if there are any.
     """

@@ -40,10 +40,10 @@ def model_card(run: Path, checkpoint: Checkpoint) -> ModelCard:
 def _read_card(folder: RunFolder, checkpoint: Checkpoint) -> ModelCard:
     header, metrics = checkpoint.header, folder.read_json(folder.metrics)
     validation, seconds = metrics.get("split", {}).get("val", {}), metrics.get("seconds", {})
-    history: list[dict[str, object]] = []
-    for epoch, row in enumerate(folder.read_history(), start=1):
-        numbers = {key: float(row[key]) if row[key] else None for key in HISTORY}
-        history.append({"epoch": epoch, "stage": row["stage"], **numbers})
+    history = [
+        {"stage": row["stage"], **{key: float(row[key]) if row[key] else None for key in HISTORY}}
+        for row in folder.read_history()
+    ]
     return ModelCard(
         title=f"{header.backbone}: {' vs '.join(header.classes)}",
         kind=header.task_kind,

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image as Pillow
+from PIL.Image import Resampling
 
 from medtl.core.files import replacing
 from medtl.imaging.image import Image
@@ -79,8 +80,7 @@ def write_picture(
     """
     picture = Pillow.fromarray(_under_heatmap(image, np.zeros_like(image) if heatmap is None else heatmap))
     width, height = shown_size(image.shape, spacing_mm, side)
-    smaller = width * height < picture.width * picture.height
-    resampling = Pillow.Resampling.BOX if smaller else Pillow.Resampling.BICUBIC
+    resampling = Resampling.BOX if width * height < picture.width * picture.height else Resampling.BICUBIC
     content = _encode(picture.resize((width, height), resampling), "JPEG", quality=85)
     name = f"{hashlib.blake2b(content, digest_size=10).hexdigest()}.jpg"
     with replacing(folder / name) as temporary:

@@ -41,7 +41,6 @@ REASONS = {
     "undecided": "undecided",
 }
 KEY_METRICS = ("auroc", "sensitivity", "specificity", "balanced_accuracy", "accuracy")
-KEY_COUNT = 3
 UNCHECKED = MapCheck("unchecked", "The reliability of these maps was not checked.")
 
 
@@ -247,8 +246,8 @@ def training_charts(card: ModelCard) -> dict[str, Any]:
 
 
 def key_metrics(metrics: Mapping[str, Bounds]) -> dict[str, Bounds]:
-    """Return the few metrics to show first."""
-    return {key: metrics[key] for key in [key for key in KEY_METRICS if key in metrics][:KEY_COUNT]}
+    """Return the three metrics to show first."""
+    return {key: metrics[key] for key in [key for key in KEY_METRICS if key in metrics][:3]}
 
 
 def remove_stale(folder: Path, named: re.Pattern[str], written: Collection[str]) -> None:

@@ -9,9 +9,9 @@ import pytest
 from medtl.report.findings import ModelCard, StageRow, StudyFinding
 
 HISTORY = [
-    {"epoch": 1, "stage": "head", "train_loss": 0.7, "val_loss": 0.6, "val_auroc": 0.7},
-    {"epoch": 2, "stage": "head", "train_loss": 0.5, "val_loss": 0.5, "val_auroc": 0.8},
-    {"epoch": 3, "stage": "all", "train_loss": 0.3, "val_loss": 0.4, "val_auroc": 0.9},
+    {"stage": "head", "train_loss": 0.7, "val_loss": 0.6, "val_auroc": 0.7},
+    {"stage": "head", "train_loss": 0.5, "val_loss": 0.5, "val_auroc": 0.8},
+    {"stage": "all", "train_loss": 0.3, "val_loss": 0.4, "val_auroc": 0.9},
 ]
 
 
