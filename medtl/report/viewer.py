@@ -21,6 +21,7 @@ FINE_VOXELS = 2_000_000  # larger volumes have fewer levels: about 250 within th
 
 # How many window widths are stored on either side of the window.
 FINE_REACH, COARSE_REACH = 1.0, 0.5
+VOLUME_SIDE = 640  # px of the longer side of the first plane of a volume
 NAMES = ("axial", "coronal", "sagittal")
 
 # Rows and columns of the plane that fixes each axis; slices run upwards if they are rows.
@@ -76,7 +77,8 @@ def lay_out(finding: StudyFinding) -> list[dict[str, Any]]:
     extents = [count * step for count, step in zip(as_stack(finding.image).shape, spacing, strict=True)]
     axes = [0] if finding.image.ndim == 2 else sorted(range(3), key=lambda axis: -round(spacing[axis], 3))
     widest = max(extents[ROWS_COLUMNS[axis][1]] for axis in axes)
-    scale = STAGE_SIDE / max(widest, extents[ROWS_COLUMNS[axes[0]][0]])
+    side = STAGE_SIDE if len(axes) == 1 else VOLUME_SIDE
+    scale = side / max(widest, extents[ROWS_COLUMNS[axes[0]][0]])
     return [_plane(finding, axis, extents, widest, scale) for axis in axes]
 
 

@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 
 from medtl.report.pictures import STAGE_SIDE
-from medtl.report.viewer import COARSE_LEVELS, FINE_LEVELS, FINE_VOXELS, lay_out, pack, pack_study
+from medtl.report.viewer import (
+    COARSE_LEVELS,
+    FINE_LEVELS,
+    FINE_VOXELS,
+    VOLUME_SIDE,
+    lay_out,
+    pack,
+    pack_study,
+)
 
 
 def unpack(text: str, kind: type) -> np.ndarray:
@@ -119,8 +127,8 @@ def test_no_ruler_without_spacing(finding):
 def test_first_plane_of_a_volume_fills_its_frame_whatever_the_others_are(finding):
     for shape in ((2, 30, 20), (90, 30, 20)):
         first, coronal, _ = lay_out(finding(shape=shape, spacing_mm=(1.0, 1.0, 1.0), oriented=True))
-        assert max(first["width"], first["height"]) == STAGE_SIDE
-        assert coronal["height"] == pytest.approx(STAGE_SIDE * shape[0] / 30, abs=1)
+        assert max(first["width"], first["height"]) == VOLUME_SIDE
+        assert coronal["height"] == pytest.approx(VOLUME_SIDE * shape[0] / 30, abs=1)
 
 
 def test_profile_is_high_where_the_map_is(finding):

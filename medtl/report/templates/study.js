@@ -183,9 +183,10 @@
 
   // The first plane is as tall as the other two together, as far as all are wide enough to be seen.
   const share = () => {
-    const [first, ...rest] = stages.map((stage) => frame(stage)[1]);
-    const ratio = Math.min(3.5, Math.max(2, rest.reduce((sum, height) => sum + height, 0) / first));
-    find("[data-planes]").style.setProperty("--first", `${ratio}fr`);
+    const sliders = 0.16;  // of the width: so much more height do those of the other two need
+    const [first, ...rest] = stages.map(frame).map(([width, height]) => height / width);
+    const ratio = rest.reduce((sum, height) => sum + height, sliders) / Math.max(0.1, first - sliders);
+    find("[data-planes]").style.setProperty("--first", `${Math.min(4.5, Math.max(2, ratio))}fr`);
   };
 
   const listen = () => {
