@@ -13,6 +13,18 @@ from medtl.errors import OutputError
 if TYPE_CHECKING:  # pages do not read images
     from medtl.data.task import TaskKind
 
+LIMITS = (
+    "The model knows only the classes it was trained on, and assigns one of them to any image.",
+    "The validation samples were also used to choose the checkpoint and the thresholds, so their metrics are "
+    "slightly optimistic.",
+    "Performance may be worse on images from other scanners, sites or populations.",
+    "A saliency map shows what influenced the score, not where disease is.",
+)
+CITATION = (
+    "With any result of this model, state the medtl version, the recipe (config.yaml), the source and "
+    "licence of the weights, and the split (splits.csv)."
+)
+
 MapVerdict = Literal["passed", "failed", "undecided", "unchecked"]
 Bounds = tuple[float | None, float | None, float | None]  # value, low, high; None or NaN is undefined
 
@@ -106,8 +118,8 @@ class ModelCard:
     metrics: Mapping[str, Bounds]
     stages: Sequence[StageRow] = ()
     history: Sequence[Mapping[str, object]] = ()
-    limits: Sequence[str] = ()
-    citation: str = ""
+    limits: Sequence[str] = LIMITS
+    citation: str = CITATION
     coverage: float | None = None
     groups: tuple[str, ...] = ()
     thresholds: Mapping[str, float] = field(default_factory=dict)

@@ -12,17 +12,6 @@ from medtl.training.checkpoint import Checkpoint
 from medtl.training.run_folder import RunFolder
 
 HISTORY = ("train_loss", "val_loss", "val_auroc")
-LIMITS = (
-    "The model knows only the classes it was trained on, and assigns one of them to any image.",
-    "The validation samples were also used to choose the checkpoint and the thresholds, so their metrics are "
-    "slightly optimistic.",
-    "Performance may be worse on images from other scanners, sites or populations.",
-    "A saliency map shows what influenced the score, not where disease is.",
-)
-CITATION = (
-    "With any result of this model, state the medtl version, the recipe (config.yaml), the source and "
-    "licence of the weights, and the split (splits.csv)."
-)
 
 
 def model_card(run: Path, checkpoint: Checkpoint) -> ModelCard:
@@ -52,8 +41,6 @@ def _read_card(folder: RunFolder, checkpoint: Checkpoint) -> ModelCard:
         metrics=read_bounds(validation),
         stages=[_stage_row(stage, seconds, history) for stage in metrics.get("stages", ())],
         history=history,
-        limits=LIMITS,
-        citation=CITATION,
         groups=tuple(checkpoint.classifier.backbone.groups),
         thresholds=thresholds(checkpoint),
         coverage=None if header.conformal is None else header.conformal.promised,

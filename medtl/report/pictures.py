@@ -74,10 +74,7 @@ def write_picture(
     spacing_mm: tuple[float, ...] | None,
     side: int,
 ) -> str:
-    """Write a JPEG of an image (H, W) in [0, 1] under its heatmap: true proportions, at most `side` px.
-
-    Returns its name, the hash of its content, which identifies no patient.
-    """
+    """Write a JPEG of an image (H, W) in [0, 1] under its heatmap; return its name, a hash of its content."""
     picture = Pillow.fromarray(_under_heatmap(image, np.zeros_like(image) if heatmap is None else heatmap))
     width, height = shown_size(image.shape, spacing_mm, side)
     resampling = Resampling.BOX if width * height < picture.width * picture.height else Resampling.BICUBIC

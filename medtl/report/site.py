@@ -64,7 +64,7 @@ def write_report(
     card: ModelCard,
     checks: Mapping[str, MapCheck] | None = None,
 ) -> WrittenReport:
-    """Write index.html, model.html, studies/*.html and images/*.jpg below `out`, in place of earlier ones.
+    """Write index.html, model.html, studies/*.html and images/*.jpg below `out`, instead of earlier ones.
 
     Findings are consumed once, one at a time; refusals, and checks of the maps by method, are read
     afterwards, so a generator of findings may add to them. A finding that cannot be shown correctly, or that
@@ -205,11 +205,7 @@ def _complete(out: Path, entries: Sequence[Entry], verdicts: Mapping[str, MapChe
 
 
 def _write_index(
-    out: Path,
-    entries: Sequence[Entry],
-    refusals: Sequence[Refusal],
-    card: ModelCard,
-    verdicts: Mapping[str, MapCheck],
+    out: Path, entries: list[Entry], refusals: list[Refusal], card: ModelCard, verdicts: dict[str, MapCheck]
 ) -> Path:
     return write_page(
         out / "index.html",
