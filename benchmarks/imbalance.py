@@ -32,7 +32,7 @@ from scipy import stats
 
 from benchmarks.main_job import DEFAULT_DATA
 from medtl.config import RunConfig, load_config
-from medtl.core.seeds import make_generator
+from medtl.core.ids import make_generator
 from medtl.data.manifest import load_manifest, targets
 from medtl.data.prepared import prepare_samples
 from medtl.evaluation import metrics

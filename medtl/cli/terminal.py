@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
+from medtl.core.progress import Watcher
 from medtl.errors import ReadError, printable
 
 if TYPE_CHECKING:
-    from medtl.core.progress import PlanFacts, StageFacts
     from medtl.inference.predictor import Prediction
+    from medtl.training.feature_cache.plan import CachePlan
+    from medtl.training.schedule import Stage
 
 REFUSALS_SHOWN = 10
 
 
-class TerminalWatcher:
+class TerminalWatcher(Watcher):
     """Shows a job on stderr; progress bars only where stderr is a terminal. silent: shows nothing."""
 
     def __init__(self, title: str, *, silent: bool = False) -> None:
@@ -72,7 +74,7 @@ class TerminalWatcher:
         line.add_row(name, _escape(text))
         self.console.print(line)
 
-    def stage(self, number: int, of: int, stage: "StageFacts", plan: "PlanFacts") -> None:
+    def stage(self, number: int, of: int, stage: "Stage", plan: "CachePlan") -> None:
         """Announce a stage and what happens to its frozen prefix."""
         prefix = "" if plan.step == 0 else "prefix cached: " if plan.cached else "prefix not cached: "
         self.stage_epochs = stage.epochs

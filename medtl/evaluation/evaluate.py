@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medtl.core.seeds import make_generator
+from medtl.core.ids import make_generator
 from medtl.data.task import Task
 from medtl.errors import CheckpointError, LabelError
 from medtl.evaluation import metrics

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medtl.core.seeds import make_generator
+from medtl.core.ids import make_generator
 from medtl.errors import ReadError
 from medtl.evaluation.intervals import Interval, interval_json
 from medtl.evaluation.metrics import index_patients

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from torch import Tensor
 
-from medtl.core.seeds import derive_seed, make_generator
+from medtl.core.ids import derive_seed, make_generator
 from medtl.explain import METHODS
 from medtl.explain.common import fade, logits_of
 from medtl.models.classifier import Classifier

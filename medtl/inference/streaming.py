@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from medtl.core.files import write_json
-from medtl.core.journal import Journal, JournalEntry
+from medtl.core.journal import Journal, JournalEntry, journal_damaged
 from medtl.core.parallel import work_in_order
 from medtl.core.progress import SILENT, StoppedError, Watcher, never
 from medtl.data.naming import check_names, sample_key, source_name
@@ -218,9 +218,9 @@ class Scoring:
             try:
                 row = Prediction.from_row(entry.row)
             except (TypeError, ValueError) as error:
-                raise self.journal.damaged() from error
+                raise journal_damaged(self.journal.path) from error
             if len(row.probabilities) not in numbers:
-                raise self.journal.damaged()
+                raise journal_damaged(self.journal.path)
             yield replace(row, sample_id=sample_key(source))
 
     def write(

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medtl.core.files import write_json
+from medtl.core.ids import make_generator
 from medtl.core.progress import Watcher, stopped
-from medtl.core.seeds import make_generator
 from medtl.data.task import Sample
 from medtl.evaluation.calibration import fit_calibration, to_probabilities
 from medtl.evaluation.conformal import fit_floors

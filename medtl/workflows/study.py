@@ -12,7 +12,7 @@ from typing import Any
 
 from medtl.config import RunConfig, to_yaml
 from medtl.core.files import write_csv, write_text, writing
-from medtl.core.seeds import derive_seed
+from medtl.core.ids import derive_seed
 from medtl.core.staging import Lock, remove_lock, try_lock, wait_for_lock
 from medtl.errors import CheckpointError, ConfigError, OutputError, TrainingError
 from medtl.evaluation.evaluate import METRICS

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medtl.core.seeds import make_generator
+from medtl.core.ids import make_generator
 from medtl.data.task import Task
 from medtl.errors import ConfigError
 from medtl.explain import METHODS, Method

@@ -117,9 +117,12 @@ def test_only_what_has_a_value_and_bounds_is_a_metric():
 
 def test_confusion_shares_are_of_the_true_class():
     (first, second) = confusion_cells([[6, 2], [0, 0]])
-    assert [cell.share for cell in first] == [0.75, 0.25] and [cell.share for cell in second] == [None, None]
-    assert [cell.correct for cell in first + second] == [True, False, False, True]
-    assert first[0].shade > first[1].shade
+    assert [cell["share"] for cell in first] == [0.75, 0.25] and [cell["share"] for cell in second] == [
+        None,
+        None,
+    ]
+    assert [cell["correct"] for cell in first + second] == [True, False, False, True]
+    assert first[0]["shade"] > first[1]["shade"]
 
 
 def test_other_confidence_is_said(tmp_path, card):
