@@ -119,11 +119,9 @@ def auroc_difference(
 
     No bounds if there is no spread; p is 1 if there is neither a difference nor a spread.
     """
-    apart = [
-        replace(a, area=a.area - b.area, influence=a.influence - b.influence)
-        for a, b in zip(ours, theirs, strict=True)
-        if not math.isnan(a.area - b.area)
-    ]
+    pairs = zip(ours, theirs, strict=True)
+    moved = (replace(a, area=a.area - b.area, influence=a.influence - b.influence) for a, b in pairs)
+    apart = [placed for placed in moved if not math.isnan(placed.area)]
     if not apart:
         return Difference(Interval(math.nan), math.nan)
     value, error = float(np.mean([placed.area for placed in apart])), error_of_mean(apart)

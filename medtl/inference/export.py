@@ -188,7 +188,7 @@ def translate(network: nn.Module, checkpoint: Checkpoint, outputs: Sequence[str]
     assert written is not None
     for value in (*written.model.graph.inputs, *written.model.graph.outputs):
         assert value.shape is not None
-        value.shape[0] = "batch"  # in place of the tracer's name
+        value.shape[0] = "batch"  # instead of the tracer's name
     return written
 
 

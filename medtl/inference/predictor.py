@@ -229,9 +229,8 @@ def predict_features(
     if graph:
         outputs = graph.run(images.numpy())
     else:
-        classifier = checkpoint.classifier
         with torch.inference_mode():
-            tensors = Pooled(classifier)(place_images(images, classifier))
+            tensors = Pooled(checkpoint.classifier)(place_images(images, checkpoint.classifier))
         outputs = tuple(tensor.double().cpu().numpy() for tensor in tensors)
     logits, features = (output.astype(np.float64) for output in outputs)
     if not np.isfinite(logits).all():
