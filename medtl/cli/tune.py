@@ -10,7 +10,7 @@ from medtl.cli.options import PATH
 from medtl.core.stopping import StopSignal
 
 if TYPE_CHECKING:
-    from medtl.workflows.study import TrialRow
+    from medtl.workflows.search import TrialRow
     from medtl.workflows.tune import TuneOutcome
 
 BEST_SHOWN = 5
@@ -74,13 +74,12 @@ def print_outcome(outcome: "TuneOutcome") -> None:
     """Print the best trials, what mattered, what a trial cost and where everything is, on stdout."""
     from medtl.cli.terminal import print_evaluation
     from medtl.evaluation.evaluate import to_json as evaluation_json
-    from medtl.workflows.study import describe_values
 
     states = ", ".join(f"{count} {state}" for state, count in _states(outcome).items())
     click.echo(f"\n{len(outcome.rows)} trials ({states}); the best by validation {outcome.metric}:")
     best = list(outcome.best[:BEST_SHOWN])
     for row in best + [row for row in outcome.best[BEST_SHOWN:] if row.recipe][:1]:
-        click.echo(f"  trial {row.number:<4} {_score(row)}  {describe_values(row)}")
+        click.echo(f"  trial {row.number:<4} {_score(row)}  {row.describe_values()}")
     if outcome.importances:
         shares = (f"{key} {share:.0%}" for key, share in outcome.importances.items())
         click.echo(f"\nwhat mattered: {', '.join(shares)}")

@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from yaml import YAMLError
 
-from medtl.config import RunConfig, validate_config
+from medtl.config import RunConfig, read_yaml, validate_config
 from medtl.errors import ConfigError
 from medtl.models.backbones import BACKBONES
 from medtl.training.schedule import current_key, resolve_schedule
@@ -64,25 +62,23 @@ class Dimension:
         return isinstance(value, int | float) and self.values.low <= value <= self.values.high
 
     def stored(self, value: Any) -> Any:
-        """Return a value as the database stores it: lists and mappings as JSON."""
-        return json.dumps(value) if isinstance(value, list | tuple | dict) else value
+        """Return a value as the database stores it: choices, which may be lists, as JSON."""
+        return value if isinstance(self.values, Range) else json.dumps(value)
 
     def restored(self, stored: Any) -> Any:
         """Return the value that the database stores as `stored`."""
-        if isinstance(self.values, Range):
-            return stored
-        return next(value for value in self.values if self.stored(value) == stored)
+        return stored if isinstance(self.values, Range) else json.loads(stored)
 
-    def suggest(self, trial: "Trial") -> Any:
-        """Return the trial's value of the key."""
+    def suggest(self, trial: "Trial") -> None:
+        """Choose the trial's value of the key, which is in its params as it is stored."""
         values = self.values
         if not isinstance(values, Range):
-            choices = [self.stored(value) for value in values]
-            return self.restored(trial.suggest_categorical(self.key, choices))
-        if self.whole:
+            trial.suggest_categorical(self.key, [self.stored(value) for value in values])
+        elif self.whole:
             low, high = self.extremes
-            return trial.suggest_int(self.key, low, high, step=int(values.step or 1), log=values.log)
-        return trial.suggest_float(self.key, values.low, values.high, step=values.step, log=values.log)
+            trial.suggest_int(self.key, low, high, step=int(values.step or 1), log=values.log)
+        else:
+            trial.suggest_float(self.key, values.low, values.high, step=values.step, log=values.log)
 
 
 Space = tuple[Dimension, ...]
@@ -92,8 +88,11 @@ def load_space(file: Path | None, config: RunConfig) -> Space:
     """Return the space of a file, or the default one of the recipe. Raises ConfigError."""
     if file is None:
         return default_space(config)
-    found = _read_mapping(file)
-    space = tuple(_dimension(current_key(key), value, str(file)) for key, value in found.items())
+    found = OmegaConf.to_container(read_yaml(file, "search space"), resolve=False)
+    if not isinstance(found, dict) or not found:
+        fix = "write lines such as schedule.unfreeze: [2, 4]"
+        raise ConfigError("config-value", "a space is a mapping of keys", where=file, fix=fix)
+    space = tuple(_dimension(current_key(str(key)), value, str(file)) for key, value in found.items())
     for dimension in space:
         for value in dimension.extremes:  # a value that the recipe cannot take is an error here
             apply_values(config, {dimension.key: value}, str(file))
@@ -144,20 +143,6 @@ def space_yaml(space: Space) -> str:
         for dimension in space
     }
     return OmegaConf.to_yaml(OmegaConf.create(plain))
-
-
-def _read_mapping(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise ConfigError("config-missing", "no such file", where=file, fix="give a YAML file of ranges")
-    try:
-        found = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        reason = f"is not YAML: {str(error).splitlines()[0]}"
-        raise ConfigError("config-value", reason, where=file, fix="correct the line") from error
-    if not isinstance(found, dict) or not found:
-        fix = "write lines such as schedule.unfreeze: [2, 4]"
-        raise ConfigError("config-value", "a space is a mapping of keys", where=file, fix=fix)
-    return {str(key): value for key, value in found.items()}
 
 
 def _dimension(key: str, given: Any, where: str) -> Dimension:

@@ -20,16 +20,16 @@ import pytest
 import yaml
 
 from medtl.config import RunConfig, load_config
+from medtl.core.staging import try_lock
 from medtl.data.splits import read_splits
 from medtl.errors import CheckpointError, ConfigError, TrainingError
 from medtl.evaluation.intervals import Interval
 from medtl.training.checkpoint import load_checkpoint
 from medtl.training.run_folder import RunFolder
 from medtl.workflows import finish_training as judging
-from medtl.workflows.search_space import Range, count_groups, default_space, load_space, space_yaml
-from medtl.workflows.study import StudyFolder
-from medtl.workflows.train import train_run
-from medtl.workflows.tune import Trainer, TuneOutcome, tune
+from medtl.workflows.search_space import Dimension, Range, count_groups, default_space, load_space, space_yaml
+from medtl.workflows.train import TrainJob, train_run
+from medtl.workflows.tune import TuneOutcome, tune
 from tests.cli import jobs
 
 HEAD = ("schedule=linear-probe", "schedule.head_epochs=2")
@@ -133,12 +133,13 @@ def unbroken(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tu
 def quick_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a trial's run take no time: its metrics are a function of its rate, 1e-2 being the best."""
 
-    def train(trainer: Trainer, out: Path, config: RunConfig, watcher: Any, screens: Any) -> Any:
-        value = 0.9 - 0.1 * abs(math.log10(config.schedule.learning_rate / 1e-2))
+    def train(job: TrainJob, data: None) -> Any:
+        value = 0.9 - 0.1 * abs(math.log10(job.config.schedule.learning_rate / 1e-2))
         scores = {"auroc": Interval(value, value - 0.1, value + 0.1), "brier": Interval(1 - value, 0.0, 1.0)}
-        return SimpleNamespace(evaluation=SimpleNamespace(metrics=scores), refusals=())
+        return SimpleNamespace(evaluation=SimpleNamespace(metrics=scores))
 
-    monkeypatch.setattr(Trainer, "__call__", train)
+    monkeypatch.setattr("medtl.workflows.tune.train_run", train)
+    monkeypatch.setattr("medtl.workflows.tune.open_data", lambda *_: None)
 
 
 def facts(outcome: TuneOutcome) -> list[tuple[object, ...]]:
@@ -147,6 +148,12 @@ def facts(outcome: TuneOutcome) -> list[tuple[object, ...]]:
 
 
 # The space
+
+
+def suggested(dimension: Dimension, trial: optuna.Trial) -> Any:
+    """Return the value that a trial gets."""
+    dimension.suggest(trial)
+    return dimension.restored(trial.params[dimension.key])
 
 
 def test_a_space_is_read_as_ranges_and_choices(space_file: Callable[[str], Path]) -> None:
@@ -169,7 +176,7 @@ def test_suggested_values_lie_in_their_dimension(space_file: Callable[[str], Pat
     )
     space = load_space(space_file(text), recipe())
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    drawn = [{d.key: d.suggest(trial) for d in space} for trial in (study.ask() for _ in range(40))]
+    drawn = [{d.key: suggested(d, trial) for d in space} for trial in (study.ask() for _ in range(40))]
     assert {values["schedule.unfreeze"] for values in drawn} == {1, 2, None}
     assert {values["schedule.head_epochs"] for values in drawn} == {2, 4, 6}
     assert {values["augmentation.gamma"] for values in drawn} == {0.0, 0.2, 0.4}
@@ -182,7 +189,7 @@ def test_choices_may_be_lists(space_file: Callable[[str], Path]) -> None:
     one, other = (f"[{{name: {name}, groups: 0, epochs: 1, head_learning_rate: 1e-3}}]" for name in "ab")
     (stages_of,) = load_space(space_file(f"schedule.stages: [{one}, {other}]\n"), recipe())
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    names = {stages_of.suggest(study.ask())[0]["name"] for _ in range(20)}
+    names = {suggested(stages_of, study.ask())[0]["name"] for _ in range(20)}
     assert names == {"a", "b"}
 
 
@@ -322,7 +329,7 @@ def test_a_search_leaves_runs_a_table_and_the_best_recipe(
 
     best = outcome.best[0].number
     again = load_config(None, tmp_path / "study/best.yaml")
-    train_run(images, None, tmp_path / "again", again, Recorder())
+    train_run(TrainJob(RunFolder(tmp_path / "again"), again, Recorder()), images)
     trial = tmp_path / f"study/trials/{best:04d}"
     assert load_checkpoint(tmp_path / "again").sha256 == load_checkpoint(trial).sha256
 
@@ -483,7 +490,7 @@ def test_a_trial_of_a_living_process_is_left_alone(
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         search(watcher=Quiet(breaks_at="trial 2/4: head epoch 1"))
-    held = StudyFolder(tmp_path / "study").hold_trial(1)
+    held = try_lock(tmp_path / "study/trials/.0001.lock")
     assert held is not None
     with held:
         outcome = search()
@@ -635,7 +642,8 @@ def test_a_split_of_the_table_and_refusals_are_a_runs_own(
 
 def test_without_optuna_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    monkeypatch.delitem(sys.modules, "medtl.workflows.tune")
+    for module in ("search", "tune"):
+        monkeypatch.delitem(sys.modules, f"medtl.workflows.{module}")
     with pytest.raises(ConfigError) as caught:
         importlib.import_module("medtl.workflows.tune")
     assert caught.value.code == "extra-missing" and "medtl[hpo]" in str(caught.value)
