@@ -66,9 +66,10 @@ class FrontDoor(click.Group):
             ctx.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
 
 
-@click.group(
-    cls=FrontDoor, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
+
+
+@click.group(cls=FrontDoor, context_settings=SETTINGS)
 @click.version_option(__version__, prog_name="medtl")
 @click.option(
     "--debug", is_flag=True, help="Show where libraries warn, without their text, which quotes files."

@@ -23,7 +23,7 @@ def config() -> None:
 @config.command()
 @options.recipe
 @click.option("--stages", is_flag=True, help="Print what each stage trains, caches and costs instead.")
-@click.option("--samples", type=click.IntRange(min=1), help="Training images, for --stages.")
+@click.option("--samples", type=click.IntRange(1), help="Training images, for --stages.")
 @options.as_json("the stages as one JSON list")
 def show(
     modality: str | None,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from medtl.explain.audit import MethodAudit
     from medtl.workflows.explain import ExplainOutcome
 
+FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 MARKS = {"passed": "+", "failed": "-", "undecided": "?"}
 SHORT_NAMES = {"randomisation": "random", "stability": "stable"}
 
@@ -22,23 +23,10 @@ SHORT_NAMES = {"randomisation": "random", "stability": "stable"}
 @click.argument("run", type=PATH)
 @click.argument("folder", type=PATH)
 @click.option("--out", type=PATH, required=True, help="Folder for the maps and tables.")
-@click.option(
-    "--method",
-    "methods",
-    multiple=True,
-    help="Saliency method; repeatable. Default: grad-cam, or integrated-gradients for transformers.",
-)
-@click.option(
-    "--audit", "audited", is_flag=True, help="Check the methods, by default all that suit the network."
-)
-@click.option(
-    "--masks",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder of masks, named as the images are.",
-)
-@click.option(
-    "--audit-images", type=click.IntRange(min=1), default=20, show_default=True, help="Images for the audit."
-)
+@options.methods
+@click.option("--audit", "audited", is_flag=True, help="Check methods: by default all that suit the network.")
+@click.option("--masks", type=FOLDER, help="Folder of masks, named as the images are.")
+@click.option("--audit-images", type=click.IntRange(1), default=20, help="Images for the audit.")
 @options.any_modality
 @options.as_json()
 @click.pass_context

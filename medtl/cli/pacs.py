@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from medtl.pacs.listen import Scoring
     from medtl.pacs.peer import Tls
 
+kinds = click.option(
+    "--kind",
+    "kinds",
+    type=click.Choice(KINDS),
+    multiple=True,
+    help="Write only this kind; repeatable.",
+)
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
@@ -27,7 +34,7 @@ def peer_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--tls-key", type=FILE, help="Its private key (PEM), without a password."),
         click.option("--tls-cert", type=FILE, help="Our certificate (PEM)."),
         click.option("--tls", is_flag=True, help="Use TLS with AE@HOST:PORT; https:// always does."),
-        click.option("--ae", default="MEDTL", show_default=True, help="Our AE title for DIMSE."),
+        click.option("--ae", default="MEDTL", help="Our AE title for DIMSE."),
     ):
         command = option(command)
     return command
@@ -72,17 +79,7 @@ def push(ctx: click.Context, source: Path, to: str, ae: str, resend: bool, **tls
 @click.option("--limit", type=click.IntRange(1), help="Fetch at most this many studies.")
 @click.option("--out", type=PATH, required=True, help="Folder for the studies.")
 @click.pass_context
-def pull(
-    ctx: click.Context,
-    source: str,
-    ae: str,
-    modality: str | None,
-    date: str | None,
-    study: str | None,
-    limit: int | None,
-    out: Path,
-    **tls: Any,
-) -> None:
+def pull(ctx: click.Context, source: str, ae: str, out: Path, **settings: Any) -> None:
     """Fetch studies from a PACS by DICOMweb, or by C-FIND and C-GET.
 
     After an interruption, run the same command again to fetch the rest. File names identify nobody, but the
@@ -92,8 +89,8 @@ def pull(
     from medtl.pacs.peer import Endpoint, check_ae, parse_peer
     from medtl.pacs.pull import Query, pull_run
 
-    pacs = Endpoint(parse_peer(source), _tls(**tls), check_ae(ae))
-    query = Query(modality, date, study, limit)
+    query = Query(*map(settings.pop, ("modality", "date", "study", "limit")))
+    pacs = Endpoint(parse_peer(source), _tls(**settings), check_ae(ae))
     with StopSignal() as stop, TerminalWatcher(f"medtl pacs pull · {pacs.peer}") as watcher:
         outcome = pull_run(pacs, query, out, watcher, stop)
     if not outcome.studies and not outcome.failures:
@@ -107,7 +104,7 @@ def pull(
 @pacs.command()
 @click.option("--ae", required=True, help="Our AE title.")
 @click.option("--port", type=click.IntRange(0, 65535), required=True, help="0 picks a free port.")
-@click.option("--bind", default="127.0.0.1", show_default=True, help="Local address to listen on.")
+@click.option("--bind", default="127.0.0.1", help="Local address to listen on.")
 @click.option("--out", type=PATH, required=True, help="Folder for received studies, results and the journal.")
 @click.option("--allow-ae", multiple=True, required=True, help="AE title that may send; repeatable.")
 @click.option(
@@ -117,30 +114,21 @@ def pull(
     help="Addresses that may send, such as 10.1.2.0/24; repeatable. Default: this machine.",
 )
 @click.option("--score", "run", type=PATH, metavar="RUN", help="Score each study and write its results.")
-@click.option(
-    "--kind", "kinds", type=click.Choice(KINDS), multiple=True, help="Results to write. Default: all."
-)
+@kinds
 @shared.any_modality
 @click.option("--send-to", metavar="URL|AE@HOST:PORT", help="The PACS that receives the results.")
 @click.option(
     "--settle",
     type=click.FloatRange(min=0.1),
     default=30.0,
-    show_default=True,
     help="A study is complete after this many seconds without a new instance.",
 )
-@click.option(
-    "--largest", type=click.IntRange(1), default=1024, show_default=True, help="Largest instance in MB."
-)
-@click.option(
-    "--associations", type=click.IntRange(1), default=8, show_default=True, help="Most associations at once."
-)
+@click.option("--largest", type=click.IntRange(1), default=1024, help="Largest instance in MB.")
+@click.option("--associations", type=click.IntRange(1), default=8, help="Most associations at once.")
 @click.option("--tls-cert", type=FILE, help="Our certificate (PEM): senders must then use TLS.")
 @click.option("--tls-key", type=FILE, help="Its private key (PEM), without a password.")
 @click.option("--tls-ca", type=FILE, help="CA (PEM): senders need a certificate signed by it.")
-@click.option(
-    "--send-tls-ca", type=FILE, help="CA of --send-to (PEM): use TLS there, with our --tls-cert if given."
-)
+@click.option("--send-tls-ca", type=FILE, help="CA of --send-to (PEM): use TLS there, with any --tls-cert.")
 @click.pass_context
 def listen(ctx: click.Context, out: Path, settle: float, **options: Any) -> None:
     """Receive studies by C-STORE; score them with --score, forward results with --send-to.
@@ -165,13 +153,7 @@ def listen(ctx: click.Context, out: Path, settle: float, **options: Any) -> None
 @click.argument("run", type=PATH)
 @click.argument("folder", type=PATH)
 @click.option("--out", type=PATH, required=True, help="Folder for the objects, outside FOLDER.")
-@click.option(
-    "--kind",
-    "kinds",
-    type=click.Choice(KINDS),
-    multiple=True,
-    help="Write only this kind; repeatable. Default: all.",
-)
+@kinds
 @click.option(
     "--method",
     help="Saliency method of overlay and map. Default: grad-cam, or integrated-gradients for transformers.",
@@ -180,14 +162,7 @@ def listen(ctx: click.Context, out: Path, settle: float, **options: Any) -> None
 @shared.as_json("the rows as JSON")
 @click.pass_context
 def results(
-    ctx: click.Context,
-    run: Path,
-    folder: Path,
-    out: Path,
-    kinds: tuple[str, ...],
-    method: str | None,
-    any_modality: bool,
-    as_json: bool,
+    ctx: click.Context, run: Path, folder: Path, out: Path, any_modality: bool, as_json: bool, **settings: Any
 ) -> None:
     """Score the DICOM studies of FOLDER with RUN, and write the objects that go back to the PACS.
 
@@ -202,9 +177,10 @@ def results(
     from medtl.pacs.results import write_results
     from medtl.training.checkpoint import load_finished
 
+    settings["kinds"] = settings["kinds"] or KINDS
     with TerminalWatcher(f"medtl results · {folder}") as watcher:
         checkpoint = load_finished(run, any_modality=any_modality)
-        outcome = write_results(checkpoint, folder, out, watcher, kinds=kinds or KINDS, method=method)
+        outcome = write_results(checkpoint, folder, out, watcher, **settings)
     refused = [row.prediction for row in outcome.rows if row.refused]
     print_refused_rows(refused, outcome.table)
     if as_json:

@@ -18,14 +18,7 @@ from medtl.cli.options import PATH
 @options.as_json()
 @click.pass_context
 def prepare(
-    ctx: click.Context,
-    folder: Path,
-    modality: Any,
-    labels: Path | None,
-    out: Path,
-    config: Path | None,
-    overrides: tuple[str, ...],
-    as_json: bool,
+    ctx: click.Context, folder: Path, modality: Any, config: Path | None, as_json: bool, **settings: Any
 ) -> None:
     """Decode a labelled FOLDER once, into a DATASET to train from.
 
@@ -44,9 +37,7 @@ def prepare(
     with TerminalWatcher(f"medtl prepare · {folder}") as watcher:
         from medtl.workflows import prepare as workflow
 
-        outcome = workflow.prepare(
-            folder, out, modality, labels=labels, config=config, overrides=overrides, watcher=watcher
-        )
+        outcome = workflow.prepare(folder, modality=modality, config=config, watcher=watcher, **settings)
     if as_json:
         document = {
             "folder": str(outcome.folder),

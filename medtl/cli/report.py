@@ -14,18 +14,9 @@ from medtl.cli.options import PATH
 @click.argument("source", type=PATH, required=False)
 @click.option("--data", type=PATH, help="Without SOURCE: the folder RUN was trained on, to show images from.")
 @click.option("--out", type=PATH, required=True, help="Folder for the pages.")
+@options.methods
 @click.option(
-    "--method",
-    "methods",
-    multiple=True,
-    help="Saliency method; repeatable, shown side by side. Default: the one that suits the network.",
-)
-@click.option(
-    "--check-images",
-    type=click.IntRange(min=0),
-    default=6,
-    show_default=True,
-    help="Check the methods on this many of the images, and report the verdict; 0 checks nothing.",
+    "--check-images", type=click.IntRange(0), default=6, help="Images to check the methods on, or 0."
 )
 @click.option("--audit", type=PATH, help="Quote this audit by medtl explain --audit instead of checking.")
 @click.option("--labels", type=PATH, help="Label table of SOURCE: studies predicted differently come first.")

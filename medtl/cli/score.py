@@ -16,45 +16,38 @@ if TYPE_CHECKING:
     from medtl.inference.predictor import Prediction
     from medtl.inference.streaming import ScoreOutcome
 
+FORMATS = click.Choice(["csv", "jsonl", "parquet"])
+
 
 @click.command()
 @click.argument("run", type=PATH)
 @click.argument("folder", type=PATH)
 @click.option("--out", type=PATH, required=True, help="Folder for the tables and the journal.")
 @click.option(
-    "--with",
-    "others",
-    type=PATH,
-    multiple=True,
-    metavar="RUN",
-    help="Another run to ensemble with; repeatable.",
+    "--with", "others", type=PATH, multiple=True, metavar="RUN", help="Ensemble with this run, too."
 )
 @click.option("--tta", is_flag=True, help="Average over mirror images, if training used them.")
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "bf16"]),
     default="fp32",
-    show_default=True,
     help="bf16 is faster on CPUs with bfloat16, and changes a probability by about 0.01 at most.",
 )
 @click.option(
     "--engine",
     type=click.Choice(["torch", "onnx"]),
     default="torch",
-    show_default=True,
     help="onnx: ONNX Runtime if its logits agree, otherwise PyTorch.",
 )
 @click.option(
     "--format",
     "formats",
-    type=click.Choice(["csv", "jsonl", "parquet"]),
+    type=FORMATS,
     multiple=True,
     default=("csv",),
-    help="Format of scores.*; repeatable. Default: csv.",
+    help="Format of scores.*; repeatable.",
 )
-@click.option(
-    "--resume/--overwrite", default=True, help="Reuse the rows already in OUT (default), or score all again."
-)
+@click.option("--resume/--overwrite", default=True, help="Reuse the rows already in OUT, or score all again.")
 @click.option("--workers", type=click.IntRange(1), help="Processes. Default: one for each CPU.")
 @click.option("--cluster", type=click.Choice(["ray"]), help="Score on the cluster that RAY_ADDRESS names.")
 @click.option("--watch", is_flag=True, help="Keep scoring what arrives in FOLDER, until stopped.")
@@ -62,7 +55,6 @@ if TYPE_CHECKING:
     "--settle",
     type=click.FloatRange(min=0.1),
     default=5.0,
-    show_default=True,
     help="With --watch: seconds for which a file must be unchanged, and between looks.",
 )
 @options.any_modality

@@ -18,7 +18,7 @@ from medtl.core.stopping import StopSignal
 @click.option("--out", type=PATH, help="Run folder. Default: runs/MODALITY.")
 @click.option(
     "--label-budget",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1),
     metavar="N",
     help="Train on at most N labelled samples: whole patients, classes in proportion.",
 )

@@ -21,20 +21,12 @@ BEST_SHOWN = 5
 @options.data
 @options.labels
 @click.option("--out", type=PATH, required=True, help="Folder of the search; one that exists is resumed.")
-@click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, help="Trials in total.")
-@click.option(
-    "--minutes", type=click.FloatRange(min=0, min_open=True), help="Minutes after which no new trial starts."
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the search.")
+@click.option("--trials", type=click.IntRange(1), default=20, help="Trials in total.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Start no new trial after so long.")
+@click.option("--seed", default=0, help="Seed of the search.")
 @click.option("--space", type=PATH, help="What to search (YAML). Default: what suits the schedule.")
-@click.option("--metric", default="auroc", show_default=True, help="Validation metric to optimise.")
-@click.option(
-    "--keep",
-    type=click.IntRange(min=1),
-    default=3,
-    show_default=True,
-    help="Best trials to keep checkpoints of.",
-)
+@click.option("--metric", default="auroc", help="Validation metric to optimise.")
+@click.option("--keep", type=click.IntRange(1), default=3, help="Best trials to keep checkpoints of.")
 @click.option("--evaluate", is_flag=True, help="Evaluate the best trial on the test part.")
 @options.as_json()
 @click.pass_context
