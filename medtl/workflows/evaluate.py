@@ -22,12 +22,11 @@ from medtl.evaluation import subgroups as grouping
 from medtl.evaluation.conformal import coverage_json, measure_coverage, set_texts
 from medtl.evaluation.evaluate import Evaluation, to_json
 from medtl.evaluation.evaluate import evaluate as evaluate_predictions
-from medtl.evaluation.metrics import predict_classes
 from medtl.evaluation.predictions import FILE, predictions_of, read_predictions, write_predictions
 from medtl.evaluation.subgroups import Grouping, evaluate_subgroups, write_metrics, write_subgroups
 from medtl.evaluation.thresholds import ThresholdRule, choose_thresholds, parse_rule
 from medtl.imaging.dicom.patient import read_group_facts
-from medtl.inference.predictor import predict
+from medtl.inference.predictor import predict, predicted_class
 from medtl.report.evaluation_page import write_evaluation_page
 from medtl.report.model_card import model_card
 from medtl.training.checkpoint import Checkpoint, load_finished
@@ -80,8 +79,7 @@ def evaluate(
     """
     run, data = Path(run), Path(data)
     checkpoint = load_finished(run, any_modality=any_modality)
-    task, calibration = checkpoint.task, checkpoint.header.calibration
-    rule = parse_rule(threshold) if threshold else None
+    task, rule = checkpoint.task, parse_rule(threshold) if threshold else None
     shares = _prevalence(prevalence or {}, task)
     thresholds = _thresholds(checkpoint, run, rule)
     manifest = load_manifest(data, Path(labels) if labels else None, task_config(run, task))
@@ -98,25 +96,21 @@ def evaluate(
     evaluation = evaluate_predictions(*evaluated, thresholds, prevalence=shares)
     groupings, notes = evaluate_subgroups(*evaluated, thresholds, attributes)
     note_all(watcher, withheld, notes)
-    folder = RunFolder(run)
     content = {
-        "run": run.name,
-        "task": {"kind": task.kind, "classes": list(task.classes)},
-        "recipe": dict(folder.read_json(folder.metrics).get("recipe", {})),
+        **_describe_run(run, checkpoint),
         "part": part,
-        "model_sha256": checkpoint.sha256,
         "threshold_rule": str(rule or ThresholdRule()),
         **to_json(evaluation),
         "subgroups": grouping.to_json(groupings),
         "notes": [*chosen[1:], *notes],
     }
-    if calibration is not None:
-        content["calibration"] = f"probabilities are calibrated by {calibration.method} on validation data"
-    answers = {"predicted": [_answer(task, row, thresholds) for row in probabilities]}
-    floors = checkpoint.header.conformal
-    if floors is not None:
-        content["conformal"] = coverage_json(measure_coverage(*evaluated, floors))
-        answers["set"] = set_texts(probabilities, floors, task)
+    header = checkpoint.header.model_copy(update={"thresholds": thresholds})
+    answers = {
+        "predicted": [predicted_class(replace(checkpoint, header=header), row) for row in probabilities]
+    }
+    if header.conformal is not None:
+        content["conformal"] = coverage_json(measure_coverage(*evaluated, header.conformal))
+        answers["set"] = set_texts(probabilities, header.conformal, task)
     page = None
     if out is not None:
         out = Path(out)
@@ -126,6 +120,20 @@ def evaluate(
         write_predictions(out / FILE, task, predictions_of(samples, task, probabilities), answers)
         page = write_evaluation_page(out, content, model_card(run, checkpoint))
     return EvaluateOutcome(evaluation, tuple(groupings), content, page, all_refusals(manifest, prepared))
+
+
+def _describe_run(run: Path, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what metrics.json says of the run."""
+    folder, task, calibration = RunFolder(run), checkpoint.task, checkpoint.header.calibration
+    facts = {
+        "run": run.name,
+        "task": {"kind": task.kind, "classes": list(task.classes)},
+        "recipe": dict(folder.read_json(folder.metrics).get("recipe", {})),
+        "model_sha256": checkpoint.sha256,
+    }
+    if calibration is not None:
+        facts["calibration"] = f"probabilities are calibrated by {calibration.method} on validation data"
+    return facts
 
 
 def _prevalence(stated: Mapping[str, float], task: Task) -> dict[str, float]:
@@ -195,14 +203,6 @@ def _attribute_key(name: str) -> str:
     """Return a name as attributes are compared: a table's "Patient Age" is the header's "age"."""
     key = compared_name(name)
     return DICOM_NAMES.get(key, key)
-
-
-def _answer(task: Task, probabilities: NDArray[np.float64], thresholds: Sequence[float]) -> str:
-    """Name the class predicted at the thresholds; in multilabel all classes."""
-    answers = predict_classes(probabilities[None], thresholds, task.kind)
-    if task.kind == "multilabel":
-        return "|".join(name for name, flag in zip(task.classes, answers[0], strict=True) if flag)
-    return task.classes[int(answers[0])]
 
 
 def task_config(run: Path, task: Task) -> TaskConfig:

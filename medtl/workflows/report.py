@@ -301,7 +301,7 @@ def _wrong_class(
 
 
 def _wrong_finding(
-    task: Task, sample_id: str, values: NDArray[np.float64], truth: NDArray, answers: NDArray[np.int64]
+    task: Task, sample_id: str, values: NDArray[np.float64], truth: NDArray[Any], answers: NDArray[np.int64]
 ) -> tuple[float, WrongAnswer] | None:
     wrong = np.isfinite(truth) & (answers != truth)
     if not wrong.any():
