@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from medtl import __version__
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 NO_INDEX = ("No matching distribution", "Could not find a version", "ConnectionError", "connection")
@@ -21,7 +22,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     command = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "--wheel-dir", str(out)]
     if find_spec("hatchling"):
         command.append("--no-build-isolation")
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     if done.returncode and not find_spec("hatchling") and any(word in done.stderr for word in NO_INDEX):
         pytest.skip("hatchling is not installed, and no package index can be reached to get it")
     assert done.returncode == 0, done.stderr[-2000:]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +14,7 @@ import yaml
 from medtl import __version__
 from medtl.cli import COMMANDS, main
 from tests.cli import jobs
+from tests.waiting import slowness
 
 ORDER = (
     "demo",
@@ -38,10 +40,8 @@ BACKBONE_KEYS = {"name", "family", "spatial_dims", "parameters", "layer_groups",
 
 def run_python(code: str) -> str:
     """Run code in a fresh interpreter and return what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=jobs.ROOT, capture_output=True, text=True, check=True, timeout=60
-    )
-    return done.stdout
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=jobs.ROOT, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("train", "--help"), ("inspect", "--help")], ids=" ".join)
@@ -50,7 +50,7 @@ def test_help_takes_less_than_half_a_second_of_a_processor(arguments: tuple[str,
         "import time; from medtl.cli import main\n"
         f"main({list(arguments)}, standalone_mode=False); print(time.process_time())"
     )
-    assert min(float(run_python(code).splitlines()[-1]) for _ in range(3)) < 0.5
+    assert min(float(run_python(code).splitlines()[-1]) for _ in range(3)) < 0.5 * slowness(time.process_time)
 
 
 def test_the_front_door_loads_nothing_heavy() -> None:

@@ -31,10 +31,10 @@ from tests.pacs.peers import (
     free_port,
     make_certificates,
     orthanc,
-    wait_for,
     write_instances,
 )
 from tests.pacs.web import Answer, listing, part, serving, stored
+from tests.waiting import PATIENCE, wait_until
 
 pytest.importorskip("pynetdicom", reason="medtl[pacs] is not installed")
 pytest.importorskip("requests", reason="medtl[pacs] is not installed")
@@ -368,7 +368,7 @@ class Listener:
                 os._exit(int(end.code or 0))
             finally:
                 os._exit(99)
-        wait_for(lambda: self.said().count("listening") > begun)
+        wait_until(lambda: self.said().count("listening") > begun)
 
     def end(self, number: int) -> int:
         """Send a signal, and return the exit code, minus the signal where that ended it."""
@@ -405,7 +405,7 @@ def storescu(port: int, paths: list[Path]) -> int:
     if tool is None:
         pytest.skip("storescu is not on this machine (Debian: dcmtk)")
     command = [tool, "-aet", "SENDER", "-aec", "MEDTL", "127.0.0.1", str(port), *map(str, paths)]
-    return subprocess.run(command, capture_output=True, timeout=120).returncode
+    return subprocess.run(command, capture_output=True, timeout=PATIENCE).returncode
 
 
 def send(port: int, paths: list[Path], tls: Tls | None = None) -> None:
@@ -430,13 +430,13 @@ def test_what_is_received_is_scored_and_results_are_sent_on_once(
         listener.start()
         sent = radiographs(tmp_path / "in", 3)
         send(listener.port, sent)
-        wait_for(lambda: listener.said().count("sent   ") == 3)
+        wait_until(lambda: listener.said().count("sent   ") == 3)
         assert listener.end(signal.SIGTERM) == 143
         assert "[interrupted]" in listener.said()
         listener.start()  # all is done: nothing is scored or sent again
         send(listener.port, sent[:1])
         send(listener.port, radiographs(tmp_path / "more", 4)[3:])
-        wait_for(lambda: listener.said().count("sent   ") == 4)
+        wait_until(lambda: listener.said().count("sent   ") == 4)
         assert listener.end(signal.SIGINT) == 130
     assert len(found.received) == len(set(found.received)) == 8  # a report and a picture a study
     assert [row["status"] for row in listener.rows()] == ["scored"] * 4
@@ -460,16 +460,16 @@ def test_a_study_that_grows_keeps_its_objects_and_sends_those_of_today_alone(
         listeners.append(listener)
         listener.start()
         send(listener.port, first[:7])
-        wait_for(lambda: listener.said().count("scored ") == 1)
+        wait_until(lambda: listener.said().count("scored ") == 1)
         short = {path: path.read_bytes() for path in objects.rglob("*.dcm")}
         send(listener.port, first[7:])
-        wait_for(lambda: listener.said().count("scored ") == 2)
+        wait_until(lambda: listener.said().count("scored ") == 2)
         whole = {path: path.read_bytes() for path in objects.rglob("*.dcm") if path not in short}
         found.status = lambda _: 0x0000
-        wait_for(lambda: listener.said().count("sent   ") == 1)
+        wait_until(lambda: listener.said().count("sent   ") == 1)
         assert set(found.received) == {dcmread(path).SOPInstanceUID for path in whole}
         send(listener.port, second)
-        wait_for(lambda: listener.said().count("sent   ") == 2)
+        wait_until(lambda: listener.said().count("sent   ") == 2)
     assert len(short) == len(whole) == 3 and all(path.read_bytes() == whole[path] for path in whole)
     assert (
         len(found.received) == len(set(found.received)) == 6
@@ -498,7 +498,7 @@ def test_another_pacs_kind_or_model_is_not_taken_for_what_was_done(
             listener.start()
             if count == 1:
                 send(listener.port, radiographs(tmp_path / "in", 1))
-            wait_for(lambda: listener.said().count("sent   ") == count)  # noqa: B023
+            wait_until(lambda: listener.said().count("sent   ") == count)  # noqa: B023
             assert listener.end(signal.SIGTERM) == 143
     assert [len(one.received), len(two.received)] == [1, 4]
     assert one.received[0] == two.received[0] and len(set(two.received)) == 4
@@ -511,7 +511,7 @@ def test_the_model_is_loaded_once(trained: Trained, tmp_path: Path, listeners: l
     listener.start()
     shutil.rmtree(run)
     send(listener.port, radiographs(tmp_path / "in", 2))
-    wait_for(lambda: listener.said().count("scored ") == 2)
+    wait_until(lambda: listener.said().count("scored ") == 2)
     assert "fault" not in listener.said()
 
 
@@ -528,7 +528,7 @@ def test_tls_is_spoken_on_both_sides(trained: Trained, tmp_path: Path, listeners
         with pytest.raises(PacsError):
             send(listener.port, sent)
         send(listener.port, sent, ours)
-        wait_for(lambda: listener.said().count("sent   ") == 1)
+        wait_until(lambda: listener.said().count("sent   ") == 1)
     assert len(found.received) == 2
 
 
@@ -544,7 +544,7 @@ def test_results_wait_until_the_pacs_is_back(
         listeners.append(listener)
         listener.start()
         send(listener.port, radiographs(tmp_path / "in", 1))
-        wait_for(lambda: listener.said().count("sent   ") == 1)
+        wait_until(lambda: listener.said().count("sent   ") == 1)
     assert "Out of Resources" in listener.said() and listener.said().count("scored ") == 1
     assert len(found.received) == len(set(found.received)) == 2
 
@@ -561,9 +561,9 @@ def test_a_study_that_cannot_be_scored_is_a_line_and_the_others_go_on(
     header.save_as(short)
     good = jobs.write_radiograph(tmp_path / "in/good.dcm", 2)
     send(listener.port, [short, good])
-    wait_for(lambda: len(listener.rows()) == 2)
+    wait_until(lambda: len(listener.rows()) == 2)
     assert sorted(row["status"] for row in listener.rows()) == ["refused", "scored"]
-    wait_for(lambda: "[dicom-truncated]" in listener.said())
+    wait_until(lambda: "[dicom-truncated]" in listener.said())
 
 
 def test_whatever_a_study_does_to_a_library_it_waits_and_the_others_go_on(
@@ -582,7 +582,7 @@ def test_whatever_a_study_does_to_a_library_it_waits_and_the_others_go_on(
     listeners.append(listener)
     listener.start()
     send(listener.port, radiographs(tmp_path / "in", 2))
-    wait_for(lambda: listener.said().count("scored ") == 2)
+    wait_until(lambda: listener.said().count("scored ") == 2)
     assert listener.said().count("scoring failed (RuntimeError); next try in 1 s") == 1
 
 
@@ -604,9 +604,9 @@ def test_a_study_that_ends_the_process_again_and_again_is_left_alone(
             assert os.WTERMSIG(os.waitpid(listener.child, 0)[1]) == signal.SIGKILL
             listener.child = 0
     listener.start()
-    wait_for(lambda: "[pacs-given-up]" in listener.said())
+    wait_until(lambda: "[pacs-given-up]" in listener.said())
     send(listener.port, radiographs(tmp_path / "more", 2)[1:])
-    wait_for(lambda: listener.said().count("scored ") == 1)
+    wait_until(lambda: listener.said().count("scored ") == 1)
 
 
 def test_volumes_from_several_senders_at_once_are_scored_whole(
@@ -621,7 +621,7 @@ def test_volumes_from_several_senders_at_once_are_scored_whole(
         thread.start()
     for thread in threads:
         thread.join()
-    wait_for(lambda: len(listener.rows()) == 4)
+    wait_until(lambda: len(listener.rows()) == 4)
     assert all(row["status"] == "scored" and row["map"] for row in listener.rows())
     assert len([*(tmp_path / "out/inbox").rglob("*.dcm")]) == 4 * 8
 
@@ -636,7 +636,7 @@ def test_results_that_come_back_are_not_scored(
     listener.start()
     send(listener.port, sent)
     send(listener.port, sorted((tmp_path / "made/dicom").glob("*.dcm")))
-    wait_for(lambda: bool(listener.rows()))
+    wait_until(lambda: bool(listener.rows()))
     assert len([*(tmp_path / "out/inbox").rglob("*.dcm")]) == 1
 
 
@@ -652,7 +652,7 @@ def test_the_archive_of_a_hospital_in_and_out(
         listeners.append(listener)
         listener.start()
         assert storescu(listener.port, sent) == 0
-        wait_for(lambda: listener.said().count("sent   ") == 3)
+        wait_until(lambda: listener.said().count("sent   ") == 3)
         assert (found.count("studies"), found.count()) == (3, 9)
 
 
@@ -679,8 +679,8 @@ def test_a_killed_listener_loses_no_acknowledged_instance_and_scores_each_study_
             assert {dcmread(one).SOPInstanceUID for one in acknowledged} <= kept
         listener.start()
         send(listener.port, sent)
-        wait_for(lambda: listener.said().count("sent   ") >= studies, 60)
-        wait_for(lambda: len(found.received) >= studies)
+        wait_until(lambda: listener.said().count("sent   ") >= studies)
+        wait_until(lambda: len(found.received) >= studies)
     assert len(listener.rows()) == studies
     assert {row["status"] for row in listener.rows()} == {"scored"}
     assert len(set(found.received)) == studies
@@ -703,7 +703,7 @@ def test_a_listener_killed_while_dcmtk_sends_keeps_what_it_acknowledged(
         )
         time.sleep(seconds)
         listener.end(signal.SIGKILL)
-        answers = sender.communicate(timeout=60)[0].count("Success")
+        answers = sender.communicate(timeout=PATIENCE)[0].count("Success")
         kept = {dcmread(one).SOPInstanceUID for one in (tmp_path / "out/inbox").rglob("*.dcm")}
         assert {dcmread(one).SOPInstanceUID for one in sent[:answers]} <= kept
     listener.start()

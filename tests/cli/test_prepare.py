@@ -18,6 +18,7 @@ from medtl.data import prepared as preparing
 from medtl.training.checkpoint import load_checkpoint
 from tests.cli import jobs
 from tests.cli.conftest import Trained
+from tests.waiting import PATIENCE
 
 PREPARING = ("preprocessing.size=[32,32]", "backbone.name=tiny", "backbone.weights=null")
 PREPARING_3D = ("preprocessing.size=[8,16,16]", "backbone.name=tiny3d", "backbone.weights=null")
@@ -322,7 +323,7 @@ def test_killed_and_run_again_it_comes_to_the_same_bytes(
             target=prepare, args=(own_studies, tmp_path / "out")
         )
         process.start()
-        process.join(60)
+        process.join(PATIENCE)
     assert process.exitcode == -signal.SIGKILL and list(tmp_path.glob(".preparing-*"))
     reads.clear()
     assert prepare(own_studies, tmp_path / "out").exit_code == 0

@@ -3,15 +3,14 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cli import jobs
 from tests.cli.conftest import Trained
-
-PATIENCE = 120.0
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -40,23 +39,16 @@ def rows(tmp_path: Path) -> dict[str, str]:
     return {row["source"]: row["status"] for row in found}
 
 
-def wait_for(said: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not said():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.05)
-
-
 def test_what_arrives_is_scored_and_a_stop_keeps_it(watching: int, trained: Trained, tmp_path: Path) -> None:
     folder = tmp_path / "arrivals"
     jobs.write_png(folder / "a.png", jobs.draw(0, 0))
-    wait_for(lambda: rows(tmp_path) == {"a.png": "scored"})
+    wait_until(lambda: rows(tmp_path) == {"a.png": "scored"})
     jobs.write_png(folder / "later/b.png", jobs.draw(1, 1))
     (folder / "bad.png").write_bytes(b"")
     expected = {"a.png": "scored", "later/b.png": "scored", "bad.png": "refused"}
-    wait_for(lambda: rows(tmp_path) == expected)
+    wait_until(lambda: rows(tmp_path) == expected)
     (folder / "a.png").unlink()
-    wait_for(lambda: "a.png" not in rows(tmp_path))
+    wait_until(lambda: "a.png" not in rows(tmp_path))
     os.kill(watching, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(watching, 0)[1]) == 143
     before = (tmp_path / "out/scores.csv").read_bytes()
@@ -73,7 +65,7 @@ def test_a_file_that_is_still_written_is_left_until_it_is_whole(watching: int, t
             file.write(whole[start : start + len(whole) // 20 + 1])
             time.sleep(0.05)
             assert rows(tmp_path).get("slow.png") != "refused"
-    wait_for(lambda: rows(tmp_path) == {"a.png": "scored", "slow.png": "scored"})
+    wait_until(lambda: rows(tmp_path) == {"a.png": "scored", "slow.png": "scored"})
 
 
 def test_there_must_be_a_folder(trained: Trained, tmp_path: Path) -> None:

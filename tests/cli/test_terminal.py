@@ -12,6 +12,7 @@ import termios
 import pytest
 
 from tests.cli import jobs
+from tests.waiting import PATIENCE
 
 PATH = "/data/a-folder/" + 9 * "of-a-long-name-" + ".dcm"
 LINE = f"refused: [dicom-truncated] {PATH}: ends before its pixel data do: copy it again from its source"
@@ -35,7 +36,7 @@ def on_terminal(code: str, columns: int) -> list[str]:
     except OSError:  # Linux says so that the other end was closed
         pass
     os.close(terminal)
-    assert process.wait(120) == 0, shown
+    assert process.wait(PATIENCE) == 0, shown
     return re.sub(r"\x1b\[[\d;]*m", "", shown.decode()).splitlines()
 
 

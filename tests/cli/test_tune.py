@@ -12,6 +12,7 @@ from click.testing import Result
 
 from medtl.core.stopping import StopSignal
 from tests.cli import jobs
+from tests.waiting import PATIENCE, wait_until
 
 HEAD = ("schedule=linear-probe", "schedule.head_epochs=2")
 SPACE = (
@@ -146,12 +147,10 @@ def test_a_signal_saves_the_trial_and_ends_the_search_in_a_line(
     study, recipe = tmp_path / "study", jobs.settings(*HEAD, "schedule.head_epochs=3000")
     search_it = ["tune", "--modality", "xray", "--data", studies, "--out", study, *recipe, "--space", space]
     process = jobs.start(*search_it, "--trials", "1", home=own_home)
-    log, deadline = study / "trials/0000/log.jsonl", time.monotonic() + 200
-    while not log.is_file() or '"event": "epoch"' not in log.read_text():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.01)
+    log = study / "trials/0000/log.jsonl"
+    wait_until(lambda: log.is_file() and '"event": "epoch"' in log.read_text(), process)
     process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143 and "Traceback" not in stderr
     (line,) = [line for line in stderr.splitlines() if line.startswith("medtl: ")]
     assert "[interrupted]" in line and "in trial 0" in line and "--resume" not in line

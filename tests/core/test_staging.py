@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from medtl.core.staging import StagingFolder, remove_folder, remove_lock, try_lock, wait_for_lock
+from tests.waiting import PATIENCE
 
 
 def test_a_lock_is_held_once_until_it_is_released_or_dropped(tmp_path: Path) -> None:
@@ -32,13 +33,13 @@ def test_a_lock_ends_with_its_process_although_a_child_of_it_lives(tmp_path: Pat
         assert lock is not None
         if os.fork() == 0:
             held.set()
-            end.wait(30)
+            end.wait(PATIENCE)
         os._exit(0)
 
     process = context.Process(target=hold_and_die)
     process.start()
     process.join()  # with a timeout it would wait for the child, too
-    assert held.wait(30)
+    assert held.wait(PATIENCE)
     found = try_lock(tmp_path / "a.lock")
     end.set()
     assert found is not None
@@ -52,7 +53,7 @@ def test_who_waits_for_a_lock_whose_file_is_removed_holds_a_new_one(tmp_path: Pa
     waiting.start()
     remove_lock(path)
     first.release()
-    waiting.join(30)
+    waiting.join(PATIENCE)
     assert len(holders) == 1 and try_lock(path) is None
 
 

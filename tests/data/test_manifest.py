@@ -15,6 +15,7 @@ from medtl.data.labels import LabelRowsError, LeakRowsError
 from medtl.data.manifest import load_manifest, targets
 from medtl.data.task import Manifest, Task, TaskConfig, has_patient_id
 from medtl.errors import LabelError, ReadError, SplitError
+from tests.waiting import slowness
 
 NOTHING = TaskConfig()
 
@@ -434,9 +435,9 @@ def test_thousands_of_rows_take_seconds(tmp_path: Path) -> None:
         (tmp_path / "images" / f"{index}.png").write_bytes(content)
     rows = [f"images/{index}.png,{'ab'[index % 2]}" for index in range(3000)]
     (tmp_path / "labels.csv").write_text("\n".join(["path,label", *rows]))
-    started = time.perf_counter()
+    started = time.process_time()
     assert len(load_manifest(tmp_path, None, NOTHING).samples) == 3000
-    assert time.perf_counter() - started < 15
+    assert time.process_time() - started < 15 * slowness(time.process_time)
 
 
 @pytest.mark.shared

@@ -24,6 +24,7 @@ from medtl.errors import OutputError, ReadError, TrainingError
 from medtl.imaging.preprocessing import PreprocessingConfig, prepare_image
 from medtl.imaging.reader import read_series, scan
 from tests.imaging.conftest import pattern
+from tests.waiting import PATIENCE, wait_until
 
 CONFIG = PreprocessingConfig(size=(16, 16))
 
@@ -229,7 +230,7 @@ def break_off(samples: list[Sample], done: int) -> None:
             die()
 
     process = run_apart(lambda: prepare_samples(samples, CONFIG, progress=progress, workers=1))
-    process.join(30)
+    process.join(PATIENCE)
     assert process.exitcode == -signal.SIGKILL
 
 
@@ -297,7 +298,7 @@ def test_killed_between_any_two_steps_it_comes_to_the_same_bytes(
     with monkeypatch.context() as patch:
         patch.setattr(place, name, die_at(call, getattr(place, name)))
         process = run_apart(lambda: prepare_samples(radiographs, CONFIG, workers=1))
-        process.join(30)
+        process.join(PATIENCE)
     assert process.exitcode == -signal.SIGKILL
     prepared = prepare_samples(radiographs, CONFIG, workers=1)
     assert contents(prepared.folder) == unbroken
@@ -376,9 +377,9 @@ def test_a_second_process_waits_and_takes_what_the_first_has_made(
                 die()
 
     first = run_apart(lambda: prepare_samples(radiographs, CONFIG, progress=linger, workers=1))
-    assert half_done.wait(30)
+    assert half_done.wait(PATIENCE)
     prepared = prepare_samples(radiographs, CONFIG, workers=1)
-    first.join(30)
+    first.join(PATIENCE)
     assert first.exitcode == (-signal.SIGKILL if killed else 0)
     assert reads == (["2.dcm", "3.dcm"] if killed else [])
     assert contents(prepared.folder) == unbroken
@@ -429,7 +430,7 @@ def test_a_disk_that_fills_within_a_sample_keeps_those_before(
             prepare_samples(radiographs, CONFIG, workers=1)
 
     first = run_apart(prepare)
-    first.join(30)
+    first.join(PATIENCE)
     assert first.exitcode == 0
     assert contents(prepare_samples(radiographs, CONFIG, workers=1).folder) == unbroken
     assert reads == ["2.dcm", "3.dcm"]
@@ -519,22 +520,14 @@ def test_children_end_with_a_parent_that_is_killed(
 ) -> None:
     def hang(series: object) -> None:
         (tmp_path / f"{os.getpid()}.pid").touch()
-        time.sleep(60)
+        time.sleep(PATIENCE)
 
     monkeypatch.setattr(preparing, "read_series", hang)
     parent = run_apart(lambda: prepare_samples(radiographs, CONFIG, workers=2))
     wait_until(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
     parent.kill()
-    parent.join(30)
+    parent.join(PATIENCE)
     wait_until(lambda: not any(is_running(int(path.stem)) for path in tmp_path.glob("*.pid")))
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    """Return once something holds, within half a minute."""
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def is_running(pid: int) -> bool:

@@ -42,11 +42,12 @@ from tests.imaging.conftest import (
     pattern,
     save,
 )
+from tests.waiting import PATIENCE, slowness
 
 MOST_SECONDS = 2.0
 MOST_MEBIBYTES = 512
 # What protects the machine where a bomb is not refused.
-LIMIT_SECONDS, LIMIT_BYTES = 12, 2**32
+LIMIT_BYTES = 2**32
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux reports it")
 
@@ -89,7 +90,7 @@ class Outcome:
 def read_apart(path: Path) -> Outcome:
     """Read a file in a process of its own."""
     command = [sys.executable, "-c", READER, str(path), str(LIMIT_BYTES)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.stdout, done.stderr[-300:]
     return Outcome(**json.loads(done.stdout))
 
@@ -348,7 +349,6 @@ OTHERS: dict[str, tuple[str, Callable[[], bytes], str]] = {
 }
 
 
-# Bombs that go off as yet, and why.
 def cases(table: dict[str, Any]) -> list[Any]:
     """Return the cases of a table."""
     return [pytest.param(*row, id=name) for name, row in table.items()]
@@ -357,10 +357,9 @@ def cases(table: dict[str, Any]) -> list[Any]:
 def check(path: Path, code: str) -> None:
     """Check that a bomb is refused, with a code, in time and in memory."""
     outcome = read_apart(path)
-    if outcome.codes == [code] and outcome.seconds >= MOST_SECONDS:
-        outcome = read_apart(path)  # another program may have had the processor
     assert (outcome.error, outcome.images, outcome.codes) == ("", 0, [code]), outcome
-    assert outcome.seconds < MOST_SECONDS and outcome.mebibytes < MOST_MEBIBYTES, outcome
+    assert outcome.seconds < MOST_SECONDS * slowness(), outcome
+    assert outcome.mebibytes < MOST_MEBIBYTES, outcome
 
 
 @pytest.mark.parametrize(("build", "code"), cases(DICOM))
@@ -384,4 +383,4 @@ def test_a_bomb_of_another_format_is_refused(
 def test_a_sound_file_is_read_by_the_same_measure(tmp_path: Path) -> None:
     outcome = read_apart(save(radiograph(), tmp_path / "sound.dcm"))
     assert (outcome.error, outcome.images, outcome.codes) == ("", 1, [])
-    assert 0 < outcome.seconds < MOST_SECONDS and 20 < outcome.mebibytes < MOST_MEBIBYTES
+    assert 0 < outcome.seconds < MOST_SECONDS * slowness() and 20 < outcome.mebibytes < MOST_MEBIBYTES

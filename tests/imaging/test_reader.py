@@ -13,6 +13,7 @@ from PIL import Image as PillowImage
 from medtl.errors import ReadError
 from medtl.imaging.reader import read_images, scan
 from tests.imaging.conftest import pattern, refusal
+from tests.waiting import PATIENCE
 
 BASIC_TEXT_REPORT = "1.2.840.10008.5.1.4.1.1.88.11"
 
@@ -237,7 +238,7 @@ HEAVY = {"torch", "monai", "pandas", "scipy", "pydicom", "gdcm", "nibabel", "PIL
 def loaded_after(code: str) -> set[str]:
     """Return which of HEAVY a fresh process has imported after some code."""
     code = f"import sys\n{code}\nprint(*{HEAVY} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=PATIENCE)
     return set(done.stdout.decode().split())
 
 

@@ -18,6 +18,7 @@ from pydicom import Dataset
 from medtl.imaging.image import Image
 from medtl.imaging.reader import read_images
 from tests.imaging.conftest import AXIAL, build_enhanced, build_mosaic, pattern, save
+from tests.waiting import PATIENCE
 
 SAGITTAL = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
 CORONAL = (1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
@@ -63,7 +64,7 @@ def convert(dcm2niix: str, tmp_path: Path) -> Callable[[Path], list[SpatialImage
         out = tmp_path / "converted"
         out.mkdir()
         command = [dcm2niix, "-z", "n", "-b", "n", "-f", "%s_%t_%e", "-o", str(out), str(folder)]
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
         return [part for path in sorted(out.glob("*.nii")) for part in split_times(nibabel.load(path))]
 
     return run

@@ -15,6 +15,7 @@ from medtl.errors import ReadError, TrainingError
 from medtl.imaging import series as headers
 from medtl.imaging.reader import scan
 from medtl.imaging.series import Scan, read_headers
+from tests.waiting import PATIENCE
 
 
 def text_of(path: Path) -> str:
@@ -80,7 +81,7 @@ def test_a_process_that_may_have_no_children_reads_alone(
         target=lambda: found.put(len(read_headers(text_of, texts, None)[0])), daemon=True
     )
     process.start()
-    process.join(30)
+    process.join(PATIENCE)
     assert process.exitcode == 0 and found.get() == 35
 
 

@@ -3,7 +3,10 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +14,7 @@ from medtl.core.journal import open_journal
 from medtl.core.progress import StoppedError, never
 from medtl.errors import CheckpointError, TrainingError
 from medtl.imaging.reader import scan
-from medtl.inference import on_ray
+from medtl.inference import on_ray, streaming
 from medtl.inference.ensemble import Ensemble, make_ensemble
 from medtl.inference.on_ray import Job, work_on_ray
 from medtl.inference.predictor import Prediction
@@ -44,46 +47,25 @@ def score_on_ray(
         return list(rows_of(found, folder, journal))
 
 
-def scoring_workers() -> list[int]:
-    """Return the processes below this one that are scoring a batch for Ray."""
-    found = []
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            title = (place / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if title.startswith(b"ray::_score_remotely") and os.getpid() in ancestors(int(place.name)):
-            found.append(int(place.name))
-    return found
-
-
-def ancestors(process: int) -> set[int]:
-    found: set[int] = set()
-    while process > 1:
-        status = Path(f"/proc/{process}/status").read_text()
-        process = int(status.split("PPid:")[1].split()[0])
-        found.add(process)
-    return found
+def die_once(flag: Path, score: Callable[..., Any], *arguments: Any) -> Any:
+    """Score a batch; the worker that comes first is killed instead."""
+    with suppress(FileExistsError):
+        flag.touch(exist_ok=False)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return score(*arguments)
 
 
 def test_rows_are_those_of_this_machine_also_where_a_worker_is_killed(
-    cluster: None, make_checkpoint: Make, tmp_path: Path
+    cluster: None, make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = draw_folder(tmp_path / "studies", STUDIES, bad=(1, 10))
     ensemble = make_ensemble([make_checkpoint()])
     alone, _ = score(ensemble, folder, tmp_path / "alone")
-    killed: list[int] = []
-
-    def kill_one() -> bool:
-        if not killed:
-            for worker in scoring_workers()[:1]:
-                os.kill(worker, signal.SIGKILL)
-                killed.append(worker)
-        return False
-
-    rows = score_on_ray(ensemble, folder, tmp_path / "together", kill_one)
+    deadly = partial(die_once, tmp_path / "killed", streaming._score_batch)
+    monkeypatch.setattr(streaming, "_score_batch", deadly)
+    rows = score_on_ray(ensemble, folder, tmp_path / "together")
     assert rows == alone and len(rows) == STUDIES
-    assert killed
+    assert (tmp_path / "killed").exists()
 
 
 def test_a_stopped_scoring_goes_on_to_the_same_rows(

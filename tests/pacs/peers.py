@@ -5,7 +5,6 @@ import shutil
 import socket
 import ssl
 import subprocess
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,9 +14,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.imaging.conftest import build_dataset, fixed_uid, pattern, save
+from tests.waiting import PATIENCE, wait_until
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
-PATIENCE = 30.0
 
 
 def write_instances(folder: Path, count: int = 3, study: object = 0, **elements: Any) -> list[Path]:
@@ -49,14 +48,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def wait_for(said: Callable[[], bool], patience: float = PATIENCE) -> None:
-    """Wait until something holds; fail the test where it never does."""
-    deadline = time.monotonic() + patience
-    while not said():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.05)
 
 
 class Archive:
@@ -136,7 +127,7 @@ class Orthanc(NamedTuple):
 
     def count(self, level: str = "instances") -> int:
         """Return how many instances, series or studies it has."""
-        with urllib.request.urlopen(f"{self.root}/{level}", timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.root}/{level}", timeout=PATIENCE) as answer:
             return len(json.load(answer))
 
 
@@ -164,12 +155,11 @@ def orthanc(folder: Path, modalities: dict[str, list[Any]] | None = None) -> Ite
     process = subprocess.Popen(["Orthanc", str(folder / "orthanc.json")], stdout=log, stderr=log)
     found = Orthanc(f"http://127.0.0.1:{web}", f"http://127.0.0.1:{web}/dicom-web", port)
     try:
-        wait_for(lambda: process.poll() is not None or _answers(found))
-        assert process.poll() is None, (folder / "orthanc.log").read_text()
+        wait_until(lambda: _answers(found), process)
         yield found
     finally:
         process.kill()
-        process.wait(20)
+        process.wait(PATIENCE)
         log.close()
 
 

@@ -14,6 +14,7 @@ from medtl.report.site import write_report
 from tests.report.browser import Visit, chromium
 from tests.report.conftest import HISTORY, make_card, make_finding
 from tests.report.test_run_page import write as write_run
+from tests.waiting import PATIENCE, slowness
 
 PAYLOAD = "<img src=x onerror=\"document.title='ran'\"><script>document.title='ran'</script>"
 VOLUME = (6, 10, 8)
@@ -52,7 +53,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def open_study(visit: Visit, report: Path, name: str) -> Any:
     """Open a study's page and wait until its pixels are there."""
     page = visit.open(report / f"studies/{name}.html")
-    page.wait_for_selector("[data-viewer][data-ready]", timeout=10_000)
+    page.wait_for_selector("[data-viewer][data-ready]", timeout=PATIENCE * 1000)
     return page
 
 
@@ -239,11 +240,12 @@ def test_500_studies_open_in_two_seconds_with_pictures_as_they_are_reached(
         page = visit.open(tmp_path / "index.html")
         assert page.text_content("[data-count]") == "500 of 500 shown"
         seconds.append(time.perf_counter() - started)
-    assert min(seconds) < 2
+    assert min(seconds) < 2 * slowness()
     assert 5 < sum(url.endswith(".jpg") for url in visit.requests) < 400
     started = time.perf_counter()
     page.fill("[data-filter=text]", "s49")
-    assert page.text_content("[data-count]") == "10 of 500 shown" and time.perf_counter() - started < 1
+    assert page.text_content("[data-count]") == "10 of 500 shown"
+    assert time.perf_counter() - started < slowness()
 
 
 def test_run_page_opens_without_complaint(visit: Visit, tmp_path: Path) -> None:

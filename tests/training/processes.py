@@ -12,6 +12,7 @@ from typing import Any
 import torch.distributed as dist
 
 from medtl.training.distributed import ProcessGroup, joined_group
+from tests.waiting import PATIENCE
 
 
 def in_processes(member: Callable[[ProcessGroup], Any], size: int = 2, method: str = "fork") -> list[Any]:
@@ -20,7 +21,7 @@ def in_processes(member: Callable[[ProcessGroup], Any], size: int = 2, method: s
     None stands for a process that was killed. method: spawn where CUDA is used, which no fork survives;
     member is then a function of a module.
     """
-    waiting = timedelta(minutes=5)  # of a machine with much other work
+    waiting = timedelta(seconds=PATIENCE)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=waiting)
     context: Any = multiprocessing.get_context(method)
     results = context.Queue()
@@ -35,7 +36,7 @@ def in_processes(member: Callable[[ProcessGroup], Any], size: int = 2, method: s
         with suppress(Empty):
             found.update([results.get(timeout=0.2)])
     for process in processes:
-        process.join(60)
+        process.join(PATIENCE)
         process.kill()
     return [found.get(rank) for rank in range(size)]
 

@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +30,7 @@ from medtl.workflows.search_space import Dimension, Range, count_groups, default
 from medtl.workflows.train import TrainJob, train_run
 from medtl.workflows.tune import TuneOutcome, tune
 from tests.cli import jobs
+from tests.waiting import PATIENCE, wait_until
 
 HEAD = ("schedule=linear-probe", "schedule.head_epochs=2")
 RATES = (
@@ -453,7 +453,7 @@ def test_two_processes_share_the_trials(
     config, space = recipe(*HEAD), space_file(RATES)
     processes = [start_search(images, tmp_path / "study", config, space, 7) for _ in range(2)]
     for process in processes:
-        process.join(60)
+        process.join(PATIENCE)
         assert process.exitcode == 0
     outcome = search(trials=7)
     assert outcome.trials_here == 0
@@ -473,10 +473,7 @@ def test_a_killed_trial_goes_on_in_another_process(
     long = ("schedule=linear-probe", "schedule.head_epochs=12")
     process = start_search(images, tmp_path / "study", recipe(*long), space_file(RATES), 2)
     history = tmp_path / "study/trials/0001/history.csv"
-    deadline = time.monotonic() + 60
-    while not history.is_file() or len(history.read_text().splitlines()) < 4:
-        assert process.is_alive() and time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: history.is_file() and len(history.read_text().splitlines()) >= 4, process)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     resumed = search("study", *long, trials=2)

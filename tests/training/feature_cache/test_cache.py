@@ -5,7 +5,7 @@ import errno
 import multiprocessing
 import os
 import signal
-import time
+import threading
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from medtl.models.costs import step_costs
 from medtl.training.feature_cache import cache as features
 from medtl.training.feature_cache.cache import FeatureCache, Views, pass_batch_size
 from medtl.training.feature_cache.store import StoreWriter
+from tests.waiting import PATIENCE
 
 fork = multiprocessing.get_context("fork")
 FAMILIES = {
@@ -221,7 +222,7 @@ def test_a_pass_that_was_killed_leaves_no_lock_and_goes_on(make_classifier, make
 
     child = fork.Process(target=lambda: make_cache(make_classifier(), tmp_path).ensure(views, {4: 1}, kill))
     child.start()
-    child.join(30)
+    child.join(PATIENCE)
     assert child.exitcode == -signal.SIGKILL
     images, stores = computed(make_cache(make_classifier(), tmp_path), views, {4: 1})
     assert images == 6
@@ -235,7 +236,7 @@ def run_all(*targets):
     for child in children:
         child.start()
     for child in children:
-        child.join(60)
+        child.join(PATIENCE)
     stuck = [child for child in children if child.is_alive()]
     for child in stuck:
         child.kill()
@@ -249,13 +250,13 @@ def test_of_two_processes_that_want_the_same_one_computes_and_the_other_waits(
     views, together, counts = make_views(make_prepared), fork.Barrier(2), fork.Queue()
 
     def ask(wanted):
-        together.wait(30)
+        together.wait(PATIENCE)
         cache = make_cache(make_classifier(), tmp_path)
         images, stores = computed(cache, views, wanted)
         counts.put((images, content(stores)[4][0]))
 
     assert run_all(lambda: ask({4: 2, 1: 1}), lambda: ask({4: 2, 2: 1})) == [0, 0]
-    found = [counts.get(timeout=5) for _ in range(2)]
+    found = [counts.get(timeout=PATIENCE) for _ in range(2)]
     images = sorted(count for count, _ in found)
     assert images == [10, 20], "the other one has its own boundary left to do"
     assert found[0][1] == found[1][1]
@@ -268,7 +269,7 @@ def in_team(make_classifier, views, root, wanted, *, size=2, prepare=lambda rank
     def member(rank):
         cache = make_cache(make_classifier(), root)
         prepare(rank, cache)
-        team = {"rank": rank, "size": size, "barrier": lambda: together.wait(30)}
+        team = {"rank": rank, "size": size, "barrier": lambda: together.wait(PATIENCE)}
         try:
             images, stores = computed(cache, views, wanted, **team)
             results.put((rank, images, content(stores)))
@@ -277,7 +278,7 @@ def in_team(make_classifier, views, root, wanted, *, size=2, prepare=lambda rank
 
     codes = run_all(*[lambda rank=rank: member(rank) for rank in range(size)])
     assert codes == [0] * size
-    return sorted(results.get(timeout=5) for _ in range(size))
+    return sorted(results.get(timeout=PATIENCE) for _ in range(size))
 
 
 def test_a_team_shares_the_pass_and_writes_the_bytes_of_one_process(make_classifier, make_prepared, tmp_path):
@@ -372,18 +373,21 @@ def test_a_store_with_a_flipped_bit_is_computed_again(make_classifier, make_prep
 
 
 def test_reading_goes_on_while_the_network_runs(make_classifier, make_prepared, tmp_path, monkeypatch):
-    views, cache, busy = make_views(make_prepared), make_cache(make_classifier(), tmp_path), []
-    read, write = Views.read, StoreWriter.write
-    monkeypatch.setattr(Views, "read", lambda *a, **k: (busy.append("read"), read(*a, **k))[1])
+    views, cache = make_views(make_prepared), make_cache(make_classifier(), tmp_path)
+    read, write, read_ahead = Views.read, StoreWriter.write, [threading.Event(), threading.Event()]
+    unread = iter(read_ahead)
 
-    def write_late(*args):
-        time.sleep(0.2)
-        busy.append("write")
+    def read_and_tell(*args, **kwargs):
+        next(unread, threading.Event()).set()
+        return read(*args, **kwargs)
+
+    def write_when_more_is_read(*args):
+        assert all(event.wait(PATIENCE) for event in read_ahead)
         write(*args)
 
-    monkeypatch.setattr(StoreWriter, "write", write_late)
+    monkeypatch.setattr(Views, "read", read_and_tell)
+    monkeypatch.setattr(StoreWriter, "write", write_when_more_is_read)
     cache.ensure(views, {4: 1})
-    assert busy == ["read", "read", "read", "write", "write", "write"] or busy[:2] == ["read", "read"]
 
 
 def test_an_unwritable_cache_is_one_line_and_leaves_nothing(make_classifier, make_prepared, tmp_path):
