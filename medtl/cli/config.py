@@ -46,10 +46,14 @@ def show(
     if not stages:
         click.echo(to_yaml(resolved), nl=False)
         return
+    import json
+    from dataclasses import asdict
+
     from medtl.workflows.plan import plan_stages
 
     plans = plan_stages(resolved, samples)
-    click.echo(_as_json(plans, samples) if as_json else _as_tables(plans, samples))
+    rows = [{**asdict(plan), "stage": plan.stage.model_dump(mode="json")} for plan in plans]
+    click.echo(json.dumps(rows, indent=2) if as_json else _as_tables(plans, samples))
 
 
 @config.command()
@@ -62,17 +66,6 @@ def schema() -> None:
     click.echo(json.dumps(RunConfig.model_json_schema(), indent=2))
 
 
-def _as_json(plans: Sequence["StagePlan"], samples: int | None) -> str:
-    import json
-    from dataclasses import asdict
-
-    rows = [{**asdict(plan), "stage": plan.stage.model_dump(mode="json")} for plan in plans]
-    for row, plan in zip(rows, plans, strict=True):
-        row["all_epochs_multiply_adds"] = (samples or 1) * plan.all_epochs
-        row["cached_all_epochs_multiply_adds"] = (samples or 1) * plan.cached_all_epochs
-    return json.dumps(rows, indent=2)
-
-
 def _as_tables(plans: Sequence["StagePlan"], samples: int | None) -> str:
     """Lay the stages out as three tables that fit a terminal of 80 columns."""
     names = [plan.stage.name for plan in plans]
@@ -81,8 +74,10 @@ def _as_tables(plans: Sequence["StagePlan"], samples: int | None) -> str:
     images = f"{samples} images, all epochs" if samples else "an image, all epochs"
     costs: list[tuple[str, ...]] = [("an image, an epoch", "cached", images, "cached")]
     for plan in plans:
-        totals = (samples or 1) * plan.all_epochs, (samples or 1) * plan.cached_all_epochs
-        costs.append(tuple(map(_short, (plan.image, plan.cached_image, *totals))))
+        image = plan.prefix_multiply_adds + plan.trained_multiply_adds
+        cached = plan.trained_multiply_adds if plan.cached else image
+        totals = plan.all_epochs_multiply_adds, plan.cached_all_epochs_multiply_adds
+        costs.append(tuple(map(_short, (image, cached, *totals))))
     parts = [
         _table([(first, *cells) for first, cells in zip((title, *names), rows, strict=True)])
         for title, rows in (("stage", trains), ("stage", lasts), ("multiply-adds", costs))

@@ -38,7 +38,7 @@ def explain(ctx: click.Context, run: Path, folder: Path, out: Path, as_json: boo
     """
     import json
 
-    from medtl.cli.terminal import TerminalWatcher, print_refused_row
+    from medtl.cli.terminal import TerminalWatcher, print_refusal
 
     if settings["masks"] is not None and not settings["audited"]:
         raise click.UsageError("--masks needs --audit")
@@ -47,7 +47,7 @@ def explain(ctx: click.Context, run: Path, folder: Path, out: Path, as_json: boo
 
         outcome = explain_folder(run, folder, out, watcher=watcher, **settings)
     for row in outcome.refused:
-        print_refused_row(row)
+        print_refusal(row)
     if as_json:
         click.echo(json.dumps(_to_json(outcome), indent=2, allow_nan=False))
     else:

@@ -63,7 +63,8 @@ def print_inspection(outcome: "InspectOutcome") -> None:
     console.width = min(console.width, WIDEST)
     console.print(_groups_table(outcome))
     for group in outcome.groups:
-        _print_facts(console, group_name(group), describe_group(group))
+        facts = [(f"  {name}", text) for name, text in describe_group(group).items()]
+        _print_grid(console, group_name(group), facts)
     _print_counts(console, "Notes", outcome.notes)
     _print_counts(console, "Skipped", outcome.skipped)
     _print_problems(console, f"Warnings: {len(outcome.warnings):,}", outcome.warnings)
@@ -93,13 +94,9 @@ def _groups_table(outcome: "InspectOutcome") -> "Table":
     return table
 
 
-def _print_facts(console: "Console", title: str, facts: Mapping[str, str]) -> None:
-    _print_grid(console, title, [(f"  {name}", text) for name, text in facts.items()], no_wrap=True)
-
-
 def _print_counts(console: "Console", title: str, counts: Mapping[str, int]) -> None:
     rows = [(f"{count:,}", name) for name, count in counts.items()]
-    _print_grid(console, title, rows, justify="right", no_wrap=True, min_width=7)
+    _print_grid(console, title, rows, justify="right", min_width=7)
 
 
 def _print_grid(console: "Console", title: str, rows: Sequence[tuple[str, str]], **first_column: Any) -> None:
@@ -109,7 +106,7 @@ def _print_grid(console: "Console", title: str, rows: Sequence[tuple[str, str]],
     if not rows:
         return
     grid = Table.grid(padding=(0, 2))
-    grid.add_column(**first_column)
+    grid.add_column(no_wrap=True, **first_column)
     grid.add_column(overflow="fold")
     for row in rows:
         grid.add_row(*row)
@@ -127,12 +124,10 @@ def _print_problems(console: "Console", title: str, problems: "Sequence[InputIss
         return
     console.print(f"\n{title}", style="bold")
     seen: Counter[str] = Counter()
-    shown = 0
     for problem in problems:
         seen[problem.code] += 1
         if seen[problem.code] > PROBLEMS_SHOWN:
             continue
-        shown += 1
         text = printable(": ".join(filter(None, (problem.source, problem.reason, problem.fix))))
         line = f"  [{problem.code}] {text}"
         if console.is_terminal and len(line) > console.width:
@@ -140,8 +135,9 @@ def _print_problems(console: "Console", title: str, problems: "Sequence[InputIss
             console.print(Padding(text, (0, 0, 0, 4)))
         else:
             click.echo(line)
-    if len(problems) > shown:
-        console.print(f"  and {len(problems) - shown:,} more: --json lists all")
+    rest = sum(max(0, count - PROBLEMS_SHOWN) for count in seen.values())
+    if rest:
+        console.print(f"  and {rest:,} more: --json lists all")
 
 
 def _count(number: int) -> str:

@@ -173,7 +173,7 @@ def results(
     import json
     from dataclasses import asdict
 
-    from medtl.cli.terminal import TerminalWatcher, print_refused_rows, say
+    from medtl.cli.terminal import TerminalWatcher, print_refusals, say
     from medtl.pacs.results import write_results
     from medtl.training.checkpoint import load_finished
 
@@ -182,7 +182,7 @@ def results(
         checkpoint = load_finished(run, any_modality=any_modality)
         outcome = write_results(checkpoint, folder, out, watcher, **settings)
     refused = [row.prediction for row in outcome.rows if row.refused]
-    print_refused_rows(refused, outcome.table)
+    print_refusals(refused, f": see {outcome.table}")
     if as_json:
         rows = [{**asdict(row.prediction), "files": row.files} for row in outcome.rows]
         click.echo(json.dumps(rows, indent=2))

@@ -96,13 +96,13 @@ class _RowPrinter:
 
     def __call__(self, row: "Prediction") -> None:
         """Print a row's line, if it has one, and store the row where all are to be printed."""
-        from medtl.cli.terminal import print_refused_row, say
+        from medtl.cli.terminal import print_refusal, say
         from medtl.errors import printable
 
         self.watcher.remove_bar()
         self.unlike += row.ood not in ("", "ok")
         if row.status == "refused":
-            print_refused_row(row)
+            print_refusal(row)
         elif row.code:
             say(f"warning: [{row.code}] {printable(f'{row.source}: {row.reason}')}", err=True)
         if self.as_json:

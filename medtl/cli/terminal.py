@@ -3,7 +3,6 @@
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,25 +21,18 @@ class TerminalWatcher:
     """Shows a job on stderr; progress bars only where stderr is a terminal. silent: shows nothing."""
 
     def __init__(self, title: str, *, silent: bool = False) -> None:
+        from rich import progress
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            SpinnerColumn,
-            TextColumn,
-            TimeRemainingColumn,
-        )
 
         self.console = Console(stderr=True, highlight=False, quiet=silent)
-        self.bar = Progress(
-            TextColumn("   "),
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=28),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(compact=True),
+        self.bar = progress.Progress(
+            progress.TextColumn("   "),
+            progress.SpinnerColumn(),
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(bar_width=28),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[rate]}"),
+            progress.TimeRemainingColumn(compact=True),
             console=self.console,
             transient=True,
             disable=silent or not self.console.is_terminal,
@@ -151,26 +143,21 @@ def print_evaluation(content: Mapping[str, Any], title: str) -> None:
         say("  A small sample raises the ece; its interval corrects for that, and lies mostly below it.")
 
 
-def print_refusals(refusals: Sequence[ReadError]) -> None:
-    """Print one line for each refusal, up to REFUSALS_SHOWN."""
-    for error in refusals[:REFUSALS_SHOWN]:
-        say(f"refused: {error}", err=True)
+def print_refusals(refusals: "Sequence[ReadError | Prediction]", where: str = "") -> None:
+    """Print one line for each refusal, up to REFUSALS_SHOWN; where: where the others are listed."""
+    for refusal in refusals[:REFUSALS_SHOWN]:
+        print_refusal(refusal)
     if len(refusals) > REFUSALS_SHOWN:
-        click.echo(f"refused: and {len(refusals) - REFUSALS_SHOWN} more", err=True)
+        click.echo(f"refused: and {len(refusals) - REFUSALS_SHOWN} more{where}", err=True)
 
 
-def print_refused_rows(rows: Sequence["Prediction"], table: Path) -> None:
-    """Print the lines of refused rows, up to REFUSALS_SHOWN; the table has them all."""
-    for row in rows[:REFUSALS_SHOWN]:
-        print_refused_row(row)
-    if len(rows) > REFUSALS_SHOWN:
-        click.echo(f"refused: and {len(rows) - REFUSALS_SHOWN} more: see {table}", err=True)
-
-
-def print_refused_row(row: "Prediction") -> None:
-    """Print the line of a refused row."""
-    parts = ": ".join(filter(None, (row.source, row.reason, row.fix)))
-    say(f"refused: [{row.code}] {printable(parts)}", err=True)
+def print_refusal(refusal: "ReadError | Prediction") -> None:
+    """Print the line of a refused input or row."""
+    text = str(refusal)
+    if not isinstance(refusal, ReadError):
+        parts = filter(None, (refusal.source, refusal.reason, refusal.fix))
+        text = f"[{refusal.code}] {printable(': '.join(parts))}"
+    say(f"refused: {text}", err=True)
 
 
 def _escape(text: str) -> str:

@@ -64,14 +64,14 @@ def tune(
 
 def print_outcome(outcome: "TuneOutcome") -> None:
     """Print the best trials, what mattered, what a trial cost and where everything is, on stdout."""
-    from medtl.cli.terminal import print_evaluation
+    from medtl.cli.terminal import metric_text, print_evaluation
     from medtl.evaluation.evaluate import to_json as evaluation_json
 
     states = ", ".join(f"{count} {state}" for state, count in _states(outcome).items())
     click.echo(f"\n{len(outcome.rows)} trials ({states}); the best by validation {outcome.metric}:")
     best = list(outcome.best[:BEST_SHOWN])
     for row in best + [row for row in outcome.best[BEST_SHOWN:] if row.recipe][:1]:
-        click.echo(f"  trial {row.number:<4} {_score(row)}  {row.describe_values()}")
+        click.echo(f"  trial {row.number:<4} {metric_text(*row.bounds)}  {row.describe_values()}")
     if outcome.importances:
         shares = (f"{key} {share:.0%}" for key, share in outcome.importances.items())
         click.echo(f"\nwhat mattered: {', '.join(shares)}")
@@ -107,8 +107,7 @@ def to_json(outcome: "TuneOutcome") -> dict[str, Any]:
 
 
 def _row_json(outcome: "TuneOutcome", row: "TrialRow") -> dict[str, Any]:
-    score = row.score
-    numbers = {"value": score.value, "low": score.low, "high": score.high} if score else {}
+    numbers = dict(zip(("value", "low", "high"), row.bounds, strict=True))
     return {
         "trial": row.number,
         **{name: number if number == number else None for name, number in numbers.items()},
@@ -121,13 +120,6 @@ def _row_json(outcome: "TuneOutcome", row: "TrialRow") -> dict[str, Any]:
 def _states(outcome: "TuneOutcome") -> dict[str, int]:
     states = [row.state for row in outcome.rows]
     return {state: states.count(state) for state in sorted(set(states))}
-
-
-def _score(row: "TrialRow") -> str:
-    if row.score is None:
-        return ""
-    low, high = row.score.low, row.score.high
-    return f"{row.score.value:.3f}" + (f" ({low:.3f} to {high:.3f})" if low == low else "")
 
 
 def _trials_a_minute(outcome: "TuneOutcome") -> float:

@@ -12,7 +12,7 @@ from medtl.core.parallel import in_order
 from medtl.core.progress import SILENT, Watcher
 from medtl.data.naming import refused_name, sample_key, source_name
 from medtl.errors import CODES, ReadError
-from medtl.imaging.image import Image
+from medtl.imaging.image import Image, ImageWarning
 from medtl.imaging.inspection import (
     BURNED_IN,
     Group,
@@ -95,9 +95,7 @@ class TilePicker:
 
     def wants(self, number: int, inspection: Inspection) -> bool:
         """Return whether image `number` of the folder belongs on the sheet."""
-        if _badges(inspection):
-            return len(self.problems) < self.most
-        return number % self.step == 0
+        return len(self.problems) < self.most if _badges(inspection) else number % self.step == 0
 
     def add(self, number: int, tile: Tile) -> None:
         """Add a tile that is wanted."""
@@ -105,8 +103,8 @@ class TilePicker:
 
     def tiles(self) -> list[Tile]:
         """Return the tiles, at most `most`, in the order of the folder."""
-        chosen = dict(list({**self.problems, **self.others}.items())[: self.most])
-        return [chosen[number] for number in sorted(chosen)]
+        chosen = list({**self.problems, **self.others}.items())[: self.most]
+        return [tile for _, tile in sorted(chosen, key=lambda entry: entry[0])]
 
 
 def inspect_folder(
@@ -123,7 +121,7 @@ def inspect_folder(
     """
     folder = Path(folder)
     found = scan(folder)
-    refused = [(refused_name(error, folder), error) for error in found.refusals]
+    refused = [_issue(refused_name(error, folder), error) for error in found.refusals]
     picker = TilePicker(len(found.series))
     inspected: list[tuple[str, Inspection]] = []
     what = "reading headers" if headers_only else "reading pixels"
@@ -132,7 +130,7 @@ def inspect_folder(
         for number, (series, result) in enumerate(zip(found.series, results, strict=True)):
             source = source_name(series, folder)
             if isinstance(result, ReadError):
-                refused.append((source, result))
+                refused.append(_issue(source, result))
             else:
                 inspection, image = result
                 inspected.append((source, inspection))
@@ -140,7 +138,13 @@ def inspect_folder(
                     picker.add(number, _tile(source, inspection, image))
             watcher.progress(what, number + 1, len(found.series))
     outcome = _outcome(inspected, refused, dict(found.left_out), pixels_read=not headers_only)
-    return outcome if html is None else _with_page(outcome, Path(html), picker.tiles(), refused)
+    return (
+        outcome if html is None else replace(outcome, page=_write_page(outcome, Path(html), picker.tiles()))
+    )
+
+
+def _issue(source: str, problem: ReadError | ImageWarning) -> InputIssue:
+    return InputIssue(problem.code, source, problem.reason, getattr(problem, "fix", ""))
 
 
 def group_name(group: Group | Inspection) -> str:
@@ -186,7 +190,7 @@ def _inspect(series: Series, headers_only: bool) -> Result:
 
 def _outcome(
     inspected: Sequence[tuple[str, Inspection]],
-    refused: Sequence[tuple[str, ReadError]],
+    refused: Sequence[InputIssue],
     skipped: dict[str, int],
     *,
     pixels_read: bool,
@@ -203,21 +207,17 @@ def _outcome(
         unidentified=sum(not one.patient_key for one in inspections),
         pixels_read=pixels_read,
         groups=group_inspections(inspections),
-        refused=tuple(InputIssue(error.code, source, error.reason, error.fix) for source, error in refused),
-        refused_codes=dict(Counter(error.code for _, error in refused).most_common()),
-        warnings=tuple(
-            InputIssue(one.warning.code, source, one.warning.reason)
-            for source, one in inspected
-            if one.warning
-        ),
+        refused=tuple(refused),
+        refused_codes=dict(Counter(issue.code for issue in refused).most_common()),
+        warnings=tuple(_issue(source, one.warning) for source, one in inspected if one.warning),
         notes=dict(Counter(note for one in inspections for note in one.notes).most_common()),
         skipped=skipped,
     )
 
 
 def _badges(inspection: Inspection) -> tuple[str, ...]:
-    odd = () if inspection.warning is None else (BADGES[inspection.warning.code],)
-    return (*odd, *(BADGES[note] for note in inspection.notes if note in BADGES))
+    codes = [inspection.warning.code] if inspection.warning else []
+    return tuple(BADGES[code] for code in (*codes, *inspection.notes) if code in BADGES)
 
 
 def _tile(source: str, inspection: Inspection, image: Image) -> Tile:
@@ -240,9 +240,7 @@ def _tile(source: str, inspection: Inspection, image: Image) -> Tile:
     )
 
 
-def _with_page(
-    outcome: InspectOutcome, out: Path, tiles: Sequence[Tile], refused: Sequence[tuple[str, ReadError]]
-) -> InspectOutcome:
+def _write_page(outcome: InspectOutcome, out: Path, tiles: Sequence[Tile]) -> Path:
     """Write the sheet; it explains a refusal's code, since the reason itself may name a file."""
     facts = {
         "Images": f"{outcome.images:,}",
@@ -250,16 +248,13 @@ def _with_page(
         "Patients": patients_text(outcome.patients, outcome.unidentified),
         "Refused": f"{len(outcome.refused):,}",
     }
-    sheet = ContactSheet(
-        facts=facts,
-        groups={group_name(group): describe_group(group) for group in outcome.groups},
-        tiles=tiles,
-        refusals=[
-            Refusal(sample_key(source), error.code, CODES[error.code], error.fix) for source, error in refused
-        ],
-        images=outcome.images + outcome.volumes,
+    groups = {group_name(group): describe_group(group) for group in outcome.groups}
+    refusals = [
+        Refusal(sample_key(one.source), one.code, CODES[one.code], one.fix) for one in outcome.refused
+    ]
+    return write_contact_sheet(
+        out, ContactSheet(facts, groups, tiles, refusals, outcome.images + outcome.volumes)
     )
-    return replace(outcome, page=write_contact_sheet(out, sheet))
 
 
 def _counts_text(counts: Mapping[str, int]) -> str:

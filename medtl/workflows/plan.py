@@ -1,12 +1,13 @@
 """RECIPE -> its stages: what each trains, caches and costs, before anything is trained."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from medtl.config import RunConfig
 from medtl.data.task import Task
 from medtl.models.backbones import BACKBONES
 from medtl.models.classifier import Classifier
-from medtl.models.costs import step_costs
+from medtl.models.costs import StepCost, step_costs
 from medtl.training.batches import Order
 from medtl.training.feature_cache.plan import CachePlan, plan_cache
 from medtl.training.schedule import Pace, Stage, entry_step, resolve_schedule, unfreeze
@@ -22,7 +23,8 @@ class StagePlan:
     group. boundary and kept_bytes: where the frozen prefix ends, and the size of one image's activations
     there in one view; cached: whether they are cached. Multiply-adds are those of one training image in one
     epoch: prefix is the frozen part, forward, which the cache saves; trained is the rest, forward and
-    backward, where a backward pass counts twice the forward one.
+    backward, where a backward pass counts twice the forward one. Those of all epochs are of all images (one
+    where their number is unknown): without the cache, and as planned, with the passes that fill it.
     """
 
     stage: Stage
@@ -37,27 +39,8 @@ class StagePlan:
     reason: str
     prefix_multiply_adds: int
     trained_multiply_adds: int
-
-    @property
-    def image(self) -> int:
-        """Multiply-adds of one training image in one epoch where nothing is cached."""
-        return self.prefix_multiply_adds + self.trained_multiply_adds
-
-    @property
-    def cached_image(self) -> int:
-        """Multiply-adds of one training image in one epoch, as the planner has it."""
-        return self.trained_multiply_adds if self.cached else self.image
-
-    @property
-    def all_epochs(self) -> int:
-        """Multiply-adds of one training image in all epochs where nothing is cached."""
-        return self.epochs * self.image
-
-    @property
-    def cached_all_epochs(self) -> int:
-        """Multiply-adds of one training image in all epochs and in the passes that fill the cache."""
-        passes = min(self.stage.views, self.epochs) if self.cached else 0
-        return self.epochs * self.cached_image + passes * self.prefix_multiply_adds
+    all_epochs_multiply_adds: int
+    cached_all_epochs_multiply_adds: int
 
 
 def plan_stages(config: RunConfig, samples: int | None = None) -> tuple[StagePlan, ...]:
@@ -76,8 +59,9 @@ def plan_stages(config: RunConfig, samples: int | None = None) -> tuple[StagePla
         epochs = [Pace(stage, steps).epochs for stage in stages]
     budget = config.fit.cache_gb * 1e9
     plans = plan_cache(classifier, stages, shape, samples or 1, budget, epochs=epochs)
+    costs = step_costs(classifier, shape)
     return tuple(
-        _plan_stage(classifier, shape, stage, count, plan)
+        _plan_stage(classifier, costs, stage, count, plan, samples or 1)
         for stage, count, plan in zip(stages, epochs, plans, strict=True)
     )
 
@@ -91,11 +75,17 @@ def build_untrained(config: RunConfig) -> Classifier:
 
 
 def _plan_stage(
-    classifier: Classifier, shape: tuple[int, ...], stage: Stage, epochs: int, plan: CachePlan
+    classifier: Classifier,
+    costs: Sequence[StepCost],
+    stage: Stage,
+    epochs: int,
+    plan: CachePlan,
+    samples: int,
 ) -> StagePlan:
-    costs = step_costs(classifier, shape)
     step = entry_step(classifier, stage)
     prefix = sum(cost.multiply_adds for cost in costs[:step])
+    trained = (1 + BACKWARD) * sum(cost.multiply_adds for cost in costs[step:])
+    passes = min(stage.views, epochs) if plan.cached else epochs  # of the frozen prefix
     names = classifier.backbone.layer_groups
     unfreeze(classifier, stage)
     lowest = stage.learning_rate * stage.layer_decay ** (stage.groups - 1)
@@ -112,5 +102,7 @@ def _plan_stage(
         cached=plan.cached,
         reason=plan.reason,
         prefix_multiply_adds=prefix,
-        trained_multiply_adds=(1 + BACKWARD) * sum(cost.multiply_adds for cost in costs[step:]),
+        trained_multiply_adds=trained,
+        all_epochs_multiply_adds=samples * epochs * (prefix + trained),
+        cached_all_epochs_multiply_adds=samples * (passes * prefix + epochs * trained),
     )

@@ -55,6 +55,12 @@ class TrialRow:
     recipe: bool = False
     fault: str = ""
 
+    @property
+    def bounds(self) -> tuple[float, float, float]:
+        """The score, and its interval; NaN where it is undefined."""
+        score = self.score
+        return (score.value, score.low, score.high) if score else (math.nan,) * 3
+
     def describe(self, metric: str) -> str:
         """Describe the result and the values in one line."""
         if self.score:
@@ -267,15 +273,13 @@ class Search:
         header = ("trial", "state", self.metric, "low", "high", "epochs", "seconds", *keys, "fault")
         lines: list[Sequence[str | float]] = [header]
         for row in rows:
-            interval = (row.score.value, row.score.low, row.score.high) if row.score else (math.nan,) * 3
             values = [json.dumps(row.values[key]).strip('"') if key in row.values else "" for key in keys]
-            lines.append([row.number, row.state, *interval, row.epochs, row.seconds, *values, row.fault])
+            lines.append([row.number, row.state, *row.bounds, row.epochs, row.seconds, *values, row.fault])
         write_csv(self.root / "trials.csv", lines)
         for best in self.rank(rows)[:1]:
-            assert best.score
             head = (
                 "# medtl train --config best.yaml --data FOLDER --labels labels.csv --out RUN\n"
-                f"# Trial {best.number} of a search. Its validation {self.metric} of {best.score.value:.3f} "
+                f"# Trial {best.number} of a search. Its validation {self.metric} of {best.bounds[0]:.3f} "
                 "is too optimistic: the trial was chosen by it.\n"
             )
             recipe = apply_values(self.config, best.values, f"trial {best.number}")

@@ -75,8 +75,9 @@ def test_multiply_adds_are_those_of_the_layers() -> None:
     assert head.prefix_multiply_adds == stem + middle + last
     assert head.trained_multiply_adds == 3 * linear, "forward once, backward twice"
     assert (top.prefix_multiply_adds, top.trained_multiply_adds) == (stem + middle, 3 * (last + linear))
-    assert head.cached and head.cached_image == 3 * linear and head.image == stem + middle + last + 3 * linear
-    assert head.cached_all_epochs == 10 * 3 * linear + 4 * (stem + middle + last), "4 views are passed once"
+    assert head.cached and head.all_epochs_multiply_adds == 10 * (stem + middle + last + 3 * linear)
+    passes = 4 * (stem + middle + last)
+    assert head.cached_all_epochs_multiply_adds == 10 * 3 * linear + passes, "4 views are passed once"
     assert head.kept_bytes == 8 * 4
 
 
