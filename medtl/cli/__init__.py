@@ -51,10 +51,10 @@ class FrontDoor(click.Group):
         command: click.Command = getattr(import_module(COMMANDS[name]), name)
         return command
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; print an error, or a stop, as one line, and exit with its code."""
+    def invoke(self, ctx: click.Context) -> None:
+        """Run a command, and exit with the code that it returns; print an error, or a stop, as one line."""
         try:
-            return super().invoke(ctx)
+            ctx.exit(super().invoke(ctx) or 0)
         except MedtlError as error:
             if not isinstance(error, AlreadyReportedError):  # by another process of torchrun
                 _print_error(error)

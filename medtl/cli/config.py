@@ -1,6 +1,7 @@
 """medtl config: recipes with all their keys."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
@@ -46,24 +47,23 @@ def show(
     if not stages:
         click.echo(to_yaml(resolved), nl=False)
         return
-    import json
-    from dataclasses import asdict
-
+    from medtl.cli.terminal import print_json
     from medtl.workflows.plan import plan_stages
 
     plans = plan_stages(resolved, samples)
-    rows = [{**asdict(plan), "stage": plan.stage.model_dump(mode="json")} for plan in plans]
-    click.echo(json.dumps(rows, indent=2) if as_json else _as_tables(plans, samples))
+    if as_json:
+        print_json([{**asdict(plan), "stage": plan.stage.model_dump(mode="json")} for plan in plans])
+    else:
+        click.echo(_as_tables(plans, samples))
 
 
 @config.command()
 def schema() -> None:
     """Print the JSON schema of recipes."""
-    import json
-
+    from medtl.cli.terminal import print_json
     from medtl.config import RunConfig
 
-    click.echo(json.dumps(RunConfig.model_json_schema(), indent=2))
+    print_json(RunConfig.model_json_schema())
 
 
 def _as_tables(plans: Sequence["StagePlan"], samples: int | None) -> str:

@@ -42,8 +42,7 @@ from medtl.errors import ConfigError
 )
 @options.any_modality
 @options.as_json("metrics.json")
-@click.pass_context
-def evaluate(ctx: click.Context, run: Path, out: Path, as_json: bool, **settings: Any) -> None:
+def evaluate(run: Path, out: Path, as_json: bool, **settings: Any) -> int:
     """Evaluate RUN on labelled studies.
 
     Computes metrics with 95% intervals by patient, calibration, net benefit and subgroups. Writes
@@ -63,8 +62,7 @@ def evaluate(ctx: click.Context, run: Path, out: Path, as_json: bool, **settings
         print_evaluation(outcome.content, "\nEvaluation")
         click.echo()
         say(f"page: {outcome.page}")
-    print_refusals(outcome.refusals)
-    ctx.exit(3 if outcome.refusals else 0)
+    return print_refusals(outcome.refusals)
 
 
 def _read_prevalence(text: str) -> tuple[str, float]:

@@ -29,16 +29,13 @@ SHORT_NAMES = {"randomisation": "random", "stability": "stable"}
 @click.option("--audit-images", type=click.IntRange(1), default=20, help="Images for the audit.")
 @options.any_modality
 @options.as_json()
-@click.pass_context
-def explain(ctx: click.Context, run: Path, folder: Path, out: Path, as_json: bool, **settings: Any) -> None:
+def explain(run: Path, folder: Path, out: Path, as_json: bool, **settings: Any) -> int:
     """Show what raised RUN's scores in the studies of FOLDER.
 
     --audit checks whether to believe it. A map is a NIfTI file on the grid of a volume, an .npz file for an
     image, and a picture.
     """
-    import json
-
-    from medtl.cli.terminal import TerminalWatcher, print_refusal
+    from medtl.cli.terminal import TerminalWatcher, print_json, print_refusal
 
     if settings["masks"] is not None and not settings["audited"]:
         raise click.UsageError("--masks needs --audit")
@@ -49,10 +46,10 @@ def explain(ctx: click.Context, run: Path, folder: Path, out: Path, as_json: boo
     for row in outcome.refused:
         print_refusal(row)
     if as_json:
-        click.echo(json.dumps(_to_json(outcome), indent=2, allow_nan=False))
+        print_json(_to_json(outcome))
     else:
         _print_outcome(outcome)
-    ctx.exit(3 if outcome.refused else 0)
+    return 3 if outcome.refused else 0
 
 
 def _print_outcome(outcome: "ExplainOutcome") -> None:

@@ -27,18 +27,14 @@ WIDEST = 140
 @click.option("--html", type=PATH, metavar="DIR", help="Write DIR/contact_sheet.html: a page of thumbnails.")
 @click.option("--headers-only", is_flag=True, help="Read no pixels: faster, but finds fewer problems.")
 @options.as_json()
-@click.pass_context
-def inspect(ctx: click.Context, folder: Path, html: Path | None, headers_only: bool, as_json: bool) -> None:
+def inspect(folder: Path, html: Path | None, headers_only: bool, as_json: bool) -> int:
     """List what FOLDER contains and what is wrong with it.
 
     No patient data is shown. Every pixel is read, because some problems are found no other way. That takes a
     while in a big folder: --headers-only reads only the headers, and finds neither pixel values nor problems
     with them. Exit code 3: something was refused.
     """
-    import json
-    from dataclasses import asdict
-
-    from medtl.cli.terminal import TerminalWatcher
+    from medtl.cli.terminal import TerminalWatcher, print_json
 
     if html is not None and headers_only:
         raise click.UsageError("--html needs pixels, which --headers-only does not read: give one of them")
@@ -47,10 +43,10 @@ def inspect(ctx: click.Context, folder: Path, html: Path | None, headers_only: b
 
         outcome = inspect_folder(folder, headers_only=headers_only, html=html, watcher=watcher)
     if as_json:
-        click.echo(json.dumps(asdict(outcome), indent=2, allow_nan=False, default=str))
+        print_json(outcome)
     else:
         print_inspection(outcome)
-    ctx.exit(3 if outcome.refused else 0)
+    return 3 if outcome.refused else 0
 
 
 def print_inspection(outcome: "InspectOutcome") -> None:

@@ -1,6 +1,7 @@
 """medtl pacs and medtl results: studies from a PACS, and results back to it."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +54,7 @@ def pacs() -> None:
 @click.option("--to", required=True, metavar="URL|AE@HOST:PORT", help="The PACS.")
 @peer_options
 @click.option("--resend", is_flag=True, help="Also send files that the PACS has already acknowledged.")
-@click.pass_context
-def push(ctx: click.Context, source: Path, to: str, ae: str, resend: bool, **tls: Any) -> None:
+def push(source: Path, to: str, ae: str, resend: bool, **tls: Any) -> int:
     """Send the DICOM files of FOLDER to a PACS, for example OUT/dicom of medtl results.
 
     FOLDER remembers what was acknowledged: run the same command again to send the rest.
@@ -67,7 +67,7 @@ def push(ctx: click.Context, source: Path, to: str, ae: str, resend: bool, **tls
     with StopSignal() as stop, TerminalWatcher(f"medtl pacs push · {source} to {pacs.peer}") as watcher:
         outcome = push_run(source, pacs, watcher, resend=resend, stop=stop)
     skipped = f", {outcome.skipped} already there" if outcome.skipped else ""
-    _finish(ctx, outcome.failures, f"{outcome.sent} objects sent{skipped}", str(pacs.peer))
+    return _finish(outcome.failures, f"{outcome.sent} objects sent{skipped}", str(pacs.peer))
 
 
 @pacs.command()
@@ -78,8 +78,7 @@ def push(ctx: click.Context, source: Path, to: str, ae: str, resend: bool, **tls
 @click.option("--study", metavar="UID", help="Only the study with this StudyInstanceUID.")
 @click.option("--limit", type=click.IntRange(1), help="Fetch at most this many studies.")
 @click.option("--out", type=PATH, required=True, help="Folder for the studies.")
-@click.pass_context
-def pull(ctx: click.Context, source: str, ae: str, out: Path, **settings: Any) -> None:
+def pull(source: str, ae: str, out: Path, **settings: Any) -> int:
     """Fetch studies from a PACS by DICOMweb, or by C-FIND and C-GET.
 
     After an interruption, run the same command again to fetch the rest. File names identify nobody, but the
@@ -95,10 +94,10 @@ def pull(ctx: click.Context, source: str, ae: str, out: Path, **settings: Any) -
         outcome = pull_run(pacs, query, out, watcher, stop)
     if not outcome.studies and not outcome.failures:
         say(f"no study on {pacs.peer} matches this query")
-        return
+        return 0
     studies = counted(outcome.studies, "study", "studies")
     counts = f"{studies}, {outcome.fetched} instances fetched, {outcome.skipped} already there"
-    _finish(ctx, outcome.failures, counts, str(out))
+    return _finish(outcome.failures, counts, str(out))
 
 
 @pacs.command()
@@ -129,8 +128,7 @@ def pull(ctx: click.Context, source: str, ae: str, out: Path, **settings: Any) -
 @click.option("--tls-key", type=FILE, help="Its private key (PEM), without a password.")
 @click.option("--tls-ca", type=FILE, help="CA (PEM): senders need a certificate signed by it.")
 @click.option("--send-tls-ca", type=FILE, help="CA of --send-to (PEM): use TLS there, with any --tls-cert.")
-@click.pass_context
-def listen(ctx: click.Context, out: Path, settle: float, **options: Any) -> None:
+def listen(out: Path, settle: float, **options: Any) -> None:
     """Receive studies by C-STORE; score them with --score, forward results with --send-to.
 
     An instance is on disk before it is acknowledged. After an interruption, run the same command again: no
@@ -160,20 +158,14 @@ def listen(ctx: click.Context, out: Path, settle: float, **options: Any) -> None
 )
 @shared.any_modality
 @shared.as_json("the rows as JSON")
-@click.pass_context
-def results(
-    ctx: click.Context, run: Path, folder: Path, out: Path, any_modality: bool, as_json: bool, **settings: Any
-) -> None:
+def results(run: Path, folder: Path, out: Path, any_modality: bool, as_json: bool, **settings: Any) -> int:
     """Score the DICOM studies of FOLDER with RUN, and write the objects that go back to the PACS.
 
     sr: the classification as a Structured Report; sc: the heatmap over the image as a Secondary Capture;
     map: the heatmap of a volume as a Parametric Map; fhir: a DiagnosticReport. They contain the patient data
     of their study. Research use only.
     """
-    import json
-    from dataclasses import asdict
-
-    from medtl.cli.terminal import TerminalWatcher, print_refusals, say
+    from medtl.cli.terminal import TerminalWatcher, print_json, print_refusals, say
     from medtl.pacs.results import write_results
     from medtl.training.checkpoint import load_finished
 
@@ -182,27 +174,26 @@ def results(
         checkpoint = load_finished(run, any_modality=any_modality)
         outcome = write_results(checkpoint, folder, out, watcher, **settings)
     refused = [row.prediction for row in outcome.rows if row.refused]
-    print_refusals(refused, f": see {outcome.table}")
+    code = print_refusals(refused, f": see {outcome.table}")
     if as_json:
-        rows = [{**asdict(row.prediction), "files": row.files} for row in outcome.rows]
-        click.echo(json.dumps(rows, indent=2))
+        print_json([{**asdict(row.prediction), "files": row.files} for row in outcome.rows])
     else:
         files = sum(len(row.files) for row in outcome.rows)
         series = sum(bool(row.files) for row in outcome.rows)
         unlike = sum(row.prediction.ood not in ("", "ok") for row in outcome.rows)
         warning = f" ({unlike} unlike the training images, as the objects state)" if unlike else ""
         say(f"{files} objects about {series} series{warning}, {len(refused)} refused: {outcome.table}")
-    ctx.exit(3 if refused else 0)
+    return code
 
 
-def _finish(ctx: click.Context, failures: "tuple[MedtlError, ...]", counts: str, where: str) -> None:
-    """Print a line for each failure, and one for the whole."""
+def _finish(failures: "tuple[MedtlError, ...]", counts: str, where: str) -> int:
+    """Print a line for each failure, and one for the whole; return the exit code."""
     from medtl.cli.terminal import say
 
     for failure in failures:
         click.echo(f"refused: {failure}", err=True)
     say(f"{counts}, {len(failures)} refused: {where}")
-    ctx.exit(3 if failures else 0)
+    return 3 if failures else 0
 
 
 def _gate(options: dict[str, Any]) -> "Gate":

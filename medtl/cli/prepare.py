@@ -1,6 +1,5 @@
 """medtl prepare: decode a labelled folder once, into a dataset to keep, move and train from."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,7 @@ from medtl.cli.options import PATH
 @options.labels
 @click.option("--out", type=PATH, required=True, metavar="DATASET", help="Folder of the dataset.")
 @options.as_json()
-@click.pass_context
-def prepare(
-    ctx: click.Context, folder: Path, modality: Any, config: Path | None, as_json: bool, **settings: Any
-) -> None:
+def prepare(folder: Path, modality: Any, config: Path | None, as_json: bool, **settings: Any) -> int:
     """Decode a labelled FOLDER once, into a DATASET to train from.
 
     \b
@@ -30,7 +26,7 @@ def prepare(
     salted hashes; the attributes of the table are included. Run again, only what has changed is decoded. Exit
     code 3: some inputs were refused.
     """
-    from medtl.cli.terminal import TerminalWatcher, print_refusals
+    from medtl.cli.terminal import TerminalWatcher, print_json, print_refusals
     from medtl.errors import printable
 
     options.check_recipe(modality, config)
@@ -50,7 +46,7 @@ def prepare(
             "bytes": outcome.bytes,
             "refused": len(outcome.refusals),
         }
-        click.echo(json.dumps(document, indent=2))
+        print_json(document)
     else:
         counts = ", ".join(f"{printable(name)} {count:,}" for name, count in outcome.counts.items())
         size = " x ".join(map(str, outcome.shape))
@@ -60,5 +56,4 @@ def prepare(
             + (f"{outcome.decoded:,} decoded" if outcome.decoded else "nothing has changed")
             + f"\ndataset: {outcome.folder}"
         )
-    print_refusals(outcome.refusals)
-    ctx.exit(3 if outcome.refusals else 0)
+    return print_refusals(outcome.refusals)

@@ -22,10 +22,7 @@ from medtl.cli.options import PATH
 @click.option("--labels", type=PATH, help="Label table of SOURCE: studies predicted differently come first.")
 @click.option("--with-identifiers", is_flag=True, help="Name patients and files. Default: only hashes.")
 @options.any_modality
-@click.pass_context
-def report(
-    ctx: click.Context, run: Path, source: Path | None, data: Path | None, out: Path, **settings: Any
-) -> None:
+def report(run: Path, source: Path | None, data: Path | None, out: Path, **settings: Any) -> int:
     """Write HTML pages about studies, or about RUN's training.
 
     With SOURCE (a folder, or the OUT of medtl score): a page for each study, and an index. Without SOURCE: a
@@ -40,7 +37,7 @@ def report(
 
         if source is None:
             say(f"run: {report_training(run, out, data=data, watcher=watcher)}")
-            return
+            return 0
         pages = report_folder(run, source, out, watcher=watcher, **settings)
     say(f"{counted(pages.studies, 'study', 'studies')}, {pages.refused} refused: {pages.index}")
-    ctx.exit(3 if pages.refused else 0)
+    return 3 if pages.refused else 0

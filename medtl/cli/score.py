@@ -1,7 +1,5 @@
 """medtl score: score every study of a folder."""
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,10 +57,7 @@ FORMATS = click.Choice(["csv", "jsonl", "parquet"])
 )
 @options.any_modality
 @options.as_json("the rows as JSON")
-@click.pass_context
-def score(
-    ctx: click.Context, run: Path, folder: Path, out: Path, resume: bool, as_json: bool, **settings: Any
-) -> None:
+def score(run: Path, folder: Path, out: Path, resume: bool, as_json: bool, **settings: Any) -> int:
     """Score the studies of FOLDER with RUN.
 
     Each series or image gets one row: probabilities, or the reason why it was refused. If it is stopped or
@@ -82,7 +77,7 @@ def score(
             run, folder, out, overwrite=not resume, watcher=watcher, stop=stop, on_row=printer, **settings
         )
     printer.finish(outcome)
-    ctx.exit(3 if outcome.refused else 0)
+    return 3 if outcome.refused else 0
 
 
 class _RowPrinter:
@@ -92,7 +87,7 @@ class _RowPrinter:
         self.watcher = watcher
         self.as_json = as_json
         self.unlike = 0
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Prediction] = []
 
     def __call__(self, row: "Prediction") -> None:
         """Print a row's line, if it has one, and store the row where all are to be printed."""
@@ -106,14 +101,14 @@ class _RowPrinter:
         elif row.code:
             say(f"warning: [{row.code}] {printable(f'{row.source}: {row.reason}')}", err=True)
         if self.as_json:
-            self.rows.append(asdict(row))
+            self.rows.append(row)
 
     def finish(self, outcome: "ScoreOutcome") -> None:
         """Print the rows as JSON, or a summary."""
-        from medtl.cli.terminal import say
+        from medtl.cli.terminal import print_json, say
 
         if self.as_json:
-            click.echo(json.dumps(self.rows, indent=2))
+            print_json(self.rows)
             return
         before = f" ({outcome.kept} rows were already there)" if outcome.kept else ""
         tables = ", ".join(map(str, outcome.tables))

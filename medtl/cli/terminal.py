@@ -1,9 +1,10 @@
 """How a job looks on a terminal: a line for each stage, a bar while it runs; plain lines elsewhere."""
 
+import json
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from types import TracebackType
+from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import click
@@ -18,13 +19,13 @@ REFUSALS_SHOWN = 10
 
 
 class TerminalWatcher:
-    """Shows a job on stderr; progress bars only where stderr is a terminal. silent: shows nothing."""
+    """Shows a job on stderr; progress bars only where stderr is a terminal."""
 
-    def __init__(self, title: str, *, silent: bool = False) -> None:
+    def __init__(self, title: str) -> None:
         from rich import progress
         from rich.console import Console
 
-        self.console = Console(stderr=True, highlight=False, quiet=silent)
+        self.console = Console(stderr=True, highlight=False)
         self.bar = progress.Progress(
             progress.TextColumn("   "),
             progress.SpinnerColumn(),
@@ -35,7 +36,7 @@ class TerminalWatcher:
             progress.TimeRemainingColumn(compact=True),
             console=self.console,
             transient=True,
-            disable=silent or not self.console.is_terminal,
+            disable=not self.console.is_terminal,
         )
         self.title = title
         self.task: Any = None
@@ -46,9 +47,7 @@ class TerminalWatcher:
         self.bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
     def note(self, label: str, text: str) -> None:
@@ -104,6 +103,15 @@ class TerminalWatcher:
             self.task = None
 
 
+def print_json(content: Any) -> None:
+    """Print plain data and dataclasses as one JSON document on stdout, without NaN."""
+    click.echo(json.dumps(content, indent=2, allow_nan=False, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+
+
 def say(line: str, *, err: bool = False) -> None:
     """Print a line, folded with an indent on a terminal that is narrower. File names stay whole."""
     if (sys.stderr if err else sys.stdout).isatty():
@@ -143,12 +151,16 @@ def print_evaluation(content: Mapping[str, Any], title: str) -> None:
         say("  A small sample raises the ece; its interval corrects for that, and lies mostly below it.")
 
 
-def print_refusals(refusals: "Sequence[ReadError | Prediction]", where: str = "") -> None:
-    """Print one line for each refusal, up to REFUSALS_SHOWN; where: where the others are listed."""
+def print_refusals(refusals: "Sequence[ReadError | Prediction]", where: str = "") -> int:
+    """Print one line for each refusal, up to REFUSALS_SHOWN, and return the command's exit code.
+
+    where: where the others are listed.
+    """
     for refusal in refusals[:REFUSALS_SHOWN]:
         print_refusal(refusal)
     if len(refusals) > REFUSALS_SHOWN:
         click.echo(f"refused: and {len(refusals) - REFUSALS_SHOWN} more{where}", err=True)
+    return 3 if refusals else 0
 
 
 def print_refusal(refusal: "ReadError | Prediction") -> None:

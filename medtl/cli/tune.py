@@ -29,10 +29,7 @@ BEST_SHOWN = 5
 @click.option("--keep", type=click.IntRange(1), default=3, help="Best trials to keep checkpoints of.")
 @click.option("--evaluate", is_flag=True, help="Evaluate the best trial on the test part.")
 @options.as_json()
-@click.pass_context
-def tune(
-    ctx: click.Context, modality: Any, config: Path | None, out: Path, as_json: bool, **settings: Any
-) -> None:
+def tune(modality: Any, config: Path | None, out: Path, as_json: bool, **settings: Any) -> int:
     """Search for a better recipe; each trial is a run.
 
     Frozen layers are computed once for all trials.
@@ -45,9 +42,7 @@ def tune(
     step and save everything; a second one stops at once. Several processes may work on one SEARCH at the same
     time. SEARCH/space.yaml says what is searched: copy it, change it, and give it with --space.
     """
-    import json
-
-    from medtl.cli.terminal import TerminalWatcher, print_refusals
+    from medtl.cli.terminal import TerminalWatcher, print_json, print_refusals
 
     options.check_recipe(modality, config)
     with StopSignal() as stop, TerminalWatcher(f"medtl tune · {modality or config}") as watcher:
@@ -55,11 +50,10 @@ def tune(
 
         outcome = workflow.tune(modality, config=config, out=out, watcher=watcher, stop=stop, **settings)
     if as_json:
-        click.echo(json.dumps(to_json(outcome), indent=2, allow_nan=False))
+        print_json(to_json(outcome))
     else:
         print_outcome(outcome)
-    print_refusals(outcome.refusals)
-    ctx.exit(3 if outcome.refusals else 0)
+    return print_refusals(outcome.refusals)
 
 
 def print_outcome(outcome: "TuneOutcome") -> None:

@@ -20,12 +20,14 @@ def weights() -> None:
 @options.as_json("one JSON list")
 def list_weights(as_json: bool) -> None:
     """List the published weights files: licence, source, and where they are on this machine."""
-    import json
-
+    from medtl.cli.terminal import print_json
     from medtl.models.weight_store import describe_weights
 
     rows = describe_weights()
-    click.echo(json.dumps(rows, indent=2) if as_json else "\n".join(map(_describe, rows)))
+    if as_json:
+        print_json(rows)
+    else:
+        click.echo("\n".join(map(_describe, rows)))
 
 
 @weights.command()
@@ -88,8 +90,7 @@ def _describe(row: dict[str, Any]) -> str:
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print docs/backbones.md on stdout.")
 def backbones(as_json: bool, as_markdown: bool) -> None:
     """List the backbones and their weights."""
-    import json
-
+    from medtl.cli.terminal import print_json
     from medtl.models.catalogue import backbones_page, describe_backbones
 
     if as_json and as_markdown:
@@ -99,7 +100,7 @@ def backbones(as_json: bool, as_markdown: bool) -> None:
         return
     rows = describe_backbones()
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        print_json(rows)
         return
     for row in rows:
         size = "x".join(map(str, row["input_size"]))

@@ -121,9 +121,15 @@ def _watch(scoring: Scoring, settle: float) -> NoReturn:
     while True:
         listing = _listing(scoring.folder)
         if listing != seen:
-            found, complete = _at_rest(_scan(scoring.folder), settle)
-            seen = listing if complete else ""
-            written = _score_arrivals(scoring, found, written)
+            found, complete = _at_rest(scoring.folder, settle)
+            seen, signature = listing if complete else "", _signature(found, scoring.folder)
+            if signature != written and (found.series or found.refusals):
+                kept = scoring.score(found, first=not written)
+                outcome = scoring.write(found, kept)
+                counts = f"{outcome.scored} scored, {outcome.refused} refused"
+                fresh = f"{len(found.series) - kept} of them new"
+                scoring.watcher.note("rows", f"{counts}, {fresh}: {outcome.table}")
+                written = signature
         until = time.monotonic() + settle
         while not (stopping := scoring.stop()) and (left := until - time.monotonic()) > 0:
             time.sleep(min(STOP_SECONDS, left))
@@ -131,30 +137,14 @@ def _watch(scoring: Scoring, settle: float) -> NoReturn:
             raise stopped(scoring.journal)
 
 
-def _score_arrivals(scoring: Scoring, found: Scan, written: str) -> str:
-    """Score, and write the tables if their signature differs from that of the last ones; return it."""
-    signature = _signature(found, scoring.folder)
-    if signature == written or not (found.series or found.refusals):
-        return written
-    kept = scoring.score(found, first=not written)
-    outcome = scoring.write(found, kept)
-    counts = f"{outcome.scored} scored, {outcome.refused} refused"
-    scoring.watcher.note("rows", f"{counts}, {len(found.series) - kept} of them new: {outcome.table}")
-    return signature
-
-
-def _scan(folder: Path) -> Scan:
-    """Scan a folder that may hold nothing yet."""
+def _at_rest(folder: Path, settle: float) -> tuple[Scan, bool]:
+    """Return what of a folder no longer changes, which may be nothing yet, and whether that is all of it."""
     try:
-        return scan(folder)
+        found = scan(folder)
     except ReadError as error:
         if error.code != "folder-empty":
             raise
-        return Scan((), ())
-
-
-def _at_rest(found: Scan, settle: float) -> tuple[Scan, bool]:
-    """Return the part of a scan whose files no longer change, and whether that is all of it."""
+        return Scan((), ()), True
     series = tuple(one for one in found.series if _rests(one.files, settle))
     refusals = tuple(one for one in found.refusals if _rests([Path(one.where)], settle))
     whole = len(series) == len(found.series) and len(refusals) == len(found.refusals)
