@@ -112,8 +112,7 @@ def _print_grid(console: "Console", title: str, rows: Sequence[tuple[str, str]],
 
 def _print_problems(console: "Console", title: str, problems: "Sequence[InputIssue]") -> None:
     """Print a line for each problem; on a terminal a long one is folded under its code."""
-    from rich.padding import Padding
-
+    from medtl.cli.terminal import say
     from medtl.errors import printable
 
     if not problems:
@@ -125,12 +124,7 @@ def _print_problems(console: "Console", title: str, problems: "Sequence[InputIss
         if seen[problem.code] > PROBLEMS_SHOWN:
             continue
         text = printable(": ".join(filter(None, (problem.source, problem.reason, problem.fix))))
-        line = f"  [{problem.code}] {text}"
-        if console.is_terminal and len(line) > console.width:
-            console.print(f"  [{problem.code}]")
-            console.print(Padding(text, (0, 0, 0, 4)))
-        else:
-            click.echo(line)
+        say(f"  [{problem.code}] {text}")
     rest = sum(max(0, count - PROBLEMS_SHOWN) for count in seen.values())
     if rest:
         console.print(f"  and {rest:,} more: --json lists all")

@@ -35,17 +35,8 @@ def prepare(folder: Path, modality: Any, config: Path | None, as_json: bool, **s
 
         outcome = workflow.prepare(folder, modality=modality, config=config, watcher=watcher, **settings)
     if as_json:
-        document = {
-            "folder": str(outcome.folder),
-            "task": {"kind": outcome.task.kind, "classes": list(outcome.task.classes)},
-            "samples": outcome.samples,
-            "patients": outcome.patients,
-            "counts": dict(outcome.counts),
-            "shape": list(outcome.shape),
-            "decoded": outcome.decoded,
-            "bytes": outcome.bytes,
-            "refused": len(outcome.refusals),
-        }
+        document = {name: value for name, value in vars(outcome).items() if name != "refusals"}
+        document["refused"] = len(outcome.refusals)
         print_json(document)
     else:
         counts = ", ".join(f"{printable(name)} {count:,}" for name, count in outcome.counts.items())

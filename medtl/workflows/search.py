@@ -6,7 +6,7 @@ import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from operator import getitem
 from pathlib import Path
@@ -78,11 +78,11 @@ class TrialRow:
         return ("the recipe itself: " if self.recipe else "") + ", ".join(shown)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Search:
     """A search and its folder: what never changes, however often it is resumed.
 
-    seed is that of the search; a run's own is fit.seed.
+    seed is that of the search; a run's own is fit.seed. study: Optuna's trials, while it is opened.
     """
 
     root: Path
@@ -90,6 +90,7 @@ class Search:
     space: Space
     metric: str
     seed: int
+    study: Study = field(init=False)
 
     @property
     def sign(self) -> int:
@@ -144,7 +145,7 @@ class Search:
         return TrainingError("study-changed", reason, where=self.root, fix=fix)
 
     @contextmanager
-    def opened(self) -> Iterator[Study]:
+    def opened(self) -> Iterator[None]:
         """Open or start Optuna's database, and close its file. Raises OutputError, CheckpointError."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         path = self.root / "study.db"
@@ -153,25 +154,26 @@ class Search:
                 # The file is opened by `creator`: a path in the URL may hold no ?, { or }.
                 engine = {"creator": lambda: _connect(path)}
                 storage = optuna.storages.RDBStorage("sqlite:///study.db", engine_kwargs=engine)
-                study = self._start(storage)
+                self._start(storage)
             try:
-                yield study
+                yield
             finally:
                 storage.remove_session()
                 storage.engine.dispose()
 
-    def _start(self, storage: optuna.storages.RDBStorage) -> Study:
-        study = optuna.create_study(
+    def _start(self, storage: optuna.storages.RDBStorage) -> None:
+        self.study = optuna.create_study(
             storage=storage,
             study_name="medtl",
             direction="maximize" if self.sign > 0 else "minimize",
             pruner=self._make_pruner(),
             load_if_exists=True,
         )
-        if not study.get_trials(deepcopy=False):  # the first one has the recipe's own values, where it can
+        if not self.study.get_trials(
+            deepcopy=False
+        ):  # the first one has the recipe's own values, where it can
             own = self.own_values
-            study.enqueue_trial({d.key: d.stored(own[d.key]) for d in self.space if d.holds(own[d.key])})
-        return study
+            self.study.enqueue_trial({d.key: d.stored(own[d.key]) for d in self.space if d.holds(own[d.key])})
 
     def _make_pruner(self) -> optuna.pruners.BasePruner:
         """Prune below the median of earlier trials, once the expensive stages have started.
@@ -184,19 +186,19 @@ class Search:
         spared = stages[0].epochs if len(stages) > 1 else stages[0].epochs // 3
         return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=spared)
 
-    def claim(self, study: Study, most: int) -> tuple[Trial, Lock] | None:
+    def claim(self, most: int) -> tuple[Trial, Lock] | None:
         """Take a trial that its process abandoned, or a new one; None where `most` are taken."""
         with self.locked():
-            begun = [t for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
+            begun = [t for t in self.study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
             for abandoned in begun:
                 lock = self._hold(abandoned.number) if abandoned.state == TrialState.RUNNING else None
                 if lock:
-                    self._seed(study, abandoned.number)
-                    return self._with_values(Trial(study, abandoned._trial_id)), lock
+                    self._seed(abandoned.number)
+                    return self._with_values(Trial(self.study, abandoned._trial_id)), lock
             if len(begun) >= most:
                 return None
-            self._seed(study, len(begun))
-            trial = study.ask()
+            self._seed(len(begun))
+            trial = self.study.ask()
             lock = self._hold(trial.number)
             if lock is None:
                 raise self.changed(f"new trial {trial.number} is already locked")
@@ -210,33 +212,33 @@ class Search:
     def _lock_of(self, number: int) -> Path:
         return self.root / "trials" / f".{number:04d}.lock"
 
-    def _seed(self, study: Study, number: int) -> None:
+    def _seed(self, number: int) -> None:
         """Let the sampler depend on the trial's number alone: a resumed search draws what it would have drawn
         without the stop."""
-        study.sampler = optuna.samplers.TPESampler(seed=derive_seed(self.seed, "trial", number) % 2**32)
+        self.study.sampler = optuna.samplers.TPESampler(seed=derive_seed(self.seed, "trial", number) % 2**32)
 
     def _with_values(self, trial: Trial) -> Trial:
         for dimension in self.space:
             dimension.suggest(trial)
         return trial
 
-    def tell(self, study: Study, trial: Trial, score: Interval | None, facts: Mapping[str, Any]) -> None:
+    def tell(self, trial: Trial, score: Interval | None, facts: Mapping[str, Any]) -> None:
         """Report a trial that is over: pruned where it has no score, failed where the facts have a fault."""
         bounds = {"low": score.low, "high": score.high} if score else {}
         trial.set_user_attr("facts", {**facts, **bounds})  # in one transaction
         if score and not facts["fault"]:
-            study.tell(trial, score.value)
+            self.study.tell(trial, score.value)
         else:  # the sampler takes a pruned trial without a value for the worst
-            study.tell(trial, state=TrialState.PRUNED)
+            self.study.tell(trial, state=TrialState.PRUNED)
         remove_lock(self._lock_of(trial.number))
 
     def values(self, trial: BaseTrial | FrozenTrial) -> dict[str, Any]:
         """Return a trial's values by key."""
         return {d.key: d.restored(trial.params[d.key]) for d in self.space if d.key in trial.params}
 
-    def rows(self, study: Study) -> tuple[TrialRow, ...]:
+    def rows(self) -> tuple[TrialRow, ...]:
         """Return all trials that were started."""
-        trials = study.get_trials(deepcopy=False)
+        trials = self.study.get_trials(deepcopy=False)
         return tuple(self._row(trial) for trial in trials if trial.state != TrialState.WAITING)
 
     def _row(self, trial: FrozenTrial) -> TrialRow:
@@ -260,12 +262,12 @@ class Search:
         done = [(-self.sign * row.score.value, row.number, row) for row in rows if row.score]
         return tuple(row for _, _, row in sorted(done, key=lambda entry: entry[:2]))
 
-    def importances(self, study: Study) -> dict[str, float]:
+    def importances(self) -> dict[str, float]:
         """Return each key's share of the metric's variance, by PED-ANOVA (Watanabe 2023)."""
-        values = [row.score.value for row in self.rows(study) if row.score]
+        values = [row.score.value for row in self.rows() if row.score]
         if len(values) < FEWEST_FOR_IMPORTANCE or max(values) == min(values):
             return {}
-        return optuna.importance.get_param_importances(study)
+        return optuna.importance.get_param_importances(self.study)
 
     def write_results(self, rows: Sequence[TrialRow]) -> None:
         """Write trials.csv, one line a trial, and the winner's recipe, after the command that trains it."""

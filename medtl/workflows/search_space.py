@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from omegaconf import OmegaConf
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from medtl.config import RunConfig, read_yaml, validate_config
 from medtl.errors import ConfigError
@@ -35,17 +35,32 @@ class Range(BaseModel):
     log: bool = False
     step: float | None = Field(default=None, gt=0)
 
+    @model_validator(mode="after")
+    def _is_a_range(self) -> "Range":
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low:g} is not below high {self.high:g}")
+        if self.log and (self.low <= 0 or self.step):
+            raise ValueError("log needs low above 0, and no step")
+        return self
+
 
 @dataclass(frozen=True)
 class Dimension:
-    """One key of a recipe, and the values that a search may give it: a range, or choices of plain data.
-
-    whole: the key takes whole numbers.
-    """
+    """One key of a recipe, and the values that a search may give it: a range, or choices of plain data."""
 
     key: str
     values: Range | tuple[Any, ...]
-    whole: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether the key takes whole numbers; an unknown key does not."""
+        model: Any = RunConfig
+        for part in self.key.split("."):
+            fields = getattr(model, "model_fields", {})
+            if part not in fields:
+                return False
+            model = fields[part].annotation
+        return model is int or int in get_args(model)
 
     @property
     def extremes(self) -> tuple[Any, ...]:
@@ -164,34 +179,16 @@ def _dimension(key: str, given: Any, where: str) -> Dimension:
         problem = error.errors()[0]
         what = ".".join([key, *map(str, problem["loc"])])
         fix = "write [value, value] or {low: 1e-4, high: 1e-2, log: true}"
-        raise _refused(f"{what}: {problem['msg']}", where, fix) from error
-    return _range(key, limits, where)
-
-
-def _range(key: str, limits: Range, where: str) -> Dimension:
-    if limits.low >= limits.high:
-        raise _refused(f"{key}: low {limits.low:g} is not below high {limits.high:g}", where, "swap them")
-    if limits.log and (limits.low <= 0 or limits.step):
-        raise _refused(f"{key}: log needs low above 0, and no step", where, "omit log or step")
-    whole = _is_integer(key)
-    if whole and any(number % 1 for number in (limits.low, limits.high, limits.step or 1)):
+        reason = problem["msg"].removeprefix("Value error, ")
+        raise _refused(f"{what}: {reason}", where, fix) from error
+    dimension = Dimension(key, limits)
+    if dimension.whole and any(number % 1 for number in (limits.low, limits.high, limits.step or 1)):
         raise _refused(f"{key} takes whole numbers", where, "round low, high and step")
-    return Dimension(key, limits, whole)
+    return dimension
 
 
 def _refused(reason: str, where: str, fix: str) -> ConfigError:
     return ConfigError("config-value", reason, where=where, fix=fix)
-
-
-def _is_integer(key: str) -> bool:
-    """Return whether a recipe's key takes integers; an unknown key does not."""
-    model: Any = RunConfig
-    for part in key.split("."):
-        fields = getattr(model, "model_fields", {})
-        if part not in fields:
-            return False
-        model = fields[part].annotation
-    return model is int or int in get_args(model)
 
 
 def apply_values(config: RunConfig, values: Mapping[str, Any], where: str) -> RunConfig:
@@ -210,11 +207,10 @@ def apply_values(config: RunConfig, values: Mapping[str, Any], where: str) -> Ru
 
 def _has_effect(dimension: Dimension, space: Space, config: RunConfig) -> bool:
     """Return whether a key changes what is trained, for the recipe or with another key at an extreme."""
-    others: list[dict[str, Any]] = [{}]
-    others += [{d.key: value} for d in space if d.key != dimension.key for value in d.extremes]
-    for other in others:
-        seen = [_what_is_trained(config, {**other, dimension.key: value}) for value in dimension.extremes]
-        if any(one != seen[0] for one in seen):
+    others = [{d.key: value} for d in space if d.key != dimension.key for value in d.extremes]
+    for other in ({}, *others):
+        first, *rest = (_what_is_trained(config, {**other, dimension.key: v}) for v in dimension.extremes)
+        if any(one != first for one in rest):
             return True
     return False
 

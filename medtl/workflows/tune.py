@@ -107,12 +107,12 @@ def tune(
     dimensions = load_space(Path(space) if space else None, recipe)
     search = Search(make_folder(Path(out)), recipe, dimensions, metric, seed)
     search.record()
-    with search.opened() as study:
+    with search.opened():
         source, table = Path(data), Path(labels) if labels else None
-        searcher = Searcher(search, study, source, table, trials, keep, evaluate, watcher, stop)
+        searcher = Searcher(search, source, table, trials, keep, evaluate, watcher, stop)
         searcher.run(60 * (minutes or math.inf))
-        rows = search.rows(study)
-        importances = search.importances(study)
+        rows = search.rows()
+        importances = search.importances()
     best = search.rank(rows)
     if not best:
         faults = [row.fault for row in rows if row.fault]
@@ -143,7 +143,6 @@ class Searcher:
     """
 
     search: Search
-    study: "optuna.Study"
     data: Path
     labels: Path | None
     trials: int
@@ -158,14 +157,14 @@ class Searcher:
     def run(self, limit: float) -> None:
         """Work until the trials are all taken or the time is up."""
         search, started = self.search, time.monotonic()
-        while time.monotonic() - started < limit and (claim := search.claim(self.study, self.trials)):
+        while time.monotonic() - started < limit and (claim := search.claim(self.trials)):
             trial, lock = claim
             with lock:
                 self._run_trial(trial)
             if self.stop():
                 raise stopped_search(f"after trial {trial.number}", search.root)
         with search.locked():
-            search.write_results(search.rows(self.study))
+            search.write_results(search.rows())
 
     def _run_trial(self, trial: "optuna.Trial") -> None:
         started, run, fault, score = time.perf_counter(), self.search.run(trial.number), "", None
@@ -200,7 +199,7 @@ class Searcher:
     def _may_be_kept(self, evaluation: Evaluation) -> bool:
         """Return whether a trial with this evaluation is among the best so far: others keep no checkpoint."""
         sign, value = self.search.sign, evaluation.metrics[self.search.metric].value
-        rows = self.search.rows(self.study)
+        rows = self.search.rows()
         return (
             sum(row.score is not None and sign * row.score.value > sign * value for row in rows) < self.keep
         )
@@ -223,8 +222,8 @@ class Searcher:
         search, epochs = self.search, len(_history(self.search.run(trial.number)))
         facts = {"seconds": round(self.seconds[-1], 3), "epochs": epochs, "fault": fault}
         with search.locked():
-            search.tell(self.study, trial, score, facts)
-            rows = search.rows(self.study)
+            search.tell(trial, score, facts)
+            rows = search.rows()
             kept = {row.number for row in search.rank(rows)[: self.keep]}
             for row in rows:
                 if row.state != "running" and row.number not in kept:
