@@ -179,14 +179,10 @@ def stopped(journal: Journal) -> StoppedError:
 class ScoreOptions:
     """How to score.
 
-    others: further runs to ensemble with the first. flips: average over mirror images if training saw them.
     overwrite: delete the model's rows in the journal first. workers: processes, None for one a processor.
     cluster: they are those of a cluster.
     """
 
-    others: tuple[Path, ...] = ()
-    any_modality: bool = False
-    flips: bool = False
     precision: Precision = "fp32"
     engine: Engine = "torch"
     formats: tuple[str, ...] = ("csv",)

@@ -66,20 +66,11 @@ def score_folder(
     >>> medtl.score_folder("runs/xray", images, "scores").table.name
     'scores.csv'
     """
-    options = ScoreOptions(
-        others=tuple(map(Path, others)),
-        any_modality=any_modality,
-        flips=tta,
-        precision=precision,
-        engine=engine,
-        formats=tuple(formats),
-        overwrite=overwrite,
-        workers=workers,
-        cluster=cluster,
-    )
+    options = ScoreOptions(precision, engine, tuple(formats), overwrite, workers, cluster)
     folder, out = Path(folder).absolute() if cluster else Path(folder), Path(out)
     check_formats(options.formats)
-    ensemble = choose_engine(load_ensemble(Path(run), options), options, watcher)
+    checkpoints = [load_finished(Path(one), any_modality=any_modality) for one in (run, *others)]
+    ensemble = choose_engine(make_ensemble(checkpoints, flips=tta), options, watcher)
     if watch and not folder.is_dir():
         raise ReadError("file-missing", "is no folder to watch", where=folder, fix="check the path")
     found = None if watch else scan(folder)
@@ -106,13 +97,6 @@ def _note_other_rows(out: Path, ensemble: Ensemble, folder: Path, watcher: Watch
     others = " and ".join(f"another {name}" for name, differs in changed.items() if differs)
     if others:
         watcher.note("note", f"the tables in {out} are of {others}: they will be replaced")
-
-
-def load_ensemble(run: Path, options: ScoreOptions) -> Ensemble:
-    """Load the run and those to ensemble with. Raises CheckpointError, also where they cannot be combined."""
-    runs = (run, *options.others)
-    checkpoints = [load_finished(one, any_modality=options.any_modality) for one in runs]
-    return make_ensemble(checkpoints, flips=options.flips)
 
 
 def _watch(scoring: Scoring, settle: float) -> NoReturn:
