@@ -79,10 +79,7 @@ def finish_fit(
 
 
 def _fit_ood(
-    checkpoint: Checkpoint,
-    fit: Fit,
-    held_out: NDArray[np.float64],
-    samples: Sequence[Sample],
+    checkpoint: Checkpoint, fit: Fit, held_out: NDArray[np.float64], samples: Sequence[Sample]
 ) -> tuple[OodLimits, dict[str, dict[str, Tensor]]] | None:
     """Measure what training images are like; held_out: features of the validation images.
 

@@ -48,8 +48,7 @@ LARGEST_VOLUME = 8_000_000  # voxels that a page holds; the slices of a larger v
 # The checks of a report are the cheap part of an audit: half of what medtl explain --audit does.
 QUICK = AuditSettings(map_cases=3, noise_draws=1)
 NOTHING_TO_CHECK = MapCheck(
-    "unchecked",
-    "Its maps were not checked: the model predicted the explained class for no image.",
+    "unchecked", "Its maps were not checked: the model predicted the explained class for no image."
 )
 WRONG_SHOWN = 12
 
