@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from medtl.pacs.peer import Tls
 
 kinds = click.option(
-    "--kind", "kinds", type=click.Choice(KINDS), multiple=True, help="Write only this kind; repeatable."
+    "--kind", "kinds", type=click.Choice(KINDS), multiple=True, help="Only this; repeatable. Default: all."
 )
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 

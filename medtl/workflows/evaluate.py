@@ -1,6 +1,6 @@
 """Evaluate a run: labelled studies -> predictions -> metrics with intervals, subgroups, a page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from medtl.config import load_config
 from medtl.core.files import PathLike, write_json
-from medtl.core.progress import SILENT, Watcher, note_all
+from medtl.core.progress import SILENT, StoppedError, Watcher, never, note_all
 from medtl.data.attributes import attribute_names, identifying_attributes
 from medtl.data.labels import compared_name
 from medtl.data.manifest import load_manifest, targets
@@ -62,6 +62,7 @@ def evaluate(
     subgroups: Sequence[str] | None = None,
     any_modality: bool = False,
     watcher: Watcher = SILENT,
+    stop: Callable[[], bool] = never,
 ) -> EvaluateOutcome:
     """Evaluate a run on labelled studies; write metrics, predictions and a page to `out`, if it is given.
 
@@ -69,7 +70,8 @@ def evaluate(
     run's own split, `all` is every sample. threshold: a rule, such as `sensitivity=0.95`, by which new
     thresholds are chosen on the run's validation data; by default those of the run are used. prevalence: the
     share of patients with each class where the model will be used; "" is the positive class of a binary task.
-    subgroups: columns of the label table; by default all. Raises MedtlError.
+    subgroups: columns of the label table; by default all. stop: asked before each batch; when it returns
+    True, StoppedError is raised. Raises MedtlError.
 
     >>> import medtl
     >>> outcome = medtl.evaluate("runs/xray", medtl.sample_data("xray"), part="val")
@@ -91,7 +93,7 @@ def evaluate(
     samples, chosen = _select_part(manifest.samples, prepared, run, part)
     note_all(watcher, manifest.notes, chosen, warning_notes(prepared))
     attributes, withheld = _attributes(samples, subgroups)
-    probabilities = _predict_rows(checkpoint, prepared, prepared.rows_of(samples), watcher)
+    probabilities = _predict_rows(checkpoint, prepared, prepared.rows_of(samples), watcher, stop)
     evaluated = probabilities, targets(task, samples), task, [sample.patient_id for sample in samples]
     evaluation = evaluate_predictions(*evaluated, thresholds, prevalence=shares)
     groupings, notes = evaluate_subgroups(*evaluated, thresholds, attributes)
@@ -245,12 +247,18 @@ def _select_part(
 
 
 def _predict_rows(
-    checkpoint: Checkpoint, prepared: PreparedDataset, rows: NDArray[np.int64], watcher: Watcher
+    checkpoint: Checkpoint,
+    prepared: PreparedDataset,
+    rows: NDArray[np.int64],
+    watcher: Watcher,
+    stop: Callable[[], bool],
 ) -> NDArray[np.float64]:
     """Return probabilities (N, K)."""
     batches = np.array_split(rows, -(-len(rows) // BATCH))
     parts = []
     for number, batch in enumerate(batches, start=1):
+        if stop():
+            raise StoppedError("interrupted", "stopped while it was evaluated", fix="evaluate again")
         parts.append(predict(checkpoint, prepared.read(batch)))
         watcher.progress("scoring", number, len(batches))
     return np.concatenate(parts)

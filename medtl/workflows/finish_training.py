@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from medtl.core.files import write_json
@@ -18,6 +17,7 @@ from medtl.data.task import Sample
 from medtl.evaluation.calibration import fit_calibration, to_probabilities
 from medtl.evaluation.conformal import fit_floors
 from medtl.evaluation.evaluate import Evaluation, evaluate, to_json
+from medtl.evaluation.metrics import Floats
 from medtl.evaluation.predictions import FILE, predictions_of, write_predictions
 from medtl.evaluation.thresholds import choose_thresholds
 from medtl.inference.ood import MOST_SAMPLES, fit_ood
@@ -36,11 +36,8 @@ from medtl.training.run_folder import VERSIONED
 from medtl.training.trainer import Fit
 
 BATCH = 32
-
-
-def always(_: Evaluation) -> bool:
-    """Fit the OOD check of every run."""
-    return True
+# Whether a run with an evaluation gets an OOD check, which costs a pass over training images.
+FitsOod = Callable[[Evaluation], bool]
 
 
 def finish_fit(
@@ -48,7 +45,7 @@ def finish_fit(
     samples: Sequence[Sample],
     recipe: Mapping[str, Any],
     seconds: Mapping[str, float],
-    fits_ood: Callable[[Evaluation], bool],
+    fits_ood: FitsOod | None,
 ) -> Evaluation:
     """Calibrate and evaluate the best checkpoint on validation data, complete it, and write metrics.json."""
     run = fit.run_folder
@@ -62,8 +59,8 @@ def finish_fit(
     probabilities = to_probabilities(logits, task.kind, fitted.calibration)
     thresholds = choose_thresholds(probabilities, truth, task)
     evaluation = evaluate(probabilities, truth, task, patients, thresholds)
-    fitted_ood = _fit_ood(checkpoint, fit, features, samples) if fits_ood(evaluation) else None
-    limits, tensors = fitted_ood or (None, {})
+    checked = fits_ood is None or fits_ood(evaluation)
+    limits, tensors = _fit_ood(checkpoint, fit, features, samples) if checked else (None, {})
     completed = {
         "thresholds": tuple(thresholds),
         "calibration": fitted.calibration,
@@ -79,11 +76,11 @@ def finish_fit(
 
 
 def _fit_ood(
-    checkpoint: Checkpoint, fit: Fit, held_out: NDArray[np.float64], samples: Sequence[Sample]
-) -> tuple[OodLimits, dict[str, dict[str, Tensor]]] | None:
+    checkpoint: Checkpoint, fit: Fit, held_out: Floats, samples: Sequence[Sample]
+) -> tuple[OodLimits | None, dict[str, dict[str, Tensor]]]:
     """Measure what training images are like; held_out: features of the validation images.
 
-    Returns the checkpoint's limits and their tensor file, None where there is nothing to measure.
+    Returns the checkpoint's limits and their tensor file, None and nothing where they cannot be measured.
     """
     views = fit.data.train
     drawn = make_generator(fit.config.seed, "screening").permutation(len(views))[:MOST_SAMPLES]
@@ -92,12 +89,10 @@ def _fit_ood(
     trained_on = {views.dataset.sample_ids[row] for row in views.rows}
     series = [sample.series for sample in samples if sample.sample_id in trained_on]
     fitted = fit_ood(features, held_out, series)
-    return (fitted[0], {TENSORS: fitted[1]}) if fitted else None
+    return (fitted[0], {TENSORS: fitted[1]}) if fitted else (None, {})
 
 
-def _predict_views(
-    checkpoint: Checkpoint, views: Views, fit: Fit
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _predict_views(checkpoint: Checkpoint, views: Views, fit: Fit) -> tuple[Floats, Floats]:
     """Return logits and pooled features of all samples, without augmentation."""
     parts = []
     for start in range(0, len(views), BATCH):

@@ -42,7 +42,7 @@ from medtl.training.feature_cache.cache import Views
 from medtl.training.run_folder import VERSIONED, RunFolder
 from medtl.training.schedule import resolve_schedule
 from medtl.training.trainer import Fit, FitData
-from medtl.workflows.finish_training import always, finish_fit
+from medtl.workflows.finish_training import FitsOod, finish_fit
 from medtl.workflows.run import Run
 
 # What the leading process announces to the others.
@@ -53,8 +53,7 @@ PREPARED, RECORDED, FINISHED = "prepared", "recorded", "finished"
 class TrainJob:
     """One run to train: where, by which recipe, who watches and stops it, and the processes that share it.
 
-    resume: continue what is there. stop: asked after each step. fits_ood: whether a run with this evaluation
-    gets an OOD check, which costs a pass over training images.
+    resume: continue what is there. stop: asked after each step. fits_ood: None gives every run the check.
     """
 
     run: RunFolder
@@ -63,7 +62,7 @@ class TrainJob:
     resume: bool = False
     stop: Callable[[], bool] = never
     process_group: ProcessGroup = field(default_factory=ProcessGroup)
-    fits_ood: Callable[[Evaluation], bool] = always
+    fits_ood: FitsOod | None = None
 
 
 @dataclass(frozen=True)
@@ -368,6 +367,6 @@ def _record_start(job: TrainJob, opened: OpenedData) -> None:
 
 def _parts_by_pixels(samples: Sequence[Sample], prepared: PreparedDataset) -> dict[str, str | None]:
     """Return the part of each image by its pixels; `train` wins where the same pixels are in several."""
-    contents = dict(zip(prepared.sample_ids, prepared.content_hashes, strict=True))
-    ordered = sorted(samples, key=lambda sample: sample.split == "train")  # later ones overwrite
-    return {contents[sample.sample_id]: sample.split for sample in ordered}
+    rows = zip(samples, prepared.content_hashes, strict=True)
+    ordered = sorted(rows, key=lambda row: row[0].split == "train")  # later ones overwrite
+    return {content: sample.split for sample, content in ordered}

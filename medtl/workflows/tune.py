@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from medtl.config import Modality, RunConfig, load_config, sample_data
 from medtl.core.files import PathLike, make_folder, read_json, write_text
-from medtl.core.progress import SILENT, PlanFacts, StageFacts, StoppedError, Unwatched, Watcher, never
+from medtl.core.progress import SILENT, PlanFacts, StageFacts, StoppedError, Watcher, never
 from medtl.data.splits import read_splits
 from medtl.errors import ConfigError, ReadError, TrainingError
 from medtl.evaluation.evaluate import Evaluation
@@ -241,8 +241,12 @@ class Searcher:
             before = str(read_json(out / "metrics.json")["run"])
         except (OSError, ValueError, KeyError, TypeError):
             before = run.root.name
-        watcher = StoppingWatcher(self.watcher, self.stop, self.search.root)
-        outcome = evaluate_run(run.root, self.data, self.labels, out=out, part="test", watcher=watcher)
+        try:
+            outcome = evaluate_run(
+                run.root, self.data, self.labels, out=out, part="test", watcher=self.watcher, stop=self.stop
+            )
+        except StoppedError as error:
+            raise stopped_search("while the best trial was evaluated", self.search.root) from error
         reused = f"the test part has already been used to evaluate trial {before}: it is no longer unseen"
         return outcome.evaluation, [] if before == run.root.name else [reused]
 
@@ -287,25 +291,6 @@ class TrialWatcher:
         self.trial.report(row["val_auroc"], len(_history(self.run)) - 1)
         if self.trial.should_prune():
             raise PrunedError
-
-
-@dataclass(frozen=True)
-class StoppingWatcher(Unwatched):
-    """Passes on the progress of the best trial's evaluation, and stops it on request."""
-
-    front: Watcher
-    stop: Callable[[], bool]
-    root: Path
-
-    def note(self, label: str, text: str) -> None:
-        """Pass a note on."""
-        self.front.note(label, text)
-
-    def progress(self, what: str, done: int, total: int) -> None:
-        """Move the bar; raise StoppedError where a stop was requested."""
-        self.front.progress(what, done, total)
-        if self.stop():
-            raise stopped_search("while the best trial was evaluated", self.root)
 
 
 def stopped_search(when: str, root: Path) -> StoppedError:
