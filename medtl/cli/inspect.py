@@ -80,7 +80,7 @@ def _groups_table(outcome: "InspectOutcome") -> "Table":
 
     table = Table(box=SIMPLE_HEAD, show_footer=True, pad_edge=False)
     table.add_column("What", "All")
-    table.add_column("Count", f"{outcome.count:,}", justify="right")
+    table.add_column("Count", f"{sum(group.count for group in outcome.groups):,}", justify="right")
     table.add_column("Studies", _count(outcome.studies), justify="right")
     table.add_column("Series", _count(outcome.series), justify="right")
     table.add_column("Patients", patients_text(outcome.patients, outcome.unidentified), justify="right")

@@ -42,8 +42,6 @@ MOST_NAMED = 4
 # Images in memory at once; compressed ones are decoded in processes of their own.
 READ_AT_ONCE = min(4, os.cpu_count() or 1)
 
-Result = tuple[Inspection, Image | None] | ReadError
-
 
 @dataclass(frozen=True)
 class InputIssue:
@@ -77,11 +75,6 @@ class InspectOutcome:
     notes: dict[str, int]
     skipped: dict[str, int]
     page: Path | None = None
-
-    @property
-    def count(self) -> int:
-        """How many images, volumes and items can be read."""
-        return self.images + self.volumes + self.items
 
 
 class TilePicker:
@@ -178,7 +171,7 @@ def patients_text(patients: int, unidentified: int) -> str:
     return f"{patients:,}" + (f" + {unidentified:,} without id" if unidentified else "")
 
 
-def _inspect(series: Series, headers_only: bool) -> Result:
+def _inspect(series: Series, headers_only: bool) -> tuple[Inspection, Image | None] | ReadError:
     try:
         if headers_only:
             return inspect_header(series), None

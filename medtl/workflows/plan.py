@@ -1,7 +1,7 @@
 """RECIPE -> its stages: what each trains, caches and costs, before anything is trained."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from medtl.config import RunConfig
 from medtl.data.task import Task
@@ -15,39 +15,18 @@ from medtl.training.schedule import Pace, Stage, entry_step, resolve_schedule, u
 BACKWARD = 2  # a backward pass has two products for each one of the forward pass: by input and by weight
 
 
-@dataclass(frozen=True)
-class StagePlan:
-    """One stage of a recipe.
+def plan_stages(config: RunConfig, samples: int | None = None) -> list[dict[str, Any]]:
+    """Return plain data about each stage of a recipe on a number of training images.
 
-    groups: the unfrozen ones, from the stem. rates: learning rates of the head, the topmost and the lowest
-    group. boundary and kept_bytes: where the frozen prefix ends, and the size of one image's activations
-    there in one view; cached: whether they are cached. Multiply-adds are those of one training image in one
-    epoch: prefix is the frozen part, forward, which the cache saves; trained is the rest, forward and
-    backward, where a backward pass counts twice the forward one. Those of all epochs are of all images (one
-    where their number is unknown): without the cache, and as planned, with the passes that fill it.
-    """
+    stage: its settings. groups: the unfrozen ones, from the stem. rates: learning rates of the head, the
+    topmost and the lowest group. boundary and kept_bytes: where the frozen prefix ends, and the size of one
+    image's activations there in one view; cached: whether they are cached, and the reason. Multiply-adds are
+    those of one training image in one epoch: prefix is the frozen part, forward, which the cache saves;
+    trained is the rest, forward and backward, where a backward pass counts twice the forward one. Those of
+    all epochs are of all images: without the cache, and as planned, with the passes that fill it.
 
-    stage: Stage
-    groups: tuple[str, ...]
-    trained_parameters: int
-    parameters: int
-    rates: tuple[float, ...]
-    epochs: int
-    boundary: str
-    kept_bytes: int
-    cached: bool
-    reason: str
-    prefix_multiply_adds: int
-    trained_multiply_adds: int
-    all_epochs_multiply_adds: int
-    cached_all_epochs_multiply_adds: int
-
-
-def plan_stages(config: RunConfig, samples: int | None = None) -> tuple[StagePlan, ...]:
-    """Return the stages of a recipe on a number of training images.
-
-    That number matters for the disk budget of the cache and for stages with a number of steps; without it,
-    everything fits in the cache and a stage lasts for all of its epochs.
+    The number of images matters for the disk budget of the cache and for stages with a number of steps;
+    without it, there is one image, everything fits in the cache and a stage lasts for all of its epochs.
     """
     classifier = build_untrained(config)
     shape = (1, config.preprocessing.channels, *config.preprocessing.size)
@@ -60,10 +39,10 @@ def plan_stages(config: RunConfig, samples: int | None = None) -> tuple[StagePla
     budget = config.fit.cache_gb * 1e9
     plans = plan_cache(classifier, stages, shape, samples or 1, budget, epochs=epochs)
     costs = step_costs(classifier, shape)
-    return tuple(
+    return [
         _plan_stage(classifier, costs, stage, count, plan, samples or 1)
         for stage, count, plan in zip(stages, epochs, plans, strict=True)
-    )
+    ]
 
 
 def build_untrained(config: RunConfig) -> Classifier:
@@ -81,7 +60,7 @@ def _plan_stage(
     epochs: int,
     plan: CachePlan,
     samples: int,
-) -> StagePlan:
+) -> dict[str, Any]:
     step = entry_step(classifier, stage)
     prefix = sum(cost.multiply_adds for cost in costs[:step])
     trained = (1 + BACKWARD) * sum(cost.multiply_adds for cost in costs[step:])
@@ -90,19 +69,19 @@ def _plan_stage(
     unfreeze(classifier, stage)
     lowest = stage.learning_rate * stage.layer_decay ** (stage.groups - 1)
     rates = (stage.head_learning_rate, stage.learning_rate, lowest)
-    return StagePlan(
-        stage=stage,
-        groups=names[len(names) - stage.groups :],
-        trained_parameters=sum(p.numel() for p in classifier.parameters() if p.requires_grad),
-        parameters=sum(p.numel() for p in classifier.parameters()),
-        rates=rates if stage.groups else rates[:1],
-        epochs=epochs,
-        boundary=costs[step - 1].name if step else "",
-        kept_bytes=costs[step - 1].output_bytes if step else 0,
-        cached=plan.cached,
-        reason=plan.reason,
-        prefix_multiply_adds=prefix,
-        trained_multiply_adds=trained,
-        all_epochs_multiply_adds=samples * epochs * (prefix + trained),
-        cached_all_epochs_multiply_adds=samples * (passes * prefix + epochs * trained),
-    )
+    return {
+        "stage": stage.model_dump(mode="json"),
+        "groups": names[len(names) - stage.groups :],
+        "trained_parameters": sum(p.numel() for p in classifier.parameters() if p.requires_grad),
+        "parameters": sum(p.numel() for p in classifier.parameters()),
+        "rates": rates if stage.groups else rates[:1],
+        "epochs": epochs,
+        "boundary": costs[step - 1].name if step else "",
+        "kept_bytes": costs[step - 1].output_bytes if step else 0,
+        "cached": plan.cached,
+        "reason": plan.reason,
+        "prefix_multiply_adds": prefix,
+        "trained_multiply_adds": trained,
+        "all_epochs_multiply_adds": samples * epochs * (prefix + trained),
+        "cached_all_epochs_multiply_adds": samples * (passes * prefix + epochs * trained),
+    }

@@ -4,8 +4,9 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from medtl.core.files import PathLike, read_json
 from medtl.core.journal import open_journal
@@ -101,7 +102,8 @@ def _note_other_rows(out: Path, ensemble: Ensemble, folder: Path, watcher: Watch
 
 def _watch(scoring: Scoring, settle: float) -> NoReturn:
     """Score what is in the folder and what arrives there. Raises StoppedError."""
-    seen = written = ""
+    seen = ""
+    written: tuple[Any, ...] = ()
     while True:
         listing = _listing(scoring.folder)
         if listing != seen:
@@ -148,21 +150,14 @@ def _listing(folder: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for place, folders, names in os.walk(folder):
         folders.sort()
-        for name in sorted(names):
-            path = Path(place, name)
-            try:
+        for path in (Path(place, name) for name in sorted(names)):
+            with suppress(OSError):  # it is gone
                 status = path.lstat()
-            except OSError:
-                continue
-            digest.update(os.fsencode(path) + f"\0{status.st_size} {status.st_ctime_ns}\0".encode())
+                digest.update(os.fsencode(path) + f"\0{status.st_size} {status.st_ctime_ns}\0".encode())
     return digest.hexdigest()
 
 
-def _signature(found: Scan, folder: Path) -> str:
-    """Return a key of what the tables hold of a scan, and of how many other files there are."""
-    digest = hashlib.blake2b(str(found.skipped).encode(), digest_size=16)
-    for unit in list_units(found, folder):
-        digest.update(f"{unit.source}\0{unit.stamp}\0".encode())
-    for error in found.refusals:
-        digest.update(f"{error}\0".encode(errors="backslashreplace"))
-    return digest.hexdigest()
+def _signature(found: Scan, folder: Path) -> tuple[Any, ...]:
+    """Return what the tables hold of a scan, and how many other files there are."""
+    units = [(unit.source, unit.stamp) for unit in list_units(found, folder)]
+    return units, [str(error) for error in found.refusals], found.skipped

@@ -124,20 +124,22 @@ class Search:
             "metric or seed": (self.root / "study.json", facts),
         }
         with self.locked():
-            before = {name: _read_text(path) for name, (path, _) in parts.items()}
-            texts = "\n".join(filter(None, before.values()))
-            if any(re.search(rf"(?m)^(schedule\.|  ){key}:", texts) for key in OLD_KEYS):
+            before = {
+                name: path.read_text(encoding="utf-8", errors="replace")
+                for name, (path, _) in parts.items()
+                if path.is_file()
+            }
+            if any(re.search(rf"(?m)^(schedule\.|  ){k}:", "\n".join(before.values())) for k in OLD_KEYS):
                 reason, fix = (
                     "was started by medtl 0.1.0",
                     "finish it with that version, or choose another --out",
                 )
                 raise TrainingError("study-changed", reason, where=self.root, fix=fix)
             for name, (path, text) in parts.items():
-                if before[name] not in (None, text):
+                if before.get(name, text) != text:
                     raise self.changed(f"the {name} differs from its {path.name}")
-            for path, text in parts.values():
-                if not path.is_file():
-                    write_text(path, text)
+            for name in parts.keys() - before.keys():
+                write_text(*parts[name])
 
     def changed(self, reason: str) -> TrainingError:
         """Return the error of a search that is not what it was."""
@@ -295,10 +297,6 @@ def check_metric(metric: str) -> None:
     if metric not in toy.metrics:
         fix = f"one of {', '.join(toy.metrics)}"
         raise ConfigError("config-value", "no such metric", where=f"--metric {metric}", fix=fix)
-
-
-def _read_text(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
 
 def _connect(path: Path) -> sqlite3.Connection:

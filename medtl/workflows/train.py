@@ -65,14 +65,6 @@ class TrainJob:
     fits_ood: FitsOod | None = None
 
 
-@dataclass(frozen=True)
-class TrainOutcome:
-    """What a training run produced."""
-
-    evaluation: Evaluation
-    refusals: tuple[ReadError, ...]
-
-
 @dataclass(frozen=True, eq=False)
 class OpenedData:
     """Labelled samples, prepared and split, for any number of runs over them.
@@ -132,15 +124,17 @@ def train(
             return Run(folder)
         if data is None:
             watcher.note("data", f"no data folder is given: training on the phantoms of {source}")
-        outcome = train_run(job, source, table)
-    return Run(folder, outcome.refusals)
+        _, refusals = train_run(job, source, table)
+    return Run(folder, refusals)
 
 
-def train_run(job: TrainJob, data: Path | OpenedData, labels: Path | None = None) -> TrainOutcome:
+def train_run(
+    job: TrainJob, data: Path | OpenedData, labels: Path | None = None
+) -> tuple[Evaluation, tuple[ReadError, ...]]:
     """Write a run: checkpoints, history, splits and metrics with intervals. data: a folder, or data opened.
 
-    Of several processes that train together the leading one calls this. Raises MedtlError; a run that was
-    there before stays loadable.
+    Returns the evaluation on validation data, and the inputs that were refused. Of several processes that
+    train together the leading one calls this. Raises MedtlError; a run that was there before stays loadable.
     """
     started, run, group = time.perf_counter(), job.run, job.process_group
     with run.locked():
@@ -156,7 +150,7 @@ def train_run(job: TrainJob, data: Path | OpenedData, labels: Path | None = None
         recipe = _describe_recipe(job.config, fit, opened)
         evaluation = finish_fit(fit, opened.samples, recipe, seconds, job.fits_ood)
         group.announce(FINISHED)
-    return TrainOutcome(evaluation, opened.refusals)
+    return evaluation, opened.refusals
 
 
 def _follow_run(job: TrainJob, data: Path, labels: Path | None) -> None:

@@ -190,11 +190,11 @@ class Searcher:
         job = TrainJob(run, config, watcher, resume=True, stop=self.stop, fits_ood=self._may_be_kept)
         try:
             self.opened = self.opened or open_data(self.data, self.labels, config, watcher)
-            outcome = train_run(job, self.opened)
+            evaluation, _ = train_run(job, self.opened)
         except StoppedError as error:  # which names the run, not the search
             place = error.reason.removeprefix("stopped ")
             raise stopped_search(f"in trial {trial.number}, {place}", self.search.root) from error
-        return outcome.evaluation.metrics[self.search.metric]
+        return evaluation.metrics[self.search.metric]
 
     def _may_be_kept(self, evaluation: Evaluation) -> bool:
         """Return whether a trial with this evaluation is among the best so far: others keep no checkpoint."""

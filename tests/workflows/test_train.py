@@ -89,9 +89,9 @@ def test_training_tells_the_watcher_of_every_stage_epoch_and_file(run: RunFolder
 
 def test_training_returns_what_the_command_prints(studies: Path, tmp_path: Path, watcher: Recorder) -> None:
     run = RunFolder(tmp_path / "run")
-    outcome = train_run(TrainJob(run, recipe(), watcher), studies)
-    assert outcome.refusals == () and len(run.read_json(run.metrics)["stages"]) == 2
-    assert outcome.evaluation.samples == 8 and outcome.evaluation.patients == 4
+    evaluation, refusals = train_run(TrainJob(run, recipe(), watcher), studies)
+    assert refusals == () and len(run.read_json(run.metrics)["stages"]) == 2
+    assert evaluation.samples == 8 and evaluation.patients == 4
     assert run.read_json(run.metrics)["seconds"]["total"] > 0
 
 

@@ -136,7 +136,7 @@ def quick_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def train(job: TrainJob, data: None) -> Any:
         value = 0.9 - 0.1 * abs(math.log10(job.config.schedule.learning_rate / 1e-2))
         scores = {"auroc": Interval(value, value - 0.1, value + 0.1), "brier": Interval(1 - value, 0.0, 1.0)}
-        return SimpleNamespace(evaluation=SimpleNamespace(metrics=scores))
+        return SimpleNamespace(metrics=scores), ()
 
     monkeypatch.setattr("medtl.workflows.tune.train_run", train)
     monkeypatch.setattr("medtl.workflows.tune.open_data", lambda *_: None)
