@@ -130,10 +130,8 @@ class Search:
                 if path.is_file()
             }
             if any(re.search(rf"(?m)^(schedule\.|  ){k}:", "\n".join(before.values())) for k in OLD_KEYS):
-                reason, fix = (
-                    "was started by medtl 0.1.0",
-                    "finish it with that version, or choose another --out",
-                )
+                reason = "was started by medtl 0.1.0"
+                fix = "finish it with that version, or choose another --out"
                 raise TrainingError("study-changed", reason, where=self.root, fix=fix)
             for name, (path, text) in parts.items():
                 if before.get(name, text) != text:
