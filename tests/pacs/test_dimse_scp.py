@@ -251,6 +251,7 @@ def test_an_association_that_drops_within_an_instance_leaves_nothing_of_it(tmp_p
         def send_a_part(pdu: bytes) -> None:
             if next(count) == 3:
                 association.dul.socket.socket.shutdown(socket.SHUT_RDWR)
+                association.dimse_timeout = 0.1  # no answer will come
             sends(pdu)
 
         association.dul.socket.send = send_a_part
