@@ -45,7 +45,7 @@ FORMATS = click.Choice(["csv", "jsonl", "parquet"])
     default=("csv",),
     help="Format of scores.*; repeatable.",
 )
-@click.option("--resume/--overwrite", default=True, help="Reuse the rows already in OUT, or score all again.")
+@click.option("--overwrite/--resume", default=False, help="Score all again, or reuse the rows in OUT.")
 @click.option("--workers", type=click.IntRange(1), help="Processes. Default: one for each CPU.")
 @click.option("--cluster", type=click.Choice(["ray"]), help="Score on the cluster that RAY_ADDRESS names.")
 @click.option("--watch", is_flag=True, help="Keep scoring what arrives in FOLDER, until stopped.")
@@ -57,7 +57,7 @@ FORMATS = click.Choice(["csv", "jsonl", "parquet"])
 )
 @options.any_modality
 @options.as_json("the rows as JSON")
-def score(run: Path, folder: Path, out: Path, resume: bool, as_json: bool, **settings: Any) -> int:
+def score(run: Path, folder: Path, out: Path, as_json: bool, **settings: Any) -> int:
     """Score the studies of FOLDER with RUN.
 
     Each series or image gets one row: probabilities, or the reason why it was refused. If it is stopped or
@@ -73,9 +73,7 @@ def score(run: Path, folder: Path, out: Path, resume: bool, as_json: bool, **set
         from medtl.workflows.score import score_folder
 
         printer = _RowPrinter(watcher, as_json)
-        outcome = score_folder(
-            run, folder, out, overwrite=not resume, watcher=watcher, stop=stop, on_row=printer, **settings
-        )
+        outcome = score_folder(run, folder, out, watcher=watcher, stop=stop, on_row=printer, **settings)
     printer.finish(outcome)
     return 3 if outcome.refused else 0
 

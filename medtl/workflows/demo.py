@@ -112,10 +112,7 @@ def median_gain(localisations: tuple[Localisation, ...]) -> float:
 
 
 def localise_run(
-    run: Path,
-    samples: Sequence[Sample],
-    mask_of: Callable[[Sample], NDArray[Any] | None],
-    method: str = "grad-cam",
+    run: Path, samples: Sequence[Sample], mask_of: Callable[[Sample], NDArray[Any] | None]
 ) -> list[Localisation]:
     """Compare heatmaps with masks on the same grids: one row for each sample that has a mask and a map."""
     checkpoint = load_finished(run)
@@ -127,7 +124,7 @@ def localise_run(
         image = read_series(sample.series)
         prepared = prepare_image(image, checkpoint.preprocessing)
         probabilities = predict(checkpoint, torch.from_numpy(prepared.pixels)[None])[0]
-        heatmap = explain(checkpoint, image, prepared, tuple(probabilities), method).heatmap
+        heatmap = explain(checkpoint, image, prepared, tuple(probabilities), "grad-cam").heatmap
         if heatmap.sum() > 0:
             rows.append(localise(heatmap, mask))
     return rows

@@ -23,7 +23,7 @@ from medtl.evaluation.conformal import coverage_json, measure_coverage, set_text
 from medtl.evaluation.evaluate import Evaluation, to_json
 from medtl.evaluation.evaluate import evaluate as evaluate_predictions
 from medtl.evaluation.predictions import FILE, predictions_of, read_predictions, write_predictions
-from medtl.evaluation.subgroups import Grouping, evaluate_subgroups, write_metrics, write_subgroups
+from medtl.evaluation.subgroups import evaluate_subgroups, write_metrics, write_subgroups
 from medtl.evaluation.thresholds import ThresholdRule, choose_thresholds, parse_rule
 from medtl.imaging.dicom.patient import read_group_facts
 from medtl.inference.predictor import predict, predicted_class
@@ -41,10 +41,9 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class EvaluateOutcome:
-    """Metrics, subgroups, the content of metrics.json, and refused inputs. page: None where `out` is."""
+    """Metrics, the content of metrics.json, and refused inputs. page: None where `out` is."""
 
     evaluation: Evaluation
-    groupings: tuple[Grouping, ...]
     content: Mapping[str, Any]
     page: Path | None
     refusals: tuple[ReadError, ...]
@@ -121,7 +120,7 @@ def evaluate(
         write_subgroups(out / "subgroups.csv", groupings)
         write_predictions(out / FILE, task, predictions_of(samples, task, probabilities), answers)
         page = write_evaluation_page(out, content, model_card(run, checkpoint))
-    return EvaluateOutcome(evaluation, tuple(groupings), content, page, all_refusals(manifest, prepared))
+    return EvaluateOutcome(evaluation, content, page, all_refusals(manifest, prepared))
 
 
 def _describe_run(run: Path, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -86,12 +86,12 @@ class TilePicker:
         self.problems: dict[int, Tile] = {}
         self.others: dict[int, Tile] = {}
 
-    def wants(self, number: int, inspection: Inspection) -> bool:
+    def picks(self, number: int, inspection: Inspection) -> bool:
         """Return whether image `number` of the folder belongs on the sheet."""
         return len(self.problems) < self.most if _badges(inspection) else number % self.step == 0
 
     def add(self, number: int, tile: Tile) -> None:
-        """Add a tile that is wanted."""
+        """Add a tile that is picked."""
         (self.problems if tile.problems else self.others)[number] = tile
 
     def tiles(self) -> list[Tile]:
@@ -127,7 +127,7 @@ def inspect_folder(
             else:
                 inspection, image = result
                 inspected.append((source, inspection))
-                if html is not None and image is not None and picker.wants(number, inspection):
+                if html is not None and image is not None and picker.picks(number, inspection):
                     picker.add(number, _tile(source, inspection, image))
             watcher.progress(what, number + 1, len(found.series))
     outcome = _outcome(inspected, refused, dict(found.left_out), pixels_read=not headers_only)

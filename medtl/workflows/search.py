@@ -35,6 +35,8 @@ except ModuleNotFoundError as missing:
     ) from missing
 # Fewer finished trials say little about what mattered.
 FEWEST_FOR_IMPORTANCE = 20
+# Of a trial that is not over.
+NO_FACTS = {"epochs": 0, "seconds": math.nan, "fault": "", "low": math.nan, "high": math.nan}
 LOWER_IS_BETTER = frozenset({"brier", "ece"})
 
 
@@ -169,9 +171,7 @@ class Search:
             pruner=self._make_pruner(),
             load_if_exists=True,
         )
-        if not self.study.get_trials(
-            deepcopy=False
-        ):  # the first one has the recipe's own values, where it can
+        if not self.study.trials:  # the first one has the recipe's own values, where it can
             own = self.own_values
             self.study.enqueue_trial({d.key: d.stored(own[d.key]) for d in self.space if d.holds(own[d.key])})
 
@@ -189,20 +189,28 @@ class Search:
     def claim(self, most: int) -> tuple[Trial, Lock] | None:
         """Take a trial that its process abandoned, or a new one; None where `most` are taken."""
         with self.locked():
-            begun = [t for t in self.study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
+            begun = self._begun()
             for abandoned in begun:
                 lock = self._hold(abandoned.number) if abandoned.state == TrialState.RUNNING else None
                 if lock:
                     self._seed(abandoned.number)
-                    return self._with_values(Trial(self.study, abandoned._trial_id)), lock
-            if len(begun) >= most:
-                return None
-            self._seed(len(begun))
-            trial = self.study.ask()
-            lock = self._hold(trial.number)
-            if lock is None:
-                raise self.changed(f"new trial {trial.number} is already locked")
-            return self._with_values(trial), lock
+                    trial = Trial(self.study, abandoned._trial_id)
+                    break
+            else:
+                if len(begun) >= most:
+                    return None
+                self._seed(len(begun))
+                trial = self.study.ask()
+                lock = self._hold(trial.number)
+                if lock is None:
+                    raise self.changed(f"new trial {trial.number} is already locked")
+            for dimension in self.space:
+                dimension.suggest(trial)
+            return trial, lock
+
+    def _begun(self) -> list[FrozenTrial]:
+        trials = self.study.get_trials(deepcopy=False)
+        return [trial for trial in trials if trial.state != TrialState.WAITING]
 
     def _hold(self, number: int) -> Lock | None:
         """Hold a trial until its lock is released or the process ends; None where another one has it."""
@@ -216,11 +224,6 @@ class Search:
         """Let the sampler depend on the trial's number alone: a resumed search draws what it would have drawn
         without the stop."""
         self.study.sampler = optuna.samplers.TPESampler(seed=derive_seed(self.seed, "trial", number) % 2**32)
-
-    def _with_values(self, trial: Trial) -> Trial:
-        for dimension in self.space:
-            dimension.suggest(trial)
-        return trial
 
     def tell(self, trial: Trial, score: Interval | None, facts: Mapping[str, Any]) -> None:
         """Report a trial that is over: pruned where it has no score, failed where the facts have a fault."""
@@ -238,29 +241,25 @@ class Search:
 
     def rows(self) -> tuple[TrialRow, ...]:
         """Return all trials that were started."""
-        trials = self.study.get_trials(deepcopy=False)
-        return tuple(self._row(trial) for trial in trials if trial.state != TrialState.WAITING)
+        return tuple(map(self._row, self._begun()))
 
     def _row(self, trial: FrozenTrial) -> TrialRow:
-        facts, values, score = trial.user_attrs.get("facts", {}), self.values(trial), None
-        if trial.state == TrialState.COMPLETE:
-            bounds = facts.get("low", math.nan), facts.get("high", math.nan)
-            score = Interval(float(trial.value or 0.0), *bounds)
+        facts, values = NO_FACTS | trial.user_attrs.get("facts", {}), self.values(trial)
+        bounds = facts.pop("low"), facts.pop("high")
+        complete = trial.state == TrialState.COMPLETE
         return TrialRow(
             number=trial.number,
-            state="failed" if facts.get("fault") else trial.state.name.lower(),
-            score=score,
-            epochs=facts.get("epochs", 0),
-            seconds=facts.get("seconds", math.nan),
+            state="failed" if facts["fault"] else trial.state.name.lower(),
+            score=Interval(float(trial.value or 0.0), *bounds) if complete else None,
             values=values,
             recipe=values == self.own_values,
-            fault=facts.get("fault", ""),
+            **facts,
         )
 
     def rank(self, rows: Sequence[TrialRow]) -> tuple[TrialRow, ...]:
         """Return the finished trials, best first; of equal ones the earlier."""
-        done = [(-self.sign * row.score.value, row.number, row) for row in rows if row.score]
-        return tuple(row for _, _, row in sorted(done, key=lambda entry: entry[:2]))
+        done = [row for row in rows if row.score]  # in the order of their numbers
+        return tuple(sorted(done, key=lambda row: -self.sign * row.bounds[0]))
 
     def importances(self) -> dict[str, float]:
         """Return each key's share of the metric's variance, by PED-ANOVA (Watanabe 2023)."""

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from numpy.typing import NDArray
 
 from medtl.config import Modality, RunConfig, load_config, sample_data, to_yaml
 from medtl.core import __version__
@@ -221,18 +220,20 @@ def _check_resumable(job: TrainJob) -> None:
         raise TrainingError("run-exists", "already contains a run", where=run.root, fix=fix)
     if not job.resume or not (started or run.config.is_file()):
         return
-    try:
-        before, now = _settings(load_config(config=run.config)), _settings(job.config)
-        changed = [
-            f": {key} was {before[key]}, is {value}" for key, value in now.items() if before[key] != value
-        ]
-    except ConfigError:  # it is damaged
-        changed = [""]
-    if changed:
-        reason = f"the recipe differs from the run's config.yaml{changed[0]}"
+    for change in _changes(run.config, job.config)[:1]:
+        reason = f"the recipe differs from the run's config.yaml{change}"
         raise TrainingError("run-changed", reason, where=run.root, fix=f"use --config {run.config}")
     if not run.last.is_dir():
         note_all(job.watcher, ["no checkpoint to resume from: training starts from the beginning"])
+
+
+def _changes(before: Path, config: RunConfig) -> list[str]:
+    """Return how a recipe differs from a stored one, for the end of a sentence."""
+    try:
+        old, new = _settings(load_config(config=before)), _settings(config)
+    except ConfigError:  # it is damaged
+        return [""]
+    return [f": {key} was {old[key]}, is {value}" for key, value in new.items() if old[key] != value]
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
@@ -301,16 +302,16 @@ def _make_fit(job: TrainJob, opened: OpenedData) -> Fit:
         schedule=resolve_schedule(config.schedule, len(classifier.backbone.groups)),
         provenance=_provenance(config, samples, prepared),
     )
-
-    def views_and_targets(part: str) -> tuple[Views, NDArray[Any]]:
-        chosen = [sample for sample in samples if sample.split == part]
-        augmentation = Augmentation(config.augmentation, config.preprocessing.size)
-        key = f"{config.fit.seed} {config.augmentation.model_dump_json()}"
-        views = Views(prepared, prepared.rows_of(chosen), augmentation, config.fit.seed, key)
-        return views, targets(opened.task, chosen)
-
-    data = FitData(*views_and_targets("train"), *views_and_targets("val"))
+    parts = [[sample for sample in samples if sample.split == part] for part in ("train", "val")]
+    train, val = (_views(config, prepared, part) for part in parts)
+    data = FitData(train, targets(opened.task, parts[0]), val, targets(opened.task, parts[1]))
     return Fit(classifier, data, header, config.fit, job.run, job.watcher, job.process_group)
+
+
+def _views(config: RunConfig, prepared: PreparedDataset, samples: Sequence[Sample]) -> Views:
+    augmentation = Augmentation(config.augmentation, config.preprocessing.size)
+    key = f"{config.fit.seed} {config.augmentation.model_dump_json()}"
+    return Views(prepared, prepared.rows_of(samples), augmentation, config.fit.seed, key)
 
 
 def _make_classifier(config: RunConfig, task: Task) -> Classifier:

@@ -186,10 +186,10 @@ class Searcher:
     def _train(self, trial: "optuna.Trial", run: RunFolder, config: RunConfig) -> Interval:
         """Train, or resume where an earlier process stopped."""
         title = f"trial {trial.number + 1}/{max(self.trials, trial.number + 1)}"
-        watcher = TrialWatcher(self.watcher, trial, run, title, self._check_data, first=not self.seconds)
+        watcher = TrialWatcher(self.watcher, trial, run, title, first=not self.seconds)
         job = TrainJob(run, config, watcher, resume=True, stop=self.stop, fits_ood=self._may_be_kept)
         try:
-            self.opened = self.opened or open_data(self.data, self.labels, config, watcher)
+            self.opened = self.opened or self._open_data(config, watcher)
             evaluation, _ = train_run(job, self.opened)
         except StoppedError as error:  # which names the run, not the search
             place = error.reason.removeprefix("stopped ")
@@ -204,18 +204,20 @@ class Searcher:
             sum(row.score is not None and sign * row.score.value > sign * value for row in rows) < self.keep
         )
 
-    def _check_data(self, run: RunFolder) -> None:
-        """Raise TrainingError study-changed where the data are not those that the search started with."""
-        digest = hashlib.sha256(run.splits.read_bytes() + run.pixels.read_bytes()).hexdigest()
+    def _open_data(self, config: RunConfig, watcher: Watcher) -> OpenedData:
+        """Read the data. Raises TrainingError study-changed where the search was started with others."""
+        opened = open_data(self.data, self.labels, config, watcher)
+        rows = [(one.sample_id, one.patient_id, one.split, one.target) for one in opened.samples]
+        digest = hashlib.sha256(repr((rows, opened.prepared.content_hashes)).encode()).hexdigest()
         known = self.search.root / "data.sha256"
         with self.search.locked():
             if not known.is_file():
-                if self.evaluate and not _has_test_part(run):
-                    self.watcher.note("note", NO_TEST_PART)
                 write_text(known, digest + "\n")
             if known.read_text(encoding="utf-8", errors="replace").strip() != digest:
-                shutil.rmtree(run.root)  # nothing is trained yet
                 raise self.search.changed("samples, labels, split or pixels have changed")
+        if self.evaluate and not any(sample.split == "test" for sample in opened.samples):
+            self.watcher.note("note", NO_TEST_PART)
+        return opened
 
     def _finish(self, trial: "optuna.Trial", score: Interval | None, fault: str) -> None:
         """Report to Optuna, remove checkpoints that are not kept, and update the tables."""
@@ -262,7 +264,6 @@ class TrialWatcher:
     trial: "optuna.Trial"
     run: RunFolder
     title: str
-    begin: Callable[[RunFolder], None]
     first: bool
     now: StageFacts | None = None
 
@@ -272,9 +273,8 @@ class TrialWatcher:
             self.front.note(label, text)
 
     def stage(self, number: int, of: int, stage: StageFacts, plan: PlanFacts) -> None:
-        """Check the data before anything is trained."""
+        """Remember the stage; what is noted from now on is about this trial alone."""
         self.first, self.now = False, stage
-        self.begin(self.run)
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Move the bar."""

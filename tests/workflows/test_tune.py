@@ -25,7 +25,7 @@ from medtl.errors import CheckpointError, ConfigError, TrainingError
 from medtl.evaluation.intervals import Interval
 from medtl.training.checkpoint import load_checkpoint
 from medtl.training.run_folder import RunFolder
-from medtl.workflows import finish_training as judging
+from medtl.workflows import finish_training
 from medtl.workflows.search_space import Dimension, Range, count_groups, default_space, load_space, space_yaml
 from medtl.workflows.train import TrainJob, train_run
 from medtl.workflows.tune import TuneOutcome, tune
@@ -139,7 +139,8 @@ def quick_training(monkeypatch: pytest.MonkeyPatch) -> None:
         return SimpleNamespace(metrics=scores), ()
 
     monkeypatch.setattr("medtl.workflows.tune.train_run", train)
-    monkeypatch.setattr("medtl.workflows.tune.open_data", lambda *_: None)
+    opened = SimpleNamespace(samples=(), prepared=SimpleNamespace(content_hashes=()), refusals=())
+    monkeypatch.setattr("medtl.workflows.tune.open_data", lambda *_: opened)
 
 
 def facts(outcome: TuneOutcome) -> list[tuple[object, ...]]:
@@ -365,13 +366,13 @@ def test_only_trials_that_may_be_kept_learn_to_screen(
 ) -> None:
     """The pass over the training images is of use to who scores with a trial, which needs its checkpoint."""
     fitted: list[str] = []
-    real = judging._fit_ood
+    real = finish_training._fit_ood
 
     def fit(checkpoint: Any, fit: Any, *more: Any) -> Any:
         fitted.append(fit.run_folder.root.name)
         return real(checkpoint, fit, *more)
 
-    monkeypatch.setattr(judging, "_fit_ood", fit)
+    monkeypatch.setattr(finish_training, "_fit_ood", fit)
     outcome = search(keep=1, trials=5)
     best = -math.inf
     expected = []
@@ -563,7 +564,7 @@ def test_a_metric_that_there_is_not_is_refused(search: Callable[..., TuneOutcome
 
 
 @pytest.mark.parametrize("what", ["recipe", "space", "metric", "seed", "data"])
-def test_a_study_of_something_else_is_refused(
+def test_a_search_of_something_else_is_refused(
     what: str, search: Callable[..., TuneOutcome], images: Path, tmp_path: Path
 ) -> None:
     before = facts(search(trials=2))
@@ -592,7 +593,7 @@ def test_a_damaged_database_is_told(search: Callable[..., TuneOutcome], tmp_path
 
 
 @pytest.mark.parametrize("name", ["study.json", "space.yaml", "config.yaml", "data.sha256"])
-def test_a_damaged_record_of_a_study_is_told(
+def test_a_damaged_record_of_a_search_is_refused(
     name: str, search: Callable[..., TuneOutcome], tmp_path: Path
 ) -> None:
     search(trials=1)
@@ -602,7 +603,7 @@ def test_a_damaged_record_of_a_study_is_told(
     assert caught.value.code == "study-changed"
 
 
-def test_a_study_may_lie_anywhere(search: Callable[..., TuneOutcome], tmp_path: Path) -> None:
+def test_a_search_may_lie_anywhere(search: Callable[..., TuneOutcome], tmp_path: Path) -> None:
     search("odd {name} 100% ?#", trials=1)
     assert (tmp_path / "odd {name} 100% ?#/study.db").is_file()
 
