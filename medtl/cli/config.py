@@ -58,19 +58,15 @@ def schema() -> None:
 
 def _as_tables(plans: Sequence[dict[str, Any]], samples: int | None) -> str:
     """Lay the stages out as three tables that fit a terminal of 80 columns."""
-    names = [plan["stage"]["name"] for plan in plans]
-    trains = [("trains", "parameters", "LR: head, top, lowest"), *map(_trains, plans)]
-    lasts = [("ends after", "frozen"), *map(_ends, plans)]
     images = f"{samples} images, all epochs" if samples else "an image, all epochs"
-    costs: list[tuple[str, ...]] = [("an image, an epoch", "cached", images, "cached")]
-    for plan in plans:
-        image = plan["prefix_multiply_adds"] + plan["trained_multiply_adds"]
-        cached = plan["trained_multiply_adds"] if plan["cached"] else image
-        totals = plan["all_epochs_multiply_adds"], plan["cached_all_epochs_multiply_adds"]
-        costs.append(tuple(map(_short, (image, cached, *totals))))
+    tables = {
+        _trains: ("stage", "trains", "parameters", "LR: head, top, lowest"),
+        _ends: ("stage", "ends after", "frozen"),
+        _costs: ("multiply-adds", "an image, an epoch", "cached", images, "cached"),
+    }
     parts = [
-        _table([(first, *cells) for first, cells in zip((title, *names), rows, strict=True)])
-        for title, rows in (("stage", trains), ("stage", lasts), ("multiply-adds", costs))
+        _table([head, *((plan["stage"]["name"], *cells(plan)) for plan in plans)])
+        for cells, head in tables.items()
     ]
     if samples:
         reasons = (f"{plan['stage']['name']}: {plan['reason']}" for plan in plans)
@@ -94,6 +90,13 @@ def _ends(plan: dict[str, Any]) -> tuple[str, ...]:
         size = f"{stage['views']} x {_short(plan['kept_bytes'], 'B')} cached"
         prefix = f"up to {plan['boundary']}: {size if plan['cached'] else 'not cached'}"
     return f"{stage['epochs']} epochs{steps}{patience}", prefix
+
+
+def _costs(plan: dict[str, Any]) -> tuple[str, ...]:
+    image = plan["prefix_multiply_adds"] + plan["trained_multiply_adds"]
+    cached = plan["trained_multiply_adds"] if plan["cached"] else image
+    totals = plan["all_epochs_multiply_adds"], plan["cached_all_epochs_multiply_adds"]
+    return tuple(map(_short, (image, cached, *totals)))
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -35,7 +35,7 @@ def explain(run: Path, folder: Path, out: Path, as_json: bool, **settings: Any) 
     --audit checks whether to believe it. A map is a NIfTI file on the grid of a volume, an .npz file for an
     image, and a picture.
     """
-    from medtl.cli.terminal import TerminalWatcher, print_json, print_refusal
+    from medtl.cli.terminal import TerminalWatcher, print_json, print_refusals
 
     if settings["masks"] is not None and not settings["audited"]:
         raise click.UsageError("--masks needs --audit")
@@ -43,13 +43,12 @@ def explain(run: Path, folder: Path, out: Path, as_json: bool, **settings: Any) 
         from medtl.workflows.explain import explain_folder
 
         outcome = explain_folder(run, folder, out, watcher=watcher, **settings)
-    for row in outcome.refused:
-        print_refusal(row)
+    code = print_refusals(outcome.refused, f": see {outcome.table}")
     if as_json:
         print_json(_to_json(outcome))
     else:
         _print_outcome(outcome)
-    return 3 if outcome.refused else 0
+    return code
 
 
 def _print_outcome(outcome: "ExplainOutcome") -> None:

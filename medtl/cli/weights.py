@@ -97,17 +97,16 @@ def backbones(as_json: bool, as_markdown: bool) -> None:
         raise click.UsageError("--json and --markdown exclude each other")
     if as_markdown:
         click.echo(backbones_page(), nl=False)
-        return
-    rows = describe_backbones()
-    if as_json:
-        print_json(rows)
-        return
-    for row in rows:
-        size = "x".join(map(str, row["input_size"]))
-        click.echo(
-            f"{row['name']:<28} {row['spatial_dims']}D  {row['parameters'] / 1e6:5.1f} M  "
-            f"{len(row['layer_groups']):>2} groups  {size}"
-        )
-        for weights in row["weights"]:
-            state = "present" if weights["present"] else "absent"
-            click.echo(f"    {weights['name']:<14} {state:<7} {weights['file']} ({weights['licence']})")
+    elif as_json:
+        print_json(describe_backbones())
+    else:
+        click.echo("\n".join(map(_describe_backbone, describe_backbones())))
+
+
+def _describe_backbone(row: dict[str, Any]) -> str:
+    facts = f"{row['spatial_dims']}D  {row['parameters'] / 1e6:5.1f} M  {len(row['layer_groups']):>2} groups"
+    lines = [f"{row['name']:<28} {facts}  {'x'.join(map(str, row['input_size']))}"]
+    for weights in row["weights"]:
+        state = "present" if weights["present"] else "absent"
+        lines.append(f"    {weights['name']:<14} {state:<7} {weights['file']} ({weights['licence']})")
+    return "\n".join(lines)

@@ -182,13 +182,14 @@ def _attributes(
     known, withheld = attribute_names(samples), identifying_attributes(samples)
     shown = [name for name in known if name not in withheld]
     called = {_attribute_key(name): name for name in reversed(shown)}
-    asked = asked and [name if name in shown else called.get(_attribute_key(name), name) for name in asked]
-    for name in asked or ():
+    names = shown
+    if asked is not None:
+        names = [name if name in shown else called.get(_attribute_key(name), name) for name in asked]
+    for name in names:
         if name not in shown:
             reason = f"column {name} may identify a patient" if name in known else f"no column {name}"
             fix = f"one of {', '.join(shown)}" if shown else "add a column that patients share"
             raise LabelError("label-table", f"{reason}: no subgroups", where="--subgroup", fix=fix)
-    names = shown if asked is None else asked
     notes = [f"no subgroups by {', '.join(withheld)}: they may identify a patient"] if withheld else []
     return {name: [sample.attributes.get(name, "") for sample in samples] for name in names}, notes
 
@@ -227,14 +228,11 @@ def _select_part(
         sample_id: pixels.get(content) or named.get(sample_id)
         for sample_id, content in zip(prepared.sample_ids, prepared.content_hashes, strict=True)
     }
-    readable = [sample for sample in samples if sample.sample_id in part_of]
-    chosen = [
-        sample
-        for sample in readable
-        if part == "all"
-        or (part == "unseen" and part_of[sample.sample_id] != "train")
-        or part == part_of[sample.sample_id]
-    ]
+    readable = chosen = [sample for sample in samples if sample.sample_id in part_of]
+    if part == "unseen":
+        chosen = [sample for sample in readable if part_of[sample.sample_id] != "train"]
+    elif part != "all":
+        chosen = [sample for sample in readable if part_of[sample.sample_id] == part]
     if not chosen:
         raise LabelError("split-empty", f"no sample is {part}", where=run, fix="choose another --part")
     notes = [f"{len(chosen)} of {len(readable)} samples evaluated ({part})"]
