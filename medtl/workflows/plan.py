@@ -54,12 +54,7 @@ def build_untrained(config: RunConfig) -> Classifier:
 
 
 def _plan_stage(
-    classifier: Classifier,
-    costs: Sequence[StepCost],
-    stage: Stage,
-    epochs: int,
-    plan: CachePlan,
-    samples: int,
+    classifier: Classifier, costs: Sequence[StepCost], stage: Stage, epochs: int, plan: CachePlan, images: int
 ) -> dict[str, Any]:
     step = entry_step(classifier, stage)
     prefix = sum(cost.multiply_adds for cost in costs[:step])
@@ -82,6 +77,6 @@ def _plan_stage(
         "reason": plan.reason,
         "prefix_multiply_adds": prefix,
         "trained_multiply_adds": trained,
-        "all_epochs_multiply_adds": samples * epochs * (prefix + trained),
-        "cached_all_epochs_multiply_adds": samples * (passes * prefix + epochs * trained),
+        "all_epochs_multiply_adds": images * epochs * (prefix + trained),
+        "cached_all_epochs_multiply_adds": images * (passes * prefix + epochs * trained),
     }

@@ -28,7 +28,7 @@ from tests.cli import jobs
 
 
 class Recorder:
-    """A watcher that keeps what it is told."""
+    """A watcher that keeps what it is shown."""
 
     def __init__(self) -> None:
         self.notes: list[tuple[str, str]] = []

@@ -52,14 +52,14 @@ class Quiet:
         self.notes.append((label, text))
 
     def stage(self, number: int, of: int, stage: Any, plan: Any) -> None:
-        raise AssertionError("stages of trials are not told")
+        raise AssertionError("stages of trials are not shown")
 
     def progress(self, what: str, done: int, total: int) -> None:
         if self.breaks_at and what.startswith(self.breaks_at):
             raise KeyboardInterrupt
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        raise AssertionError("epochs of trials are not told")
+        raise AssertionError("epochs of trials are not shown")
 
 
 @pytest.fixture(autouse=True)
@@ -163,9 +163,9 @@ def test_a_space_is_read_as_ranges_and_choices(space_file: Callable[[str], Path]
         "schedule.unfreeze: [1, 2, null]\n"
         "schedule.head_epochs: {low: 2, high: 6, step: 2}\n"
     )
-    rate, thaw, epochs = load_space(space_file(text), recipe("schedule.unfrozen_epochs=2"))
+    rate, unfreeze, epochs = load_space(space_file(text), recipe("schedule.unfrozen_epochs=2"))
     assert (rate.key, rate.values) == ("schedule.learning_rate", Range(low=1e-5, high=1e-2, log=True))
-    assert thaw.values == (1, 2, None)
+    assert unfreeze.values == (1, 2, None)
     assert epochs.whole and epochs.extremes == (2, 6) and not rate.whole
 
 
@@ -608,7 +608,7 @@ def test_a_search_may_lie_anywhere(search: Callable[..., TuneOutcome], tmp_path:
     assert (tmp_path / "odd {name} 100% ?#/study.db").is_file()
 
 
-def test_the_best_is_judged_on_the_test_part_where_asked(
+def test_the_best_is_evaluated_on_the_test_part_where_asked(
     search: Callable[..., TuneOutcome], tmp_path: Path
 ) -> None:
     overrides = (*HEAD, "split.test=0.25")
@@ -618,9 +618,9 @@ def test_the_best_is_judged_on_the_test_part_where_asked(
     held_out = [row for row in read_splits(run.splits).values() if row.split == "test"]
     assert outcome.test is not None and outcome.test.samples == len(held_out) > 0
     metrics = tmp_path / "study/test/metrics.json"
-    judged = json.loads(metrics.read_text())
-    assert judged["part"] == "test" and judged["run"] == run.root.name
-    metrics.write_text(json.dumps({**judged, "run": "0009"}))
+    evaluated = json.loads(metrics.read_text())
+    assert evaluated["part"] == "test" and evaluated["run"] == run.root.name
+    metrics.write_text(json.dumps({**evaluated, "run": "0009"}))
     assert "evaluate trial 0009" in search("study", *overrides, trials=2, evaluate=True).notes[-1]
 
 
