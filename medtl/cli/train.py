@@ -9,8 +9,7 @@ import click
 
 from medtl.cli import options
 from medtl.cli.options import PATH
-from medtl.core.progress import SILENT
-from medtl.core.stopping import StopSignal
+from medtl.core.progress import SILENT, StopSignal
 
 
 @click.command()

@@ -142,6 +142,7 @@ class BackboneEntry:
 
         with torch.device("meta"):  # shapes without memory
             backbone = self(weights=None)
+        top1 = imagenet_top1()
         normalise = backbone.normalise  # None where each image is standardised by its own statistics
         mean, std = normalise.published if isinstance(normalise, Standardise) else (None, None)
         return {
@@ -157,45 +158,48 @@ class BackboneEntry:
             "side_multiple": self.sizes.multiple,
             "mean": mean and list(mean),
             "std": std and list(std),
-            "weights": [{**asdict(known), "top1": imagenet_top1(known)} for known in self.known_weights],
+            "weights": [{**asdict(known), "top1": top1.get(known.file)} for known in self.known_weights],
         }
 
 
 @dataclass(frozen=True)
 class WeightsRequest:
-    """Weights that were requested and not yet read: a known name, a path, or None."""
+    """Weights that were requested and not yet read: a known name, a path, or None.
+
+    translate: from a file's tensors to those that the backbone's own files have.
+    """
 
     backbone: str
     weights: str | Path | None
     known: tuple[KnownWeights, ...]
-
-    def read(self) -> tuple[StateDict, LoadedWeights] | None:
-        """Return the state dict and its provenance, or None for an untrained network."""
-        if self.weights is None:
-            return None
-        known = {weights.name: weights for weights in self.known}
-        if str(self.weights) in known:
-            return load_known(known[str(self.weights)], self.backbone)
-        if isinstance(self.weights, Path) or "/" in self.weights or "." in self.weights:
-            return load_path(Path(self.weights))
-        names = ", ".join(known) or "none: give a file"
-        raise WeightsError("weights-unknown", f"no weights {self.weights!r}", where=self.backbone, fix=names)
+    translate: Callable[[StateDict], StateDict] = dict
 
     def load_into(self, module: nn.Module, adapt: Callable[[StateDict], StateDict]) -> LoadedWeights | None:
-        """Load the weights into `module` after `adapt` has renamed and reshaped it."""
-        read = self.read()
-        if read is None:
+        """Load the weights into `module` once `adapt` has renamed and reshaped them; None leaves it as it is.
+
+        Raises WeightsError weights-unknown, -missing, -hash, -unsafe, -mismatch.
+        """
+        if self.weights is None:
             return None
-        state, loaded = read
+        state, loaded = self._read(self.weights)
         try:
-            adapted = adapt(state)
-        except (KeyError, IndexError) as error:
-            reason = f"has no {error.args[0]}" if error.args else "has other tensors"
-            raise WeightsError(
-                "weights-mismatch", reason, where=loaded.path, fix=f"give weights of {self.backbone}"
-            ) from error
+            adapted = adapt(self.translate(state))
+        except (KeyError, IndexError, ValueError) as error:
+            reasons = {KeyError: f"has no {error.args[0]}", ValueError: str(error)}
+            reason = reasons.get(type(error), "has other tensors")
+            fix = f"give weights of {self.backbone}"
+            raise WeightsError("weights-mismatch", reason, where=loaded.path, fix=fix) from error
         load_strictly(module, adapted, loaded, self.backbone)
         return loaded
+
+    def _read(self, weights: str | Path) -> tuple[StateDict, LoadedWeights]:
+        known = {each.name: each for each in self.known}
+        if str(weights) in known:
+            return load_known(known[str(weights)], self.backbone)
+        if isinstance(weights, Path) or "/" in weights or "." in weights:
+            return load_path(Path(weights))
+        names = ", ".join(known) or "none: give a file"
+        raise WeightsError("weights-unknown", f"no weights {weights!r}", where=self.backbone, fix=names)
 
 
 def _per_channel(values: tuple[float, ...], in_channels: int) -> tuple[float, ...]:

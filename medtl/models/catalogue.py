@@ -35,6 +35,12 @@ Images a second, forward and in training of everything, are medians measured in 
 32 x 112 x 112. A slice encoder costs its planar network once a slice.
 """
 
+BACKBONE_COLUMNS = (
+    *("backbone", "parameters", "features", "input", "sides", "mean", "std"),
+    *("forward / train, images/s", "Grad-CAM after", "groups"),
+)
+WEIGHTS_COLUMNS = ("backbone", "weights", "file", "from", "licence", "top-1")
+
 
 class BackboneConfig(BaseModel):
     """Which backbone, and which weights it starts from: a known name, a file, or null for random ones."""
@@ -63,7 +69,7 @@ class SizeRule:
 
 @dataclass(frozen=True)
 class KnownBackbone:
-    """What is known of a backbone before it is built."""
+    """What is known of a backbone before it is built; the registry's entries have these fields, too."""
 
     name: str
     spatial_dims: int
@@ -71,23 +77,21 @@ class KnownBackbone:
     sizes: SizeRule
 
 
-def known_backbones() -> dict[str, KnownBackbone]:
+def known_backbones() -> Mapping[str, KnownBackbone]:
     """Return every backbone by its name: of the registry where it is loaded, otherwise of the table."""
-    registry = sys.modules.get("medtl.models.backbones")
+    registry: Any = sys.modules.get("medtl.models.backbones")
     if registry is not None:
-        entries = registry.BACKBONES.values()
-        known = [KnownBackbone(e.name, e.spatial_dims, e.input_size, e.sizes) for e in entries]
-    else:
-        known = [
-            KnownBackbone(
-                row["name"],
-                row["spatial_dims"],
-                tuple(row["input_size"]),
-                SizeRule(row["smallest_side"], row["side_multiple"]),
-            )
-            for row in read_table()
-        ]
-    return {backbone.name: backbone for backbone in known}
+        entries: Mapping[str, KnownBackbone] = registry.BACKBONES
+        return entries
+    return {
+        row["name"]: KnownBackbone(
+            row["name"],
+            row["spatial_dims"],
+            tuple(row["input_size"]),
+            SizeRule(row["smallest_side"], row["side_multiple"]),
+        )
+        for row in read_table()
+    }
 
 
 def read_table() -> list[dict[str, Any]]:
@@ -149,35 +153,17 @@ def backbones_page() -> str:
 
 
 def _family_section(family: str, rows: list[dict[str, Any]]) -> str:
-    head = (
-        "backbone",
-        "parameters",
-        "features",
-        "input",
-        "sides",
-        "mean",
-        "std",
-        "forward / train, images/s",
-        "Grad-CAM after",
-        "groups",
-    )
-    backbones = [_backbone_cells(row) for row in rows]
-    weights = [
-        (
-            f"`{row['name']}`",
-            f"`{known['name']}`",
-            f"`{known['file']}`",
-            known["source"],
-            known["licence"],
-            "" if known["top1"] is None else f"{known['top1']:.1f} %",
-        )
-        for row in rows
-        for known in row["weights"]
-    ]
-    tables = [_table(head, backbones)]
+    tables = [_table(BACKBONE_COLUMNS, [_backbone_cells(row) for row in rows])]
+    weights = [_weights_cells(row["name"], known) for row in rows for known in row["weights"]]
     if weights:
-        tables.append(_table(("backbone", "weights", "file", "from", "licence", "top-1"), weights))
+        tables.append(_table(WEIGHTS_COLUMNS, weights))
     return "\n".join([f"## {family[0].upper()}{family[1:]}", "", *tables])
+
+
+def _weights_cells(backbone: str, known: dict[str, Any]) -> tuple[str, ...]:
+    top1 = "" if known["top1"] is None else f"{known['top1']:.1f} %"
+    names = f"`{backbone}`", f"`{known['name']}`", f"`{known['file']}`"
+    return (*names, known["source"], known["licence"], top1)
 
 
 def _backbone_cells(row: dict[str, Any]) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """BACKBONE + TASK -> CLASSIFIER: the backbone, a parameter-free pooling, and a head."""
 
 import math
+from collections import OrderedDict
 from typing import Self
 
 import torch
@@ -23,7 +24,8 @@ class Classifier(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.task = task
-        self.head = make_head(backbone, len(task.classes), dropout)
+        make_head = SliceAttentionHead if backbone.pooling == "slice-attention" else linear_head
+        self.head = make_head(backbone.num_features, len(task.classes), dropout)
         self.frozen = 0
         self.batch_norm_follows_data = True
 
@@ -101,16 +103,11 @@ class Placement:
         return x.to(memory_format=self.layout) if x.ndim == self._axes else x
 
 
-class LinearHead(nn.Module):
-    """Dropout and one linear layer over pooled features (N, F)."""
-
-    def __init__(self, num_features: int, num_classes: int, dropout: float) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(num_features, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.dropout(x))
+def linear_head(num_features: int, num_classes: int, dropout: float) -> nn.Module:
+    """Return dropout and one linear layer over pooled features (N, F)."""
+    return nn.Sequential(
+        OrderedDict(dropout=nn.Dropout(dropout), linear=nn.Linear(num_features, num_classes))
+    )
 
 
 class SliceAttentionHead(nn.Module):
@@ -126,7 +123,7 @@ class SliceAttentionHead(nn.Module):
         self.score = nn.Sequential(
             nn.Linear(num_features + 2 * self.frequencies, width), nn.Tanh(), nn.Linear(width, 1)
         )
-        self.head = LinearHead(2 * num_features, num_classes, dropout)
+        self.head = linear_head(2 * num_features, num_classes, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         attended = (x * self.attention(x)).sum(dim=2)
@@ -142,12 +139,6 @@ class SliceAttentionHead(nn.Module):
         place = torch.cat([angles.sin(), angles.cos()], dim=1).to(slices).expand(slices.shape[0], -1, -1)
         scores: Tensor = self.score(torch.cat([slices, place], dim=2))
         return scores.softmax(dim=1).transpose(1, 2)
-
-
-def make_head(backbone: Backbone, num_classes: int, dropout: float) -> nn.Module:
-    """Return the head that suits the backbone's pooling."""
-    kind = SliceAttentionHead if backbone.pooling == "slice-attention" else LinearHead
-    return kind(backbone.num_features, num_classes, dropout)
 
 
 def lay_out(classifier: Classifier) -> Classifier:

@@ -7,9 +7,7 @@ running it, and the copy is used only where it computes the same.
 
 import copy
 from collections import Counter
-from collections.abc import Callable
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +16,6 @@ from torch.nn.utils import fuse_conv_bn_weights
 
 from medtl.models.classifier import Classifier, Placement
 
-Network = TypeVar("Network", bound=nn.Module)
 Pair = tuple[str, str]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -39,34 +36,28 @@ def fold_groups(classifier: Classifier, shape: tuple[int, ...], groups: int | No
     image = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     x = backbone.normalise(Placement(classifier)(image))
     for name, group in list(backbone.groups.items())[:groups]:
-        backbone.groups[name] = fold_batch_norm(group, partial(_enter, x=x))
+        backbone.groups[name] = fold_batch_norm(group, x)
         x = group(x)
     return copied
 
 
-def _enter(group: nn.Module, x: Tensor) -> Tensor:
-    output: Tensor = group(x)
-    return output
-
-
 @torch.no_grad()
-def fold_batch_norm(network: Network, run: Callable[[Network], Tensor]) -> Network:
-    """Return a copy in evaluation mode, with batch norm folded where that computes the same.
+def fold_batch_norm(network: nn.Module, x: Tensor) -> nn.Module:
+    """Return a copy in evaluation mode, with batch norm folded where that computes the same for an input x.
 
-    run: what is asked of the network, on some input; what it does not ask for stays as it is. The copy takes
-    no part in training.
+    What the network does not use for it stays as it is. The copy takes no part in training.
     """
     copied = copy.deepcopy(network).eval()
-    pairs, expected = _see(copied, run)
+    pairs, expected = _see(copied, x)
     for convolution, norm in pairs:
         _fold(copied, convolution, norm)
-    difference = (run(copied) - expected).abs().max()
+    difference = (copied(x) - expected).abs().max()
     same = difference <= TOLERANCE * expected.abs().max()
     return copied if same else copy.deepcopy(network).eval()
 
 
-def _see(network: Network, run: Callable[[Network], Tensor]) -> tuple[list[Pair], Tensor]:
-    """Return the names of convolutions and of the batch norm that each feeds, and what run gives."""
+def _see(network: nn.Module, x: Tensor) -> tuple[list[Pair], Tensor]:
+    """Return the names of convolutions and of the batch norm that each feeds, and what the network gives."""
     calls: Counter[str] = Counter()
     makers: dict[int, tuple[str, Tensor]] = {}  # of each output; held, so that no other takes its place
     pairs: list[Pair] = []
@@ -90,7 +81,7 @@ def _see(network: Network, run: Callable[[Network], Tensor]) -> tuple[list[Pair]
         if isinstance(module, _BatchNorm)
     ]
     try:
-        expected = run(network)
+        expected = network(x)
     finally:
         for hook in hooks:
             hook.remove()

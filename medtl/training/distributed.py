@@ -120,16 +120,20 @@ class ProcessGroup:
         _unflatten(flat, gradients)
         return flat[-len(extras) :]
 
-    def barrier(self, meanwhile: Callable[[], object] = lambda: None) -> None:
-        """Wait until all are here. meanwhile is called again and again, and may raise.
+    def barrier(self, meanwhile: Callable[[], object] = lambda: None, *, failed: bool = False) -> bool:
+        """Wait until all are here; return whether any of them has failed.
 
-        Raises TrainingError world-lost where another process has failed.
+        meanwhile is called again and again, and may raise. Raises TrainingError world-lost where another
+        process has ended.
         """
-        if self._store is not None:
-            self._barriers += 1
-            key = f"barrier {self._barriers}"
-            self._count(key, 1)
-            self._wait_until(lambda: self._count(key, 0) >= self.size, meanwhile)
+        if self._store is None:
+            return failed
+        self._barriers += 1
+        key = f"barrier {self._barriers}"
+        self._count(f"{key} failed", int(failed))
+        self._count(key, 1)
+        self._wait_until(lambda: self._count(key, 0) >= self.size, meanwhile)
+        return self._count(f"{key} failed", 0) > 0
 
     def announce(self, milestone: str) -> None:
         """Announce what the others wait for; the process that leads calls this alone."""

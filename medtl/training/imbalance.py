@@ -10,7 +10,7 @@ Focal loss draws them towards the middle. Thresholds chosen on validation data a
 calibrate first to read probabilities as frequencies.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -109,7 +109,8 @@ class BalancedSampler(ImbalanceStrategy):
 
     def __init__(self, task: Task, targets: NDArray) -> None:
         super().__init__(task, targets)
-        rarity = 1.0 / np.maximum(class_counts(task, targets), 1)
+        counts = np.maximum(label_counts(task, targets), 1)
+        rarity = 1.0 / (counts[:, 1] if task.kind == "multilabel" else counts)
         if task.kind == "multilabel":
             positive = targets > 0.5
             bare = ~positive.any(axis=1) & ~np.isnan(targets).all(axis=1)
@@ -170,17 +171,6 @@ IMBALANCE: dict[str, Callable[..., ImbalanceStrategy]] = {
     "class-balanced-focal": ClassBalancedFocal,
     "logit-adjustment": LogitAdjustment,
 }
-
-
-def make_strategy(name: str, options: Mapping[str, float], task: Task, targets: NDArray) -> ImbalanceStrategy:
-    """Return the strategy for training targets (N,), or (N, K) with NaN where not labelled."""
-    return IMBALANCE[name](task, targets, **options)
-
-
-def class_counts(task: Task, targets: NDArray) -> NDArray[np.int64]:
-    """Return how many samples have each class, (K,)."""
-    counts = label_counts(task, targets)
-    return counts[:, 1] if task.kind == "multilabel" else counts
 
 
 def label_counts(task: Task, targets: NDArray) -> NDArray[np.int64]:

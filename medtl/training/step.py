@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from medtl.core.ids import derive_seed, make_generator
 from medtl.core.progress import never
-from medtl.core.seeds import derive_seed, make_generator
 from medtl.models.classifier import Classifier, Placement
 from medtl.training.batches import Batch
 from medtl.training.config import FitConfig
@@ -33,6 +33,7 @@ class Step(NamedTuple):
     due: bool
 
 
+@dataclass(eq=False)
 class Stepper:
     """Takes the steps of one stage.
 
@@ -42,32 +43,22 @@ class Stepper:
     due, whether it is time to save, are asked once a step.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        model: Callable[[Tensor, int], Tensor],
-        classifier: Classifier,
-        optimizer: torch.optim.Optimizer,
-        strategy: ImbalanceStrategy,
-        config: FitConfig,
-        pace: Pace,
-        *,
-        start: int,
-        anchors: Anchors,
-        process_group: ProcessGroup,
-        stop: Callable[[], bool] = never,
-        due: Callable[[], bool] = never,
-    ) -> None:
-        self.accelerator, self.model, self.classifier = accelerator, model, classifier
-        self.optimizer, self.strategy, self.config, self.pace = optimizer, strategy, config, pace
-        self.start, self.process_group, self.stop, self.due = start, process_group, stop, due
-        self.place = Placement(classifier)
-        self.entry = entry_step(classifier, pace.stage)
-        self._pulled = [
-            (of_stage, [anchors[parameter] for parameter in of_stage["params"]])
-            for of_stage in optimizer.param_groups
-            if of_stage["pull"]
-        ]
+    accelerator: Accelerator
+    model: Callable[[Tensor, int], Tensor]
+    classifier: Classifier
+    optimizer: torch.optim.Optimizer
+    strategy: ImbalanceStrategy
+    config: FitConfig
+    pace: Pace
+    start: int
+    anchors: Anchors
+    process_group: ProcessGroup
+    stop: Callable[[], bool] = never
+    due: Callable[[], bool] = never
+
+    def __post_init__(self) -> None:
+        self.place = Placement(self.classifier)
+        self.entry = entry_step(self.classifier, self.pace.stage)
 
     def step(self, parts: Sequence[Batch], number: int, of_stage: int, whole: Tensor | None = None) -> Step:
         """Take step `number` of the run, the stage's step `of_stage`.
@@ -90,8 +81,10 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factors[group["new"]]
         with torch.no_grad():  # draw unfrozen weights to where the run began: w -= lr * l2_sp * (w - w0)
-            for group, anchors in self._pulled:
-                torch._foreach_lerp_(group["params"], anchors, group["lr"] * group["pull"])
+            for group in self.optimizer.param_groups:
+                if group["pull"]:
+                    anchors = [self.anchors[parameter] for parameter in group["params"]]
+                    torch._foreach_lerp_(group["params"], anchors, group["lr"] * group["pull"])
         self.accelerator.step(self.optimizer)
         return result
 

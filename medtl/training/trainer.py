@@ -17,7 +17,7 @@ from torch import Tensor
 from medtl.core.files import replacing
 from medtl.core.progress import StoppedError, Watcher, never, stopped
 from medtl.errors import OutputError, TrainingError
-from medtl.evaluation.metrics import auroc, mean_defined, one_vs_rest
+from medtl.evaluation.metrics import Questions, auroc, mean_defined
 from medtl.models.classifier import Classifier, Placement, lay_out
 from medtl.training.averaging import Average, estimate_batch_norm
 from medtl.training.batches import (
@@ -31,6 +31,7 @@ from medtl.training.batches import (
     split_evenly,
 )
 from medtl.training.checkpoint import (
+    HEADER,
     CheckpointHeader,
     Position,
     load_optimizer,
@@ -45,7 +46,7 @@ from medtl.training.device import make_accelerator
 from medtl.training.distributed import ProcessGroup, join_error
 from medtl.training.feature_cache.cache import FeatureCache, FeatureStore, Views
 from medtl.training.feature_cache.plan import CachePlan, StepViews, plan_cache, shared_views
-from medtl.training.imbalance import ImbalanceStrategy, make_strategy
+from medtl.training.imbalance import IMBALANCE, ImbalanceStrategy
 from medtl.training.run_folder import RunFolder
 from medtl.training.schedule import Pace, Stage, unfreeze
 from medtl.training.step import LossSum, Stepper, anchors_of, make_optimizer
@@ -71,7 +72,6 @@ class StageRun:
     number: int
     plan: CachePlan
     pace: Pace
-    optimizer: torch.optim.Optimizer
     average: Average
     stepper: Stepper
     stores: Stores | None
@@ -112,9 +112,8 @@ class Fit:
         self.config = config
         self.run_folder = run
         self.watcher = watcher
-        self.strategy = make_strategy(
-            config.imbalance.name, config.imbalance.options, classifier.task, data.train_targets
-        )
+        make_strategy = partial(IMBALANCE[config.imbalance.name], **config.imbalance.options)
+        self.strategy = make_strategy(classifier.task, data.train_targets)
         per_step = config.batch_size * config.accumulate
         self.order = Order(config.seed, len(data.train), self.strategy.sampling_weights, per_step)
         fewest = min(len(data.train) // self.order.steps, len(data.val))
@@ -141,11 +140,11 @@ class Fit:
         TrainingError loss-not-finite, OutputError; the last checkpoint is whole in any case.
         """
         self.stop = stop
-        resumed = resume and self.files.has_last()
+        resumed = resume and (self.run_folder.last / HEADER).is_file()
         if resumed:
             self.position = self.files.load_last()
         self.seconds = {str(row["stage"]): self._trained_seconds(str(row["stage"])) for row in self.history}
-        self.plans = self.files.plans = plan_cache(
+        self.plans = self.files.plans = self.files.plans or plan_cache(
             self.classifier,
             self.stages,
             self.data.train.image_shape,
@@ -153,7 +152,6 @@ class Fit:
             self.config.cache_gb * 1e9,
             held_out=len(self.data.val),
             epochs=[Pace(stage, self.order.steps).epochs for stage in self.stages],
-            recorded=self.files.plans,  # of a run that is resumed
         )
         first, former = self.position.stage, None
         with self._reporting_exhaustion():
@@ -197,7 +195,7 @@ class Fit:
         if stage.restore_best:
             self.files.load_best()
         self.seconds[stage.name] = max(time.perf_counter() - started, self._trained_seconds(stage.name))
-        return at.optimizer
+        return at.stepper.optimizer
 
     def _enter_stage(self, number: int, former: torch.optim.Optimizer | None, resumed: bool) -> StageRun:
         """Make what moves the weights, new or as it was saved."""
@@ -228,7 +226,7 @@ class Fit:
             stop=self.stop,
             due=self._is_due,
         )
-        return StageRun(number, self.plans[number], pace, optimizer, average, stepper, stores)
+        return StageRun(number, self.plans[number], pace, average, stepper, stores)
 
     def _is_over(self, pace: Pace) -> bool:
         patience = pace.stage.patience
@@ -253,21 +251,20 @@ class Fit:
         plan = self.plans[number]
         if not plan.cached:
             return None
-        shared, alone = shared_views(self.plans, number), {plan.step: plan.views}
-        try:
+        for requested in (shared_views(self.plans, number), {plan.step: plan.views}):
             try:
-                train, val = self._fill_stores(shared)
+                train, val = self._fill_stores(requested)
             except OutputError as error:
-                if error.code != "cache-full" or shared == alone:
+                if error.code != "cache-full":
                     raise
-                train, val = self._fill_stores(alone)
-            return train[plan.step], val[plan.step]
-        except OutputError as error:
-            if error.code != "cache-full" or self.position.epoch or self.position.done:
-                raise
-            self.watcher.note("cache", f"{error}; the stage trains without a cache")
-            self.plans[number] = plan.uncached(error.reason)
-            return None
+                full = error
+            else:
+                return train[plan.step], val[plan.step]
+        if self.position.epoch or self.position.done:
+            raise full
+        self.watcher.note("cache", f"{full}; the stage trains without a cache")
+        self.plans[number] = plan.uncached(full.reason)
+        return None
 
     def _fill_stores(self, requested: StepViews) -> tuple[dict[int, FeatureStore], dict[int, FeatureStore]]:
         cache = FeatureCache(
@@ -275,6 +272,7 @@ class Fit:
             self.accelerator.autocast,
             f"{self.accelerator.device.type} {self.accelerator.precision}",
             budget_bytes=self.config.cache_gb * 1e9,
+            process_group=self.process_group,
         )
 
         def fill(views: Views, requested: StepViews, what: str) -> dict[int, FeatureStore]:
@@ -282,9 +280,7 @@ class Fit:
                 self.watcher.progress(what, done, total)
                 self._check_stop(f"with {done} of {total} images through the {what}")
 
-            barrier = partial(self.process_group.barrier, partial(self._check_stop, f"in the {what}"))
-            rank, size = self.process_group.rank, self.process_group.size
-            return cache.ensure(views, requested, progress, rank=rank, size=size, barrier=barrier)
+            return cache.ensure(views, requested, progress, partial(self._check_stop, f"in the {what}"))
 
         train = fill(self.data.train, requested, "frozen prefix")
         return train, fill(self.data.val, dict.fromkeys(requested, 1), "frozen prefix, validation")
@@ -380,7 +376,7 @@ class Fit:
             metrics = {"val_loss": loss, "val_auroc": None if np.isnan(score) else score}
             before = self.position
             self.position = after_epoch(before, loss, score, self.config.select, at.stage.min_delta)
-            if is_better(self.position, before):
+            if self.position.best != before.best:
                 self.files.save_best(self.position, metrics)
         return metrics
 
@@ -404,7 +400,7 @@ class Fit:
             raise TrainingError("loss-not-finite", reason, where=self.run_folder.root, fix=fix)
 
     def _save_last(self, at: StageRun, metrics: Metrics | None = None) -> None:
-        self.files.save_last(self.position, at.optimizer, at.average, metrics or {})
+        self.files.save_last(self.position, at.stepper.optimizer, at.average, metrics or {})
         self._saved_at = time.perf_counter()
 
     def _stopped(self, when: str) -> StoppedError:
@@ -430,10 +426,6 @@ class RunFiles:
         self.process_group = process_group
         self.history: list[dict[str, Any]] = []
         self.plans: list[CachePlan] = []
-
-    def has_last(self) -> bool:
-        """Return whether there is something to resume from."""
-        return (self.run.last / "checkpoint.json").is_file()
 
     def save_best(self, position: Position, metrics: Metrics) -> None:
         """Save the classifier as it is as the best one."""
@@ -491,11 +483,6 @@ class RunFiles:
         return self.header.model_copy(update=now)
 
 
-def is_better(position: Position, before: Position) -> bool:
-    """Return whether the epoch that led from `before` to `position` is the best so far."""
-    return position.best != before.best
-
-
 def after_epoch(position: Position, loss: float, score: float, select: Select, min_delta: float) -> Position:
     """Return the position after an epoch of that validation loss and AUROC, NaN where it is undefined.
 
@@ -540,7 +527,7 @@ def validate(
         logits[torch.from_numpy(samples)] = model(place(x), start)
     process_group.sum(logits)
     loss = float(strategy.loss(logits, torch.from_numpy(targets).to(logits.device)))
-    probabilities = classifier.probabilities(logits).cpu().numpy()
-    score = float(mean_defined(auroc(one_vs_rest(probabilities, targets, classifier.task.kind))))
+    probabilities = classifier.probabilities(logits).double().cpu().numpy()
+    score = float(mean_defined(auroc(Questions(probabilities, targets, classifier.task))))
     loss, score = process_group.broadcast((loss, score))
     return loss, score

@@ -18,15 +18,15 @@ from medtl.data.prepared import PreparedDataset, all_refusals, prepare_samples, 
 from medtl.data.splits import read_splits
 from medtl.data.task import Sample, Task, TaskConfig
 from medtl.errors import CheckpointError, ConfigError, LabelError, ReadError
-from medtl.evaluation import subgroups as grouping
-from medtl.evaluation.conformal import coverage_json, measure_coverage, set_texts
+from medtl.evaluation.conformal import measure_coverage, set_texts
 from medtl.evaluation.evaluate import Evaluation, to_json
 from medtl.evaluation.evaluate import evaluate as evaluate_predictions
+from medtl.evaluation.metrics import Questions, name_answer
 from medtl.evaluation.predictions import FILE, predictions_of, read_predictions, write_predictions
 from medtl.evaluation.subgroups import evaluate_subgroups, write_metrics, write_subgroups
 from medtl.evaluation.thresholds import ThresholdRule, choose_thresholds, parse_rule
 from medtl.imaging.dicom.patient import read_group_facts
-from medtl.inference.predictor import predict, predicted_class
+from medtl.inference.predictor import predict
 from medtl.report.evaluation_page import write_evaluation_page
 from medtl.report.model_card import model_card
 from medtl.training.checkpoint import Checkpoint, load_finished
@@ -93,25 +93,24 @@ def evaluate(
     note_all(watcher, manifest.notes, chosen, warning_notes(prepared))
     attributes, withheld = _attributes(samples, subgroups)
     probabilities = _predict_rows(checkpoint, prepared, prepared.rows_of(samples), watcher, stop)
-    evaluated = probabilities, targets(task, samples), task, [sample.patient_id for sample in samples]
-    evaluation = evaluate_predictions(*evaluated, thresholds, prevalence=shares)
-    groupings, notes = evaluate_subgroups(*evaluated, thresholds, attributes)
+    patients = [sample.patient_id for sample in samples]
+    questions = Questions(probabilities, targets(task, samples), task, patients)
+    evaluation = evaluate_predictions(questions, thresholds, prevalence=shares)
+    groupings, notes = evaluate_subgroups(questions, thresholds, attributes)
     note_all(watcher, withheld, notes)
     content = {
         **_describe_run(run, checkpoint),
         "part": part,
         "threshold_rule": str(rule or ThresholdRule()),
         **to_json(evaluation),
-        "subgroups": grouping.to_json(groupings),
+        "subgroups": groupings,
         "notes": [*chosen[1:], *notes],
     }
-    header = checkpoint.header.model_copy(update={"thresholds": thresholds})
-    answers = {
-        "predicted": [predicted_class(replace(checkpoint, header=header), row) for row in probabilities]
-    }
-    if header.conformal is not None:
-        content["conformal"] = coverage_json(measure_coverage(*evaluated, header.conformal))
-        answers["set"] = set_texts(probabilities, header.conformal, task)
+    answers = {"predicted": [name_answer(row, thresholds, task) for row in probabilities]}
+    floors = checkpoint.header.conformal
+    if floors is not None:
+        content["conformal"] = measure_coverage(questions, floors)
+        answers["set"] = set_texts(probabilities, floors, task)
     page = None
     if out is not None:
         out = Path(out)
@@ -163,9 +162,8 @@ def _thresholds(checkpoint: Checkpoint, run: Path, rule: ThresholdRule | None) -
         raise CheckpointError("predictions-missing", reason, where=run, fix=fix)
     predictions = read_predictions(path, checkpoint.task)
     rows = np.array([part == "val" for part in predictions.split])
-    return choose_thresholds(
-        predictions.probabilities[rows], predictions.targets[rows], checkpoint.task, rule
-    )
+    questions = Questions(predictions.probabilities[rows], predictions.targets[rows], checkpoint.task)
+    return choose_thresholds(questions, rule)
 
 
 def _attributes(

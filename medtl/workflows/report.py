@@ -32,7 +32,7 @@ from medtl.imaging.image import Image
 from medtl.imaging.reader import read_series, scan
 from medtl.imaging.series import Scan
 from medtl.inference.predictor import Scored, score_series
-from medtl.report.findings import MapCheck, Names, Refusal, SaliencyMap, StudyFinding
+from medtl.report.findings import MapCheck, Refusal, StudyFinding
 from medtl.report.formatting import words_of_audit
 from medtl.report.model_card import model_card
 from medtl.report.run_page import WrongAnswer, write_run_page
@@ -59,7 +59,7 @@ class _Job:
 
     checkpoint: Checkpoint
     methods: Sequence[str]
-    labels: Mapping[str, Names]
+    labels: Mapping[str, tuple[str, ...]]
     check_images: int
     with_identifiers: bool
     cases: list[Case] = field(default_factory=list)
@@ -144,12 +144,12 @@ def _read_record(record: Path, checkpoint: Checkpoint, read: Callable[[Any], T],
     return found
 
 
-def _read_labels(folder: Path, table: Path, run: Path, task: Task) -> dict[str, Names]:
+def _read_labels(folder: Path, table: Path, run: Path, task: Task) -> dict[str, tuple[str, ...]]:
     """Return the label of each sample by its id; in multilabel only where every finding is labelled."""
     samples = load_manifest(folder, table, task_config(run, task)).samples
     pairs = zip([sample.sample_id for sample in samples], targets(task, samples), strict=True)
     if task.kind != "multilabel":
-        return {sample_id: task.classes[int(target)] for sample_id, target in pairs}
+        return {sample_id: (task.classes[int(target)],) for sample_id, target in pairs}
     return {
         sample_id: tuple(name for name, present in zip(task.classes, row, strict=True) if present)
         for sample_id, row in pairs
@@ -203,24 +203,25 @@ def _audit(job: _Job, watcher: Watcher) -> dict[str, MapCheck]:
 def _finding(job: _Job, scored: Scored) -> StudyFinding:
     assert scored.series and scored.image and scored.prepared
     row, image, task = scored.prediction, scored.image, job.checkpoint.task
-    maps, depth = [], min(image.pixels.shape[1:]) if image.spatial_dims == 3 else 1
+    maps: dict[str, NDArray[np.float32]] = {}
+    depth = min(image.pixels.shape[1:]) if image.spatial_dims == 3 else 1
     longest_side = min(LONGEST_SIDE, math.isqrt(LARGEST_VOLUME // depth))
     for method in job.methods:
         explained = explain(job.checkpoint, image, scored.prepared, row.probabilities, method)
         shown = make_display(image, explained.heatmap, longest_side)
         if shown.heatmap is not None:
-            maps.append(SaliencyMap(METHODS[method].name, shown.heatmap))
+            maps[METHODS[method].name] = shown.heatmap
     answers = tuple(row.prediction_set.split("|")) if row.prediction_set else ()
     promised = job.checkpoint.header.conformal is not None
     return StudyFinding(
         sample_id=row.sample_id,
         image=shown.values,
         window=shown.window,
-        maps=tuple(maps),
+        maps=maps,
         spacing_mm=shown.spacing_mm,
         target_class=explained.target_class,
         probabilities=dict(zip(task.classes, row.probabilities, strict=True)),
-        predicted=tuple(row.predicted.split("|")) if task.kind == "multilabel" else row.predicted,
+        predicted=tuple(row.predicted.split("|")) if row.predicted else (),
         label=job.labels.get(row.sample_id),
         prediction_set=answers if promised else None,
         ood=row.ood,

@@ -18,7 +18,6 @@ from medtl.inference.ensemble import Ensemble, make_ensemble
 from medtl.inference.predictor import Precision, Prediction
 from medtl.inference.streaming import (
     Engine,
-    ScoreOptions,
     ScoreOutcome,
     Scoring,
     choose_engine,
@@ -67,18 +66,17 @@ def score_folder(
     >>> medtl.score_folder("runs/xray", images, "scores").table.name
     'scores.csv'
     """
-    options = ScoreOptions(precision, engine, tuple(formats), overwrite, workers, cluster)
     folder, out = Path(folder).absolute() if cluster else Path(folder), Path(out)
-    check_formats(options.formats)
+    check_formats(formats)
     checkpoints = [load_finished(Path(one), any_modality=any_modality) for one in (run, *others)]
-    ensemble = choose_engine(make_ensemble(checkpoints, flips=tta), options, watcher)
+    ensemble = choose_engine(make_ensemble(checkpoints, flips=tta), engine, precision, watcher)
     if watch and not folder.is_dir():
         raise ReadError("file-missing", "is no folder to watch", where=folder, fix="check the path")
     found = None if watch else scan(folder)
     with open_journal(out) as journal:  # held until on_row has seen all: no other process changes it before
         _note_other_rows(out, ensemble, folder, watcher)
-        scoring = Scoring(ensemble, folder, journal, options, watcher, stop)
-        scoring.show_rows()
+        scoring = Scoring(ensemble, folder, journal, formats, workers, cluster, watcher, stop)
+        scoring.show_rows(overwrite=overwrite)
         if found is None:
             _watch(scoring, settle)
         return scoring.write(found, scoring.score(found), on_row)

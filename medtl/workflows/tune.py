@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from medtl.config import Modality, RunConfig, load_config, sample_data
 from medtl.core.files import PathLike, make_folder, read_json, write_text
-from medtl.core.progress import SILENT, PlanFacts, StageFacts, StoppedError, Watcher, never
+from medtl.core.progress import SILENT, StoppedError, Watcher, never
 from medtl.data.splits import read_splits
 from medtl.errors import ConfigError, ReadError, TrainingError
 from medtl.evaluation.evaluate import Evaluation
 from medtl.evaluation.intervals import Interval
+from medtl.training.feature_cache.plan import CachePlan
 from medtl.training.run_folder import RunFolder
+from medtl.training.schedule import Stage
 from medtl.workflows.evaluate import evaluate as evaluate_run
 from medtl.workflows.search import Search, TrialRow, check_metric
 from medtl.workflows.search_space import apply_values, load_space
@@ -254,7 +256,7 @@ class Searcher:
 
 
 @dataclass(eq=False)
-class TrialWatcher:
+class TrialWatcher(Watcher):
     """Passes on the progress of a trial, reports its epochs to Optuna, and prunes it.
 
     first: it is the session's first trial, whose notes describe the data; the others would only repeat them.
@@ -265,14 +267,14 @@ class TrialWatcher:
     run: RunFolder
     title: str
     first: bool
-    now: StageFacts | None = None
+    now: Stage | None = None
 
     def note(self, label: str, text: str) -> None:
         """Pass on a note of the first trial."""
         if self.first:
             self.front.note(label, text)
 
-    def stage(self, number: int, of: int, stage: StageFacts, plan: PlanFacts) -> None:
+    def stage(self, number: int, of: int, stage: Stage, plan: CachePlan) -> None:
         """Remember the stage; what is noted from now on is about this trial alone."""
         self.first, self.now = False, stage
 

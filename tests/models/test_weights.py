@@ -15,7 +15,7 @@ from torch import nn
 from medtl.errors import WeightsError
 from medtl.models.backbones import BACKBONES
 from medtl.models.backbones.efficientnet import LITE0_IMAGENET
-from medtl.models.backbones.medicalnet import MedicalNet
+from medtl.models.backbones.medicalnet import trained_network
 from medtl.models.timm_network import rename_by_position
 from medtl.models.weight_files import KnownWeights, locate, record_path, sha256_of
 from medtl.models.weights import load_known, read_state_dict, sum_input_kernels
@@ -100,7 +100,7 @@ def _early_name(key: str) -> str:
 
 def test_medicalnet_file_with_module_prefix_loads_strictly(tmp_path):
     torch.manual_seed(0)
-    net = MedicalNet(10, 1)
+    net = trained_network(10, 1)
     torch.save(
         {"state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}}, tmp_path / "resnet_10.pth"
     )

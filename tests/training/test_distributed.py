@@ -17,7 +17,7 @@ from medtl.training.checkpoint import model_tensors, read_header
 from medtl.training.config import FitConfig
 from medtl.training.device import make_accelerator
 from medtl.training.distributed import ProcessGroup, joined_group
-from medtl.training.imbalance import make_strategy
+from medtl.training.imbalance import IMBALANCE
 from medtl.training.run_folder import RunFolder
 from medtl.training.schedule import Pace, ScheduleConfig, Stage, unfreeze
 from medtl.training.step import Stepper, make_optimizer
@@ -54,7 +54,7 @@ def gradients(classifier, group, imbalance, accumulate):
         partial(accelerator.forward, classifier),
         classifier,
         make_optimizer(classifier, stage),
-        make_strategy(config.imbalance.name, config.imbalance.options, classifier.task, targets.numpy()),
+        IMBALANCE[config.imbalance.name](classifier.task, targets.numpy(), **config.imbalance.options),
         config,
         Pace(stage, 1),
         start=0,

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from medtl.data.task import Task
 from medtl.training.batches import Order
 from medtl.training.config import ImbalanceConfig
-from medtl.training.imbalance import IMBALANCE, make_strategy
+from medtl.training.imbalance import IMBALANCE
 
 BINARY = Task("binary", ("no", "yes"))
 MULTICLASS = Task("multiclass", ("a", "b", "c"))
@@ -263,13 +263,13 @@ class Section(BaseModel):
 def test_a_plain_name_is_a_strategy_and_stays_one():
     section = Section.model_validate({"imbalance": "focal"})
     assert section.model_dump() == {"imbalance": "focal"} and str(section.imbalance) == "focal"
-    assert make_strategy(section.imbalance.name, section.imbalance.options, BINARY, NINE_TO_ONE).gamma == 2
+    assert IMBALANCE[section.imbalance.name](BINARY, NINE_TO_ONE, **section.imbalance.options).gamma == 2
 
 
 def test_options_reach_the_strategy_and_come_back_from_the_recipe():
     section = Section.model_validate({"imbalance": {"name": "class-balanced-focal", "gamma": 1, "beta": 0}})
     assert Section.model_validate(section.model_dump(mode="json")) == section
-    strategy = make_strategy(section.imbalance.name, section.imbalance.options, BINARY, NINE_TO_ONE)
+    strategy = IMBALANCE[section.imbalance.name](BINARY, NINE_TO_ONE, **section.imbalance.options)
     assert strategy.gamma == 1 and strategy.class_weights.tolist() == [1, 1]
     assert str(section.imbalance) == "class-balanced-focal, gamma 1, beta 0"
 

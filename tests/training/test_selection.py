@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from medtl.training.checkpoint import Position
-from medtl.training.trainer import after_epoch, is_better
+from medtl.training.trainer import after_epoch
 
 
 def follow(epochs, select="auroc", min_delta=0.0):
@@ -19,7 +19,7 @@ def follow(epochs, select="auroc", min_delta=0.0):
 
 def better(epochs, **options):
     positions = follow(epochs, **options)
-    return [is_better(after, before) for before, after in pairwise(positions)]
+    return [after.best != before.best for before, after in pairwise(positions)]
 
 
 def test_by_auroc_the_loss_breaks_ties():

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from medtl.core.seeds import make_generator
+from medtl.core.ids import make_generator
 from medtl.data.task import Task
 from medtl.models.classifier import Placement
 from medtl.training.checkpoint import model_tensors
 from medtl.training.config import FitConfig
 from medtl.training.device import make_accelerator
 from medtl.training.distributed import ProcessGroup
-from medtl.training.imbalance import make_strategy
+from medtl.training.imbalance import IMBALANCE
 from medtl.training.schedule import Pace, Stage, entry_step, unfreeze
 from medtl.training.step import LossSum, Stepper, anchors_of, make_optimizer, mix
 
@@ -40,7 +40,7 @@ def make_stepper(classifier, stage, *, targets=None, start=0, optimizer=None, an
         partial(accelerator.forward, classifier),
         classifier,
         optimizer or make_optimizer(classifier, stage),
-        make_strategy(config.imbalance.name, config.imbalance.options, classifier.task, targets),
+        IMBALANCE[config.imbalance.name](classifier.task, targets, **config.imbalance.options),
         config,
         Pace(stage, 2),
         start=start,

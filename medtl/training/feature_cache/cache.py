@@ -9,7 +9,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medtl.core import __version__
-from medtl.core.files import make_folder, medtl_home, read_json, write_json
+from medtl.core.files import make_folder, medtl_home
 from medtl.core.parallel import in_order
+from medtl.core.staging import Lock, StagingFolder, remove_folder
 from medtl.data.prepared import PreparedDataset
 from medtl.errors import OutputError
 from medtl.imaging.augmentation import Augmentation
@@ -30,9 +31,11 @@ from medtl.models.backbone import Backbone
 from medtl.models.classifier import Classifier, place_images
 from medtl.models.costs import StepCost, step_costs
 from medtl.models.folding import fold_groups
+from medtl.training.distributed import ProcessGroup
 from medtl.training.feature_cache.plan import StepViews
 from medtl.training.feature_cache.store import (
     FORMAT_VERSION,
+    HEADER,
     FeatureStore,
     OpenStore,
     StoreSpec,
@@ -90,20 +93,6 @@ class Views:
         )
 
 
-@dataclass(frozen=True)
-class Team:
-    """The processes that compute a pass together: this one's number, how many, and how they wait for all."""
-
-    rank: int
-    size: int
-    barrier: Callable[[], object]
-
-    @property
-    def leads(self) -> bool:
-        """Whether this process decides, and publishes what all have written."""
-        return self.rank == 0
-
-
 class Job(NamedTuple):
     """One batch of a pass: the samples' view, and the steps whose stores lack it."""
 
@@ -116,7 +105,8 @@ class Job(NamedTuple):
 class FeatureCache:
     """Feature stores on disk, and the network that fills them.
 
-    budget_bytes bounds all stores below `root` together, those of other runs too.
+    budget_bytes bounds all stores below `root` together, those of other runs too. process_group: the
+    processes that share a pass, and the file system; the one that leads claims and publishes for all.
     """
 
     def __init__(
@@ -127,42 +117,62 @@ class FeatureCache:
         root: Path | None = None,
         *,
         budget_bytes: float = float("inf"),
+        process_group: ProcessGroup | None = None,
     ) -> None:
         self.classifier = classifier
         self.autocast = autocast
         self.precision = precision
         self.root = root or medtl_home() / "features"
         self.budget_bytes = budget_bytes
+        self.process_group = process_group or ProcessGroup()
 
     def ensure(
         self,
         views: Views,
         requested: StepViews,
         progress: Progress | None = None,
-        *,
-        rank: int = 0,
-        size: int = 1,
-        barrier: Callable[[], object] = lambda: None,
+        meanwhile: Callable[[], object] = lambda: None,
     ) -> dict[int, FeatureStore]:
         """Return a store for each requested step (step -> number of views); one pass computes what is absent.
 
-        A pass that was killed resumes where it was; one that runs elsewhere is waited for. rank, size and
-        barrier: the processes that share the pass, and the file system; each calls this with the same views
-        and gets the same bytes as one process would. Raises OutputError cache-full, in each of them, where
-        the disk or the budget has no room; output-unwritable.
+        A pass that was killed resumes where it was; one that runs elsewhere is waited for. Each process calls
+        this with the same views and gets the same bytes as one process would; while it waits for the others
+        it calls `meanwhile`. Raises OutputError cache-full, in each of them, where the disk or the budget has
+        no room; output-unwritable.
         """
         specs = self._specs(views, requested)
-        team = Team(rank, size, barrier)
-        with cache_errors(self.root), ExitStack() as claims:
-            stores = self._open_or_claim(specs, claims, team)
-            absent = {slot: spec for slot, spec in specs.items() if slot not in stores}
+        stores: dict[Slot, OpenStore] = {}
+        with cache_errors(self.root), _claims() as claims:
+            with self._together(meanwhile):
+                if self.process_group.leads:
+                    stores = self._open_or_claim(specs, claims)
+            absent = {
+                slot: spec for slot, spec in specs.items() if not (self.root / spec.name / HEADER).is_file()
+            }
             if absent:
-                self._compute(views, absent, progress, team)
-                stores |= self._publish(absent, team)
+                with self._together(meanwhile):
+                    self._compute(views, absent, progress)
+                with self._together(meanwhile):
+                    if self.process_group.leads:
+                        for spec in absent.values():
+                            publish(self.root, spec)
+            with self._together(meanwhile):  # what is claimed or open in the first process stays meanwhile
+                stores |= {slot: _opened(self.root, specs[slot]) for slot in specs.keys() - stores}
         return {
-            step: FeatureStore(tuple(stores[step, view] for view in range(requested[step])))
-            for step in requested
+            step: FeatureStore(tuple(stores[step, view] for view in range(count)))
+            for step, count in requested.items()
         }
+
+    @contextmanager
+    def _together(self, meanwhile: Callable[[], object]) -> Iterator[None]:
+        """Do what is in the block in all processes; where the disk fails one of them, it fails all."""
+        fault = None
+        try:
+            yield
+        except (OSError, OutputError) as error:
+            fault = error
+        if self.process_group.barrier(meanwhile, failed=fault is not None):
+            raise fault or cache_full(self.root, "another process of the run found no room")
 
     def _specs(self, views: Views, requested: StepViews) -> dict[Slot, StoreSpec]:
         """Return a store's name, from all that its numbers depend on and nothing else, with its shape."""
@@ -190,97 +200,46 @@ class FeatureCache:
         return {(step, view): spec(step, view) for step, count in requested.items() for view in range(count)}
 
     def _open_or_claim(
-        self, specs: Mapping[Slot, StoreSpec], claims: ExitStack, team: Team
+        self, specs: Mapping[Slot, StoreSpec], claims: dict[StagingFolder, Lock]
     ) -> dict[Slot, OpenStore]:
-        """Return the stores that are there. The first process claims the others, and all learn of it."""
-        if team.size == 1:
-            return self._lead(specs, claims)
-        names = " ".join(sorted(spec.name for spec in specs.values()))
-        note = self.root / f".team-{hashlib.sha256(names.encode()).hexdigest()[:24]}.json"
-        stores: dict[Slot, OpenStore | None] = {}
-        failure = None
-        if team.leads:
-            try:
-                with cache_errors(self.root):
-                    stores.update(self._lead(specs, claims))
-            except OutputError as error:
-                failure = error
-            write_json(note, {"there": [list(slot) for slot in stores], "failed": failure is not None})
-        team.barrier()  # the decision is there
-        if not team.leads:
-            decision = read_json(note)
-            for step, view in decision["there"]:
-                stores[step, view] = open_store(self.root, specs[step, view], check=False)
-            if decision["failed"]:
-                failure = cache_full(self.root, "the first process found no room")
-        team.barrier()  # all have read it
-        if team.leads:
-            note.unlink()
-        if failure:
-            raise failure
-        return _all_open(self.root, stores)
-
-    def _lead(self, specs: Mapping[Slot, StoreSpec], claims: ExitStack) -> dict[Slot, OpenStore]:
         """Open what is there and claim the rest, in an order of names, lest two wait for each other."""
         make_folder(self.root)
         stores, absent = {}, []
         for slot, spec in sorted(specs.items(), key=lambda item: item[1].name):
+            staging = staging_folder(self.root, spec)
+            claims[staging] = staging.claim()
             store = open_store(self.root, spec)
             if store is None:
-                lock = staging_folder(self.root, spec).claim()
-                store = open_store(self.root, spec)  # another process may have been faster
-                if store is None:
-                    claims.callback(lock.release)
-                    absent.append(spec)
-                    continue
-                _give_up(self.root, [spec])
-                lock.release()
-            stores[slot] = store
+                absent.append(spec)
+            else:
+                stores[slot] = store
+                remove_folder(staging.path)
+                claims.pop(staging).release()
         if absent:
-            try:
-                make_room(self.root, absent, self.budget_bytes)
-                for spec in absent:
-                    begin(self.root, spec)
-            except (OSError, OutputError):
-                _give_up(self.root, absent)
-                raise
+            make_room(self.root, absent, self.budget_bytes)
+            for spec in absent:
+                begin(self.root, spec)
         return stores
 
-    def _compute(
-        self, views: Views, absent: Mapping[Slot, StoreSpec], progress: Progress | None, team: Team
-    ) -> None:
-        """Write this process's batches of the absent stores; raise a fault of the disk when all are here."""
-        failure = None
-        try:
-            with ExitStack() as files:
-                stagings = {slot: StoreWriter(self.root, spec, team.rank) for slot, spec in absent.items()}
-                for staging in stagings.values():
-                    files.callback(staging.close)
-                self._run_jobs(views, stagings, progress, team)
-        except OSError as error:
-            failure = error
-        team.barrier()
-        if failure:
-            if team.leads:
-                _give_up(self.root, list(absent.values()))
-            team.barrier()
-            raise failure
-
-    def _run_jobs(
-        self, views: Views, stagings: Mapping[Slot, StoreWriter], progress: Progress | None, team: Team
-    ) -> None:
-        jobs = list(_jobs(stagings))
-        total = len(views) * len({view for _, view in stagings})
-        left = sum(len(job.rows) for job in jobs)
-        own = jobs[team.rank :: team.size]
-        deepest = max(step for step, _ in stagings)
-        network = fold_groups(self.classifier, views.image_shape, deepest)
-        with closing(self._read_ahead(views, own)) as batches:
+    def _compute(self, views: Views, absent: Mapping[Slot, StoreSpec], progress: Progress | None) -> None:
+        """Write this process's batches of the absent stores."""
+        group = self.process_group
+        with ExitStack() as files:
+            writers = {
+                slot: files.enter_context(closing(StoreWriter(self.root, spec, group.rank)))
+                for slot, spec in absent.items()
+            }
+            jobs = list(_jobs(writers))
+            total = len(views) * len({view for _, view in writers})
+            left = sum(len(job.rows) for job in jobs)
+            own = jobs[group.rank :: group.size]
+            network = fold_groups(self.classifier, views.image_shape, max(step for step, _ in writers))
+            batches = files.enter_context(closing(self._read_ahead(views, own)))
             for number, (job, images) in enumerate(zip(own, batches, strict=True), start=1):
                 for step, activation in self._boundaries(network, images, job.steps).items():
-                    stagings[step, job.view].write(job.batch, activation)
+                    writers[step, job.view].write(job.batch, activation)
                 if progress:
-                    done = sum(len(job.rows) for job in jobs[: number * team.size])
+                    done = sum(len(job.rows) for job in jobs[: number * group.size])
                     progress(total - left + done, total)
 
     def _read_ahead(self, views: Views, jobs: Sequence[Job]) -> Generator[Tensor]:
@@ -297,17 +256,6 @@ class FeatureCache:
 
         with ThreadPoolExecutor(1, "features") as pool:
             yield from in_order(lambda job: pool.submit(read, job), jobs, most=2)
-
-    def _publish(self, absent: Mapping[Slot, StoreSpec], team: Team) -> dict[Slot, OpenStore]:
-        """Move what is whole to its place; a store that a process could not write its part of is given up."""
-        published = {}
-        if team.leads:
-            published = {slot: publish(self.root, spec) for slot, spec in absent.items()}
-            _give_up(self.root, [absent[slot] for slot, store in published.items() if store is None])
-        team.barrier()
-        if not team.leads:
-            published = {slot: open_store(self.root, spec, check=False) for slot, spec in absent.items()}
-        return _all_open(self.root, published)
 
     @torch.inference_mode()
     def _boundaries(self, network: Classifier, images: Tensor, steps: Sequence[int]) -> dict[int, Tensor]:
@@ -345,25 +293,34 @@ def pass_batch_size(costs: Sequence[StepCost]) -> int:
     return size
 
 
-def _jobs(stagings: Mapping[Slot, StoreWriter]) -> Iterator[Job]:
+def _jobs(writers: Mapping[Slot, StoreWriter]) -> Iterator[Job]:
     """Yield the batches that some store lacks, view by view: one chain fills the stores of all steps."""
-    for view in sorted({view for _, view in stagings}):
-        of_view = {step: staging for (step, seen), staging in sorted(stagings.items()) if seen == view}
+    for view in sorted({view for _, view in writers}):
+        of_view = {step: writer for (step, seen), writer in sorted(writers.items()) if seen == view}
         spec = next(iter(of_view.values())).spec
         for batch in range(spec.batches):
-            steps = tuple(step for step, staging in of_view.items() if batch not in staging.done)
+            steps = tuple(step for step, writer in of_view.items() if batch not in writer.done)
             if steps:
                 yield Job(view, batch, spec.rows(batch), steps)
 
 
-def _all_open(root: Path, stores: Mapping[Slot, OpenStore | None]) -> dict[Slot, OpenStore]:
-    found = {slot: store for slot, store in stores.items() if store is not None}
-    if len(found) < len(stores):
-        raise cache_full(root, "a process that shares the pass could not write its part")
-    return found
+def _opened(root: Path, spec: StoreSpec) -> OpenStore:
+    store = open_store(root, spec, check=False)
+    if store is None:
+        raise cache_full(root, "a store of another process cannot be read")
+    return store
 
 
-def _give_up(root: Path, specs: Sequence[StoreSpec]) -> None:
-    """Remove the staging folders of stores that this process has claimed."""
-    for spec in specs:
-        staging_folder(root, spec).discard()
+@contextmanager
+def _claims() -> Iterator[dict[StagingFolder, Lock]]:
+    """Hold staging folders; a fault of the disk removes them, a stop leaves them to a resumed run."""
+    claims: dict[StagingFolder, Lock] = {}
+    try:
+        yield claims
+    except (OSError, OutputError):
+        for staging in claims:
+            remove_folder(staging.path)
+        raise
+    finally:
+        for lock in claims.values():
+            lock.release()

@@ -44,17 +44,13 @@ def plan_cache(
     *,
     held_out: int = 0,
     epochs: Sequence[int] | None = None,
-    recorded: Sequence[CachePlan] = (),
 ) -> list[CachePlan]:
     """Decide for each stage whether its prefix is computed once and stored, or computed in each epoch.
 
     image: the shape of one prepared image, (1, C, *size). samples are trained on, in several views; held_out
     ones are validated on after each epoch. epochs: how many a stage may take, by default what it says. The
-    stores of all stages together stay within budget_bytes. recorded: what the run decided before, which then
-    holds.
+    stores of all stages together stay within budget_bytes.
     """
-    if recorded:
-        return list(recorded)
     costs = step_costs(classifier, image)
     plans: list[CachePlan] = []
     left = budget_bytes

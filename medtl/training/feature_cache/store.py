@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import shutil
-import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -27,10 +26,10 @@ from torch import Tensor
 
 from medtl.core.files import read_json, unwritable, write_json
 from medtl.core.staging import (
-    REMOVED,
     STAGING,
     Lock,
     StagingFolder,
+    journal_line,
     remove_folder,
     remove_lock,
     try_lock,
@@ -46,8 +45,6 @@ IN_USE, ROOM = "in-use", ".room.lock"
 
 # So much of the disk stays free, for checkpoints and whatever else runs.
 RESERVED_BYTES = 1_000_000_000
-# What a killed pass left stays for a run that is resumed after a holiday.
-LEFTOVER_SECONDS = 14 * 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -157,7 +154,7 @@ class StoreWriter:
     def __init__(self, root: Path, spec: StoreSpec, rank: int) -> None:
         self.spec = spec
         staging = staging_folder(root, spec)
-        self.done = frozenset(_checksums(staging.entries(parts=False)))
+        self.done = frozenset(_checksums(staging, parts=False))
         with ExitStack() as files:
             self._activations = files.enter_context((staging.path / ACTIVATIONS).open("r+b", buffering=0))
             self._journal = files.enter_context(staging.journal(rank))
@@ -170,7 +167,7 @@ class StoreWriter:
         written = 0
         while written < len(content):
             written += self._activations.write(content[written:])
-        self._journal.add([batch, zlib.crc32(content)])
+        self._journal.write(journal_line([batch, zlib.crc32(content)]))
 
     def close(self) -> None:
         """Flush what this process wrote to the disk, and close it."""
@@ -181,25 +178,19 @@ class StoreWriter:
 def begin(root: Path, spec: StoreSpec) -> None:
     """Ready the staging folder of a claimed store: its journal has the batches that hold."""
     staging = staging_folder(root, spec)
-    try:  # a process was killed before it could publish the store
-        known = dict(enumerate(read_json(staging.path / HEADER)["crc32"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        known = _checksums(staging.entries())
     content = np.memmap(staging.path / ACTIVATIONS, dtype=np.float32, mode="r", shape=spec.shape)
-    staging.begin(holding(content, spec, known).items(), keep=ACTIVATIONS)
+    staging.begin(holding(content, spec, _checksums(staging)).items(), keep=ACTIVATIONS)
 
 
-def publish(root: Path, spec: StoreSpec) -> OpenStore | None:
-    """Move a store that was computed to its place and open it; None where batches of it are missing."""
+def publish(root: Path, spec: StoreSpec) -> None:
+    """Move a computed store to its place. Raises OutputError cache-full where batches are missing."""
     staging = staging_folder(root, spec)
-    checksums = _checksums(staging.entries())
-    if len(checksums) != spec.batches:
-        return None
+    checksums = _checksums(staging)
+    if len(checksums) < spec.batches:
+        raise cache_full(root, "a process that shares the pass could not write its part")
     crc32 = [checksums[batch] for batch in range(spec.batches)]
     write_json(staging.path / HEADER, {"format": FORMAT_VERSION, "shape": list(spec.shape), "crc32": crc32})
-    with wait_for_lock(root / ROOM):  # so that nobody evicts it before it is open
-        staging.publish()
-        return open_store(root, spec, check=False)
+    staging.publish()
 
 
 def make_room(root: Path, specs: Sequence[StoreSpec], budget_bytes: float) -> None:
@@ -209,7 +200,6 @@ def make_room(root: Path, specs: Sequence[StoreSpec], budget_bytes: float) -> No
     process holds. Raises OutputError cache-full, and then nothing was evicted.
     """
     with wait_for_lock(root / ROOM):
-        _sweep(root)
         for spec in specs:
             remove_folder(root / spec.name)  # it is damaged
         _evict(root, specs, budget_bytes)
@@ -272,16 +262,6 @@ def _folders(root: Path) -> list[_Folder]:
     return sorted(folders, key=lambda folder: (not folder.is_staging, folder.used, folder.path.name))
 
 
-def _sweep(root: Path) -> None:
-    """Remove what evictions and killed passes left long ago."""
-    for orphan in root.glob(f"{REMOVED}*"):
-        shutil.rmtree(orphan, ignore_errors=True)
-    oldest = time.time() - LEFTOVER_SECONDS
-    for folder in _folders(root):
-        if folder.is_staging and folder.used < oldest and (lock := folder.claim()):
-            _remove(folder, lock)
-
-
 def _evict(root: Path, specs: Sequence[StoreSpec], budget_bytes: float) -> None:
     own = {staging_folder(root, spec).path for spec in specs}
     folders = _folders(root)
@@ -326,6 +306,6 @@ def _allocate(path: Path, nbytes: int) -> None:
                 raise
 
 
-def _checksums(entries: Sequence[Sequence[int]]) -> dict[int, int]:
-    """Return the checksum of each batch that is done."""
-    return {entry[0]: entry[1] for entry in entries if len(entry) == 2}
+def _checksums(staging: StagingFolder, *, parts: bool = True) -> dict[int, int]:
+    """Return the checksum of each batch that is done; parts: by other processes too."""
+    return dict(staging.entries(parts=parts))

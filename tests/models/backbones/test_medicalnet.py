@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from medtl.errors import WeightsError
 from medtl.models.backbones import BACKBONES
-from medtl.models.backbones.medicalnet import BLOCKS, MedicalNet
+from medtl.models.backbones.medicalnet import NETWORKS, trained_network
 
 DEPTHS = (10, 18, 34, 50, 101, 152, 200)
 # (stride, dilation) of the four stages.
@@ -25,7 +25,7 @@ def publish(depth: int, folder: Path, seed: int = 0) -> dict[str, Tensor]:
     """Write a file in the published format with random tensors, statistics included; return the tensors."""
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):
-        shapes = {key: value.shape for key, value in MedicalNet(depth, 1).state_dict().items()}
+        shapes = {key: value.shape for key, value in trained_network(depth, 1).state_dict().items()}
     state = {}
     for key, shape in shapes.items():
         if key.endswith("num_batches_tracked"):
@@ -76,7 +76,7 @@ def reference(state: dict[str, Tensor], depth: int, x: Tensor) -> Tensor:
     x = F.relu(norm(state, "bn1", F.conv3d(x, state["conv1.weight"], stride=2, padding=3)))
     x = F.max_pool3d(x, kernel_size=3, stride=2, padding=1)
     for stage, (stride, dilation) in enumerate(STAGES, 1):
-        for index in range(BLOCKS[depth][stage - 1]):
+        for index in range(NETWORKS[depth][1][stage - 1]):
             x = block(state, f"layer{stage}.{index}", x, stride if index == 0 else 1, dilation)
     return x
 
@@ -108,7 +108,7 @@ def test_it_computes_what_the_authors_definition_computes(depth: int, tmp_path: 
 def test_names_and_shapes_are_the_published_ones(depth: int) -> None:
     """Bottlenecks from 50 layers on; no tensor in the shortcuts of 18 and 34 layers."""
     with torch.device("meta"):
-        state = MedicalNet(depth, 1).state_dict()
+        state = trained_network(depth, 1).state_dict()
     assert state["conv1.weight"].shape == (64, 1, 7, 7, 7)
     assert ("layer1.0.conv3.weight" in state) == (depth >= 50)
     assert any("downsample" in key for key in state) == (depth not in (18, 34))
@@ -137,7 +137,7 @@ def test_a_coarser_output_is_the_published_one_at_fewer_places(
 
 def test_gradient_passes_the_shortcut_without_weights() -> None:
     """In the authors' definition it does not; fine-tuning needs it."""
-    stage = MedicalNet(18, 1).layer2[0].eval()
+    stage = trained_network(18, 1).layer2[0].eval()
     for parameter in stage.parameters():
         torch.nn.init.zeros_(parameter)  # nothing comes through the convolutions
     x = torch.rand(1, 64, 4, 4, 4, requires_grad=True)
@@ -147,7 +147,7 @@ def test_gradient_passes_the_shortcut_without_weights() -> None:
 
 
 def test_monai_takes_the_same_file_and_is_another_network(tmp_path: Path) -> None:
-    """Why medtl builds its own: MONAI's defaults stride otherwise, and its stages are not dilated."""
+    """Why medtl alters MONAI's network: it strides otherwise, and its stages are not dilated."""
     state = publish(10, tmp_path)
     other = monai_resnet10(spatial_dims=3, n_input_channels=1, feed_forward=False, bias_downsample=False)
     missing, unexpected = other.load_state_dict(state, strict=True)

@@ -23,6 +23,8 @@ from medtl.training.feature_cache.cache import FeatureCache, Views, pass_batch_s
 from medtl.training.feature_cache.store import StoreWriter
 from tests.waiting import PATIENCE
 
+from ..processes import in_processes
+
 fork = multiprocessing.get_context("fork")
 FAMILIES = {
     "tiny": (32, 32),
@@ -49,12 +51,12 @@ def make_cache(classifier, tmp_path, precision="cpu 32", **options):
     return FeatureCache(classifier, torch.no_grad, precision, root=tmp_path / "features", **options)
 
 
-def computed(cache, views, wanted, **team):
+def computed(cache, views, wanted):
     """Return how many images the network saw for a call of ensure, and what it returned."""
     seen = []
     whole = cache._boundaries
     cache._boundaries = lambda net, images, steps: (seen.append(len(images)), whole(net, images, steps))[1]
-    stores = cache.ensure(views, wanted, **team)
+    stores = cache.ensure(views, wanted)
     cache._boundaries = whole
     return sum(seen), stores
 
@@ -262,31 +264,27 @@ def test_of_two_processes_that_want_the_same_one_computes_and_the_other_waits(
     assert found[0][1] == found[1][1]
 
 
-def in_team(make_classifier, views, root, wanted, *, size=2, prepare=lambda rank, cache: None):
-    """Run ensure in a team of forked processes; return exit codes and (rank, images or code)."""
-    together, results = fork.Barrier(size), fork.Queue()
+def in_team(make_classifier, views, root, wanted, *, prepare=lambda rank, cache: None):
+    """Run ensure in two processes of one run; return each one's (images, content), or (code, None)."""
 
-    def member(rank):
-        cache = make_cache(make_classifier(), root)
-        prepare(rank, cache)
-        team = {"rank": rank, "size": size, "barrier": lambda: together.wait(PATIENCE)}
+    def member(group):
+        cache = make_cache(make_classifier(), root, process_group=group)
+        prepare(group.rank, cache)
         try:
-            images, stores = computed(cache, views, wanted, **team)
-            results.put((rank, images, content(stores)))
+            images, stores = computed(cache, views, wanted)
         except OutputError as error:
-            results.put((rank, error.code, None))
+            return error.code, None
+        return images, content(stores)
 
-    codes = run_all(*[lambda rank=rank: member(rank) for rank in range(size)])
-    assert codes == [0] * size
-    return sorted(results.get(timeout=PATIENCE) for _ in range(size))
+    return in_processes(member)
 
 
 def test_a_team_shares_the_pass_and_writes_the_bytes_of_one_process(make_classifier, make_prepared, tmp_path):
     views, wanted = make_views(make_prepared), {4: 2, 2: 1}
     alone = content(make_cache(make_classifier(), tmp_path / "alone").ensure(views, wanted))
     first, second = in_team(make_classifier, views, tmp_path, wanted)
-    assert (first[1], second[1]) == (10, 10), "six batches are dealt out"
-    assert first[2] == second[2] == alone
+    assert (first[0], second[0]) == (10, 10), "six batches are dealt out"
+    assert first[1] == second[1] == alone
     assert {path.name for path in (tmp_path / "features").iterdir()} == folders(tmp_path) | {".room.lock"}
 
 
@@ -299,7 +297,7 @@ def test_a_team_goes_on_with_what_a_process_alone_had_begun(make_classifier, mak
     with pytest.raises(KeyboardInterrupt):
         make_cache(make_classifier(), tmp_path).ensure(views, {4: 1}, interrupt)
     first, second = in_team(make_classifier, views, tmp_path, {4: 1})
-    assert first[1] + second[1] == 6 and first[2] == second[2]
+    assert first[0] + second[0] == 6 and first[1] == second[1]
 
 
 def test_a_team_without_room_is_told_of_it_all_together(make_classifier, make_prepared, tmp_path):
@@ -307,7 +305,7 @@ def test_a_team_without_room_is_told_of_it_all_together(make_classifier, make_pr
         cache.budget_bytes = 1
 
     results = in_team(make_classifier, make_views(make_prepared), tmp_path, {4: 1}, prepare=no_budget)
-    assert [result[1] for result in results] == ["cache-full", "cache-full"]
+    assert [result[0] for result in results] == ["cache-full", "cache-full"]
     assert not folders(tmp_path)
 
 
@@ -318,7 +316,7 @@ def test_where_one_of_a_team_cannot_write_none_has_a_store(make_classifier, make
             StoreWriter.write = no_space
 
     results = in_team(make_classifier, make_views(make_prepared), tmp_path, {4: 2}, prepare=fill_disk)
-    assert [result[1] for result in results] == ["cache-full", "cache-full"]
+    assert [result[0] for result in results] == ["cache-full", "cache-full"]
     assert not folders(tmp_path)
 
 
