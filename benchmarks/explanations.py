@@ -23,7 +23,8 @@ from medtl.explain import methods_for
 from medtl.explain.audit import Case, audit, find_case
 from medtl.inference.predictor import score_batch
 from medtl.training.checkpoint import Checkpoint, load_finished
-from medtl.workflows.train import train_run
+from medtl.training.run_folder import RunFolder
+from medtl.workflows.train import TrainJob, train_run
 
 BACKBONES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 OVERRIDES = ("split.val=0.2", "split.test=0.25")
@@ -34,7 +35,7 @@ def train(backbone: str, run: Path) -> Checkpoint:
     data = sample_data("xray")
     config = load_config("xray", None, (*OVERRIDES, f"backbone.name={backbone}"))
     with TerminalWatcher(f"training {backbone}") as watcher:
-        train_run(data, None, run, config, watcher, resume=True)
+        train_run(TrainJob(RunFolder(run), config, watcher, resume=True), data)
     return load_finished(run)
 
 

@@ -39,8 +39,9 @@ from medtl.evaluation import metrics
 from medtl.evaluation.calibration_metrics import bin_gaps, calibration_errors
 from medtl.training.checkpoint import Checkpoint, load_checkpoint
 from medtl.training.imbalance import IMBALANCE
+from medtl.training.run_folder import RunFolder
 from medtl.training.schedule import entry_step
-from medtl.workflows.train import train_run
+from medtl.workflows.train import TrainJob, train_run
 
 VALIDATION_SHARE = 0.25
 FROZEN = (
@@ -154,7 +155,7 @@ def run_row(
     if not kept.is_file():
         config = load_config("xray", None, (*overrides, f"fit.imbalance={strategy}", f"fit.seed={seed}"))
         with tempfile.TemporaryDirectory(dir=out) as run:
-            train_run(thin(source, ratio, seed, out), None, Path(run), config, Silence())
+            train_run(TrainJob(RunFolder(Path(run)), config, Silence()), thin(source, ratio, seed, out))
             row = evaluation.measure(load_checkpoint(Path(run)), ratio)
         kept.write_text(json.dumps(row), encoding="utf-8")
     return json.loads(kept.read_text(encoding="utf-8"))

@@ -25,93 +25,52 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from medtl.core import __version__
+from medtl.core import __version__ as __version__
 
 if TYPE_CHECKING:
-    from medtl.config import RunConfig, load_config, sample_data
-    from medtl.core.progress import StoppedError, Watcher
-    from medtl.data.labels import load_table
-    from medtl.data.task import Sample, Task
-    from medtl.errors import (
-        CheckpointError,
-        ConfigError,
-        LabelError,
-        MedtlError,
-        OutputError,
-        PacsError,
-        ReadError,
-        SplitError,
-        TrainingError,
-        WeightsError,
-    )
-    from medtl.evaluation.evaluate import Evaluation
-    from medtl.explain import METHODS
-    from medtl.explain.explanation import Explanation
-    from medtl.imaging.image import Image
-    from medtl.imaging.reader import read_images
-    from medtl.imaging.series import Series
-    from medtl.inference.predictor import Prediction
-    from medtl.models.backbones import BACKBONES
-    from medtl.training.imbalance import IMBALANCE
-    from medtl.training.schedule import ScheduleConfig, Stage
-    from medtl.workflows.compare import compare
-    from medtl.workflows.demo import run_demo
-    from medtl.workflows.evaluate import evaluate
-    from medtl.workflows.explain import explain_folder
-    from medtl.workflows.inspect import inspect_folder
-    from medtl.workflows.prepare import prepare
-    from medtl.workflows.report import report_folder, report_training
-    from medtl.workflows.run import Run, export, load_run
-    from medtl.workflows.score import score_folder
-    from medtl.workflows.train import train
-    from medtl.workflows.tune import tune
-
-__all__ = [
-    "BACKBONES",
-    "IMBALANCE",
-    "METHODS",
-    "CheckpointError",
-    "ConfigError",
-    "Evaluation",
-    "Explanation",
-    "Image",
-    "LabelError",
-    "MedtlError",
-    "OutputError",
-    "PacsError",
-    "Prediction",
-    "ReadError",
-    "Run",
-    "RunConfig",
-    "Sample",
-    "ScheduleConfig",
-    "Series",
-    "SplitError",
-    "Stage",
-    "StoppedError",
-    "Task",
-    "TrainingError",
-    "Watcher",
-    "WeightsError",
-    "__version__",
-    "compare",
-    "evaluate",
-    "explain_folder",
-    "export",
-    "inspect_folder",
-    "load_config",
-    "load_run",
-    "load_table",
-    "prepare",
-    "read_images",
-    "report_folder",
-    "report_training",
-    "run_demo",
-    "sample_data",
-    "score_folder",
-    "train",
-    "tune",
-]
+    from medtl.config import RunConfig as RunConfig
+    from medtl.config import load_config as load_config
+    from medtl.config import sample_data as sample_data
+    from medtl.core.progress import StoppedError as StoppedError
+    from medtl.core.progress import Watcher as Watcher
+    from medtl.data.labels import load_table as load_table
+    from medtl.data.task import Sample as Sample
+    from medtl.data.task import Task as Task
+    from medtl.errors import CheckpointError as CheckpointError
+    from medtl.errors import ConfigError as ConfigError
+    from medtl.errors import LabelError as LabelError
+    from medtl.errors import MedtlError as MedtlError
+    from medtl.errors import OutputError as OutputError
+    from medtl.errors import PacsError as PacsError
+    from medtl.errors import ReadError as ReadError
+    from medtl.errors import SplitError as SplitError
+    from medtl.errors import TrainingError as TrainingError
+    from medtl.errors import WeightsError as WeightsError
+    from medtl.evaluation.evaluate import Evaluation as Evaluation
+    from medtl.explain import METHODS as METHODS
+    from medtl.explain.explanation import Explanation as Explanation
+    from medtl.imaging.image import Image as Image
+    from medtl.imaging.reader import read_images as read_images
+    from medtl.imaging.series import Series as Series
+    from medtl.inference.predictor import Prediction as Prediction
+    from medtl.models.backbones import BACKBONES as BACKBONES
+    from medtl.training.imbalance import IMBALANCE as IMBALANCE
+    from medtl.training.schedule import ScheduleConfig as ScheduleConfig
+    from medtl.training.schedule import Stage as Stage
+    from medtl.workflows.compare import compare as compare
+    from medtl.workflows.demo import run_demo as run_demo
+    from medtl.workflows.evaluate import evaluate as evaluate
+    from medtl.workflows.explain import explain_folder as explain_folder
+    from medtl.workflows.inspect import inspect_folder as inspect_folder
+    from medtl.workflows.prepare import prepare as prepare
+    from medtl.workflows.report import report_folder as report_folder
+    from medtl.workflows.report import report_training as report_training
+    from medtl.workflows.run import Run as Run
+    from medtl.workflows.run import export as export
+    from medtl.workflows.run import load_run as load_run
+    from medtl.workflows.score import score_folder as score_folder
+    from medtl.workflows.train import train as train
+    from medtl.workflows.tune import tune as tune
 
 # Where each public name is defined.
 _HOMES = {
@@ -147,6 +106,8 @@ _HOMES = {
     }.items()
     for name in names.split()
 }
+
+__all__ = sorted([*_HOMES, "__version__"])
 
 # Dependencies read these when they are imported. ONNX Runtime otherwise creates a device id and an event
 # queue for its maker in the user's cache. Values that the user has set stay.

@@ -108,7 +108,7 @@ def load_config(
         raise ConfigError("config-missing", reason, fix=fix)
     else:
         path = recipes_folder() / DEFAULT_RECIPES[str(modality)] if config is None else Path(config)
-        where, recipe = str(path), _read_yaml(path)
+        where, recipe = str(path), read_yaml(path, "recipe")
     values = _merge(recipe, overrides)
     if modality and values.setdefault("modality", modality) != modality:
         reason = f"is for modality {values['modality']}, not {modality}"
@@ -132,11 +132,12 @@ def to_yaml(config: RunConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
 
 
-def _read_yaml(path: Path) -> Any:
+def read_yaml(path: Path, what: str) -> Any:
+    """Read a file of keys, which errors call `what`. Raises ConfigError config-missing, config-value."""
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in recipes_folder().glob("*.yaml")], n=1)
-        fix = f"did you mean {recipes_folder().name}/{near[0]}?" if near else "give a YAML recipe"
-        raise ConfigError("config-missing", "no such recipe", where=path, fix=fix)
+        fix = f"did you mean {recipes_folder().name}/{near[0]}?" if near else f"give a {what} in YAML"
+        raise ConfigError("config-missing", f"no such {what}", where=path, fix=fix)
     try:
         return OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:

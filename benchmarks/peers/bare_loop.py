@@ -101,14 +101,15 @@ def main() -> None:
 def measure(job: Job, folder: Path, images: Images, block: int) -> dict[str, Any]:
     """Return the seconds a step of both, and the ratio of each pair."""
     from medtl.config import load_config
-    from medtl.workflows.train import train_run
+    from medtl.training.run_folder import RunFolder
+    from medtl.workflows.train import TrainJob, train_run
 
     clipped = [value for value in overrides(job) if not value.startswith("fit.gradient_clip")]
     config = load_config("mri", Path("configs/mri-slices.yaml"), clipped)
     bare = BareLoop(job, images)
     bare.run(1)
     turns = TakingTurns(bare, job.phases[0].name, block)
-    train_run(Path(job.data), Path(job.labels), folder / "run", config, turns)
+    train_run(TrainJob(RunFolder(folder / "run"), config, turns), Path(job.data), Path(job.labels))
     pairs = turns.pairs[1:]
     if not pairs:
         raise SystemExit(f"an epoch is too short for blocks of {block} steps, or medtl told of none")

@@ -51,10 +51,10 @@ class FrontDoor(click.Group):
         command: click.Command = getattr(import_module(COMMANDS[name]), name)
         return command
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; print an error, or a stop, as one line, and exit with its code."""
+    def invoke(self, ctx: click.Context) -> None:
+        """Run a command, and exit with the code that it returns; print an error, or a stop, as one line."""
         try:
-            return super().invoke(ctx)
+            ctx.exit(super().invoke(ctx) or 0)
         except MedtlError as error:
             if not isinstance(error, AlreadyReportedError):  # by another process of torchrun
                 _print_error(error)
@@ -66,9 +66,10 @@ class FrontDoor(click.Group):
             ctx.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
 
 
-@click.group(
-    cls=FrontDoor, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
+
+
+@click.group(cls=FrontDoor, context_settings=SETTINGS)
 @click.version_option(__version__, prog_name="medtl")
 @click.option(
     "--debug", is_flag=True, help="Show where libraries warn, without their text, which quotes files."

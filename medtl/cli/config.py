@@ -1,16 +1,12 @@
 """medtl config: recipes with all their keys."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from medtl.cli import options
-
-if TYPE_CHECKING:
-    from medtl.workflows.plan import StagePlan
 
 WIDTH = 80
 
@@ -23,16 +19,9 @@ def config() -> None:
 @config.command()
 @options.recipe
 @click.option("--stages", is_flag=True, help="Print what each stage trains, caches and costs instead.")
-@click.option("--samples", type=click.IntRange(min=1), help="Training images, for --stages.")
+@click.option("--samples", type=click.IntRange(1), help="Training images, for --stages.")
 @options.as_json("the stages as one JSON list")
-def show(
-    modality: str | None,
-    config: Path | None,
-    overrides: tuple[str, ...],
-    stages: bool,
-    samples: int | None,
-    as_json: bool,
-) -> None:
+def show(stages: bool, samples: int | None, as_json: bool, **recipe: Any) -> None:
     """Print the resolved recipe: every key, defaults and overrides included.
 
     --stages prints what each stage trains, at which learning rates and until when, what is cached, and how
@@ -42,73 +31,72 @@ def show(
 
     if (samples or as_json) and not stages:
         raise click.UsageError("--samples and --json need --stages")
-    resolved = load_config(modality or (None if config else "xray"), config, overrides)
+    if not recipe["config"]:
+        recipe["modality"] = recipe["modality"] or "xray"
+    resolved = load_config(**recipe)
     if not stages:
         click.echo(to_yaml(resolved), nl=False)
         return
+    from medtl.cli.terminal import print_json
     from medtl.workflows.plan import plan_stages
 
     plans = plan_stages(resolved, samples)
-    click.echo(_as_json(plans, samples) if as_json else _as_tables(plans, samples))
+    if as_json:
+        print_json(plans)
+    else:
+        click.echo(_as_tables(plans, samples))
 
 
 @config.command()
 def schema() -> None:
     """Print the JSON schema of recipes."""
-    import json
-
+    from medtl.cli.terminal import print_json
     from medtl.config import RunConfig
 
-    click.echo(json.dumps(RunConfig.model_json_schema(), indent=2))
+    print_json(RunConfig.model_json_schema())
 
 
-def _as_json(plans: Sequence["StagePlan"], samples: int | None) -> str:
-    import json
-    from dataclasses import asdict
-
-    rows = [{**asdict(plan), "stage": plan.stage.model_dump(mode="json")} for plan in plans]
-    for row, plan in zip(rows, plans, strict=True):
-        row["all_epochs_multiply_adds"] = (samples or 1) * plan.all_epochs
-        row["cached_all_epochs_multiply_adds"] = (samples or 1) * plan.cached_all_epochs
-    return json.dumps(rows, indent=2)
-
-
-def _as_tables(plans: Sequence["StagePlan"], samples: int | None) -> str:
+def _as_tables(plans: Sequence[dict[str, Any]], samples: int | None) -> str:
     """Lay the stages out as three tables that fit a terminal of 80 columns."""
-    names = [plan.stage.name for plan in plans]
-    trains = [("trains", "parameters", "LR: head, top, lowest"), *map(_trains, plans)]
-    lasts = [("ends after", "frozen"), *map(_ends, plans)]
     images = f"{samples} images, all epochs" if samples else "an image, all epochs"
-    costs: list[tuple[str, ...]] = [("an image, an epoch", "cached", images, "cached")]
-    for plan in plans:
-        totals = (samples or 1) * plan.all_epochs, (samples or 1) * plan.cached_all_epochs
-        costs.append(tuple(map(_short, (plan.image, plan.cached_image, *totals))))
+    tables = {
+        _trains: ("stage", "trains", "parameters", "LR: head, top, lowest"),
+        _ends: ("stage", "ends after", "frozen"),
+        _costs: ("multiply-adds", "an image, an epoch", "cached", images, "cached"),
+    }
     parts = [
-        _table([(first, *cells) for first, cells in zip((title, *names), rows, strict=True)])
-        for title, rows in (("stage", trains), ("stage", lasts), ("multiply-adds", costs))
+        _table([head, *((plan["stage"]["name"], *cells(plan)) for plan in plans)])
+        for cells, head in tables.items()
     ]
     if samples:
-        reasons = (f"{plan.stage.name}: {plan.reason}" for plan in plans)
+        reasons = (f"{plan['stage']['name']}: {plan['reason']}" for plan in plans)
         parts.append("\n".join(fill(reason, WIDTH, subsequent_indent="  ") for reason in reasons))
     return "\n\n".join(parts)
 
 
-def _trains(plan: "StagePlan") -> tuple[str, ...]:
-    groups = dict.fromkeys((*plan.groups[:1], *plan.groups[-1:]))
+def _trains(plan: dict[str, Any]) -> tuple[str, ...]:
+    groups = dict.fromkeys((*plan["groups"][:1], *plan["groups"][-1:]))
     modules = f"{' to '.join(groups)}, head" if groups else "head"
-    parameters = f"{_short(plan.trained_parameters)} of {_short(plan.parameters)}"
-    return modules, parameters, ", ".join(f"{rate:.2g}" for rate in plan.rates)
+    parameters = f"{_short(plan['trained_parameters'])} of {_short(plan['parameters'])}"
+    return modules, parameters, ", ".join(f"{rate:.2g}" for rate in plan["rates"])
 
 
-def _ends(plan: "StagePlan") -> tuple[str, ...]:
+def _ends(plan: dict[str, Any]) -> tuple[str, ...]:
     """Return when the stage ends, where its frozen prefix ends, and what is cached of one image."""
-    stage, prefix = plan.stage, "nothing"
-    steps = f" or {stage.steps} steps" if stage.steps else ""
-    patience = f", patience {stage.patience}" if stage.patience else ""
-    if plan.boundary:
-        size = f"{stage.views} x {_short(plan.kept_bytes, 'B')} cached"
-        prefix = f"up to {plan.boundary}: {size if plan.cached else 'not cached'}"
-    return f"{stage.epochs} epochs{steps}{patience}", prefix
+    stage, prefix = plan["stage"], "nothing"
+    steps = f" or {stage['steps']} steps" if stage["steps"] else ""
+    patience = f", patience {stage['patience']}" if stage["patience"] else ""
+    if plan["boundary"]:
+        size = f"{stage['views']} x {_short(plan['kept_bytes'], 'B')} cached"
+        prefix = f"up to {plan['boundary']}: {size if plan['cached'] else 'not cached'}"
+    return f"{stage['epochs']} epochs{steps}{patience}", prefix
+
+
+def _costs(plan: dict[str, Any]) -> tuple[str, ...]:
+    image = plan["prefix_multiply_adds"] + plan["trained_multiply_adds"]
+    cached = plan["trained_multiply_adds"] if plan["cached"] else image
+    totals = plan["all_epochs_multiply_adds"], plan["cached_all_epochs_multiply_adds"]
+    return tuple(map(_short, (image, cached, *totals)))
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -9,7 +9,7 @@ from medtl.cli.options import PATH
 
 
 @click.command()
-@click.option("--out", type=PATH, default=Path("medtl-demo"), show_default=True, help="Folder.")
+@click.option("--out", type=PATH, default=Path("medtl-demo"), help="Folder.")
 def demo(out: Path) -> None:
     """Tour medtl on phantoms, in about a minute.
 
@@ -22,11 +22,10 @@ def demo(out: Path) -> None:
 
         tours = run_demo(out, watcher=watcher)
     for tour in tours:
-        areas = metric_text(*astuple(tour.test["auroc"]))
-        accuracies = metric_text(*astuple(tour.test["balanced_accuracy"]))
+        area, accuracy = (metric_text(*astuple(tour.test[name])) for name in ("auroc", "balanced_accuracy"))
         lines = {
-            "test AUROC": f"{areas}, on patients not used in training",
-            "test accuracy": f"{accuracies}, balanced",
+            "test AUROC": f"{area}, on patients not used in training",
+            "test accuracy": f"{accuracy}, balanced",
             "saliency maps": f"{median_gain(tour.localisations):.1f} times chance inside the planted lesion "
             f"(median of {len(tour.localisations)})",
             "unseen studies": f"{tour.scored} scored, {tour.correct} as planted; {tour.refused} refused",
@@ -37,7 +36,8 @@ def demo(out: Path) -> None:
         }
         if not tour.localisations:
             lines.pop("saliency maps")
-        seconds = f"{tour.modality} in {tour.seconds:.0f} s"
-        click.echo(f"\n{seconds}: phantoms, so the numbers mean nothing for patients")
+        click.echo(
+            f"\n{tour.modality} in {tour.seconds:.0f} s: phantoms, so the numbers mean nothing for patients"
+        )
         for name, text in lines.items():
             click.echo(f"  {name:<15} {text}")

@@ -1,16 +1,13 @@
 """medtl evaluate, medtl compare: a run on labelled studies, and several runs side by side."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from medtl.cli import options
 from medtl.cli.options import PATH
 from medtl.errors import ConfigError
-
-if TYPE_CHECKING:
-    from medtl.workflows.evaluate import EvaluationPart
 
 
 @click.command()
@@ -22,7 +19,6 @@ if TYPE_CHECKING:
     "--part",
     type=click.Choice(["unseen", "train", "val", "test", "all"]),
     default="unseen",
-    show_default=True,
     help="unseen: all that the run was not trained on; train, val, test: a part of the run's own split.",
 )
 @click.option(
@@ -33,35 +29,20 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--prevalence",
-    "prevalences",
     multiple=True,
     metavar="[CLASS=]SHARE",
     help="Also give PPV and NPV for this prevalence of the class; repeatable.",
 )
 @click.option(
     "--subgroup",
-    "columns",
+    "subgroups",
     multiple=True,
     metavar="COLUMN",
-    help="Form subgroups by this column of the label table, or by sex, age or scanner of DICOM; repeatable. "
-    "Default: by all of them.",
+    help="A column of the label table, or sex, age or scanner of DICOM; repeatable. Default: all of them.",
 )
 @options.any_modality
 @options.as_json("metrics.json")
-@click.pass_context
-def evaluate(
-    ctx: click.Context,
-    run: Path,
-    data: Path,
-    labels: Path | None,
-    out: Path,
-    part: "EvaluationPart",
-    threshold: str | None,
-    prevalences: tuple[str, ...],
-    columns: tuple[str, ...],
-    any_modality: bool,
-    as_json: bool,
-) -> None:
+def evaluate(run: Path, out: Path, as_json: bool, **settings: Any) -> int:
     """Evaluate RUN on labelled studies.
 
     Computes metrics with 95% intervals by patient, calibration, net benefit and subgroups. Writes
@@ -69,30 +50,19 @@ def evaluate(
     """
     from medtl.cli.terminal import TerminalWatcher, print_evaluation, print_refusals, say
 
-    shares = dict(map(_read_prevalence, prevalences))
+    settings["prevalence"] = dict(map(_read_prevalence, settings["prevalence"]))
+    settings["subgroups"] = settings["subgroups"] or None
     with TerminalWatcher(f"medtl evaluate · {run}") as watcher:
         from medtl.workflows import evaluate as workflow
 
-        outcome = workflow.evaluate(
-            run,
-            data,
-            labels,
-            out=out,
-            part=part,
-            threshold=threshold,
-            prevalence=shares,
-            subgroups=columns or None,
-            any_modality=any_modality,
-            watcher=watcher,
-        )
+        outcome = workflow.evaluate(run, out=out, watcher=watcher, **settings)
     if as_json:
         click.echo((out / "metrics.json").read_text(encoding="utf-8"), nl=False)
     else:
         print_evaluation(outcome.content, "\nEvaluation")
         click.echo()
         say(f"page: {outcome.page}")
-    print_refusals(outcome.refusals)
-    ctx.exit(3 if outcome.refusals else 0)
+    return print_refusals(outcome.refusals)
 
 
 def _read_prevalence(text: str) -> tuple[str, float]:

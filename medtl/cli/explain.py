@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from medtl.explain.audit import MethodAudit
     from medtl.workflows.explain import ExplainOutcome
 
+FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 MARKS = {"passed": "+", "failed": "-", "undecided": "?"}
 SHORT_NAMES = {"randomisation": "random", "stability": "stable"}
 
@@ -22,35 +23,19 @@ SHORT_NAMES = {"randomisation": "random", "stability": "stable"}
 @click.argument("run", type=PATH)
 @click.argument("folder", type=PATH)
 @click.option("--out", type=PATH, required=True, help="Folder for the maps and tables.")
-@click.option(
-    "--method",
-    "methods",
-    multiple=True,
-    help="Saliency method; repeatable. Default: grad-cam, or integrated-gradients for transformers.",
-)
-@click.option(
-    "--audit", "audited", is_flag=True, help="Check the methods, by default all that suit the network."
-)
-@click.option(
-    "--masks",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder of masks, named as the images are.",
-)
-@click.option(
-    "--audit-images", type=click.IntRange(min=1), default=20, show_default=True, help="Images for the audit."
-)
+@options.methods
+@click.option("--audit", "audited", is_flag=True, help="Check methods: by default all that suit the network.")
+@click.option("--masks", type=FOLDER, help="Folder of masks, named as the images are.")
+@click.option("--audit-images", type=click.IntRange(1), default=20, help="Images for the audit.")
 @options.any_modality
 @options.as_json()
-@click.pass_context
-def explain(ctx: click.Context, run: Path, folder: Path, out: Path, as_json: bool, **settings: Any) -> None:
+def explain(run: Path, folder: Path, out: Path, as_json: bool, **settings: Any) -> int:
     """Show what raised RUN's scores in the studies of FOLDER.
 
     --audit checks whether to believe it. A map is a NIfTI file on the grid of a volume, an .npz file for an
     image, and a picture.
     """
-    import json
-
-    from medtl.cli.terminal import TerminalWatcher, print_refused_row
+    from medtl.cli.terminal import TerminalWatcher, print_json, print_refusals
 
     if settings["masks"] is not None and not settings["audited"]:
         raise click.UsageError("--masks needs --audit")
@@ -58,13 +43,12 @@ def explain(ctx: click.Context, run: Path, folder: Path, out: Path, as_json: boo
         from medtl.workflows.explain import explain_folder
 
         outcome = explain_folder(run, folder, out, watcher=watcher, **settings)
-    for row in outcome.refused:
-        print_refused_row(row)
+    code = print_refusals(outcome.refused, f": see {outcome.table}")
     if as_json:
-        click.echo(json.dumps(_to_json(outcome), indent=2, allow_nan=False))
+        print_json(_to_json(outcome))
     else:
         _print_outcome(outcome)
-    ctx.exit(3 if outcome.refused else 0)
+    return code
 
 
 def _print_outcome(outcome: "ExplainOutcome") -> None:

@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("run", type=PATH)
-@click.option(
-    "--to", type=click.Choice(["onnx", "torch", "monai-bundle"]), required=True, help="Format of the model."
-)
+@click.option("--to", type=click.Choice(["onnx", "torch", "monai-bundle"]), required=True, help="Format.")
 @click.option("--out", type=PATH, required=True, help="Folder for the model and its description.")
 def export(run: Path, to: "ExportFormat", out: Path) -> None:
     """Write RUN's model as ONNX, torch.export or MONAI bundle.

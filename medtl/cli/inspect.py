@@ -27,18 +27,14 @@ WIDEST = 140
 @click.option("--html", type=PATH, metavar="DIR", help="Write DIR/contact_sheet.html: a page of thumbnails.")
 @click.option("--headers-only", is_flag=True, help="Read no pixels: faster, but finds fewer problems.")
 @options.as_json()
-@click.pass_context
-def inspect(ctx: click.Context, folder: Path, html: Path | None, headers_only: bool, as_json: bool) -> None:
+def inspect(folder: Path, html: Path | None, headers_only: bool, as_json: bool) -> int:
     """List what FOLDER contains and what is wrong with it.
 
     No patient data is shown. Every pixel is read, because some problems are found no other way. That takes a
     while in a big folder: --headers-only reads only the headers, and finds neither pixel values nor problems
     with them. Exit code 3: something was refused.
     """
-    import json
-    from dataclasses import asdict
-
-    from medtl.cli.terminal import TerminalWatcher
+    from medtl.cli.terminal import TerminalWatcher, print_json
 
     if html is not None and headers_only:
         raise click.UsageError("--html needs pixels, which --headers-only does not read: give one of them")
@@ -47,10 +43,10 @@ def inspect(ctx: click.Context, folder: Path, html: Path | None, headers_only: b
 
         outcome = inspect_folder(folder, headers_only=headers_only, html=html, watcher=watcher)
     if as_json:
-        click.echo(json.dumps(asdict(outcome), indent=2, allow_nan=False, default=str))
+        print_json(outcome)
     else:
         print_inspection(outcome)
-    ctx.exit(3 if outcome.refused else 0)
+    return 3 if outcome.refused else 0
 
 
 def print_inspection(outcome: "InspectOutcome") -> None:
@@ -63,7 +59,8 @@ def print_inspection(outcome: "InspectOutcome") -> None:
     console.width = min(console.width, WIDEST)
     console.print(_groups_table(outcome))
     for group in outcome.groups:
-        _print_facts(console, group_name(group), describe_group(group))
+        facts = [(f"  {name}", text) for name, text in describe_group(group).items()]
+        _print_grid(console, group_name(group), facts)
     _print_counts(console, "Notes", outcome.notes)
     _print_counts(console, "Skipped", outcome.skipped)
     _print_problems(console, f"Warnings: {len(outcome.warnings):,}", outcome.warnings)
@@ -83,7 +80,7 @@ def _groups_table(outcome: "InspectOutcome") -> "Table":
 
     table = Table(box=SIMPLE_HEAD, show_footer=True, pad_edge=False)
     table.add_column("What", "All")
-    table.add_column("Count", f"{outcome.count:,}", justify="right")
+    table.add_column("Count", f"{sum(group.count for group in outcome.groups):,}", justify="right")
     table.add_column("Studies", _count(outcome.studies), justify="right")
     table.add_column("Series", _count(outcome.series), justify="right")
     table.add_column("Patients", patients_text(outcome.patients, outcome.unidentified), justify="right")
@@ -93,13 +90,9 @@ def _groups_table(outcome: "InspectOutcome") -> "Table":
     return table
 
 
-def _print_facts(console: "Console", title: str, facts: Mapping[str, str]) -> None:
-    _print_grid(console, title, [(f"  {name}", text) for name, text in facts.items()], no_wrap=True)
-
-
 def _print_counts(console: "Console", title: str, counts: Mapping[str, int]) -> None:
     rows = [(f"{count:,}", name) for name, count in counts.items()]
-    _print_grid(console, title, rows, justify="right", no_wrap=True, min_width=7)
+    _print_grid(console, title, rows, justify="right", min_width=7)
 
 
 def _print_grid(console: "Console", title: str, rows: Sequence[tuple[str, str]], **first_column: Any) -> None:
@@ -109,7 +102,7 @@ def _print_grid(console: "Console", title: str, rows: Sequence[tuple[str, str]],
     if not rows:
         return
     grid = Table.grid(padding=(0, 2))
-    grid.add_column(**first_column)
+    grid.add_column(no_wrap=True, **first_column)
     grid.add_column(overflow="fold")
     for row in rows:
         grid.add_row(*row)
@@ -119,29 +112,22 @@ def _print_grid(console: "Console", title: str, rows: Sequence[tuple[str, str]],
 
 def _print_problems(console: "Console", title: str, problems: "Sequence[InputIssue]") -> None:
     """Print a line for each problem; on a terminal a long one is folded under its code."""
-    from rich.padding import Padding
-
+    from medtl.cli.terminal import say
     from medtl.errors import printable
 
     if not problems:
         return
     console.print(f"\n{title}", style="bold")
     seen: Counter[str] = Counter()
-    shown = 0
     for problem in problems:
         seen[problem.code] += 1
         if seen[problem.code] > PROBLEMS_SHOWN:
             continue
-        shown += 1
         text = printable(": ".join(filter(None, (problem.source, problem.reason, problem.fix))))
-        line = f"  [{problem.code}] {text}"
-        if console.is_terminal and len(line) > console.width:
-            console.print(f"  [{problem.code}]")
-            console.print(Padding(text, (0, 0, 0, 4)))
-        else:
-            click.echo(line)
-    if len(problems) > shown:
-        console.print(f"  and {len(problems) - shown:,} more: --json lists all")
+        say(f"  [{problem.code}] {text}")
+    rest = sum(max(0, count - PROBLEMS_SHOWN) for count in seen.values())
+    if rest:
+        console.print(f"  and {rest:,} more: --json lists all")
 
 
 def _count(number: int) -> str:

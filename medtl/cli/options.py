@@ -10,6 +10,12 @@ Command = Callable[..., Any]
 PATH = click.Path(path_type=Path)
 MODALITIES = click.Choice(["xray", "mri"])
 
+methods = click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    help="Saliency method; repeatable. Default: grad-cam, or integrated-gradients for transformers.",
+)
 any_modality = click.option("--any-modality", is_flag=True, help="Accept images of any modality.")
 labels = click.option("--labels", type=PATH, help="Label table. Default: labels.csv in the folder.")
 data = click.option(
@@ -26,11 +32,7 @@ def recipe(command: Command) -> Command:
     """Add --modality, --config and --set: where a recipe comes from."""
     for option in (
         click.option(
-            "--set",
-            "overrides",
-            multiple=True,
-            metavar="KEY=VALUE",
-            help="Override a key, e.g. schedule=full.",
+            "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, e.g. schedule=full."
         ),
         click.option("--config", type=PATH, help="Recipe (YAML). Default: the modality's, in configs/."),
         click.option("--modality", type=MODALITIES, help="Start from the recipe of this modality."),

@@ -1,6 +1,7 @@
 """medtl pacs and medtl results: studies from a PACS, and results back to it."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from medtl.pacs.listen import Scoring
     from medtl.pacs.peer import Gate, Tls
 
+kinds = click.option(
+    "--kind", "kinds", type=click.Choice(KINDS), multiple=True, help="Only this; repeatable. Default: all."
+)
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
@@ -26,7 +30,7 @@ def peer_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--tls-key", type=FILE, help="Its private key (PEM), without a password."),
         click.option("--tls-cert", type=FILE, help="Our certificate (PEM)."),
         click.option("--tls", is_flag=True, help="Use TLS with AE@HOST:PORT; https:// always does."),
-        click.option("--ae", default="MEDTL", show_default=True, help="Our AE title for DIMSE."),
+        click.option("--ae", default="MEDTL", help="Our AE title for DIMSE."),
     ):
         command = option(command)
     return command
@@ -45,8 +49,7 @@ def pacs() -> None:
 @click.option("--to", required=True, metavar="URL|AE@HOST:PORT", help="The PACS.")
 @peer_options
 @click.option("--resend", is_flag=True, help="Also send files that the PACS has already acknowledged.")
-@click.pass_context
-def push(ctx: click.Context, source: Path, to: str, ae: str, resend: bool, **tls: Any) -> None:
+def push(source: Path, to: str, ae: str, resend: bool, **tls: Any) -> int:
     """Send the DICOM files of FOLDER to a PACS, for example OUT/dicom of medtl results.
 
     FOLDER remembers what was acknowledged: run the same command again to send the rest.
@@ -59,7 +62,7 @@ def push(ctx: click.Context, source: Path, to: str, ae: str, resend: bool, **tls
     with StopSignal() as stop, TerminalWatcher(f"medtl pacs push · {source} to {pacs.peer}") as watcher:
         outcome = push_run(source, pacs, watcher, resend=resend, stop=stop)
     skipped = f", {outcome.skipped} already there" if outcome.skipped else ""
-    _finish(ctx, outcome.failures, f"{outcome.sent} objects sent{skipped}", str(pacs.peer))
+    return _finish(outcome.failures, f"{outcome.sent} objects sent{skipped}", str(pacs.peer))
 
 
 @pacs.command()
@@ -70,18 +73,7 @@ def push(ctx: click.Context, source: Path, to: str, ae: str, resend: bool, **tls
 @click.option("--study", metavar="UID", help="Only the study with this StudyInstanceUID.")
 @click.option("--limit", type=click.IntRange(1), help="Fetch at most this many studies.")
 @click.option("--out", type=PATH, required=True, help="Folder for the studies.")
-@click.pass_context
-def pull(
-    ctx: click.Context,
-    source: str,
-    ae: str,
-    modality: str | None,
-    date: str | None,
-    study: str | None,
-    limit: int | None,
-    out: Path,
-    **tls: Any,
-) -> None:
+def pull(source: str, ae: str, out: Path, **settings: Any) -> int:
     """Fetch studies from a PACS by DICOMweb, or by C-FIND and C-GET.
 
     After an interruption, run the same command again to fetch the rest. File names identify nobody, but the
@@ -91,22 +83,22 @@ def pull(
     from medtl.pacs.peer import Endpoint, check_ae, parse_peer
     from medtl.pacs.pull import Query, pull_run
 
-    pacs = Endpoint(parse_peer(source), _tls(**tls), check_ae(ae))
-    query = Query(modality, date, study, limit)
+    query = Query(*map(settings.pop, ("modality", "date", "study", "limit")))
+    pacs = Endpoint(parse_peer(source), _tls(**settings), check_ae(ae))
     with StopSignal() as stop, TerminalWatcher(f"medtl pacs pull · {pacs.peer}") as watcher:
         outcome = pull_run(pacs, query, out, watcher, stop)
     if not outcome.studies and not outcome.failures:
         say(f"no study on {pacs.peer} matches this query")
-        return
+        return 0
     studies = counted(outcome.studies, "study", "studies")
     counts = f"{studies}, {outcome.fetched} instances fetched, {outcome.skipped} already there"
-    _finish(ctx, outcome.failures, counts, str(out))
+    return _finish(outcome.failures, counts, str(out))
 
 
 @pacs.command()
 @click.option("--ae", required=True, help="Our AE title.")
 @click.option("--port", type=click.IntRange(0, 65535), required=True, help="0 picks a free port.")
-@click.option("--bind", default="127.0.0.1", show_default=True, help="Local address to listen on.")
+@click.option("--bind", default="127.0.0.1", help="Local address to listen on.")
 @click.option("--out", type=PATH, required=True, help="Folder for received studies, results and the journal.")
 @click.option("--allow-ae", multiple=True, required=True, help="AE title that may send; repeatable.")
 @click.option(
@@ -116,32 +108,22 @@ def pull(
     help="Addresses that may send, such as 10.1.2.0/24; repeatable. Default: this machine.",
 )
 @click.option("--score", "run", type=PATH, metavar="RUN", help="Score each study and write its results.")
-@click.option(
-    "--kind", "kinds", type=click.Choice(KINDS), multiple=True, help="Results to write. Default: all."
-)
+@kinds
 @shared.any_modality
 @click.option("--send-to", metavar="URL|AE@HOST:PORT", help="The PACS that receives the results.")
 @click.option(
     "--settle",
     type=click.FloatRange(min=0.1),
     default=30.0,
-    show_default=True,
     help="A study is complete after this many seconds without a new instance.",
 )
-@click.option(
-    "--largest", type=click.IntRange(1), default=1024, show_default=True, help="Largest instance in MB."
-)
-@click.option(
-    "--associations", type=click.IntRange(1), default=8, show_default=True, help="Most associations at once."
-)
+@click.option("--largest", type=click.IntRange(1), default=1024, help="Largest instance in MB.")
+@click.option("--associations", type=click.IntRange(1), default=8, help="Most associations at once.")
 @click.option("--tls-cert", type=FILE, help="Our certificate (PEM): senders must then use TLS.")
 @click.option("--tls-key", type=FILE, help="Its private key (PEM), without a password.")
 @click.option("--tls-ca", type=FILE, help="CA (PEM): senders need a certificate signed by it.")
-@click.option(
-    "--send-tls-ca", type=FILE, help="CA of --send-to (PEM): use TLS there, with our --tls-cert if given."
-)
-@click.pass_context
-def listen(ctx: click.Context, out: Path, settle: float, **options: Any) -> None:
+@click.option("--send-tls-ca", type=FILE, help="CA of --send-to (PEM): use TLS there, with any --tls-cert.")
+def listen(out: Path, settle: float, **options: Any) -> None:
     """Receive studies by C-STORE; score them with --score, forward results with --send-to.
 
     An instance is on disk before it is acknowledged. After an interruption, run the same command again: no
@@ -164,68 +146,49 @@ def listen(ctx: click.Context, out: Path, settle: float, **options: Any) -> None
 @click.argument("run", type=PATH)
 @click.argument("folder", type=PATH)
 @click.option("--out", type=PATH, required=True, help="Folder for the objects, outside FOLDER.")
-@click.option(
-    "--kind",
-    "kinds",
-    type=click.Choice(KINDS),
-    multiple=True,
-    help="Write only this kind; repeatable. Default: all.",
-)
+@kinds
 @click.option(
     "--method",
     help="Saliency method of overlay and map. Default: grad-cam, or integrated-gradients for transformers.",
 )
 @shared.any_modality
 @shared.as_json("the rows as JSON")
-@click.pass_context
-def results(
-    ctx: click.Context,
-    run: Path,
-    folder: Path,
-    out: Path,
-    kinds: tuple[str, ...],
-    method: str | None,
-    any_modality: bool,
-    as_json: bool,
-) -> None:
+def results(run: Path, folder: Path, out: Path, any_modality: bool, as_json: bool, **settings: Any) -> int:
     """Score the DICOM studies of FOLDER with RUN, and write the objects that go back to the PACS.
 
     sr: the classification as a Structured Report; sc: the heatmap over the image as a Secondary Capture;
     map: the heatmap of a volume as a Parametric Map; fhir: a DiagnosticReport. They contain the patient data
     of their study. Research use only.
     """
-    import json
-    from dataclasses import asdict
-
-    from medtl.cli.terminal import TerminalWatcher, print_refused_rows, say
+    from medtl.cli.terminal import TerminalWatcher, print_json, print_refusals, say
     from medtl.pacs.results import write_results
     from medtl.training.checkpoint import load_finished
 
+    settings["kinds"] = settings["kinds"] or KINDS
     with TerminalWatcher(f"medtl results · {folder}") as watcher:
         checkpoint = load_finished(run, any_modality=any_modality)
-        outcome = write_results(checkpoint, folder, out, watcher, kinds=kinds or KINDS, method=method)
+        outcome = write_results(checkpoint, folder, out, watcher, **settings)
     refused = [row.prediction for row in outcome.rows if row.refused]
-    print_refused_rows(refused, outcome.table)
+    code = print_refusals(refused, f": see {outcome.table}")
     if as_json:
-        rows = [{**asdict(row.prediction), "files": row.files} for row in outcome.rows]
-        click.echo(json.dumps(rows, indent=2))
+        print_json([{**asdict(row.prediction), "files": row.files} for row in outcome.rows])
     else:
         files = sum(len(row.files) for row in outcome.rows)
         series = sum(bool(row.files) for row in outcome.rows)
         unlike = sum(row.prediction.ood not in ("", "ok") for row in outcome.rows)
         warning = f" ({unlike} unlike the training images, as the objects state)" if unlike else ""
         say(f"{files} objects about {series} series{warning}, {len(refused)} refused: {outcome.table}")
-    ctx.exit(3 if refused else 0)
+    return code
 
 
-def _finish(ctx: click.Context, failures: "tuple[MedtlError, ...]", counts: str, where: str) -> None:
-    """Print a line for each failure, and one for the whole."""
+def _finish(failures: "tuple[MedtlError, ...]", counts: str, where: str) -> int:
+    """Print a line for each failure, and one for the whole; return the exit code."""
     from medtl.cli.terminal import say
 
     for failure in failures:
         click.echo(f"refused: {failure}", err=True)
     say(f"{counts}, {len(failures)} refused: {where}")
-    ctx.exit(3 if failures else 0)
+    return 3 if failures else 0
 
 
 def _gate(options: dict[str, Any]) -> "Gate":

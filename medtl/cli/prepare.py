@@ -1,6 +1,5 @@
 """medtl prepare: decode a labelled folder once, into a dataset to keep, move and train from."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,7 @@ from medtl.cli.options import PATH
 @options.labels
 @click.option("--out", type=PATH, required=True, metavar="DATASET", help="Folder of the dataset.")
 @options.as_json()
-@click.pass_context
-def prepare(
-    ctx: click.Context,
-    folder: Path,
-    modality: Any,
-    labels: Path | None,
-    out: Path,
-    config: Path | None,
-    overrides: tuple[str, ...],
-    as_json: bool,
-) -> None:
+def prepare(folder: Path, modality: Any, config: Path | None, as_json: bool, **settings: Any) -> int:
     """Decode a labelled FOLDER once, into a DATASET to train from.
 
     \b
@@ -37,29 +26,18 @@ def prepare(
     salted hashes; the attributes of the table are included. Run again, only what has changed is decoded. Exit
     code 3: some inputs were refused.
     """
-    from medtl.cli.terminal import TerminalWatcher, print_refusals
+    from medtl.cli.terminal import TerminalWatcher, print_json, print_refusals
     from medtl.errors import printable
 
     options.check_recipe(modality, config)
     with TerminalWatcher(f"medtl prepare · {folder}") as watcher:
         from medtl.workflows import prepare as workflow
 
-        outcome = workflow.prepare(
-            folder, out, modality, labels=labels, config=config, overrides=overrides, watcher=watcher
-        )
+        outcome = workflow.prepare(folder, modality=modality, config=config, watcher=watcher, **settings)
     if as_json:
-        document = {
-            "folder": str(outcome.folder),
-            "task": {"kind": outcome.task.kind, "classes": list(outcome.task.classes)},
-            "samples": outcome.samples,
-            "patients": outcome.patients,
-            "counts": dict(outcome.counts),
-            "shape": list(outcome.shape),
-            "decoded": outcome.decoded,
-            "bytes": outcome.bytes,
-            "refused": len(outcome.refusals),
-        }
-        click.echo(json.dumps(document, indent=2))
+        document = {name: value for name, value in vars(outcome).items() if name != "refusals"}
+        document["refused"] = len(outcome.refusals)
+        print_json(document)
     else:
         counts = ", ".join(f"{printable(name)} {count:,}" for name, count in outcome.counts.items())
         size = " x ".join(map(str, outcome.shape))
@@ -69,5 +47,4 @@ def prepare(
             + (f"{outcome.decoded:,} decoded" if outcome.decoded else "nothing has changed")
             + f"\ndataset: {outcome.folder}"
         )
-    print_refusals(outcome.refusals)
-    ctx.exit(3 if outcome.refusals else 0)
+    return print_refusals(outcome.refusals)

@@ -14,27 +14,15 @@ from medtl.cli.options import PATH
 @click.argument("source", type=PATH, required=False)
 @click.option("--data", type=PATH, help="Without SOURCE: the folder RUN was trained on, to show images from.")
 @click.option("--out", type=PATH, required=True, help="Folder for the pages.")
+@options.methods
 @click.option(
-    "--method",
-    "methods",
-    multiple=True,
-    help="Saliency method; repeatable, shown side by side. Default: the one that suits the network.",
-)
-@click.option(
-    "--check-images",
-    type=click.IntRange(min=0),
-    default=6,
-    show_default=True,
-    help="Check the methods on this many of the images, and report the verdict; 0 checks nothing.",
+    "--check-images", type=click.IntRange(0), default=6, help="Images to check the methods on, or 0."
 )
 @click.option("--audit", type=PATH, help="Quote this audit by medtl explain --audit instead of checking.")
 @click.option("--labels", type=PATH, help="Label table of SOURCE: studies predicted differently come first.")
 @click.option("--with-identifiers", is_flag=True, help="Name patients and files. Default: only hashes.")
 @options.any_modality
-@click.pass_context
-def report(
-    ctx: click.Context, run: Path, source: Path | None, data: Path | None, out: Path, **settings: Any
-) -> None:
+def report(run: Path, source: Path | None, data: Path | None, out: Path, **settings: Any) -> int:
     """Write HTML pages about studies, or about RUN's training.
 
     With SOURCE (a folder, or the OUT of medtl score): a page for each study, and an index. Without SOURCE: a
@@ -49,7 +37,7 @@ def report(
 
         if source is None:
             say(f"run: {report_training(run, out, data=data, watcher=watcher)}")
-            return
+            return 0
         pages = report_folder(run, source, out, watcher=watcher, **settings)
     say(f"{counted(pages.studies, 'study', 'studies')}, {pages.refused} refused: {pages.index}")
-    ctx.exit(3 if pages.refused else 0)
+    return 3 if pages.refused else 0

@@ -1,7 +1,5 @@
 """medtl score: score every study of a folder."""
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,45 +14,38 @@ if TYPE_CHECKING:
     from medtl.inference.predictor import Prediction
     from medtl.inference.streaming import ScoreOutcome
 
+FORMATS = click.Choice(["csv", "jsonl", "parquet"])
+
 
 @click.command()
 @click.argument("run", type=PATH)
 @click.argument("folder", type=PATH)
 @click.option("--out", type=PATH, required=True, help="Folder for the tables and the journal.")
 @click.option(
-    "--with",
-    "others",
-    type=PATH,
-    multiple=True,
-    metavar="RUN",
-    help="Another run to ensemble with; repeatable.",
+    "--with", "others", type=PATH, multiple=True, metavar="RUN", help="Ensemble with this run, too."
 )
 @click.option("--tta", is_flag=True, help="Average over mirror images, if training used them.")
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "bf16"]),
     default="fp32",
-    show_default=True,
     help="bf16 is faster on CPUs with bfloat16, and changes a probability by about 0.01 at most.",
 )
 @click.option(
     "--engine",
     type=click.Choice(["torch", "onnx"]),
     default="torch",
-    show_default=True,
     help="onnx: ONNX Runtime if its logits agree, otherwise PyTorch.",
 )
 @click.option(
     "--format",
     "formats",
-    type=click.Choice(["csv", "jsonl", "parquet"]),
+    type=FORMATS,
     multiple=True,
     default=("csv",),
-    help="Format of scores.*; repeatable. Default: csv.",
+    help="Format of scores.*; repeatable.",
 )
-@click.option(
-    "--resume/--overwrite", default=True, help="Reuse the rows already in OUT (default), or score all again."
-)
+@click.option("--overwrite/--resume", default=False, help="Score all again, or reuse the rows in OUT.")
 @click.option("--workers", type=click.IntRange(1), help="Processes. Default: one for each CPU.")
 @click.option("--cluster", type=click.Choice(["ray"]), help="Score on the cluster that RAY_ADDRESS names.")
 @click.option("--watch", is_flag=True, help="Keep scoring what arrives in FOLDER, until stopped.")
@@ -62,15 +53,11 @@ if TYPE_CHECKING:
     "--settle",
     type=click.FloatRange(min=0.1),
     default=5.0,
-    show_default=True,
     help="With --watch: seconds for which a file must be unchanged, and between looks.",
 )
 @options.any_modality
 @options.as_json("the rows as JSON")
-@click.pass_context
-def score(
-    ctx: click.Context, run: Path, folder: Path, out: Path, resume: bool, as_json: bool, **settings: Any
-) -> None:
+def score(run: Path, folder: Path, out: Path, as_json: bool, **settings: Any) -> int:
     """Score the studies of FOLDER with RUN.
 
     Each series or image gets one row: probabilities, or the reason why it was refused. If it is stopped or
@@ -86,11 +73,9 @@ def score(
         from medtl.workflows.score import score_folder
 
         printer = _RowPrinter(watcher, as_json)
-        outcome = score_folder(
-            run, folder, out, overwrite=not resume, watcher=watcher, stop=stop, on_row=printer, **settings
-        )
+        outcome = score_folder(run, folder, out, watcher=watcher, stop=stop, on_row=printer, **settings)
     printer.finish(outcome)
-    ctx.exit(3 if outcome.refused else 0)
+    return 3 if outcome.refused else 0
 
 
 class _RowPrinter:
@@ -100,28 +85,28 @@ class _RowPrinter:
         self.watcher = watcher
         self.as_json = as_json
         self.unlike = 0
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Prediction] = []
 
     def __call__(self, row: "Prediction") -> None:
         """Print a row's line, if it has one, and store the row where all are to be printed."""
-        from medtl.cli.terminal import print_refused_row, say
+        from medtl.cli.terminal import print_refusal, say
         from medtl.errors import printable
 
         self.watcher.remove_bar()
         self.unlike += row.ood not in ("", "ok")
         if row.status == "refused":
-            print_refused_row(row)
+            print_refusal(row)
         elif row.code:
             say(f"warning: [{row.code}] {printable(f'{row.source}: {row.reason}')}", err=True)
         if self.as_json:
-            self.rows.append(asdict(row))
+            self.rows.append(row)
 
     def finish(self, outcome: "ScoreOutcome") -> None:
         """Print the rows as JSON, or a summary."""
-        from medtl.cli.terminal import say
+        from medtl.cli.terminal import print_json, say
 
         if self.as_json:
-            click.echo(json.dumps(self.rows, indent=2))
+            print_json(self.rows)
             return
         before = f" ({outcome.kept} rows were already there)" if outcome.kept else ""
         tables = ", ".join(map(str, outcome.tables))

@@ -1,10 +1,10 @@
 """How a job looks on a terminal: a line for each stage, a bar while it runs; plain lines elsewhere."""
 
+import json
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from types import TracebackType
+from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import click
@@ -21,31 +21,24 @@ REFUSALS_SHOWN = 10
 
 
 class TerminalWatcher(Watcher):
-    """Shows a job on stderr; progress bars only where stderr is a terminal. silent: shows nothing."""
+    """Shows a job on stderr; progress bars only where stderr is a terminal."""
 
-    def __init__(self, title: str, *, silent: bool = False) -> None:
+    def __init__(self, title: str) -> None:
+        from rich import progress
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            SpinnerColumn,
-            TextColumn,
-            TimeRemainingColumn,
-        )
 
-        self.console = Console(stderr=True, highlight=False, quiet=silent)
-        self.bar = Progress(
-            TextColumn("   "),
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=28),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(compact=True),
+        self.console = Console(stderr=True, highlight=False)
+        self.bar = progress.Progress(
+            progress.TextColumn("   "),
+            progress.SpinnerColumn(),
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(bar_width=28),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[rate]}"),
+            progress.TimeRemainingColumn(compact=True),
             console=self.console,
             transient=True,
-            disable=silent or not self.console.is_terminal,
+            disable=not self.console.is_terminal,
         )
         self.title = title
         self.task: Any = None
@@ -56,9 +49,7 @@ class TerminalWatcher(Watcher):
         self.bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
     def note(self, label: str, text: str) -> None:
@@ -114,6 +105,15 @@ class TerminalWatcher(Watcher):
             self.task = None
 
 
+def print_json(content: Any) -> None:
+    """Print plain data and dataclasses as one JSON document on stdout, without NaN."""
+    click.echo(json.dumps(content, indent=2, allow_nan=False, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+
+
 def say(line: str, *, err: bool = False) -> None:
     """Print a line, folded with an indent on a terminal that is narrower. File names stay whole."""
     if (sys.stderr if err else sys.stdout).isatty():
@@ -167,26 +167,25 @@ def print_evaluation(content: Mapping[str, Any], title: str) -> None:
         say("  A small sample raises the ece; its interval corrects for that, and lies mostly below it.")
 
 
-def print_refusals(refusals: Sequence[ReadError]) -> None:
-    """Print one line for each refusal, up to REFUSALS_SHOWN."""
-    for error in refusals[:REFUSALS_SHOWN]:
-        say(f"refused: {error}", err=True)
+def print_refusals(refusals: "Sequence[ReadError | Prediction]", where: str = "") -> int:
+    """Print one line for each refusal, up to REFUSALS_SHOWN, and return the command's exit code.
+
+    where: where the others are listed.
+    """
+    for refusal in refusals[:REFUSALS_SHOWN]:
+        print_refusal(refusal)
     if len(refusals) > REFUSALS_SHOWN:
-        click.echo(f"refused: and {len(refusals) - REFUSALS_SHOWN} more", err=True)
+        click.echo(f"refused: and {len(refusals) - REFUSALS_SHOWN} more{where}", err=True)
+    return 3 if refusals else 0
 
 
-def print_refused_rows(rows: Sequence["Prediction"], table: Path) -> None:
-    """Print the lines of refused rows, up to REFUSALS_SHOWN; the table has them all."""
-    for row in rows[:REFUSALS_SHOWN]:
-        print_refused_row(row)
-    if len(rows) > REFUSALS_SHOWN:
-        click.echo(f"refused: and {len(rows) - REFUSALS_SHOWN} more: see {table}", err=True)
-
-
-def print_refused_row(row: "Prediction") -> None:
-    """Print the line of a refused row."""
-    parts = ": ".join(filter(None, (row.source, row.reason, row.fix)))
-    say(f"refused: [{row.code}] {printable(parts)}", err=True)
+def print_refusal(refusal: "ReadError | Prediction") -> None:
+    """Print the line of a refused input or row."""
+    text = str(refusal)
+    if not isinstance(refusal, ReadError):
+        parts = filter(None, (refusal.source, refusal.reason, refusal.fix))
+        text = f"[{refusal.code}] {printable(': '.join(parts))}"
+    say(f"refused: {text}", err=True)
 
 
 def _escape(text: str) -> str:

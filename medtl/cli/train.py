@@ -1,6 +1,7 @@
 """medtl train: transfer a pretrained network to a labelled folder."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import click
 
 from medtl.cli import options
 from medtl.cli.options import PATH
-from medtl.core.progress import StopSignal
+from medtl.core.progress import SILENT, StopSignal
 
 
 @click.command()
@@ -18,7 +19,7 @@ from medtl.core.progress import StopSignal
 @click.option("--out", type=PATH, help="Run folder. Default: runs/MODALITY.")
 @click.option(
     "--label-budget",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1),
     metavar="N",
     help="Train on at most N labelled samples: whole patients, classes in proportion.",
 )
@@ -26,10 +27,7 @@ from medtl.core.progress import StopSignal
 @click.option("--resume", is_flag=True, help="Continue the run in --out.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train.")
 @options.as_json("metrics.json")
-@click.pass_context
-def train(
-    ctx: click.Context, modality: Any, config: Path | None, out: Path | None, as_json: bool, **settings: Any
-) -> None:
+def train(modality: Any, config: Path | None, out: Path | None, as_json: bool, **settings: Any) -> int:
     """Train a classifier by transfer learning.
 
     The head is trained first, then layer groups are unfrozen in stages. Ctrl-C and SIGTERM stop training
@@ -47,14 +45,14 @@ def train(
     options.check_recipe(modality, config)
     several = os.environ.get("WORLD_SIZE", "1") != "1"  # processes of torchrun, of which the first reports
     leads = not several or os.environ.get("RANK", "0") == "0"
-    title = f"medtl train · {modality or config}"
-    with StopSignal() as stop, TerminalWatcher(title, silent=not leads) as watcher:
+    shown = TerminalWatcher(f"medtl train · {modality or config}") if leads else nullcontext(SILENT)
+    with StopSignal() as stop, shown as watcher:
         stop.of_many = several
         from medtl.workflows import train as workflow
 
         run = workflow.train(modality, config=config, out=out, watcher=watcher, stop=stop, **settings)
     if not leads:
-        return
+        return 0
     if as_json:
         click.echo((run.folder / "metrics.json").read_text(encoding="utf-8"), nl=False)
     else:
@@ -65,5 +63,4 @@ def train(
             f"next: medtl evaluate {run.folder} on new patients (--part test if the split has a test part); "
             "medtl report shows how it was trained"
         )
-    print_refusals(run.refusals)
-    ctx.exit(3 if run.refusals else 0)
+    return print_refusals(run.refusals)

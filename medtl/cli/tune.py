@@ -10,7 +10,7 @@ from medtl.cli.options import PATH
 from medtl.core.progress import StopSignal
 
 if TYPE_CHECKING:
-    from medtl.workflows.study import TrialRow
+    from medtl.workflows.search import TrialRow
     from medtl.workflows.tune import TuneOutcome
 
 BEST_SHOWN = 5
@@ -21,26 +21,15 @@ BEST_SHOWN = 5
 @options.data
 @options.labels
 @click.option("--out", type=PATH, required=True, help="Folder of the search; one that exists is resumed.")
-@click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, help="Trials in total.")
-@click.option(
-    "--minutes", type=click.FloatRange(min=0, min_open=True), help="Minutes after which no new trial starts."
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the search.")
+@click.option("--trials", type=click.IntRange(1), default=20, help="Trials in total.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Start no new trial after so long.")
+@click.option("--seed", default=0, help="Seed of the search.")
 @click.option("--space", type=PATH, help="What to search (YAML). Default: what suits the schedule.")
-@click.option("--metric", default="auroc", show_default=True, help="Validation metric to optimise.")
-@click.option(
-    "--keep",
-    type=click.IntRange(min=1),
-    default=3,
-    show_default=True,
-    help="Best trials to keep checkpoints of.",
-)
+@click.option("--metric", default="auroc", help="Validation metric to optimise.")
+@click.option("--keep", type=click.IntRange(1), default=3, help="Best trials to keep checkpoints of.")
 @click.option("--evaluate", is_flag=True, help="Evaluate the best trial on the test part.")
 @options.as_json()
-@click.pass_context
-def tune(
-    ctx: click.Context, modality: Any, config: Path | None, out: Path, as_json: bool, **settings: Any
-) -> None:
+def tune(modality: Any, config: Path | None, out: Path, as_json: bool, **settings: Any) -> int:
     """Search for a better recipe; each trial is a run.
 
     Frozen layers are computed once for all trials.
@@ -53,9 +42,7 @@ def tune(
     step and save everything; a second one stops at once. Several processes may work on one SEARCH at the same
     time. SEARCH/space.yaml says what is searched: copy it, change it, and give it with --space.
     """
-    import json
-
-    from medtl.cli.terminal import TerminalWatcher, print_refusals
+    from medtl.cli.terminal import TerminalWatcher, print_json, print_refusals
 
     options.check_recipe(modality, config)
     with StopSignal() as stop, TerminalWatcher(f"medtl tune · {modality or config}") as watcher:
@@ -63,24 +50,22 @@ def tune(
 
         outcome = workflow.tune(modality, config=config, out=out, watcher=watcher, stop=stop, **settings)
     if as_json:
-        click.echo(json.dumps(to_json(outcome), indent=2, allow_nan=False))
+        print_json(to_json(outcome))
     else:
         print_outcome(outcome)
-    print_refusals(outcome.refusals)
-    ctx.exit(3 if outcome.refusals else 0)
+    return print_refusals(outcome.refusals)
 
 
 def print_outcome(outcome: "TuneOutcome") -> None:
     """Print the best trials, what mattered, what a trial cost and where everything is, on stdout."""
-    from medtl.cli.terminal import print_evaluation
+    from medtl.cli.terminal import metric_text, print_evaluation
     from medtl.evaluation.evaluate import to_json as evaluation_json
-    from medtl.workflows.study import describe_values
 
     states = ", ".join(f"{count} {state}" for state, count in _states(outcome).items())
     click.echo(f"\n{len(outcome.rows)} trials ({states}); the best by validation {outcome.metric}:")
     best = list(outcome.best[:BEST_SHOWN])
     for row in best + [row for row in outcome.best[BEST_SHOWN:] if row.recipe][:1]:
-        click.echo(f"  trial {row.number:<4} {_score(row)}  {describe_values(row)}")
+        click.echo(f"  trial {row.number:<4} {metric_text(*row.bounds)}  {row.describe_values()}")
     if outcome.importances:
         shares = (f"{key} {share:.0%}" for key, share in outcome.importances.items())
         click.echo(f"\nwhat mattered: {', '.join(shares)}")
@@ -116,8 +101,7 @@ def to_json(outcome: "TuneOutcome") -> dict[str, Any]:
 
 
 def _row_json(outcome: "TuneOutcome", row: "TrialRow") -> dict[str, Any]:
-    score = row.score
-    numbers = {"value": score.value, "low": score.low, "high": score.high} if score else {}
+    numbers = dict(zip(("value", "low", "high"), row.bounds, strict=True))
     return {
         "trial": row.number,
         **{name: number if number == number else None for name, number in numbers.items()},
@@ -130,13 +114,6 @@ def _row_json(outcome: "TuneOutcome", row: "TrialRow") -> dict[str, Any]:
 def _states(outcome: "TuneOutcome") -> dict[str, int]:
     states = [row.state for row in outcome.rows]
     return {state: states.count(state) for state in sorted(set(states))}
-
-
-def _score(row: "TrialRow") -> str:
-    if row.score is None:
-        return ""
-    low, high = row.score.low, row.score.high
-    return f"{row.score.value:.3f}" + (f" ({low:.3f} to {high:.3f})" if low == low else "")
 
 
 def _trials_a_minute(outcome: "TuneOutcome") -> float:

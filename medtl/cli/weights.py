@@ -20,12 +20,14 @@ def weights() -> None:
 @options.as_json("one JSON list")
 def list_weights(as_json: bool) -> None:
     """List the published weights files: licence, source, and where they are on this machine."""
-    import json
-
+    from medtl.cli.terminal import print_json
     from medtl.models.weight_store import describe_weights
 
     rows = describe_weights()
-    click.echo(json.dumps(rows, indent=2) if as_json else "\n".join(map(_describe, rows)))
+    if as_json:
+        print_json(rows)
+    else:
+        click.echo("\n".join(map(_describe, rows)))
 
 
 @weights.command()
@@ -88,25 +90,23 @@ def _describe(row: dict[str, Any]) -> str:
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print docs/backbones.md on stdout.")
 def backbones(as_json: bool, as_markdown: bool) -> None:
     """List the backbones and their weights."""
-    import json
-
+    from medtl.cli.terminal import print_json
     from medtl.models.catalogue import backbones_page, describe_backbones
 
     if as_json and as_markdown:
         raise click.UsageError("--json and --markdown exclude each other")
     if as_markdown:
         click.echo(backbones_page(), nl=False)
-        return
-    rows = describe_backbones()
-    if as_json:
-        click.echo(json.dumps(rows, indent=2))
-        return
-    for row in rows:
-        size = "x".join(map(str, row["input_size"]))
-        click.echo(
-            f"{row['name']:<28} {row['spatial_dims']}D  {row['parameters'] / 1e6:5.1f} M  "
-            f"{len(row['layer_groups']):>2} groups  {size}"
-        )
-        for weights in row["weights"]:
-            state = "present" if weights["present"] else "absent"
-            click.echo(f"    {weights['name']:<14} {state:<7} {weights['file']} ({weights['licence']})")
+    elif as_json:
+        print_json(describe_backbones())
+    else:
+        click.echo("\n".join(map(_describe_backbone, describe_backbones())))
+
+
+def _describe_backbone(row: dict[str, Any]) -> str:
+    facts = f"{row['spatial_dims']}D  {row['parameters'] / 1e6:5.1f} M  {len(row['layer_groups']):>2} groups"
+    lines = [f"{row['name']:<28} {facts}  {'x'.join(map(str, row['input_size']))}"]
+    for weights in row["weights"]:
+        state = "present" if weights["present"] else "absent"
+        lines.append(f"    {weights['name']:<14} {state:<7} {weights['file']} ({weights['licence']})")
+    return "\n".join(lines)

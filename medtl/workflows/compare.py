@@ -38,15 +38,6 @@ class CompareOutcome:
     page: Path
 
 
-@dataclass(frozen=True, eq=False)
-class _Evaluated:
-    """A folder that train or evaluate wrote. part: which part of the data its predictions are for."""
-
-    task: Task
-    part: str
-    candidate: Candidate
-
-
 def compare(
     runs: Sequence[PathLike],
     out: PathLike,
@@ -68,17 +59,17 @@ def compare(
     folders, out = [Path(run) for run in runs], Path(out)
     names = name_runs(folders)
     base = _find_reference(reference, folders, names)
-    evaluated = [_read(run, name) for run, name in zip(folders, names, strict=True)]
-    first = evaluated[0]
-    for other in evaluated[1:]:
-        if other.task != first.task:
-            reason = f"{first.candidate.name} and {other.candidate.name} have different classes"
+    tasks, parts, candidates = zip(*map(_read, folders, names), strict=True)
+    task = tasks[0]
+    for other, name in zip(tasks, names, strict=True):
+        if other != task:
+            reason = f"{names[0]} and {name} have different classes"
             raise CheckpointError("runs-differ", reason, fix="compare runs of one task")
-    candidates = align([one.candidate for one in evaluated], common=common)
-    notes = list(_notes(evaluated, candidates))
+    aligned = align(candidates, common=common)
+    notes = list(_notes(parts, candidates, aligned))
     note_all(watcher, notes)
-    watcher.progress("comparing", 0, len(candidates))
-    compared = comparison.compare(candidates, first.task, base)
+    watcher.progress("comparing", 0, len(aligned))
+    compared = comparison.compare(aligned, task, base)
     curves = learning_curves(compared)
     repeats = [
         f"{name} has the schedule, labels and seed of {earlier}: the learning curves leave it out"
@@ -88,7 +79,7 @@ def compare(
     evaluation = compared[0].evaluation
     content: dict[str, Any] = {
         "reference": base,
-        "task": {"kind": first.task.kind, "classes": list(first.task.classes)},
+        "task": {"kind": task.kind, "classes": list(task.classes)},
         "counts": {"samples": evaluation.samples, "patients": evaluation.patients},
         "confidence": evaluation.confidence,
         "resamples": evaluation.resamples,
@@ -130,10 +121,11 @@ def _find_reference(reference: str | None, runs: Sequence[Path], names: Sequence
     raise ConfigError("config-value", "is none of the runs", where=f"--reference {reference}", fix=fix)
 
 
-def _read(run: Path, name: str) -> _Evaluated:
-    """Read what train or evaluate wrote; its recipe is empty where metrics.json does not have all of it.
+def _read(run: Path, name: str) -> tuple[Task, str, Candidate]:
+    """Return the task of what train or evaluate wrote, the part of the data, and the predictions.
 
-    Raises CheckpointError run-missing, predictions-missing, checkpoint-damaged.
+    The recipe is empty where metrics.json does not have all of it. Raises CheckpointError run-missing,
+    predictions-missing, checkpoint-damaged.
     """
     folder = RunFolder(run)
     if not folder.metrics.is_file():
@@ -152,18 +144,20 @@ def _read(run: Path, name: str) -> _Evaluated:
         raise CheckpointError("checkpoint-damaged", reason, where=run, fix=fix) from error
     recipe = recipe if recipe.keys() >= set(RECIPE) else {}
     candidate = Candidate(name, read_predictions(run / FILE, task), thresholds, recipe)
-    return _Evaluated(task, str(metrics.get("part", "val")), candidate)
+    return task, str(metrics.get("part", "val")), candidate
 
 
-def _notes(evaluated: Sequence[_Evaluated], aligned: Sequence[Candidate]) -> Iterator[str]:
+def _notes(
+    parts: Sequence[str], candidates: Sequence[Candidate], aligned: Sequence[Candidate]
+) -> Iterator[str]:
     """Yield a line for each thing that the reader should know of what is compared."""
-    if any(one.part == "val" for one in evaluated):
+    if "val" in parts:
         yield (
             "validation samples, which also chose each run's checkpoint and thresholds: metrics are too "
             "optimistic"
         )
     common = len(aligned[0].predictions.sample_ids)
-    most = max(len(one.candidate.predictions.sample_ids) for one in evaluated)
+    most = max(len(one.predictions.sample_ids) for one in candidates)
     if common < most:
         yield f"compared on the {common} samples that all runs have, of up to {most}"
 

@@ -4,6 +4,7 @@ import csv
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def _tour(modality: Modality, out: Path, watcher: Watcher) -> Tour:
     watcher.note(modality, f"training on {data}, from ImageNet weights")
     train(modality, data=data, out=run, overrides=DEMO_OVERRIDES, resume=True, watcher=watcher)
     evaluated = evaluate(run, data, out=out / "evaluation", part="test", watcher=watcher)
-    localisations = localise_run(run, _test_samples(data, run), _mask_reader(data))
+    localisations = localise_run(run, _test_samples(data, run), partial(_read_mask, data))
     unseen, scores = sample_data("unlabelled") / modality, out / "scores"
     predicted: dict[str, str] = {}
     scored = score_folder(
@@ -92,15 +93,11 @@ def _test_samples(data: Path, run: Path) -> list[Sample]:
     return [sample for sample in samples if split[sample.sample_id].split == "test"]
 
 
-def _mask_reader(data: Path) -> Callable[[Sample], NDArray[Any] | None]:
-    """Return a reader of a phantom's lesion mask: masks/ beside images/, under the same name."""
-
-    def read_mask(sample: Sample) -> NDArray[Any] | None:
-        name = sample.series.path.name.split(".")[0]
-        found = sorted((data / "masks").glob(f"{name}.*"))
-        return read_images(found[0])[0].pixels[0] if found else None
-
-    return read_mask
+def _read_mask(data: Path, sample: Sample) -> NDArray[Any] | None:
+    """Read a phantom's lesion mask: masks/ beside images/, under the same name."""
+    name = sample.series.path.name.split(".")[0]
+    found = sorted((data / "masks").glob(f"{name}.*"))
+    return read_images(found[0])[0].pixels[0] if found else None
 
 
 def _count_correct(predicted: dict[str, str], modality: str) -> int:
@@ -115,10 +112,7 @@ def median_gain(localisations: tuple[Localisation, ...]) -> float:
 
 
 def localise_run(
-    run: Path,
-    samples: Sequence[Sample],
-    mask_of: Callable[[Sample], NDArray[Any] | None],
-    method: str = "grad-cam",
+    run: Path, samples: Sequence[Sample], mask_of: Callable[[Sample], NDArray[Any] | None]
 ) -> list[Localisation]:
     """Compare heatmaps with masks on the same grids: one row for each sample that has a mask and a map."""
     checkpoint = load_finished(run)
@@ -130,7 +124,7 @@ def localise_run(
         image = read_series(sample.series)
         prepared = prepare_image(image, checkpoint.preprocessing)
         probabilities = predict(checkpoint, torch.from_numpy(prepared.pixels)[None])[0]
-        heatmap = explain(checkpoint, image, prepared, tuple(probabilities), method).heatmap
+        heatmap = explain(checkpoint, image, prepared, tuple(probabilities), "grad-cam").heatmap
         if heatmap.sum() > 0:
             rows.append(localise(heatmap, mask))
     return rows

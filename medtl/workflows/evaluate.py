@@ -1,6 +1,6 @@
 """Evaluate a run: labelled studies -> predictions -> metrics with intervals, subgroups, a page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from medtl.config import load_config
 from medtl.core.files import PathLike, write_json
-from medtl.core.progress import SILENT, Watcher, note_all
+from medtl.core.progress import SILENT, StoppedError, Watcher, never, note_all
 from medtl.data.attributes import attribute_names, identifying_attributes
 from medtl.data.labels import compared_name
 from medtl.data.manifest import load_manifest, targets
@@ -61,6 +61,7 @@ def evaluate(
     subgroups: Sequence[str] | None = None,
     any_modality: bool = False,
     watcher: Watcher = SILENT,
+    stop: Callable[[], bool] = never,
 ) -> EvaluateOutcome:
     """Evaluate a run on labelled studies; write metrics, predictions and a page to `out`, if it is given.
 
@@ -68,7 +69,8 @@ def evaluate(
     run's own split, `all` is every sample. threshold: a rule, such as `sensitivity=0.95`, by which new
     thresholds are chosen on the run's validation data; by default those of the run are used. prevalence: the
     share of patients with each class where the model will be used; "" is the positive class of a binary task.
-    subgroups: columns of the label table; by default all. Raises MedtlError.
+    subgroups: columns of the label table; by default all. stop: asked before each batch; when it returns
+    True, StoppedError is raised. Raises MedtlError.
 
     >>> import medtl
     >>> outcome = medtl.evaluate("runs/xray", medtl.sample_data("xray"), part="val")
@@ -78,8 +80,7 @@ def evaluate(
     """
     run, data = Path(run), Path(data)
     checkpoint = load_finished(run, any_modality=any_modality)
-    task, calibration = checkpoint.task, checkpoint.header.calibration
-    rule = parse_rule(threshold) if threshold else None
+    task, rule = checkpoint.task, parse_rule(threshold) if threshold else None
     shares = _prevalence(prevalence or {}, task)
     thresholds = _thresholds(checkpoint, run, rule)
     manifest = load_manifest(data, Path(labels) if labels else None, task_config(run, task))
@@ -91,26 +92,20 @@ def evaluate(
     samples, chosen = _select_part(manifest.samples, prepared, run, part)
     note_all(watcher, manifest.notes, chosen, warning_notes(prepared))
     attributes, withheld = _attributes(samples, subgroups)
-    probabilities = _predict_rows(checkpoint, prepared, prepared.rows_of(samples), watcher)
+    probabilities = _predict_rows(checkpoint, prepared, prepared.rows_of(samples), watcher, stop)
     patients = [sample.patient_id for sample in samples]
     questions = Questions(probabilities, targets(task, samples), task, patients)
     evaluation = evaluate_predictions(questions, thresholds, prevalence=shares)
     groupings, notes = evaluate_subgroups(questions, thresholds, attributes)
     note_all(watcher, withheld, notes)
-    folder = RunFolder(run)
     content = {
-        "run": run.name,
-        "task": {"kind": task.kind, "classes": list(task.classes)},
-        "recipe": dict(folder.read_json(folder.metrics).get("recipe", {})),
+        **_describe_run(run, checkpoint),
         "part": part,
-        "model_sha256": checkpoint.sha256,
         "threshold_rule": str(rule or ThresholdRule()),
         **to_json(evaluation),
         "subgroups": groupings,
         "notes": [*chosen[1:], *notes],
     }
-    if calibration is not None:
-        content["calibration"] = f"probabilities are calibrated by {calibration.method} on validation data"
     answers = {"predicted": [name_answer(row, thresholds, task) for row in probabilities]}
     floors = checkpoint.header.conformal
     if floors is not None:
@@ -125,6 +120,20 @@ def evaluate(
         write_predictions(out / FILE, task, predictions_of(samples, task, probabilities), answers)
         page = write_evaluation_page(out, content, model_card(run, checkpoint))
     return EvaluateOutcome(evaluation, content, page, all_refusals(manifest, prepared))
+
+
+def _describe_run(run: Path, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what metrics.json says of the run."""
+    folder, task, calibration = RunFolder(run), checkpoint.task, checkpoint.header.calibration
+    facts = {
+        "run": run.name,
+        "task": {"kind": task.kind, "classes": list(task.classes)},
+        "recipe": dict(folder.read_json(folder.metrics).get("recipe", {})),
+        "model_sha256": checkpoint.sha256,
+    }
+    if calibration is not None:
+        facts["calibration"] = f"probabilities are calibrated by {calibration.method} on validation data"
+    return facts
 
 
 def _prevalence(stated: Mapping[str, float], task: Task) -> dict[str, float]:
@@ -171,13 +180,14 @@ def _attributes(
     known, withheld = attribute_names(samples), identifying_attributes(samples)
     shown = [name for name in known if name not in withheld]
     called = {_attribute_key(name): name for name in reversed(shown)}
-    asked = asked and [name if name in shown else called.get(_attribute_key(name), name) for name in asked]
-    for name in asked or ():
+    names = shown
+    if asked is not None:
+        names = [name if name in shown else called.get(_attribute_key(name), name) for name in asked]
+    for name in names:
         if name not in shown:
             reason = f"column {name} may identify a patient" if name in known else f"no column {name}"
             fix = f"one of {', '.join(shown)}" if shown else "add a column that patients share"
             raise LabelError("label-table", f"{reason}: no subgroups", where="--subgroup", fix=fix)
-    names = shown if asked is None else asked
     notes = [f"no subgroups by {', '.join(withheld)}: they may identify a patient"] if withheld else []
     return {name: [sample.attributes.get(name, "") for sample in samples] for name in names}, notes
 
@@ -216,14 +226,11 @@ def _select_part(
         sample_id: pixels.get(content) or named.get(sample_id)
         for sample_id, content in zip(prepared.sample_ids, prepared.content_hashes, strict=True)
     }
-    readable = [sample for sample in samples if sample.sample_id in part_of]
-    chosen = [
-        sample
-        for sample in readable
-        if part == "all"
-        or (part == "unseen" and part_of[sample.sample_id] != "train")
-        or part == part_of[sample.sample_id]
-    ]
+    readable = chosen = [sample for sample in samples if sample.sample_id in part_of]
+    if part == "unseen":
+        chosen = [sample for sample in readable if part_of[sample.sample_id] != "train"]
+    elif part != "all":
+        chosen = [sample for sample in readable if part_of[sample.sample_id] == part]
     if not chosen:
         raise LabelError("split-empty", f"no sample is {part}", where=run, fix="choose another --part")
     notes = [f"{len(chosen)} of {len(readable)} samples evaluated ({part})"]
@@ -235,12 +242,18 @@ def _select_part(
 
 
 def _predict_rows(
-    checkpoint: Checkpoint, prepared: PreparedDataset, rows: NDArray[np.int64], watcher: Watcher
+    checkpoint: Checkpoint,
+    prepared: PreparedDataset,
+    rows: NDArray[np.int64],
+    watcher: Watcher,
+    stop: Callable[[], bool],
 ) -> NDArray[np.float64]:
     """Return probabilities (N, K)."""
     batches = np.array_split(rows, -(-len(rows) // BATCH))
     parts = []
     for number, batch in enumerate(batches, start=1):
+        if stop():
+            raise StoppedError("interrupted", "stopped while it was evaluated", fix="evaluate again")
         parts.append(predict(checkpoint, prepared.read(batch)))
         watcher.progress("scoring", number, len(batches))
     return np.concatenate(parts)

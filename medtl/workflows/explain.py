@@ -108,6 +108,7 @@ def explain_folder(
     if not cases:
         reason = "the model predicted the explained class for no image, so there is nothing to check"
         raise ReadError("audit-empty", reason, where=folder, fix="name a folder with images of that class")
+    notes = _describe_cases(cases, masked=masks is not None)
     audits = audit(
         checkpoint.classifier,
         cases,
@@ -115,14 +116,16 @@ def explain_folder(
         AuditSettings(),
         lambda done, total: watcher.progress("auditing", done, total),
     )
-    patients = len({case.patient for case in cases})
-    checked = f"checked on {len(cases)} images of {patients} patients for which the model predicted the class"
-    masked = f"{sum(case.mask is not None for case in cases)} of the images have a mask"
-    if masks is None:
-        masked = "no masks were given (--masks): whether maps lie on the finding was not checked"
-    notes = (checked, masked)
     _write_audit(out, checkpoint, audits, notes)
     return ExplainOutcome(table, tuple(rows), tuple(audits), notes)
+
+
+def _describe_cases(cases: Sequence[Case], *, masked: bool) -> tuple[str, str]:
+    patients = len({case.patient for case in cases})
+    checked = f"checked on {len(cases)} images of {patients} patients for which the model predicted the class"
+    if masked:
+        return checked, f"{sum(case.mask is not None for case in cases)} of the images have a mask"
+    return checked, "no masks were given (--masks): whether maps lie on the finding was not checked"
 
 
 def _explain_study(

@@ -12,7 +12,7 @@ from medtl.core.parallel import in_order
 from medtl.core.progress import SILENT, Watcher
 from medtl.data.naming import refused_name, sample_key, source_name
 from medtl.errors import CODES, ReadError
-from medtl.imaging.image import Image
+from medtl.imaging.image import Image, ImageWarning
 from medtl.imaging.inspection import (
     BURNED_IN,
     Group,
@@ -41,8 +41,6 @@ BADGES = {"image-constant": "constant pixels", BURNED_IN: "burned-in text"}
 MOST_NAMED = 4
 # Images in memory at once; compressed ones are decoded in processes of their own.
 READ_AT_ONCE = min(4, os.cpu_count() or 1)
-
-Result = tuple[Inspection, Image | None] | ReadError
 
 
 @dataclass(frozen=True)
@@ -78,11 +76,6 @@ class InspectOutcome:
     skipped: dict[str, int]
     page: Path | None = None
 
-    @property
-    def count(self) -> int:
-        """How many images, volumes and items can be read."""
-        return self.images + self.volumes + self.items
-
 
 class TilePicker:
     """Picks the tiles of a sheet: those with a problem, and others evenly from the whole folder."""
@@ -93,20 +86,18 @@ class TilePicker:
         self.problems: dict[int, Tile] = {}
         self.others: dict[int, Tile] = {}
 
-    def wants(self, number: int, inspection: Inspection) -> bool:
+    def picks(self, number: int, inspection: Inspection) -> bool:
         """Return whether image `number` of the folder belongs on the sheet."""
-        if _badges(inspection):
-            return len(self.problems) < self.most
-        return number % self.step == 0
+        return len(self.problems) < self.most if _badges(inspection) else number % self.step == 0
 
     def add(self, number: int, tile: Tile) -> None:
-        """Add a tile that is wanted."""
+        """Add a tile that is picked."""
         (self.problems if tile.problems else self.others)[number] = tile
 
     def tiles(self) -> list[Tile]:
         """Return the tiles, at most `most`, in the order of the folder."""
-        chosen = dict(list({**self.problems, **self.others}.items())[: self.most])
-        return [chosen[number] for number in sorted(chosen)]
+        chosen = list({**self.problems, **self.others}.items())[: self.most]
+        return [tile for _, tile in sorted(chosen, key=lambda entry: entry[0])]
 
 
 def inspect_folder(
@@ -123,7 +114,7 @@ def inspect_folder(
     """
     folder = Path(folder)
     found = scan(folder)
-    refused = [(refused_name(error, folder), error) for error in found.refusals]
+    refused = [_issue(refused_name(error, folder), error) for error in found.refusals]
     picker = TilePicker(len(found.series))
     inspected: list[tuple[str, Inspection]] = []
     what = "reading headers" if headers_only else "reading pixels"
@@ -132,15 +123,21 @@ def inspect_folder(
         for number, (series, result) in enumerate(zip(found.series, results, strict=True)):
             source = source_name(series, folder)
             if isinstance(result, ReadError):
-                refused.append((source, result))
+                refused.append(_issue(source, result))
             else:
                 inspection, image = result
                 inspected.append((source, inspection))
-                if html is not None and image is not None and picker.wants(number, inspection):
+                if html is not None and image is not None and picker.picks(number, inspection):
                     picker.add(number, _tile(source, inspection, image))
             watcher.progress(what, number + 1, len(found.series))
     outcome = _outcome(inspected, refused, dict(found.left_out), pixels_read=not headers_only)
-    return outcome if html is None else _with_page(outcome, Path(html), picker.tiles(), refused)
+    return (
+        outcome if html is None else replace(outcome, page=_write_page(outcome, Path(html), picker.tiles()))
+    )
+
+
+def _issue(source: str, problem: ReadError | ImageWarning) -> InputIssue:
+    return InputIssue(problem.code, source, problem.reason, getattr(problem, "fix", ""))
 
 
 def group_name(group: Group | Inspection) -> str:
@@ -174,7 +171,7 @@ def patients_text(patients: int, unidentified: int) -> str:
     return f"{patients:,}" + (f" + {unidentified:,} without id" if unidentified else "")
 
 
-def _inspect(series: Series, headers_only: bool) -> Result:
+def _inspect(series: Series, headers_only: bool) -> tuple[Inspection, Image | None] | ReadError:
     try:
         if headers_only:
             return inspect_header(series), None
@@ -186,7 +183,7 @@ def _inspect(series: Series, headers_only: bool) -> Result:
 
 def _outcome(
     inspected: Sequence[tuple[str, Inspection]],
-    refused: Sequence[tuple[str, ReadError]],
+    refused: Sequence[InputIssue],
     skipped: dict[str, int],
     *,
     pixels_read: bool,
@@ -203,21 +200,17 @@ def _outcome(
         unidentified=sum(not one.patient_key for one in inspections),
         pixels_read=pixels_read,
         groups=group_inspections(inspections),
-        refused=tuple(InputIssue(error.code, source, error.reason, error.fix) for source, error in refused),
-        refused_codes=dict(Counter(error.code for _, error in refused).most_common()),
-        warnings=tuple(
-            InputIssue(one.warning.code, source, one.warning.reason)
-            for source, one in inspected
-            if one.warning
-        ),
+        refused=tuple(refused),
+        refused_codes=dict(Counter(issue.code for issue in refused).most_common()),
+        warnings=tuple(_issue(source, one.warning) for source, one in inspected if one.warning),
         notes=dict(Counter(note for one in inspections for note in one.notes).most_common()),
         skipped=skipped,
     )
 
 
 def _badges(inspection: Inspection) -> tuple[str, ...]:
-    odd = () if inspection.warning is None else (BADGES[inspection.warning.code],)
-    return (*odd, *(BADGES[note] for note in inspection.notes if note in BADGES))
+    codes = [inspection.warning.code] if inspection.warning else []
+    return tuple(BADGES[code] for code in (*codes, *inspection.notes) if code in BADGES)
 
 
 def _tile(source: str, inspection: Inspection, image: Image) -> Tile:
@@ -240,9 +233,7 @@ def _tile(source: str, inspection: Inspection, image: Image) -> Tile:
     )
 
 
-def _with_page(
-    outcome: InspectOutcome, out: Path, tiles: Sequence[Tile], refused: Sequence[tuple[str, ReadError]]
-) -> InspectOutcome:
+def _write_page(outcome: InspectOutcome, out: Path, tiles: Sequence[Tile]) -> Path:
     """Write the sheet; it explains a refusal's code, since the reason itself may name a file."""
     facts = {
         "Images": f"{outcome.images:,}",
@@ -250,16 +241,13 @@ def _with_page(
         "Patients": patients_text(outcome.patients, outcome.unidentified),
         "Refused": f"{len(outcome.refused):,}",
     }
-    sheet = ContactSheet(
-        facts=facts,
-        groups={group_name(group): describe_group(group) for group in outcome.groups},
-        tiles=tiles,
-        refusals=[
-            Refusal(sample_key(source), error.code, CODES[error.code], error.fix) for source, error in refused
-        ],
-        images=outcome.images + outcome.volumes,
+    groups = {group_name(group): describe_group(group) for group in outcome.groups}
+    refusals = [
+        Refusal(sample_key(one.source), one.code, CODES[one.code], one.fix) for one in outcome.refused
+    ]
+    return write_contact_sheet(
+        out, ContactSheet(facts, groups, tiles, refusals, outcome.images + outcome.volumes)
     )
-    return replace(outcome, page=write_contact_sheet(out, sheet))
 
 
 def _counts_text(counts: Mapping[str, int]) -> str:

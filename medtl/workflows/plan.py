@@ -1,12 +1,13 @@
 """RECIPE -> its stages: what each trains, caches and costs, before anything is trained."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
 from medtl.config import RunConfig
 from medtl.data.task import Task
 from medtl.models.backbones import BACKBONES
 from medtl.models.classifier import Classifier
-from medtl.models.costs import step_costs
+from medtl.models.costs import StepCost, step_costs
 from medtl.training.batches import Order
 from medtl.training.feature_cache.plan import CachePlan, plan_cache
 from medtl.training.schedule import Pace, Stage, entry_step, resolve_schedule, unfreeze
@@ -14,57 +15,18 @@ from medtl.training.schedule import Pace, Stage, entry_step, resolve_schedule, u
 BACKWARD = 2  # a backward pass has two products for each one of the forward pass: by input and by weight
 
 
-@dataclass(frozen=True)
-class StagePlan:
-    """One stage of a recipe.
+def plan_stages(config: RunConfig, samples: int | None = None) -> list[dict[str, Any]]:
+    """Return plain data about each stage of a recipe on a number of training images.
 
-    groups: the unfrozen ones, from the stem. rates: learning rates of the head, the topmost and the lowest
-    group. boundary and kept_bytes: where the frozen prefix ends, and the size of one image's activations
-    there in one view; cached: whether they are cached. Multiply-adds are those of one training image in one
-    epoch: prefix is the frozen part, forward, which the cache saves; trained is the rest, forward and
-    backward, where a backward pass counts twice the forward one.
-    """
+    stage: its settings. groups: the unfrozen ones, from the stem. rates: learning rates of the head, the
+    topmost and the lowest group. boundary and kept_bytes: where the frozen prefix ends, and the size of one
+    image's activations there in one view; cached: whether they are cached, and the reason. Multiply-adds are
+    those of one training image in one epoch: prefix is the frozen part, forward, which the cache saves;
+    trained is the rest, forward and backward, where a backward pass counts twice the forward one. Those of
+    all epochs are of all images: without the cache, and as planned, with the passes that fill it.
 
-    stage: Stage
-    groups: tuple[str, ...]
-    trained_parameters: int
-    parameters: int
-    rates: tuple[float, ...]
-    epochs: int
-    boundary: str
-    kept_bytes: int
-    cached: bool
-    reason: str
-    prefix_multiply_adds: int
-    trained_multiply_adds: int
-
-    @property
-    def image(self) -> int:
-        """Multiply-adds of one training image in one epoch where nothing is cached."""
-        return self.prefix_multiply_adds + self.trained_multiply_adds
-
-    @property
-    def cached_image(self) -> int:
-        """Multiply-adds of one training image in one epoch, as the planner has it."""
-        return self.trained_multiply_adds if self.cached else self.image
-
-    @property
-    def all_epochs(self) -> int:
-        """Multiply-adds of one training image in all epochs where nothing is cached."""
-        return self.epochs * self.image
-
-    @property
-    def cached_all_epochs(self) -> int:
-        """Multiply-adds of one training image in all epochs and in the passes that fill the cache."""
-        passes = min(self.stage.views, self.epochs) if self.cached else 0
-        return self.epochs * self.cached_image + passes * self.prefix_multiply_adds
-
-
-def plan_stages(config: RunConfig, samples: int | None = None) -> tuple[StagePlan, ...]:
-    """Return the stages of a recipe on a number of training images.
-
-    That number matters for the disk budget of the cache and for stages with a number of steps; without it,
-    everything fits in the cache and a stage lasts for all of its epochs.
+    The number of images matters for the disk budget of the cache and for stages with a number of steps;
+    without it, there is one image, everything fits in the cache and a stage lasts for all of its epochs.
     """
     classifier = build_untrained(config)
     shape = (1, config.preprocessing.channels, *config.preprocessing.size)
@@ -76,10 +38,11 @@ def plan_stages(config: RunConfig, samples: int | None = None) -> tuple[StagePla
         epochs = [Pace(stage, steps).epochs for stage in stages]
     budget = config.fit.cache_gb * 1e9
     plans = plan_cache(classifier, stages, shape, samples or 1, budget, epochs=epochs)
-    return tuple(
-        _plan_stage(classifier, shape, stage, count, plan)
+    costs = step_costs(classifier, shape)
+    return [
+        _plan_stage(classifier, costs, stage, count, plan, samples or 1)
         for stage, count, plan in zip(stages, epochs, plans, strict=True)
-    )
+    ]
 
 
 def build_untrained(config: RunConfig) -> Classifier:
@@ -91,26 +54,29 @@ def build_untrained(config: RunConfig) -> Classifier:
 
 
 def _plan_stage(
-    classifier: Classifier, shape: tuple[int, ...], stage: Stage, epochs: int, plan: CachePlan
-) -> StagePlan:
-    costs = step_costs(classifier, shape)
+    classifier: Classifier, costs: Sequence[StepCost], stage: Stage, epochs: int, plan: CachePlan, images: int
+) -> dict[str, Any]:
     step = entry_step(classifier, stage)
     prefix = sum(cost.multiply_adds for cost in costs[:step])
+    trained = (1 + BACKWARD) * sum(cost.multiply_adds for cost in costs[step:])
+    passes = min(stage.views, epochs) if plan.cached else epochs  # of the frozen prefix
     names = classifier.backbone.layer_groups
     unfreeze(classifier, stage)
     lowest = stage.learning_rate * stage.layer_decay ** (stage.groups - 1)
     rates = (stage.head_learning_rate, stage.learning_rate, lowest)
-    return StagePlan(
-        stage=stage,
-        groups=names[len(names) - stage.groups :],
-        trained_parameters=sum(p.numel() for p in classifier.parameters() if p.requires_grad),
-        parameters=sum(p.numel() for p in classifier.parameters()),
-        rates=rates if stage.groups else rates[:1],
-        epochs=epochs,
-        boundary=costs[step - 1].name if step else "",
-        kept_bytes=costs[step - 1].output_bytes if step else 0,
-        cached=plan.cached,
-        reason=plan.reason,
-        prefix_multiply_adds=prefix,
-        trained_multiply_adds=(1 + BACKWARD) * sum(cost.multiply_adds for cost in costs[step:]),
-    )
+    return {
+        "stage": stage.model_dump(mode="json"),
+        "groups": names[len(names) - stage.groups :],
+        "trained_parameters": sum(p.numel() for p in classifier.parameters() if p.requires_grad),
+        "parameters": sum(p.numel() for p in classifier.parameters()),
+        "rates": rates if stage.groups else rates[:1],
+        "epochs": epochs,
+        "boundary": costs[step - 1].name if step else "",
+        "kept_bytes": costs[step - 1].output_bytes if step else 0,
+        "cached": plan.cached,
+        "reason": plan.reason,
+        "prefix_multiply_adds": prefix,
+        "trained_multiply_adds": trained,
+        "all_epochs_multiply_adds": images * epochs * (prefix + trained),
+        "cached_all_epochs_multiply_adds": images * (passes * prefix + epochs * trained),
+    }

@@ -1,15 +1,16 @@
 """Prepare a labelled folder: studies + labels -> pixels on one grid, a dataset to move and train from."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from medtl.config import Modality, RunConfig, load_config
 from medtl.core.files import PathLike
 from medtl.core.progress import SILENT, Watcher, note_all
 from medtl.data.dataset_file import is_dataset, write_record
-from medtl.data.manifest import LABELS_FILE, load_manifest
+from medtl.data.manifest import LABELS_FILE, load_manifest, targets
 from medtl.data.prepared import all_refusals, prepare_samples, warning_notes
 from medtl.data.task import Sample, Task
 from medtl.errors import ConfigError, ReadError
@@ -84,10 +85,8 @@ def prepare(
 
 def _count_classes(samples: Sequence[Sample], task: Task) -> dict[str, int]:
     """Count the samples of each class; in multilabel those that have it."""
-    counts: Counter[str] = Counter(dict.fromkeys(task.classes, 0))
-    for sample in samples:
-        if isinstance(sample.target, tuple):
-            counts.update(name for name, value in zip(task.classes, sample.target, strict=True) if value)
-        elif sample.target is not None:
-            counts[task.classes[sample.target]] += 1
-    return dict(counts)
+    labelled = targets(task, [sample for sample in samples if sample.target is not None])
+    present = (
+        labelled == 1 if task.kind == "multilabel" else np.equal.outer(labelled, range(len(task.classes)))
+    )
+    return dict(zip(task.classes, present.sum(axis=0).tolist(), strict=True))

@@ -5,9 +5,10 @@ folder -> scored studies -> maps -> findings -> pages
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ from medtl.explain.audit import audit as audit_methods
 from medtl.explain.explanation import explain
 from medtl.imaging.dicom.patient import read_identifiers
 from medtl.imaging.dicom.terms import shown_body_part, shown_modality, shown_view
-from medtl.imaging.display import Display, make_display
+from medtl.imaging.display import make_display
 from medtl.imaging.image import Image
 from medtl.imaging.reader import read_series, scan
 from medtl.imaging.series import Scan
@@ -40,14 +41,14 @@ from medtl.training.checkpoint import Checkpoint, load_finished
 from medtl.training.run_folder import RunFolder
 from medtl.workflows.evaluate import task_config
 
+T = TypeVar("T")
 LONGEST_SIDE = 512  # px that are kept of an image
 LARGEST_VOLUME = 8_000_000  # voxels that a page holds; the slices of a larger volume are shrunk
 
 # The checks of a report are the cheap part of an audit: half of what medtl explain --audit does.
 QUICK = AuditSettings(map_cases=3, noise_draws=1)
 NOTHING_TO_CHECK = MapCheck(
-    "unchecked",
-    "Its maps were not checked: the model predicted the explained class for no image.",
+    "unchecked", "Its maps were not checked: the model predicted the explained class for no image."
 )
 WRONG_SHOWN = 12
 
@@ -114,16 +115,33 @@ def _scored_folder(source: Path, checkpoint: Checkpoint) -> Path:
     record = source / "scores.json"
     if not record.is_file():
         return source
+    return _read_record(record, checkpoint, lambda facts: Path(facts["folder"]), "medtl score")
+
+
+def _read_audit(source: Path, checkpoint: Checkpoint) -> dict[str, MapCheck]:
+    """Return the verdict of a stored audit on each method, by the name that pages use."""
+
+    def read(facts: Any) -> dict[str, MapCheck]:
+        basis = f"By medtl explain --audit: {facts['notes'][0]}."
+        return {METHODS[row["method"]].name: words_of_audit(row, basis) for row in facts["methods"]}
+
+    record = source / "audit.json" if source.is_dir() else source
+    return _read_record(record, checkpoint, read, "medtl explain --audit")
+
+
+def _read_record(record: Path, checkpoint: Checkpoint, read: Callable[[Any], T], command: str) -> T:
+    """Return what `read` finds in the record that a command wrote about this model."""
+    fix = f"run {command} again"
     try:
         facts = read_json(record)
-        folder, model = Path(facts["folder"]), facts["model_sha256"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        reason, fix = "was not written by medtl score", "score again"
+        found, model = read(facts), facts["model_sha256"]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError) as error:
+        reason = f"was not written by {command}"
         raise CheckpointError("scores-damaged", reason, where=record, fix=fix) from error
     if model != checkpoint.sha256:
-        reason = "was scored by another model"
-        raise CheckpointError("run-changed", reason, where=source, fix="score again, or name that run")
-    return folder
+        reason = "is about another model"
+        raise CheckpointError("run-changed", reason, where=record, fix=f"{fix}, or name that run")
+    return found
 
 
 def _read_labels(folder: Path, table: Path, run: Path, task: Task) -> dict[str, tuple[str, ...]]:
@@ -137,23 +155,6 @@ def _read_labels(folder: Path, table: Path, run: Path, task: Task) -> dict[str, 
         for sample_id, row in pairs
         if np.isfinite(row).all()
     }
-
-
-def _read_audit(source: Path, checkpoint: Checkpoint) -> dict[str, MapCheck]:
-    """Return the verdict of a stored audit on each method, by the name that pages use."""
-    record = source / "audit.json" if source.is_dir() else source
-    try:
-        facts = read_json(record)
-        basis = f"By medtl explain --audit: {facts['notes'][0]}."
-        checks = {METHODS[row["method"]].name: words_of_audit(row, basis) for row in facts["methods"]}
-        model = facts["model_sha256"]
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError) as error:
-        reason, fix = "was not written by medtl explain --audit", "run medtl explain --audit"
-        raise CheckpointError("scores-damaged", reason, where=record, fix=fix) from error
-    if model != checkpoint.sha256:
-        reason = "is the audit of another model"
-        raise CheckpointError("run-changed", reason, where=record, fix="audit this run")
-    return checks
 
 
 def _findings(
@@ -202,24 +203,23 @@ def _audit(job: _Job, watcher: Watcher) -> dict[str, MapCheck]:
 def _finding(job: _Job, scored: Scored) -> StudyFinding:
     assert scored.series and scored.image and scored.prepared
     row, image, task = scored.prediction, scored.image, job.checkpoint.task
-    explained = [
-        explain(job.checkpoint, image, scored.prepared, row.probabilities, method) for method in job.methods
-    ]
-    shown = [_display(image, one.heatmap) for one in explained]
-    names = [METHODS[method].name for method in job.methods]
+    maps: dict[str, NDArray[np.float32]] = {}
+    depth = min(image.pixels.shape[1:]) if image.spatial_dims == 3 else 1
+    longest_side = min(LONGEST_SIDE, math.isqrt(LARGEST_VOLUME // depth))
+    for method in job.methods:
+        explained = explain(job.checkpoint, image, scored.prepared, row.probabilities, method)
+        shown = make_display(image, explained.heatmap, longest_side)
+        if shown.heatmap is not None:
+            maps[METHODS[method].name] = shown.heatmap
     answers = tuple(row.prediction_set.split("|")) if row.prediction_set else ()
     promised = job.checkpoint.header.conformal is not None
     return StudyFinding(
         sample_id=row.sample_id,
-        image=shown[0].values,
-        window=shown[0].window,
-        maps={
-            name: display.heatmap
-            for name, display in zip(names, shown, strict=True)
-            if display.heatmap is not None
-        },
-        spacing_mm=shown[0].spacing_mm,
-        target_class=explained[0].target_class,
+        image=shown.values,
+        window=shown.window,
+        maps=maps,
+        spacing_mm=shown.spacing_mm,
+        target_class=explained.target_class,
         probabilities=dict(zip(task.classes, row.probabilities, strict=True)),
         predicted=tuple(row.predicted.split("|")) if row.predicted else (),
         label=job.labels.get(row.sample_id),
@@ -231,11 +231,6 @@ def _finding(job: _Job, scored: Scored) -> StudyFinding:
         identifiers=read_identifiers(scored.series, row.source) if job.with_identifiers else {},
         oriented=image.affine is not None,
     )
-
-
-def _display(image: Image, heatmap: NDArray[np.float32]) -> Display:
-    depth = min(image.pixels.shape[1:]) if image.spatial_dims == 3 else 1
-    return make_display(image, heatmap, min(LONGEST_SIDE, math.isqrt(LARGEST_VOLUME // depth)))
 
 
 def _facts(image: Image) -> dict[str, str]:
@@ -287,40 +282,35 @@ def find_wrong(predictions: Predictions, task: Task, thresholds: Sequence[float]
     it is that of the finding which is furthest off.
     """
     answers = predict_classes(predictions.probabilities, thresholds, task.kind)
-    find = _wrong_findings if task.kind == "multilabel" else _wrong_class
+    find = _wrong_finding if task.kind == "multilabel" else _wrong_class
+    rows = zip(predictions.sample_ids, predictions.probabilities, predictions.targets, answers, strict=True)
     found = [
-        find(predictions, task, row, answers[row])
-        for row, part in enumerate(predictions.split)
-        if part in ("", "val")
+        find(task, *row) for part, row in zip(predictions.split, rows, strict=True) if part in ("", "val")
     ]
     ranked = sorted((pair for pair in found if pair), key=lambda pair: (-pair[0], pair[1].sample_id))
     return [case for _, case in ranked]
 
 
 def _wrong_class(
-    predictions: Predictions, task: Task, row: int, answer: NDArray[np.int64]
+    task: Task, sample_id: str, values: NDArray[np.float64], truth: int, answer: int
 ) -> tuple[float, WrongAnswer] | None:
-    values = predictions.probabilities[row]
-    predicted, truth = int(answer), int(predictions.targets[row])
-    if predicted == truth:
+    if answer == truth:
         return None
-    names = predictions.sample_ids[row], task.classes[predicted], task.classes[truth]
-    return float(values[predicted] - values[truth]), WrongAnswer(*names, float(values[predicted]))
+    case = WrongAnswer(sample_id, task.classes[answer], task.classes[int(truth)], float(values[answer]))
+    return float(values[answer] - values[int(truth)]), case
 
 
-def _wrong_findings(
-    predictions: Predictions, task: Task, row: int, answers: NDArray[np.int64]
+def _wrong_finding(
+    task: Task, sample_id: str, values: NDArray[np.float64], truth: NDArray[Any], answers: NDArray[np.int64]
 ) -> tuple[float, WrongAnswer] | None:
-    values, truth = predictions.probabilities[row], predictions.targets[row]
     wrong = np.isfinite(truth) & (answers != truth)
     if not wrong.any():
         return None
     worst = int(np.where(wrong, np.abs(values - truth), -1.0).argmax())
-    name, present = task.classes[worst], bool(answers[worst])
-    predicted, label = (name, f"no {name}") if present else (f"no {name}", name)
-    probability = float(values[worst] if present else 1 - values[worst])
-    case = WrongAnswer(predictions.sample_ids[row], predicted, label, probability)
-    return abs(float(values[worst] - truth[worst])), case
+    present, absent = task.classes[worst], f"no {task.classes[worst]}"
+    predicted, label = (present, absent) if answers[worst] else (absent, present)
+    probability = float(values[worst] if answers[worst] else 1 - values[worst])
+    return abs(float(values[worst] - truth[worst])), WrongAnswer(sample_id, predicted, label, probability)
 
 
 def _with_images(wrong: Sequence[WrongAnswer], data: Path, watcher: Watcher) -> Iterator[WrongAnswer]:

@@ -4,8 +4,9 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from medtl.core.files import PathLike, read_json
 from medtl.core.journal import open_journal
@@ -99,13 +100,20 @@ def _note_other_rows(out: Path, ensemble: Ensemble, folder: Path, watcher: Watch
 
 def _watch(scoring: Scoring, settle: float) -> NoReturn:
     """Score what is in the folder and what arrives there. Raises StoppedError."""
-    seen = written = ""
+    seen = ""
+    written: tuple[Any, ...] = ()
     while True:
         listing = _listing(scoring.folder)
         if listing != seen:
-            found, complete = _at_rest(_scan(scoring.folder), settle)
-            seen = listing if complete else ""
-            written = _score_arrivals(scoring, found, written)
+            found, complete = _at_rest(scoring.folder, settle)
+            seen, signature = listing if complete else "", _signature(found, scoring.folder)
+            if signature != written and (found.series or found.refusals):
+                kept = scoring.score(found, first=not written)
+                outcome = scoring.write(found, kept)
+                counts = f"{outcome.scored} scored, {outcome.refused} refused"
+                fresh = f"{len(found.series) - kept} of them new"
+                scoring.watcher.note("rows", f"{counts}, {fresh}: {outcome.table}")
+                written = signature
         until = time.monotonic() + settle
         while not (stopping := scoring.stop()) and (left := until - time.monotonic()) > 0:
             time.sleep(min(STOP_SECONDS, left))
@@ -113,30 +121,14 @@ def _watch(scoring: Scoring, settle: float) -> NoReturn:
             raise stopped(scoring.journal)
 
 
-def _score_arrivals(scoring: Scoring, found: Scan, written: str) -> str:
-    """Score, and write the tables if their signature differs from that of the last ones; return it."""
-    signature = _signature(found, scoring.folder)
-    if signature == written or not (found.series or found.refusals):
-        return written
-    kept = scoring.score(found, first=not written)
-    outcome = scoring.write(found, kept)
-    counts = f"{outcome.scored} scored, {outcome.refused} refused"
-    scoring.watcher.note("rows", f"{counts}, {len(found.series) - kept} of them new: {outcome.table}")
-    return signature
-
-
-def _scan(folder: Path) -> Scan:
-    """Scan a folder that may hold nothing yet."""
+def _at_rest(folder: Path, settle: float) -> tuple[Scan, bool]:
+    """Return what of a folder no longer changes, which may be nothing yet, and whether that is all of it."""
     try:
-        return scan(folder)
+        found = scan(folder)
     except ReadError as error:
         if error.code != "folder-empty":
             raise
-        return Scan((), ())
-
-
-def _at_rest(found: Scan, settle: float) -> tuple[Scan, bool]:
-    """Return the part of a scan whose files no longer change, and whether that is all of it."""
+        return Scan((), ()), True
     series = tuple(one for one in found.series if _rests(one.files, settle))
     refusals = tuple(one for one in found.refusals if _rests([Path(one.where)], settle))
     whole = len(series) == len(found.series) and len(refusals) == len(found.refusals)
@@ -156,21 +148,14 @@ def _listing(folder: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for place, folders, names in os.walk(folder):
         folders.sort()
-        for name in sorted(names):
-            path = Path(place, name)
-            try:
+        for path in (Path(place, name) for name in sorted(names)):
+            with suppress(OSError):  # it is gone
                 status = path.lstat()
-            except OSError:
-                continue
-            digest.update(os.fsencode(path) + f"\0{status.st_size} {status.st_ctime_ns}\0".encode())
+                digest.update(os.fsencode(path) + f"\0{status.st_size} {status.st_ctime_ns}\0".encode())
     return digest.hexdigest()
 
 
-def _signature(found: Scan, folder: Path) -> str:
-    """Return a key of what the tables hold of a scan, and of how many other files there are."""
-    digest = hashlib.blake2b(str(found.skipped).encode(), digest_size=16)
-    for unit in list_units(found, folder):
-        digest.update(f"{unit.source}\0{unit.stamp}\0".encode())
-    for error in found.refusals:
-        digest.update(f"{error}\0".encode(errors="backslashreplace"))
-    return digest.hexdigest()
+def _signature(found: Scan, folder: Path) -> tuple[Any, ...]:
+    """Return what the tables hold of a scan, and how many other files there are."""
+    units = [(unit.source, unit.stamp) for unit in list_units(found, folder)]
+    return units, [str(error) for error in found.refusals], found.skipped

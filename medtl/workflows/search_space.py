@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from yaml import YAMLError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from medtl.config import RunConfig, validate_config
+from medtl.config import RunConfig, read_yaml, validate_config
 from medtl.errors import ConfigError
 from medtl.models.backbones import BACKBONES
 from medtl.training.schedule import current_key, resolve_schedule
@@ -37,17 +35,32 @@ class Range(BaseModel):
     log: bool = False
     step: float | None = Field(default=None, gt=0)
 
+    @model_validator(mode="after")
+    def _is_a_range(self) -> "Range":
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low:g} is not below high {self.high:g}")
+        if self.log and (self.low <= 0 or self.step):
+            raise ValueError("log needs low above 0, and no step")
+        return self
+
 
 @dataclass(frozen=True)
 class Dimension:
-    """One key of a recipe, and the values that a search may give it: a range, or choices of plain data.
-
-    whole: the key takes whole numbers.
-    """
+    """One key of a recipe, and the values that a search may give it: a range, or choices of plain data."""
 
     key: str
     values: Range | tuple[Any, ...]
-    whole: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether the key takes whole numbers; an unknown key does not."""
+        model: Any = RunConfig
+        for part in self.key.split("."):
+            fields = getattr(model, "model_fields", {})
+            if part not in fields:
+                return False
+            model = fields[part].annotation
+        return model is int or int in get_args(model)
 
     @property
     def extremes(self) -> tuple[Any, ...]:
@@ -64,25 +77,23 @@ class Dimension:
         return isinstance(value, int | float) and self.values.low <= value <= self.values.high
 
     def stored(self, value: Any) -> Any:
-        """Return a value as the database stores it: lists and mappings as JSON."""
-        return json.dumps(value) if isinstance(value, list | tuple | dict) else value
+        """Return a value as the database stores it: choices, which may be lists, as JSON."""
+        return value if isinstance(self.values, Range) else json.dumps(value)
 
     def restored(self, stored: Any) -> Any:
         """Return the value that the database stores as `stored`."""
-        if isinstance(self.values, Range):
-            return stored
-        return next(value for value in self.values if self.stored(value) == stored)
+        return stored if isinstance(self.values, Range) else json.loads(stored)
 
-    def suggest(self, trial: "Trial") -> Any:
-        """Return the trial's value of the key."""
+    def suggest(self, trial: "Trial") -> None:
+        """Choose the trial's value of the key, which is in its params as it is stored."""
         values = self.values
         if not isinstance(values, Range):
-            choices = [self.stored(value) for value in values]
-            return self.restored(trial.suggest_categorical(self.key, choices))
-        if self.whole:
+            trial.suggest_categorical(self.key, [self.stored(value) for value in values])
+        elif self.whole:
             low, high = self.extremes
-            return trial.suggest_int(self.key, low, high, step=int(values.step or 1), log=values.log)
-        return trial.suggest_float(self.key, values.low, values.high, step=values.step, log=values.log)
+            trial.suggest_int(self.key, low, high, step=int(values.step or 1), log=values.log)
+        else:
+            trial.suggest_float(self.key, values.low, values.high, step=values.step, log=values.log)
 
 
 Space = tuple[Dimension, ...]
@@ -92,8 +103,11 @@ def load_space(file: Path | None, config: RunConfig) -> Space:
     """Return the space of a file, or the default one of the recipe. Raises ConfigError."""
     if file is None:
         return default_space(config)
-    found = _read_mapping(file)
-    space = tuple(_dimension(current_key(key), value, str(file)) for key, value in found.items())
+    found = OmegaConf.to_container(read_yaml(file, "search space"), resolve=False)
+    if not isinstance(found, dict) or not found:
+        fix = "write lines such as schedule.unfreeze: [2, 4]"
+        raise ConfigError("config-value", "a space is a mapping of keys", where=file, fix=fix)
+    space = tuple(_dimension(current_key(str(key)), value, str(file)) for key, value in found.items())
     for dimension in space:
         for value in dimension.extremes:  # a value that the recipe cannot take is an error here
             apply_values(config, {dimension.key: value}, str(file))
@@ -146,20 +160,6 @@ def space_yaml(space: Space) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(plain))
 
 
-def _read_mapping(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise ConfigError("config-missing", "no such file", where=file, fix="give a YAML file of ranges")
-    try:
-        found = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        reason = f"is not YAML: {str(error).splitlines()[0]}"
-        raise ConfigError("config-value", reason, where=file, fix="correct the line") from error
-    if not isinstance(found, dict) or not found:
-        fix = "write lines such as schedule.unfreeze: [2, 4]"
-        raise ConfigError("config-value", "a space is a mapping of keys", where=file, fix=fix)
-    return {str(key): value for key, value in found.items()}
-
-
 def _dimension(key: str, given: Any, where: str) -> Dimension:
     """Return the dimension of one line of a space. Raises ConfigError config-value."""
     section = key.split(".")[0]
@@ -179,34 +179,16 @@ def _dimension(key: str, given: Any, where: str) -> Dimension:
         problem = error.errors()[0]
         what = ".".join([key, *map(str, problem["loc"])])
         fix = "write [value, value] or {low: 1e-4, high: 1e-2, log: true}"
-        raise _refused(f"{what}: {problem['msg']}", where, fix) from error
-    return _range(key, limits, where)
-
-
-def _range(key: str, limits: Range, where: str) -> Dimension:
-    if limits.low >= limits.high:
-        raise _refused(f"{key}: low {limits.low:g} is not below high {limits.high:g}", where, "swap them")
-    if limits.log and (limits.low <= 0 or limits.step):
-        raise _refused(f"{key}: log needs low above 0, and no step", where, "omit log or step")
-    whole = _is_integer(key)
-    if whole and any(number % 1 for number in (limits.low, limits.high, limits.step or 1)):
+        reason = problem["msg"].removeprefix("Value error, ")
+        raise _refused(f"{what}: {reason}", where, fix) from error
+    dimension = Dimension(key, limits)
+    if dimension.whole and any(number % 1 for number in (limits.low, limits.high, limits.step or 1)):
         raise _refused(f"{key} takes whole numbers", where, "round low, high and step")
-    return Dimension(key, limits, whole)
+    return dimension
 
 
 def _refused(reason: str, where: str, fix: str) -> ConfigError:
     return ConfigError("config-value", reason, where=where, fix=fix)
-
-
-def _is_integer(key: str) -> bool:
-    """Return whether a recipe's key takes integers; an unknown key does not."""
-    model: Any = RunConfig
-    for part in key.split("."):
-        fields = getattr(model, "model_fields", {})
-        if part not in fields:
-            return False
-        model = fields[part].annotation
-    return model is int or int in get_args(model)
 
 
 def apply_values(config: RunConfig, values: Mapping[str, Any], where: str) -> RunConfig:
@@ -225,11 +207,10 @@ def apply_values(config: RunConfig, values: Mapping[str, Any], where: str) -> Ru
 
 def _has_effect(dimension: Dimension, space: Space, config: RunConfig) -> bool:
     """Return whether a key changes what is trained, for the recipe or with another key at an extreme."""
-    others: list[dict[str, Any]] = [{}]
-    others += [{d.key: value} for d in space if d.key != dimension.key for value in d.extremes]
-    for other in others:
-        seen = [_what_is_trained(config, {**other, dimension.key: value}) for value in dimension.extremes]
-        if any(one != seen[0] for one in seen):
+    others = [{d.key: value} for d in space if d.key != dimension.key for value in d.extremes]
+    for other in ({}, *others):
+        first, *rest = (_what_is_trained(config, {**other, dimension.key: v}) for v in dimension.extremes)
+        if any(one != first for one in rest):
             return True
     return False
 

@@ -6,13 +6,12 @@ Of several processes one leads: it reads the data, writes the run and reports. T
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from numpy.typing import NDArray
 
 from medtl.config import Modality, RunConfig, load_config, sample_data, to_yaml
 from medtl.core import __version__
@@ -39,26 +38,30 @@ from medtl.models.classifier import Classifier
 from medtl.training.checkpoint import CheckpointHeader, describe_classifier
 from medtl.training.distributed import ProcessGroup, joined_group
 from medtl.training.feature_cache.cache import Views
-from medtl.training.feature_cache.plan import CachePlan
 from medtl.training.run_folder import VERSIONED, RunFolder
 from medtl.training.schedule import resolve_schedule
 from medtl.training.trainer import Fit, FitData
-from medtl.workflows.finish_training import Screens, always, finish_fit
+from medtl.workflows.finish_training import FitsOod, finish_fit
 from medtl.workflows.run import Run
 
 # What the leading process announces to the others.
 PREPARED, RECORDED, FINISHED = "prepared", "recorded", "finished"
 
 
-@dataclass(frozen=True)
-class TrainOutcome:
-    """What a training run produced. seconds: by part of the work."""
+@dataclass(frozen=True, eq=False)
+class TrainJob:
+    """One run to train: where, by which recipe, who watches and stops it, and the processes that share it.
+
+    resume: continue what is there. stop: asked after each step. fits_ood: None gives every run the check.
+    """
 
     run: RunFolder
-    evaluation: Evaluation
-    refusals: tuple[ReadError, ...]
-    plans: tuple[CachePlan, ...]
-    seconds: Mapping[str, float]
+    config: RunConfig
+    watcher: Watcher = SILENT
+    resume: bool = False
+    stop: Callable[[], bool] = never
+    process_group: ProcessGroup = field(default_factory=ProcessGroup)
+    fits_ood: FitsOod | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,117 +116,73 @@ def train(
         recipe = load_config(modality, config, (*overrides, *settings))
         source = sample_data(recipe.modality) if data is None else Path(data)
         folder = Path(out) if out else Path("runs") / recipe.modality
+        watcher = watcher if process_group.leads else SILENT
+        job = TrainJob(RunFolder(folder), recipe, watcher, resume, stop, process_group)
         if not process_group.leads:
-            follow_run(source, table, folder, recipe, process_group, resume=resume, stop=stop)
+            _follow_run(job, source, table)
             return Run(folder)
         if data is None:
             watcher.note("data", f"no data folder is given: training on the phantoms of {source}")
-        outcome = train_run(
-            source, table, folder, recipe, watcher, resume=resume, stop=stop, process_group=process_group
-        )
-    return Run(folder, outcome.refusals)
+        _, refusals = train_run(job, source, table)
+    return Run(folder, refusals)
 
 
 def train_run(
-    data: Path,
-    labels: Path | None,
-    out: Path,
-    config: RunConfig,
-    watcher: Watcher,
-    *,
-    resume: bool = False,
-    stop: Callable[[], bool] = never,
-    process_group: ProcessGroup | None = None,
-) -> TrainOutcome:
-    """Write a run: checkpoints, history, splits and metrics with intervals.
+    job: TrainJob, data: Path | OpenedData, labels: Path | None = None
+) -> tuple[Evaluation, tuple[ReadError, ...]]:
+    """Write a run: checkpoints, history, splits and metrics with intervals. data: a folder, or data opened.
 
-    process_group: of several processes that train together, the leading one calls this, and the others
-    follow_run. Raises MedtlError; a run that was there before stays loadable.
+    Returns the evaluation on validation data, and the inputs that were refused. Of several processes that
+    train together the leading one calls this. Raises MedtlError; a run that was there before stays loadable.
     """
-    run, started, process_group = RunFolder(out), time.perf_counter(), process_group or ProcessGroup()
+    started, run, group = time.perf_counter(), job.run, job.process_group
     with run.locked():
-        _check_resumable(run, config, resume)
-        if resume and run.config.is_file() and not run.last.is_dir():
-            note_all(watcher, ["no checkpoint to resume from: training starts from the beginning"])
-        opened = open_data(data, labels, config, watcher)
-        process_group.announce(PREPARED)
-        clock = {"total": started, **opened.seconds}
-        outcome = _train(run, opened, config, watcher, resume, stop, clock, process_group)
-        process_group.announce(FINISHED)
-    return outcome
+        _check_resumable(job)
+        opened = data if isinstance(data, OpenedData) else open_data(data, labels, job.config, job.watcher)
+        group.announce(PREPARED)
+        fit = _make_fit(job, opened)
+        _record_start(job, opened)
+        group.announce(RECORDED)
+        fit.run(resume=job.resume, stop=job.stop)
+        reading = {} if opened is data else opened.seconds
+        seconds = {"total": time.perf_counter() - started, **reading, **fit.seconds}
+        recipe = _describe_recipe(job.config, fit, opened)
+        evaluation = finish_fit(fit, opened.samples, recipe, seconds, job.fits_ood)
+        group.announce(FINISHED)
+    return evaluation, opened.refusals
 
 
-def follow_run(
-    data: Path,
-    labels: Path | None,
-    out: Path,
-    config: RunConfig,
-    process_group: ProcessGroup,
-    *,
-    resume: bool = False,
-    stop: Callable[[], bool] = never,
-) -> None:
-    """Take part in the training that another process leads by train_run with the same arguments.
+def _follow_run(job: TrainJob, data: Path, labels: Path | None) -> None:
+    """Take part in the training that another process leads by train_run.
 
     Reads what that process has prepared, and writes only activations of the frozen prefix.
     """
-    run, watcher = RunFolder(out), SILENT
-    process_group.await_leader(PREPARED)
-    opened = open_data(data, labels, config, watcher)
-    fit = _make_fit(run, config, opened, watcher, process_group)
-    process_group.await_leader(RECORDED)
-    fit.run(resume=resume, stop=stop)
-    process_group.await_leader(FINISHED)
-
-
-def train_prepared(
-    opened: OpenedData,
-    out: Path,
-    config: RunConfig,
-    watcher: Watcher,
-    *,
-    resume: bool = False,
-    stop: Callable[[], bool] = never,
-    screens: Screens = always,
-) -> TrainOutcome:
-    """Train as train_run does, on data that are already open; screens: whether to fit the OOD check."""
-    run, started = RunFolder(out), time.perf_counter()
-    with run.locked():
-        _check_resumable(run, config, resume)
-        return _train(run, opened, config, watcher, resume, stop, {"total": started}, ProcessGroup(), screens)
+    group = job.process_group
+    group.await_leader(PREPARED)
+    fit = _make_fit(job, open_data(data, labels, job.config, job.watcher))
+    group.await_leader(RECORDED)
+    fit.run(resume=job.resume, stop=job.stop)
+    group.await_leader(FINISHED)
 
 
 def open_data(data: Path, labels: Path | None, config: RunConfig, watcher: Watcher) -> OpenedData:
     """Read, prepare and split a labelled folder. Raises MedtlError."""
-    clock: dict[str, float] = {}
     manifest = load_manifest(data, labels, config.task)
     # An impossible split is refused before hours of reading.
     split_samples(manifest.samples, manifest.task, config.split)
     note_all(watcher, manifest.notes)
-    prepared, readable = _prepare(manifest.samples, config, watcher, clock)
-    samples = _split(readable, prepared, manifest.task, config.split, watcher, clock)
+    started = time.perf_counter()
+    prepared, readable = _prepare(manifest.samples, config, watcher)
+    read = time.perf_counter()
+    samples = _split(readable, prepared, manifest.task, config.split, watcher)
+    seconds = {"reading": read - started, "comparing": time.perf_counter() - read}
     note_all(watcher, warning_notes(prepared), [_describe_samples(samples, manifest.task, config.split)])
-    return OpenedData(manifest.task, prepared, samples, all_refusals(manifest, prepared), clock)
+    return OpenedData(manifest.task, prepared, samples, all_refusals(manifest, prepared), seconds)
 
 
-def _train(
-    run: RunFolder,
-    opened: OpenedData,
-    config: RunConfig,
-    watcher: Watcher,
-    resume: bool,
-    stop: Callable[[], bool],
-    clock: Mapping[str, float],
-    process_group: ProcessGroup,
-    screens: Screens = always,
-) -> TrainOutcome:
-    """Fit and evaluate. clock: when the run began, as "total", and the seconds that its data took."""
-    fit = _make_fit(run, config, opened, watcher, process_group)
-    _record_start(run, config, opened.samples, opened.prepared, resume, process_group.size)
-    process_group.announce(RECORDED)
-    fit.run(resume=resume, stop=stop)
-    clock = {**clock, "total": time.perf_counter() - clock["total"], **fit.seconds}
-    recipe = {  # what distinguishes this run from others on the same data
+def _describe_recipe(config: RunConfig, fit: Fit, opened: OpenedData) -> dict[str, Any]:
+    """Return what distinguishes a run from others on the same data."""
+    return {
         "backbone": config.backbone.name,
         "schedule": config.schedule.name if config.schedule.stages is None else "own stages",
         "seed": config.fit.seed,
@@ -231,8 +190,6 @@ def _train(
         "labels": len(fit.data.train),
         "labels_available": _count_parts(opened.samples)["train"],
     }
-    evaluation = finish_fit(run, fit, opened.samples, recipe, clock, stop, watcher, screens)
-    return TrainOutcome(run, evaluation, opened.refusals, tuple(fit.plans), clock)
 
 
 def _describe_samples(samples: Sequence[Sample], task: Task, config: SplitConfig) -> str:
@@ -254,51 +211,47 @@ def _count_parts(samples: Sequence[Sample]) -> dict[str, int]:
     return {part: sum(s.split == part for s in samples) for part in ("train", "val", "test")}
 
 
-def _check_resumable(run: RunFolder, config: RunConfig, resume: bool) -> None:
+def _check_resumable(job: TrainJob) -> None:
+    """Raise TrainingError where the folder has a run that is not to be resumed, or one of another recipe."""
+    run = job.run
     started = (run.last / "checkpoint.json").is_file()
-    if started and not resume:
+    if started and not job.resume:
         fix = "add --resume to continue it, or choose another --out"
         raise TrainingError("run-exists", "already contains a run", where=run.root, fix=fix)
-    if not resume or not (started or run.config.is_file()) or run.read(run.config) == to_yaml(config):
+    if not job.resume or not (started or run.config.is_file()):
         return
-    difference = ""
+    for change in _changes(run.config, job.config)[:1]:
+        reason = f"the recipe differs from the run's config.yaml{change}"
+        raise TrainingError("run-changed", reason, where=run.root, fix=f"use --config {run.config}")
+    if not run.last.is_dir():
+        note_all(job.watcher, ["no checkpoint to resume from: training starts from the beginning"])
+
+
+def _changes(before: Path, config: RunConfig) -> list[str]:
+    """Return how a recipe differs from a stored one, for the end of a sentence."""
     try:
-        before = _without_means(load_config(config=run.config))
+        old, new = _settings(load_config(config=before)), _settings(config)
     except ConfigError:  # it is damaged
-        pass
-    else:
-        if before == _without_means(config):
-            return
-        difference = _first_difference(before, _without_means(config))
-    reason = f"the recipe differs from the run's config.yaml{difference}"
-    raise TrainingError("run-changed", reason, where=run.root, fix=f"use --config {run.config}")
+        return [""]
+    return [f": {key} was {old[key]}, is {value}" for key, value in new.items() if old[key] != value]
 
 
-def _first_difference(before: RunConfig, now: RunConfig) -> str:
-    """Return which key of a recipe has changed, for the end of a sentence."""
-    old = before.model_dump(mode="json")
-    for section, values in now.model_dump(mode="json").items():
-        for key in values if isinstance(values, dict) else ():
-            if old[section][key] != values[key]:
-                return f": {section}.{key} was {old[section][key]}, is {values[key]}"
-    return ""
-
-
-def _without_means(config: RunConfig) -> RunConfig:
-    """Return a recipe without the settings that change no result."""
-    means = {"workers": 0, "save_minutes": None}
-    return config.model_copy(update={"fit": config.fit.model_copy(update=means)})
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """Return a recipe by dotted keys, without those that change no result."""
+    sections = config.model_dump(mode="json", exclude={"fit": {"workers", "save_minutes"}})
+    modality = {"modality": sections.pop("modality")}
+    return modality | {
+        f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()
+    }
 
 
 def _prepare(
-    samples: Sequence[Sample], config: RunConfig, watcher: Watcher, clock: dict[str, float]
+    samples: Sequence[Sample], config: RunConfig, watcher: Watcher
 ) -> tuple[PreparedDataset, tuple[Sample, ...]]:
     """Return the prepared dataset and the samples that are in it, row by row."""
-    started = time.perf_counter()
     prepared = prepare_samples(
         samples, config.preprocessing, progress=lambda done, total: watcher.progress("reading", done, total)
     )
-    clock["reading"] = time.perf_counter() - started
     if not prepared.sample_ids:
         reason = f"none of {len(samples)} samples can be read"
         raise LabelError("split-empty", reason, fix=str(prepared.refusals[0][1]))
@@ -307,19 +260,12 @@ def _prepare(
 
 
 def _split(
-    samples: Sequence[Sample],
-    prepared: PreparedDataset,
-    task: Task,
-    config: SplitConfig,
-    watcher: Watcher,
-    clock: dict[str, float],
+    samples: Sequence[Sample], prepared: PreparedDataset, task: Task, config: SplitConfig, watcher: Watcher
 ) -> tuple[Sample, ...]:
     """Return the samples, the rows of `prepared`, with their part, and near-duplicates joined as asked."""
-    started = time.perf_counter()
     links = NO_LINKS
     if config.near_duplicates != "ignore":
         links = find_near_duplicates(prepared, progress=lambda n, of: watcher.progress("comparing", n, of))
-    clock["comparing"] = time.perf_counter() - started
     joined = join_patients(samples, links, config.near_duplicates)
     try:
         split = split_samples(joined, task, config)
@@ -342,40 +288,38 @@ def _explain(error: SplitError, joined: bool, prepared: PreparedDataset) -> Spli
     return error
 
 
-def _make_fit(
-    run: RunFolder,
-    config: RunConfig,
-    opened: OpenedData,
-    watcher: Watcher,
-    process_group: ProcessGroup,
-) -> Fit:
-    task, prepared, available = opened.task, opened.prepared, opened.samples
-    samples = draw_labels(available, task, config.fit.label_budget, config.fit.seed)
-    drawn, labelled = _count_parts(samples)["train"], _count_parts(available)["train"]
+def _make_fit(job: TrainJob, opened: OpenedData) -> Fit:
+    config, prepared = job.config, opened.prepared
+    samples = draw_labels(opened.samples, opened.task, config.fit.label_budget, config.fit.seed)
+    drawn, labelled = _count_parts(samples)["train"], _count_parts(opened.samples)["train"]
     if drawn < labelled:
-        note_all(watcher, [f"training on {drawn} of {labelled} training samples (whole patients)"])
-    torch.manual_seed(derive_seed(config.fit.seed, "backbone"))  # of an untrained one
-    weights = None if config.schedule.name == "scratch" else config.backbone.weights
-    backbone = BACKBONES[config.backbone.name](weights=weights, in_channels=config.preprocessing.channels)
-    torch.manual_seed(derive_seed(config.fit.seed, "head"))  # independent of the backbone's draws
-    classifier = Classifier(backbone, task, config.fit.dropout)
+        note_all(job.watcher, [f"training on {drawn} of {labelled} training samples (whole patients)"])
+    classifier = _make_classifier(config, opened.task)
     header = CheckpointHeader(
         **describe_classifier(classifier, config.fit.dropout),
         preprocessing=config.preprocessing,
         augmentation=config.augmentation,
-        schedule=resolve_schedule(config.schedule, len(backbone.groups)),
+        schedule=resolve_schedule(config.schedule, len(classifier.backbone.groups)),
         provenance=_provenance(config, samples, prepared),
     )
+    parts = [[sample for sample in samples if sample.split == part] for part in ("train", "val")]
+    train, val = (_views(config, prepared, part) for part in parts)
+    data = FitData(train, targets(opened.task, parts[0]), val, targets(opened.task, parts[1]))
+    return Fit(classifier, data, header, config.fit, job.run, job.watcher, job.process_group)
 
-    def views_and_targets(part: str) -> tuple[Views, NDArray[Any]]:
-        chosen = [sample for sample in samples if sample.split == part]
-        augmentation = Augmentation(config.augmentation, config.preprocessing.size)
-        key = f"{config.fit.seed} {config.augmentation.model_dump_json()}"
-        views = Views(prepared, prepared.rows_of(chosen), augmentation, config.fit.seed, key)
-        return views, targets(task, chosen)
 
-    data = FitData(*views_and_targets("train"), *views_and_targets("val"))
-    return Fit(classifier, data, header, config.fit, run, watcher, process_group)
+def _views(config: RunConfig, prepared: PreparedDataset, samples: Sequence[Sample]) -> Views:
+    augmentation = Augmentation(config.augmentation, config.preprocessing.size)
+    key = f"{config.fit.seed} {config.augmentation.model_dump_json()}"
+    return Views(prepared, prepared.rows_of(samples), augmentation, config.fit.seed, key)
+
+
+def _make_classifier(config: RunConfig, task: Task) -> Classifier:
+    torch.manual_seed(derive_seed(config.fit.seed, "backbone"))  # of an untrained one
+    weights = None if config.schedule.name == "scratch" else config.backbone.weights
+    backbone = BACKBONES[config.backbone.name](weights=weights, in_channels=config.preprocessing.channels)
+    torch.manual_seed(derive_seed(config.fit.seed, "head"))  # independent of the backbone's draws
+    return Classifier(backbone, task, config.fit.dropout)
 
 
 def _provenance(config: RunConfig, samples: Sequence[Sample], prepared: PreparedDataset) -> dict[str, str]:
@@ -397,32 +341,27 @@ def _provenance(config: RunConfig, samples: Sequence[Sample], prepared: Prepared
     }
 
 
-def _record_start(
-    run: RunFolder,
-    config: RunConfig,
-    samples: Sequence[Sample],
-    prepared: PreparedDataset,
-    resume: bool,
-    processes: int,
-) -> None:
+def _record_start(job: TrainJob, opened: OpenedData) -> None:
     """Write the recipe and the split; a resumed run must have the same split as before."""
-    if resume and run.pixels.is_file():
+    run, samples = job.run, opened.samples
+    parts_by_pixels = _parts_by_pixels(samples, opened.prepared)
+    if job.resume and run.pixels.is_file():
         before = {sample_id: (row.split, row.target) for sample_id, row in read_splits(run.splits).items()}
         now = {sample.sample_id: (sample.split, sample.target) for sample in samples}
-        same_pixels = run.read_json(run.pixels) == _parts_by_pixels(samples, prepared)
-        if before != now or not same_pixels:
+        if before != now or run.read_json(run.pixels) != parts_by_pixels:
             reason = "the samples, labels, split or pixels have changed since the run was started"
             fix = "restore the data, or start a new run"
             raise TrainingError("run-changed", reason, where=run.root, fix=fix)
     else:
-        write_text(run.config, to_yaml(config))
+        write_text(run.config, to_yaml(job.config))
         write_splits(run.splits, samples)
-        write_json(run.pixels, _parts_by_pixels(samples, prepared))
-    run.log("resumed" if resume else "started", samples=len(samples), processes=processes)
+        write_json(run.pixels, parts_by_pixels)
+    event = "resumed" if job.resume else "started"
+    run.log(event, samples=len(samples), processes=job.process_group.size)
 
 
 def _parts_by_pixels(samples: Sequence[Sample], prepared: PreparedDataset) -> dict[str, str | None]:
     """Return the part of each image by its pixels; `train` wins where the same pixels are in several."""
-    contents = dict(zip(prepared.sample_ids, prepared.content_hashes, strict=True))
-    ordered = sorted(samples, key=lambda sample: sample.split == "train")  # later ones overwrite
-    return {contents[sample.sample_id]: sample.split for sample in ordered}
+    rows = zip(samples, prepared.content_hashes, strict=True)
+    ordered = sorted(rows, key=lambda row: row[0].split == "train")  # later ones overwrite
+    return {content: sample.split for sample, content in ordered}

@@ -8,7 +8,7 @@ import yaml
 from medtl.config import load_config
 from medtl.models.backbones import BACKBONES
 from medtl.models.classifier import Classifier
-from medtl.training.schedule import resolve_schedule, unfreeze
+from medtl.training.schedule import Stage, resolve_schedule, unfreeze
 from medtl.workflows.plan import build_untrained, plan_stages
 from tests.cli import jobs
 
@@ -58,13 +58,13 @@ def test_parameters_are_those_that_thawing_trains() -> None:
     backbone = BACKBONES["resnet18"](weights=None)
     classifier = Classifier(backbone, build_untrained(config).task)
     stages = resolve_schedule(config.schedule, len(backbone.groups))
-    assert [plan.stage for plan in plans] == list(stages)
+    assert [Stage(**plan["stage"]) for plan in plans] == list(stages)
     for plan, stage in zip(plans, stages, strict=True):
         unfreeze(classifier, stage)
         trained = sum(p.numel() for p in classifier.parameters() if p.requires_grad)
-        assert plan.trained_parameters == trained
-        assert len(plan.groups) == stage.groups
-    assert plans[0].parameters == sum(p.numel() for p in classifier.parameters())
+        assert plan["trained_parameters"] == trained
+        assert len(plan["groups"]) == stage.groups
+    assert plans[0]["parameters"] == sum(p.numel() for p in classifier.parameters())
 
 
 def test_multiply_adds_are_those_of_the_layers() -> None:
@@ -72,12 +72,13 @@ def test_multiply_adds_are_those_of_the_layers() -> None:
     settings = ["backbone.name=tiny", "backbone.weights=null", "preprocessing.size=[32,32]"]
     head, top = plan_stages(load_config("xray", None, [*settings, "schedule.unfreeze=1", "schedule.steps=1"]))
     stem, middle, last, linear = 9 * 4 * 16**2, 9 * 4 * 8 * 8**2, 9 * 8 * 8 * 4**2, 8 * 2
-    assert head.prefix_multiply_adds == stem + middle + last
-    assert head.trained_multiply_adds == 3 * linear, "forward once, backward twice"
-    assert (top.prefix_multiply_adds, top.trained_multiply_adds) == (stem + middle, 3 * (last + linear))
-    assert head.cached and head.cached_image == 3 * linear and head.image == stem + middle + last + 3 * linear
-    assert head.cached_all_epochs == 10 * 3 * linear + 4 * (stem + middle + last), "4 views are passed once"
-    assert head.kept_bytes == 8 * 4
+    assert head["prefix_multiply_adds"] == stem + middle + last
+    assert head["trained_multiply_adds"] == 3 * linear, "forward once, backward twice"
+    assert (top["prefix_multiply_adds"], top["trained_multiply_adds"]) == (stem + middle, 3 * (last + linear))
+    assert head["cached"] and head["all_epochs_multiply_adds"] == 10 * (stem + middle + last + 3 * linear)
+    passes = 4 * (stem + middle + last)
+    assert head["cached_all_epochs_multiply_adds"] == 10 * 3 * linear + passes, "4 views are passed once"
+    assert head["kept_bytes"] == 8 * 4
 
 
 def test_nothing_is_cached_where_the_recipe_says_so() -> None:
@@ -87,8 +88,8 @@ def test_nothing_is_cached_where_the_recipe_says_so() -> None:
 
 def test_a_step_budget_shortens_the_epochs_that_are_reckoned_with() -> None:
     config = load_config("xray", None, ["schedule.head_steps=31", "fit.batch_size=10", "fit.accumulate=2"])
-    assert plan_stages(config)[0].epochs == 10
-    assert plan_stages(config, samples=200)[0].epochs == 4, "10 steps an epoch"
+    assert plan_stages(config)[0]["epochs"] == 10
+    assert plan_stages(config, samples=200)[0]["epochs"] == 4, "10 steps an epoch"
 
 
 def test_json_is_one_list_of_stages() -> None:

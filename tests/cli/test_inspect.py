@@ -189,7 +189,7 @@ def pick(flags: str, most: int) -> str:
     for number, flag in enumerate(flags):
         inspection = Inspection("raster", "image", warning=odd if flag == "!" else None)
         problems = ("constant pixels",) if flag == "!" else ()
-        if picker.wants(number, inspection):
+        if picker.picks(number, inspection):
             picker.add(number, Tile(str(number), "", "", "", None, problems=problems))
     return "".join(tile.sample_id for tile in picker.tiles())
 

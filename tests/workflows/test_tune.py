@@ -19,16 +19,16 @@ import pytest
 import yaml
 
 from medtl.config import RunConfig, load_config
+from medtl.core.staging import try_lock
 from medtl.data.splits import read_splits
 from medtl.errors import CheckpointError, ConfigError, TrainingError
 from medtl.evaluation.intervals import Interval
 from medtl.training.checkpoint import load_checkpoint
 from medtl.training.run_folder import RunFolder
-from medtl.workflows import finish_training as judging
-from medtl.workflows.search_space import Range, count_groups, default_space, load_space, space_yaml
-from medtl.workflows.study import StudyFolder
-from medtl.workflows.train import train_run
-from medtl.workflows.tune import Trainer, TuneOutcome, tune
+from medtl.workflows import finish_training
+from medtl.workflows.search_space import Dimension, Range, count_groups, default_space, load_space, space_yaml
+from medtl.workflows.train import TrainJob, train_run
+from medtl.workflows.tune import TuneOutcome, tune
 from tests.cli import jobs
 from tests.waiting import PATIENCE, wait_until
 
@@ -52,14 +52,14 @@ class Quiet:
         self.notes.append((label, text))
 
     def stage(self, number: int, of: int, stage: Any, plan: Any) -> None:
-        raise AssertionError("stages of trials are not told")
+        raise AssertionError("stages of trials are not shown")
 
     def progress(self, what: str, done: int, total: int) -> None:
         if self.breaks_at and what.startswith(self.breaks_at):
             raise KeyboardInterrupt
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        raise AssertionError("epochs of trials are not told")
+        raise AssertionError("epochs of trials are not shown")
 
 
 @pytest.fixture(autouse=True)
@@ -133,12 +133,14 @@ def unbroken(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tu
 def quick_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a trial's run take no time: its metrics are a function of its rate, 1e-2 being the best."""
 
-    def train(trainer: Trainer, out: Path, config: RunConfig, watcher: Any, screens: Any) -> Any:
-        value = 0.9 - 0.1 * abs(math.log10(config.schedule.learning_rate / 1e-2))
+    def train(job: TrainJob, data: None) -> Any:
+        value = 0.9 - 0.1 * abs(math.log10(job.config.schedule.learning_rate / 1e-2))
         scores = {"auroc": Interval(value, value - 0.1, value + 0.1), "brier": Interval(1 - value, 0.0, 1.0)}
-        return SimpleNamespace(evaluation=SimpleNamespace(metrics=scores), refusals=())
+        return SimpleNamespace(metrics=scores), ()
 
-    monkeypatch.setattr(Trainer, "__call__", train)
+    monkeypatch.setattr("medtl.workflows.tune.train_run", train)
+    opened = SimpleNamespace(samples=(), prepared=SimpleNamespace(content_hashes=()), refusals=())
+    monkeypatch.setattr("medtl.workflows.tune.open_data", lambda *_: opened)
 
 
 def facts(outcome: TuneOutcome) -> list[tuple[object, ...]]:
@@ -149,15 +151,21 @@ def facts(outcome: TuneOutcome) -> list[tuple[object, ...]]:
 # The space
 
 
+def suggested(dimension: Dimension, trial: optuna.Trial) -> Any:
+    """Return the value that a trial gets."""
+    dimension.suggest(trial)
+    return dimension.restored(trial.params[dimension.key])
+
+
 def test_a_space_is_read_as_ranges_and_choices(space_file: Callable[[str], Path]) -> None:
     text = (
         "schedule.learning_rate: {low: 1e-5, high: 1e-2, log: true}\n"
         "schedule.unfreeze: [1, 2, null]\n"
         "schedule.head_epochs: {low: 2, high: 6, step: 2}\n"
     )
-    rate, thaw, epochs = load_space(space_file(text), recipe("schedule.unfrozen_epochs=2"))
+    rate, unfreeze, epochs = load_space(space_file(text), recipe("schedule.unfrozen_epochs=2"))
     assert (rate.key, rate.values) == ("schedule.learning_rate", Range(low=1e-5, high=1e-2, log=True))
-    assert thaw.values == (1, 2, None)
+    assert unfreeze.values == (1, 2, None)
     assert epochs.whole and epochs.extremes == (2, 6) and not rate.whole
 
 
@@ -169,7 +177,7 @@ def test_suggested_values_lie_in_their_dimension(space_file: Callable[[str], Pat
     )
     space = load_space(space_file(text), recipe())
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    drawn = [{d.key: d.suggest(trial) for d in space} for trial in (study.ask() for _ in range(40))]
+    drawn = [{d.key: suggested(d, trial) for d in space} for trial in (study.ask() for _ in range(40))]
     assert {values["schedule.unfreeze"] for values in drawn} == {1, 2, None}
     assert {values["schedule.head_epochs"] for values in drawn} == {2, 4, 6}
     assert {values["augmentation.gamma"] for values in drawn} == {0.0, 0.2, 0.4}
@@ -182,7 +190,7 @@ def test_choices_may_be_lists(space_file: Callable[[str], Path]) -> None:
     one, other = (f"[{{name: {name}, groups: 0, epochs: 1, head_learning_rate: 1e-3}}]" for name in "ab")
     (stages_of,) = load_space(space_file(f"schedule.stages: [{one}, {other}]\n"), recipe())
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    names = {stages_of.suggest(study.ask())[0]["name"] for _ in range(20)}
+    names = {suggested(stages_of, study.ask())[0]["name"] for _ in range(20)}
     assert names == {"a", "b"}
 
 
@@ -322,7 +330,7 @@ def test_a_search_leaves_runs_a_table_and_the_best_recipe(
 
     best = outcome.best[0].number
     again = load_config(None, tmp_path / "study/best.yaml")
-    train_run(images, None, tmp_path / "again", again, Recorder())
+    train_run(TrainJob(RunFolder(tmp_path / "again"), again, Recorder()), images)
     trial = tmp_path / f"study/trials/{best:04d}"
     assert load_checkpoint(tmp_path / "again").sha256 == load_checkpoint(trial).sha256
 
@@ -358,13 +366,13 @@ def test_only_trials_that_may_be_kept_learn_to_screen(
 ) -> None:
     """The pass over the training images is of use to who scores with a trial, which needs its checkpoint."""
     fitted: list[str] = []
-    real = judging._fit_ood
+    real = finish_training._fit_ood
 
     def fit(checkpoint: Any, fit: Any, *more: Any) -> Any:
         fitted.append(fit.run_folder.root.name)
         return real(checkpoint, fit, *more)
 
-    monkeypatch.setattr(judging, "_fit_ood", fit)
+    monkeypatch.setattr(finish_training, "_fit_ood", fit)
     outcome = search(keep=1, trials=5)
     best = -math.inf
     expected = []
@@ -480,7 +488,7 @@ def test_a_trial_of_a_living_process_is_left_alone(
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         search(watcher=Quiet(breaks_at="trial 2/4: head epoch 1"))
-    held = StudyFolder(tmp_path / "study").hold_trial(1)
+    held = try_lock(tmp_path / "study/trials/.0001.lock")
     assert held is not None
     with held:
         outcome = search()
@@ -556,7 +564,7 @@ def test_a_metric_that_there_is_not_is_refused(search: Callable[..., TuneOutcome
 
 
 @pytest.mark.parametrize("what", ["recipe", "space", "metric", "seed", "data"])
-def test_a_study_of_something_else_is_refused(
+def test_a_search_of_something_else_is_refused(
     what: str, search: Callable[..., TuneOutcome], images: Path, tmp_path: Path
 ) -> None:
     before = facts(search(trials=2))
@@ -585,7 +593,7 @@ def test_a_damaged_database_is_told(search: Callable[..., TuneOutcome], tmp_path
 
 
 @pytest.mark.parametrize("name", ["study.json", "space.yaml", "config.yaml", "data.sha256"])
-def test_a_damaged_record_of_a_study_is_told(
+def test_a_damaged_record_of_a_search_is_refused(
     name: str, search: Callable[..., TuneOutcome], tmp_path: Path
 ) -> None:
     search(trials=1)
@@ -595,12 +603,12 @@ def test_a_damaged_record_of_a_study_is_told(
     assert caught.value.code == "study-changed"
 
 
-def test_a_study_may_lie_anywhere(search: Callable[..., TuneOutcome], tmp_path: Path) -> None:
+def test_a_search_may_lie_anywhere(search: Callable[..., TuneOutcome], tmp_path: Path) -> None:
     search("odd {name} 100% ?#", trials=1)
     assert (tmp_path / "odd {name} 100% ?#/study.db").is_file()
 
 
-def test_the_best_is_judged_on_the_test_part_where_asked(
+def test_the_best_is_evaluated_on_the_test_part_where_asked(
     search: Callable[..., TuneOutcome], tmp_path: Path
 ) -> None:
     overrides = (*HEAD, "split.test=0.25")
@@ -610,9 +618,9 @@ def test_the_best_is_judged_on_the_test_part_where_asked(
     held_out = [row for row in read_splits(run.splits).values() if row.split == "test"]
     assert outcome.test is not None and outcome.test.samples == len(held_out) > 0
     metrics = tmp_path / "study/test/metrics.json"
-    judged = json.loads(metrics.read_text())
-    assert judged["part"] == "test" and judged["run"] == run.root.name
-    metrics.write_text(json.dumps({**judged, "run": "0009"}))
+    evaluated = json.loads(metrics.read_text())
+    assert evaluated["part"] == "test" and evaluated["run"] == run.root.name
+    metrics.write_text(json.dumps({**evaluated, "run": "0009"}))
     assert "evaluate trial 0009" in search("study", *overrides, trials=2, evaluate=True).notes[-1]
 
 
@@ -632,7 +640,8 @@ def test_a_split_of_the_table_and_refusals_are_a_runs_own(
 
 def test_without_optuna_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    monkeypatch.delitem(sys.modules, "medtl.workflows.tune")
+    for module in ("search", "tune"):
+        monkeypatch.delitem(sys.modules, f"medtl.workflows.{module}")
     with pytest.raises(ConfigError) as caught:
         importlib.import_module("medtl.workflows.tune")
     assert caught.value.code == "extra-missing" and "medtl[hpo]" in str(caught.value)

@@ -7,17 +7,18 @@ import pytest
 
 from medtl.config import load_config
 from medtl.errors import TrainingError
+from medtl.workflows.search import Search
 from medtl.workflows.search_space import load_space
-from medtl.workflows.study import StudyFolder, TuneOptions, record_study
 
 WITNESS = Path(__file__).parents[1] / "witness/v0.1.0"
 
 
 def test_a_search_of_medtl_0_1_0_is_refused_in_one_line(tmp_path: Path) -> None:
-    folder = StudyFolder(Path(shutil.copytree(WITNESS / "search", tmp_path / "search")))
+    folder = Path(shutil.copytree(WITNESS / "search", tmp_path / "search"))
     config = load_config(None, WITNESS / "run/config.yaml", ["backbone.name=efficientnet_lite0"])
+    search = Search(folder, config, load_space(None, config), "auroc", seed=0)
     with pytest.raises(
         TrainingError, match=r"was started by medtl 0\.1\.0: finish it with that version"
     ) as caught:
-        record_study(folder, config, load_space(None, config), TuneOptions())
+        search.record()
     assert caught.value.code == "study-changed" and "\n" not in str(caught.value)
