@@ -149,21 +149,20 @@ def resolve_schedule(config: ScheduleConfig, num_groups: int) -> tuple[Stage, ..
         return tuple(s.model_copy(update={"groups": min(s.groups, num_groups)}) for s in config.stages)
     head = _stage(config, "head", 0, config.head_epochs, config.head_steps)
     everything = _stage(config, "all", num_groups, config.unfrozen_epochs, config.unfrozen_steps)
-    if config.name == "linear-probe":
-        return (head,)
-    if config.name == "head-then-all":
-        return (head, everything)
     if config.name == "gradual":
         return (head, *_gradual_stages(config, num_groups))
-    if config.name == "full":
-        return (everything,)
     scratch = {
         "learning_rate": config.head_learning_rate,
         "layer_decay": 1.0,
         "batch_norm": "follow",
         "l2_sp": 0.0,
     }
-    return (everything.model_copy(update=scratch),)
+    return {
+        "linear-probe": (head,),
+        "head-then-all": (head, everything),
+        "full": (everything,),
+        "scratch": (everything.model_copy(update=scratch),),
+    }[config.name]
 
 
 def _gradual_stages(config: ScheduleConfig, num_groups: int) -> list[Stage]:

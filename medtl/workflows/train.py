@@ -46,9 +46,6 @@ from medtl.training.trainer import Fit, FitData
 from medtl.workflows.finish_training import Screens, always, finish_fit
 from medtl.workflows.run import Run
 
-# What the leading process announces to the others.
-PREPARED, RECORDED, FINISHED = "prepared", "recorded", "finished"
-
 
 @dataclass(frozen=True)
 class TrainOutcome:
@@ -146,10 +143,10 @@ def train_run(
         if resume and run.config.is_file() and not run.last.is_dir():
             note_all(watcher, ["no checkpoint to resume from: training starts from the beginning"])
         opened = open_data(data, labels, config, watcher)
-        process_group.announce(PREPARED)
+        process_group.barrier()  # what is prepared can be read
         clock = {"total": started, **opened.seconds}
         outcome = _train(run, opened, config, watcher, resume, stop, clock, process_group)
-        process_group.announce(FINISHED)
+        process_group.barrier()  # the run is whole
     return outcome
 
 
@@ -168,12 +165,12 @@ def follow_run(
     Reads what that process has prepared, and writes only activations of the frozen prefix.
     """
     run, watcher = RunFolder(out), SILENT
-    process_group.await_leader(PREPARED)
+    process_group.barrier()
     opened = open_data(data, labels, config, watcher)
     fit = _make_fit(run, config, opened, watcher, process_group)
-    process_group.await_leader(RECORDED)
+    process_group.barrier()
     fit.run(resume=resume, stop=stop)
-    process_group.await_leader(FINISHED)
+    process_group.barrier()
 
 
 def train_prepared(
@@ -220,7 +217,7 @@ def _train(
     """Fit and evaluate. clock: when the run began, as "total", and the seconds that its data took."""
     fit = _make_fit(run, config, opened, watcher, process_group)
     _record_start(run, config, opened.samples, opened.prepared, resume, process_group.size)
-    process_group.announce(RECORDED)
+    process_group.barrier()  # the recipe and the split are written
     fit.run(resume=resume, stop=stop)
     clock = {**clock, "total": time.perf_counter() - clock["total"], **fit.seconds}
     recipe = {  # what distinguishes this run from others on the same data
