@@ -58,7 +58,7 @@ class StageOptions(BaseModel):
     its last step; those of new parameters start at zero.
 
     weight_decay pulls weights towards zero. l2_sp pulls the unfrozen backbone, biases and norms too, towards
-    the weights that the run began from, in place of its weight decay (Li 2018; decoupled from the gradient
+    the weights that the run began from, instead of its weight decay (Li 2018; decoupled from the gradient
     as in AdamW). batch_norm: unfrozen norms keep their pretrained statistics, or follow the data.
 
     average: validate and save a mean of this stage's weights. `ema`: updated after each step, with
@@ -193,7 +193,7 @@ def _stage(config: ScheduleConfig, name: str, groups: int, epochs: int, steps: i
 
 
 def unfreeze(classifier: "Classifier", stage: Stage) -> None:
-    """Make exactly the stage's groups and the head trainable; everything before is inert to the bit."""
+    """Make exactly the stage's groups and the head trainable; everything before is frozen to the bit."""
     frozen = classifier.pool_step - stage.groups
     classifier.freeze(frozen, batch_norm_follows_data=stage.batch_norm == "follow")
 
