@@ -9,7 +9,7 @@ demo: $(VENV)/.offline  ## install with the offline weights and run the whole to
 	$(BIN)/medtl demo
 
 test: $(VENV)/.dev  ## install what the tests need and run them
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 fuzz: $(VENV)/.dev  ## 10,000 mutated DICOM files, read or refused: several minutes
 	$(BIN)/python -m pytest -n 2 -m long tests/fuzz

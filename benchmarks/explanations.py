@@ -10,6 +10,7 @@ is reused.
 import argparse
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from medtl.cli.explain import audit_table
@@ -19,11 +20,8 @@ from medtl.data.manifest import load_manifest
 from medtl.data.splits import read_splits
 from medtl.data.task import TaskConfig
 from medtl.explain import methods_for
-from medtl.explain.audit import Case, audit, find_mask
-from medtl.explain.explanation import target_of
-from medtl.imaging.preprocessing import prepare_image
-from medtl.imaging.reader import read_series
-from medtl.inference.predictor import score_images
+from medtl.explain.audit import Case, audit, find_case
+from medtl.inference.predictor import score_batch
 from medtl.training.checkpoint import Checkpoint, load_finished
 from medtl.workflows.train import train_run
 
@@ -47,13 +45,9 @@ def found_cases(checkpoint: Checkpoint, run: Path, count: int) -> list[Case]:
     for sample in load_manifest(data, None, TaskConfig()).samples:
         if split[sample.sample_id].split != "test" or len(cases) == count:
             continue
-        image = read_series(sample.series)
-        (scored,) = score_images(checkpoint, [image])
-        target = target_of(checkpoint.task, scored.probabilities)
-        if scored.predicted == checkpoint.task.classes[target]:
-            prepared = prepare_image(image, checkpoint.preprocessing)
-            mask = find_mask(data / "masks", sample.series.path)
-            cases.append(Case(image, prepared, target, sample.patient_id, mask))
+        (scored,) = score_batch(checkpoint, [sample.series], data, keep_images=True)
+        found = find_case(checkpoint, scored, data / "masks")
+        cases += [replace(case, patient=sample.patient_id) for case in found]
     return cases
 
 

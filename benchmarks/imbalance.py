@@ -32,10 +32,11 @@ from scipy import stats
 
 from benchmarks.main_job import DEFAULT_DATA
 from medtl.config import RunConfig, load_config
-from medtl.core.seeds import make_generator
+from medtl.core.ids import make_generator
 from medtl.data.manifest import load_manifest, targets
 from medtl.data.prepared import prepare_samples
 from medtl.evaluation import metrics
+from medtl.evaluation.calibration_metrics import bin_gaps, calibration_errors
 from medtl.training.checkpoint import Checkpoint, load_checkpoint
 from medtl.training.imbalance import IMBALANCE
 from medtl.training.schedule import entry_step
@@ -98,7 +99,7 @@ class Evaluation:
     def measure(self, checkpoint: Checkpoint, ratio: int) -> dict[str, float]:
         """Return the metrics at a prevalence of one to `ratio`, and at the run's own threshold."""
         scores, truth, chosen = self.probabilities(checkpoint), self.truth, checkpoint.header.thresholds
-        questions = metrics.one_vs_rest(scores, truth, "binary")
+        questions = metrics.Questions(scores, truth, checkpoint.task)
         rates = metrics.rates(questions, chosen)
         positive = truth == 1
         weights = np.where(positive, (~positive).sum() / positive.sum() / ratio, 1.0)
@@ -108,9 +109,17 @@ class Evaluation:
             metrics.balanced_accuracy(questions, [0.5]),
             metrics.share(*rates["sensitivity"])[0],
             metrics.share(*rates["specificity"])[0],
-            metrics.calibration_error(questions, weights)[0],
+            _calibration_error(questions, weights),
         )
         return dict(zip(SHOWN, map(float, found), strict=True))
+
+
+def _calibration_error(questions: metrics.Questions, weights: NDArray[np.float64]) -> float:
+    """Return the error of samples that count as often as their weights say, to a hundredth."""
+    rows = np.repeat(np.arange(len(weights)), np.round(100 * weights).astype(int))
+    repeated = metrics.Questions(questions.probabilities[rows], questions.targets[rows], questions.task)
+    gaps = bin_gaps(repeated, np.ones((1, len(rows))))
+    return float(calibration_errors(repeated, gaps)[0, 0])
 
 
 def thin(source: Archive, ratio: int, seed: int, folder: Path) -> Path:

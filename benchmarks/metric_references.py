@@ -17,8 +17,14 @@ from scipy import stats
 from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression
 
+from medtl.data.task import Task, TaskKind
 from medtl.evaluation import metrics
-from medtl.evaluation.calibration_metrics import estimate_intercept, estimate_slope
+from medtl.evaluation.calibration_metrics import (
+    bin_gaps,
+    calibration_errors,
+    estimate_intercept,
+    estimate_slope,
+)
 from medtl.evaluation.decision_curve import net_benefit
 from medtl.evaluation.intervals import auroc_interval, exact_interval, place, wilson_interval
 from medtl.evaluation.thresholds import choose_threshold
@@ -60,6 +66,16 @@ def make_arrays() -> Arrays:
     return Arrays(scores, truth, raised / raised.sum(axis=1, keepdims=True), classes, cells, flags)
 
 
+def questions(scores: NDArray, truth: NDArray, kind: TaskKind) -> metrics.Questions:
+    """Return predictions with their truth."""
+    return metrics.Questions(scores, truth, Task(kind, tuple(map(str, range(scores.shape[1])))))
+
+
+def calibration_error(questions: metrics.Questions) -> NDArray:
+    """Return the error by class."""
+    return calibration_errors(questions, bin_gaps(questions, np.ones((1, len(questions.targets)))))[0]
+
+
 def rate(name: str, questions: metrics.Questions, cuts: list[float]) -> NDArray:
     """Return sensitivity, specificity, ppv or npv by class."""
     return metrics.share(*metrics.rates(questions, cuts)[name])
@@ -98,12 +114,10 @@ def binary_rows(a: Arrays) -> Iterator[Row]:
         "specificity": (partial(rate, "specificity"), (cut,), tn / (tn + fp), "TN / (TN + FP)"),
         "PPV": (partial(rate, "ppv"), (cut,), tp / (tp + fp), "TP / (TP + FP)"),
         "NPV": (partial(rate, "npv"), (cut,), tn / (tn + fn), "TN / (TN + FN)"),
-        "calibration error": (metrics.calibration_error, (), equal_mass_error(a), "Nixon 2019, by sorting"),
+        "calibration error": (calibration_error, (), equal_mass_error(a), "Nixon 2019, by sorting"),
     }
     for name, (metric, more, reference, by) in found.items():
-        yield Row(
-            name, "binary", number(metric(metrics.one_vs_rest(pair, a.truth, "binary"), *more)), reference, by
-        )
+        yield Row(name, "binary", number(metric(questions(pair, a.truth, "binary"), *more)), reference, by)
     yield from threshold_rows(a, tp / (tp + fn), tn / (tn + fp))
 
 
@@ -144,10 +158,10 @@ def multiclass_rows(a: Arrays) -> Iterator[Row]:
         "MCC": (metrics.mcc, (None,), sk.matthews_corrcoef(a.classes, said)),
     }
     for name, (metric, more, reference) in found.items():
-        ours = number(metric(metrics.one_vs_rest(a.many, a.classes, "multiclass"), *more))
+        ours = number(metric(questions(a.many, a.classes, "multiclass"), *more))
         yield Row(name, "multiclass", ours, reference, "scikit-learn")
     brier = ((a.many - onehot) ** 2).sum(axis=1).mean()
-    ours = number(metrics.brier(metrics.one_vs_rest(a.many, a.classes, "multiclass")))
+    ours = number(metrics.brier(questions(a.many, a.classes, "multiclass")))
     yield Row("Brier score", "multiclass", ours, brier, "Brier 1950")
 
 
@@ -159,7 +173,7 @@ def multilabel_rows(a: Arrays) -> Iterator[Row]:
     ):
         known = np.isfinite(a.flags)
         each = [reference(a.flags[at, k], a.cells[at, k]) for k, at in enumerate(known.T)]
-        ours = number(metric(metrics.one_vs_rest(a.cells, a.flags, "multilabel")))
+        ours = number(metric(questions(a.cells, a.flags, "multilabel")))
         yield Row(name, "multilabel", ours, float(np.mean(each)), "scikit-learn")
 
 
@@ -187,7 +201,7 @@ def torchmetrics_rows(a: Arrays) -> Iterator[Row]:
         ("F1", metrics.f1, ([CUT],), tm.binary_f1_score(scores, truth, threshold=just_below)),
         ("MCC", metrics.mcc, ([CUT],), tm.binary_matthews_corrcoef(scores, truth, threshold=just_below)),
     ):
-        ours = number(metric(metrics.one_vs_rest(pair, a.truth, "binary"), *more))
+        ours = number(metric(questions(pair, a.truth, "binary"), *more))
         yield Row(name, "binary", ours, float(reference), "torchmetrics")
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ValidationError, field_validator, model_validator
 from yaml import YAMLError
 
 from medtl.core.files import PathLike
@@ -33,10 +33,8 @@ ABBREVIATED = {"lr": "learning_rate", "bs": "batch_size", "wd": "weight_decay"}
 DEFAULT_RECIPES: dict[str, str] = {"xray": "xray.yaml", "mri": "mri-volume.yaml"}
 
 
-class RunConfig(BaseModel):
+class RunConfig(BaseModel, extra="forbid", frozen=True):
     """One whole recipe for a training run."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     modality: Modality
     task: TaskConfig = TaskConfig()
@@ -74,9 +72,19 @@ class RunConfig(BaseModel):
 
 
 def recipes_folder() -> Path:
-    """Return the folder of recipes: inside an installed package, or beside it in a checkout."""
-    installed = Path(__file__).parent / "configs"
-    return installed if installed.is_dir() else Path(__file__).parents[1] / "configs"
+    """Return the folder of recipes."""
+    return _shipped("configs")
+
+
+def sample_data(modality: str) -> Path:
+    """Return the folder of phantoms ("xray", "mri" or "unlabelled") that come with medtl."""
+    return _shipped("sample_data") / modality
+
+
+def _shipped(name: str) -> Path:
+    """Return a folder that comes with medtl: inside an installed package, or beside it in a checkout."""
+    installed = Path(__file__).parent / name
+    return installed if installed.is_dir() else Path(__file__).parents[1] / name
 
 
 def load_config(
@@ -143,17 +151,13 @@ def _merge(recipe: Any, overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
-            raise ConfigError(
-                "config-value", "is not an override", where=f"--set {override}", fix="write key=value"
-            )
-        key = "schedule.name" if key == "schedule" else current_key(key)
+            reason, fix = "is not an override", "write key=value"
+            raise ConfigError("config-value", reason, where=f"--set {override}", fix=fix)
         try:
-            recipe = OmegaConf.merge(recipe, OmegaConf.from_dotlist([f"{key}={value}"]))
+            recipe = OmegaConf.merge(recipe, OmegaConf.from_dotlist([f"{_full_key(key)}={value}"]))
         except (YAMLError, OmegaConfBaseException) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(
-                "config-value", reason, where=f"--set {override}", fix="correct the value"
-            ) from error
+            reason, fix = str(error).splitlines()[0], "correct the value"
+            raise ConfigError("config-value", reason, where=f"--set {override}", fix=fix) from error
     values = OmegaConf.to_container(recipe, resolve=False)
     if not isinstance(values, dict):
         raise ConfigError("config-value", "a recipe is a mapping of keys", where="recipe", fix="see configs/")
@@ -172,25 +176,20 @@ def _first_problem(error: ValidationError, where: str, overrides: Sequence[str])
         return ConfigError("config-unknown", f"no key {key}", where=where, fix=fix)
     reason = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     reason = reason.split(", unable to parse")[0]
-    fix = _with_a_point(problem["input"]) or "correct the value"
+    given = str(problem["input"])
+    fix = f"write {given.replace(',', '.')}" if re.fullmatch(r"\d+,\d+", given) else "correct the value"
     return ConfigError("config-value", f"{key}: {reason}" if key else reason, where=where, fix=fix)
 
 
 def _concerns(override: str, key: str, reason: str) -> bool:
     """Return whether an override caused an error; one about the whole recipe names the key in its reason."""
-    if not key:
-        return override in reason
-    ours, theirs = (
-        ("schedule.name" if override == "schedule" else current_key(override)).split("."),
-        key.split("."),
-    )
-    return all(one == other for one, other in zip(ours, theirs, strict=False))
+    pairs = zip(_full_key(override).split("."), key.split("."), strict=False)
+    return all(one == other for one, other in pairs) if key else override in reason
 
 
-def _with_a_point(value: object) -> str:
-    """Return how to write a number that has a decimal comma, "" for anything else."""
-    text = str(value)
-    return f"write {text.replace(',', '.')}" if re.fullmatch(r"\d+,\d+", text) else ""
+def _full_key(key: str) -> str:
+    """Return today's key of an override: `schedule` alone is the schedule's name."""
+    return "schedule.name" if key == "schedule" else current_key(key)
 
 
 def _near_keys(key: str, known: Sequence[str]) -> list[str]:
@@ -215,10 +214,3 @@ def _check_name(key: str, name: str, known: list[str]) -> None:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
         raise ValueError(f"{key} {name!r} is not known: {hint}")
-
-
-def sample_data(modality: str) -> Path:
-    """Return the folder of phantoms ("xray", "mri" or "unlabelled") that come with medtl."""
-    installed = Path(__file__).parent / "sample_data"
-    root = installed if installed.is_dir() else Path(__file__).parents[1] / "sample_data"
-    return root / modality

@@ -174,22 +174,20 @@ class MedtlError(Exception):
     def __init__(self, code: str, reason: str, *, where: str | Path = "", fix: str = "") -> None:
         super().__init__(code, reason, str(where), fix)
         self.code = code
-        self.reason = _one_line(reason)
+        self.reason = one_line(reason)
         self.where = str(where)
-        self.fix = _one_line(fix)
+        self.fix = one_line(fix)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle all fields: by default pickle would call __init__ without its keyword arguments."""
         return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]
 
     def __str__(self) -> str:
-        fixed = f"[{self.code}] " + ": ".join(part for part in (self.reason, self.fix) if part)
-        where = _one_line(self.where)
-        if not where:
-            return _clip_right(fixed, LINE_LIMIT)
-        room = max(LINE_LIMIT - len(fixed) - 2, 30)
-        head = f"[{self.code}] {_clip_left(where, room)}: "
-        return _clip_right(head + fixed[len(self.code) + 3 :], LINE_LIMIT)
+        text = ": ".join(part for part in (self.reason, self.fix) if part)
+        room = max(LINE_LIMIT - len(f"[{self.code}] : {text}"), 30)
+        where = one_line(self.where)
+        where = where if len(where) <= room else "…" + where[1 - room :]
+        return one_line(f"[{self.code}] {where}: {text}" if where else f"[{self.code}] {text}", LINE_LIMIT)
 
 
 class ReadError(MedtlError):
@@ -239,13 +237,7 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def _one_line(text: str) -> str:
-    return printable(" ".join(text.split()))
-
-
-def _clip_left(text: str, room: int) -> str:
-    return text if len(text) <= room else "…" + text[-(room - 1) :]
-
-
-def _clip_right(text: str, room: int) -> str:
-    return text if len(text) <= room else text[: room - 1] + "…"
+def one_line(text: str, most: int | None = None) -> str:
+    """Return text as one printable line, of no more than so many characters."""
+    line = printable(" ".join(text.split()))
+    return line if most is None or len(line) <= most else line[: most - 1] + "…"

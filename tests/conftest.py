@@ -16,10 +16,11 @@ SHARED_DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give each test a medtl home and salt of its own."""
+    """Give each test a medtl home and salt of its own, and a thread to each process that it starts."""
     home = tmp_path_factory.mktemp("medtl-home")
     monkeypatch.setenv("MEDTL_HOME", str(home))
     monkeypatch.setenv("MEDTL_SALT", "test")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return home
 
 

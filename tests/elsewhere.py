@@ -63,7 +63,7 @@ def used_files() -> set[str]:
 
 def work(folder: Path) -> dict[str, Any]:
     """Read, inspect, prepare, train, stop, resume, evaluate, score and report; return what came of it."""
-    from medtl.core.stopping import StopSignal
+    from medtl.core.progress import StopSignal
     from medtl.training.checkpoint import load_checkpoint
     from tests.cli import jobs
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from benchmarks.peers.job import Job, Phase, job_of_command_line, write_result
-from medtl.core.seeds import derive_seed
+from medtl.core.ids import derive_seed
 from medtl.data.task import Task
 from medtl.models.backbones import BACKBONES
 from medtl.models.classifier import Classifier

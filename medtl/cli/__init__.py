@@ -79,13 +79,13 @@ def main(debug: bool) -> None:
     Turn a folder of X-ray or MRI studies and a label table into a classifier with honest metrics, saliency
     maps and reports. For research use only, not for diagnosis.
     """
+    from medtl.core import parallel
     from medtl.core.library_warnings import quieten_libraries
-    from medtl.core.parallel import allow_spawning, keep_freed_memory
 
     quieten_libraries(debug)
     signal.signal(signal.SIGTERM, _interrupt)
-    keep_freed_memory()
-    allow_spawning()
+    parallel.keep_freed_memory()
+    parallel.may_spawn = True
 
 
 def _interrupt(number: int, _: Any) -> None:

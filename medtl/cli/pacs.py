@@ -8,14 +8,13 @@ import click
 
 from medtl.cli import options as shared
 from medtl.cli.options import PATH
-from medtl.core.stopping import StopSignal
+from medtl.core.progress import StopSignal
 from medtl.pacs.objects import KINDS
 
 if TYPE_CHECKING:
     from medtl.errors import MedtlError
-    from medtl.pacs.gate import Gate
     from medtl.pacs.listen import Scoring
-    from medtl.pacs.peer import Tls
+    from medtl.pacs.peer import Gate, Tls
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -231,8 +230,7 @@ def _finish(ctx: click.Context, failures: "tuple[MedtlError, ...]", counts: str,
 
 def _gate(options: dict[str, Any]) -> "Gate":
     """Return the limits set by --allow-ae, --allow-address, --largest and --associations."""
-    from medtl.pacs.gate import LOOPBACK, MEGABYTE, Gate, parse_networks
-    from medtl.pacs.peer import check_ae
+    from medtl.pacs.peer import LOOPBACK, MEGABYTE, Gate, check_ae, parse_networks
 
     addresses = options["allow_address"]
     if not addresses and options["bind"] not in ("127.0.0.1", "::1", "localhost"):

@@ -9,7 +9,7 @@ import click
 
 from medtl.cli import options
 from medtl.cli.options import PATH
-from medtl.core.stopping import StopSignal
+from medtl.core.progress import StopSignal
 
 if TYPE_CHECKING:
     from medtl.cli.terminal import TerminalWatcher
@@ -126,6 +126,9 @@ class _RowPrinter:
         before = f" ({outcome.kept} rows were already there)" if outcome.kept else ""
         tables = ", ".join(map(str, outcome.tables))
         unlike = f" ({self.unlike} out of distribution, see column ood)" if self.unlike else ""
-        reasons = "; ".join(f"{count} {reason}" for reason, count in outcome.scan.left_out.items())
-        skipped = f"{outcome.skipped} other files skipped" + (f" ({reasons})" if reasons else "")
+        left_out = outcome.scan.left_out
+        reasons = [
+            f"{reason}: {count}" if len(left_out) > 1 else reason for reason, count in left_out.items()
+        ]
+        skipped = f"{outcome.skipped} skipped" + (f" ({', '.join(reasons)})" if reasons else "")
         say(f"{outcome.scored} scored{unlike}, {outcome.refused} refused, {skipped}{before}: {tables}")

@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
+from medtl.core.progress import Watcher
 from medtl.errors import ReadError, printable
 
 if TYPE_CHECKING:
-    from medtl.core.progress import PlanFacts, StageFacts
     from medtl.inference.predictor import Prediction
+    from medtl.training.feature_cache.plan import CachePlan
+    from medtl.training.schedule import Stage
 
 REFUSALS_SHOWN = 10
 
 
-class TerminalWatcher:
+class TerminalWatcher(Watcher):
     """Shows a job on stderr; progress bars only where stderr is a terminal. silent: shows nothing."""
 
     def __init__(self, title: str, *, silent: bool = False) -> None:
@@ -72,7 +74,7 @@ class TerminalWatcher:
         line.add_row(name, _escape(text))
         self.console.print(line)
 
-    def stage(self, number: int, of: int, stage: "StageFacts", plan: "PlanFacts") -> None:
+    def stage(self, number: int, of: int, stage: "Stage", plan: "CachePlan") -> None:
         """Announce a stage and what happens to its frozen prefix."""
         prefix = "" if plan.step == 0 else "prefix cached: " if plan.cached else "prefix not cached: "
         self.stage_epochs = stage.epochs
@@ -129,13 +131,26 @@ def counted(number: int, noun: str, several: str = "") -> str:
     return f"{number} {noun if number == 1 else several or noun + 's'}"
 
 
-def metric_text(value: float | None, low: float | None, high: float | None) -> str:
-    """Write a metric with its interval; None and NaN are undefined."""
+def metric_text(
+    value: float | None, low: float | None, high: float | None, why: str = "one class only"
+) -> str:
+    """Write a metric with its interval; None and NaN are undefined, and `why` says for what reason."""
     if value is None or value != value:
-        return "undefined (one class only)"
+        return f"undefined ({why})"
     if low is None or high is None or low != low:
         return f"{value:.3f} (interval undefined)"
     return f"{value:.3f}  (95% interval {low:.3f} to {high:.3f})"
+
+
+def why_undefined(name: str, auroc: float | None) -> str:
+    """Say why a metric is undefined for predictions with this AUROC."""
+    if auroc is None:
+        return "one class only"
+    if not name.startswith("calibration"):
+        return "all answers are the same"
+    separated = "the classes are perfectly separated"
+    reasons = {0.0: separated, 0.5: "all probabilities are equal", 1.0: separated}
+    return reasons.get(auroc, "no finite line fits")
 
 
 def print_evaluation(content: Mapping[str, Any], title: str) -> None:
@@ -146,7 +161,8 @@ def print_evaluation(content: Mapping[str, Any], title: str) -> None:
     metrics.pop("auroc_bootstrap", None)
     click.echo(f"{title}: {counts['samples']} samples of {counts['patients']} patients")
     for name, bounds in metrics.items():
-        click.echo(f"  {name.replace('_', ' '):<21} {metric_text(*bounds)}")
+        why = why_undefined(name, metrics["auroc"][0])
+        click.echo(f"  {name.replace('_', ' '):<21} {metric_text(*bounds, why)}")
     if "ece" in metrics and metrics["ece"][1] is not None:
         say("  A small sample raises the ece; its interval corrects for that, and lies mostly below it.")
 

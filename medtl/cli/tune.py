@@ -7,7 +7,7 @@ import click
 
 from medtl.cli import options
 from medtl.cli.options import PATH
-from medtl.core.stopping import StopSignal
+from medtl.core.progress import StopSignal
 
 if TYPE_CHECKING:
     from medtl.workflows.study import TrialRow

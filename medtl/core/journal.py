@@ -10,7 +10,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,7 +72,7 @@ class Journal:
             return None
         row = self._parsed(found[2])
         if not isinstance(row, dict):
-            raise self.damaged()
+            raise journal_damaged(self.path)
         return JournalEntry(str(found[0]), str(found[1]), row)
 
     def record(self, source: str, entry: JournalEntry) -> None:
@@ -103,15 +103,11 @@ class Journal:
             self.connection.commit()
         self._committed = time.monotonic()
 
-    def damaged(self) -> CheckpointError:
-        """Return the error that says that the journal holds what medtl did not write."""
-        return _not_a_journal(self.path)
-
     def _parsed(self, text: Any) -> Any:
         try:
             return json.loads(text)
         except (TypeError, ValueError) as error:
-            raise self.damaged() from error
+            raise journal_damaged(self.path) from error
 
     def _execute(self, query: str, values: Sequence[str]) -> sqlite3.Cursor:
         with _explaining(self.path):
@@ -126,29 +122,19 @@ def open_journal(folder: Path) -> Iterator[Journal]:
     OutputError output-unwritable.
     """
     path = make_folder(folder) / NAME
-    with _explaining(path):
-        connection = sqlite3.connect(path, timeout=LOCK_SECONDS)
-    try:
-        with _explaining(path):
-            connection.execute("pragma locking_mode = exclusive")
-            connection.execute("pragma journal_mode = wal")
-            connection.execute("pragma synchronous = full")
-            connection.executescript(TABLES)
-            _rename_old_column(connection)
-        journal = Journal(connection, path)
-        yield journal
-        journal.commit()
-    finally:
-        with suppress(sqlite3.Error):  # rows are whole, even if an error or a signal interrupted the work
+    with _explaining(path), closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as connection:
+        connection.execute("pragma locking_mode = exclusive")
+        connection.execute("pragma journal_mode = wal")
+        connection.execute("pragma synchronous = full")
+        connection.executescript(TABLES)
+        if "judge" in {row[1] for row in connection.execute("pragma table_info(rows)")}:  # of medtl 0.1.0
+            connection.execute("alter table rows rename column judge to model_key")
+        try:
+            yield Journal(connection, path)
             connection.commit()
-        connection.close()
-
-
-def _rename_old_column(connection: sqlite3.Connection) -> None:
-    """Bring a journal of medtl 0.1.0 up to date: the same columns under another name."""
-    columns = {row[1] for row in connection.execute("pragma table_info(rows)")}
-    if "judge" in columns:
-        connection.execute("alter table rows rename column judge to model_key")
+        finally:
+            with suppress(sqlite3.Error):  # rows are whole, even if an error or a signal interrupted the work
+                connection.commit()
 
 
 def key_of(facts: Mapping[str, Any]) -> str:
@@ -168,11 +154,12 @@ def _explaining(path: Path) -> Iterator[None]:
             reason = "another process works here"
             raise TrainingError("run-locked", reason, where=path.parent, fix=fix) from error
         if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR):
-            raise _not_a_journal(path) from error
+            raise journal_damaged(path) from error
         fix = "free the disk or choose another"
         raise OutputError("output-unwritable", str(error), where=path, fix=fix) from error
 
 
-def _not_a_journal(path: Path) -> CheckpointError:
+def journal_damaged(path: Path) -> CheckpointError:
+    """Return the error that says that a journal holds what medtl did not write."""
     fix = "remove it, and everything is scored again"
     return CheckpointError("scores-damaged", "is no journal of medtl", where=path, fix=fix)

@@ -9,7 +9,9 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TextIO
+from typing import Any
+
+from medtl.errors import printable
 
 
 def quieten_libraries(debug: bool) -> None:
@@ -31,8 +33,6 @@ class PlaceHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record of medtl, or the place of another one."""
-        from medtl.errors import printable
-
         if record.name.split(".")[0] == "medtl":
             print(f"medtl: {printable(record.getMessage())}", file=sys.stderr)
         elif self.debug:
@@ -40,12 +40,7 @@ class PlaceHandler(logging.Handler):
 
 
 def _show_place(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
+    message: Any, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
 ) -> None:
     _print_place(category.__name__, filename, lineno)
 

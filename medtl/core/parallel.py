@@ -38,13 +38,8 @@ SPAWN_SECONDS = 10.0
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST = (2**31 - 1, 2**25)
 
+# Set by a main script that does nothing when it is imported: children may be spawned.
 may_spawn = False
-
-
-def allow_spawning() -> None:
-    """Allow children where they have to be spawned: the main script does nothing when it is imported."""
-    global may_spawn
-    may_spawn = True
 
 
 def work_in_order(
@@ -60,10 +55,8 @@ def work_in_order(
     method = _start_method(task)
     if method is None:
         workers = 1
-    elif method == "spawn":
-        patience += SPAWN_SECONDS
-    count = _usable_children() if workers is None else workers
-    patience = patience if workers is None else 0.0
+    count = min(MOST_CHILDREN, usable_processors()) if workers is None else workers
+    patience = 0.0 if workers is not None else patience + SPAWN_SECONDS * (method == "spawn")
     started, done = time.monotonic(), 0
     while done < len(items) and (
         count <= 1 or time.monotonic() - started < patience or len(items) - done < done
@@ -92,10 +85,6 @@ def _start_method(task: Callable) -> str | None:
             ForkingPickler.dumps(task)
             return "spawn"
     return None
-
-
-def _usable_children() -> int:
-    return min(MOST_CHILDREN, usable_processors())
 
 
 def _work_in_children(

@@ -10,12 +10,13 @@ import logging
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any
 
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import FileLock, Timeout
 
 from medtl.core.files import flush
 
@@ -24,37 +25,18 @@ STAGING, REMOVED = ".preparing-", ".removed-"
 JOURNAL = "journal"
 
 
-class Lock:
-    """A lock held by this process until it is released, this object is gone, or the process ends.
+class Lock(ExitStack):
+    """A lock held by this process until it is released, this object is gone, or the process ends."""
 
-    brief: its file is removed when it is released.
-    """
-
-    def __init__(self, held: BaseFileLock) -> None:
-        self._held = held
-        self.brief = False
-
-    def release(self) -> None:
-        """Give the lock back."""
-        if self.brief:
-            remove_lock(Path(self._held.lock_file))
-        self._held.release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
+    release = ExitStack.close
 
 
 def try_lock(path: Path) -> Lock | None:
     """Lock a file, made where it is absent; None where it is held already. Raises OSError."""
-    lock = FileLock(path, mode=0o600, thread_local=False)
     try:
-        lock.acquire(blocking=False)
+        return _lock(path, blocking=False)
     except Timeout:
         return None
-    return Lock(lock)
 
 
 def wait_for_lock(path: Path) -> Lock:
@@ -62,14 +44,20 @@ def wait_for_lock(path: Path) -> Lock:
     lock = try_lock(path)
     if lock is None:
         log.info("another process holds %s: waiting for it", path.name)
-        waiting = FileLock(path, mode=0o600, thread_local=False)
-        waiting.acquire()
-        lock = Lock(waiting)
+        lock = _lock(path, blocking=True)
+    return lock
+
+
+def _lock(path: Path, *, blocking: bool) -> Lock:
+    held = FileLock(path, mode=0o600, thread_local=False)
+    held.acquire(blocking=blocking)
+    lock = Lock()
+    lock.callback(held.release)
     return lock
 
 
 def remove_lock(path: Path) -> None:
-    """Remove the file of a lock that is held; whoever waits for it makes a new one."""
+    """Remove the file of a lock that is held; a process that waits for it makes a new one."""
     with suppress(OSError):  # Windows removes no file that is open; there filelock does so at the release
         path.unlink()
 
@@ -94,7 +82,7 @@ class StagingFolder:
     def claim(self) -> Lock:
         """Hold the folder; wait while another process does, which may fill the place meanwhile."""
         lock = wait_for_lock(self.lock_path)
-        lock.brief = True
+        lock.callback(remove_lock, self.lock_path)  # before it is released
         self.path.mkdir(mode=0o700, exist_ok=True)  # pixels of patients
         return lock
 
@@ -110,22 +98,20 @@ class StagingFolder:
     def begin(self, entries: Iterable[Sequence[Any]], *, keep: str) -> None:
         """Begin or resume with these entries alone, and remove all else but the file `keep`.
 
-        A machine that lost power may have kept a line and not its content: whoever resumes checks that, so
+        A machine that lost power may have kept a line and not its content: resuming checks that, so
         nothing need be flushed to the disk before the end.
         """
         fresh = self.path / "journal.new"
-        fresh.write_bytes(b"".join(map(_line, ([self.key], *entries))))
+        fresh.write_bytes(b"".join(map(journal_line, ([self.key], *entries))))
         for path in self.path.iterdir():
             if path.name not in (keep, fresh.name, f"{JOURNAL}.jsonl"):
                 path.unlink()
         fresh.replace(self.path / f"{JOURNAL}.jsonl")
 
-    @contextmanager
-    def journal(self, part: int | None = None) -> Iterator["JournalWriter"]:
-        """Open the journal to add entries; part: the number of one of several processes that do so."""
+    def journal(self, part: int | None = None) -> FileIO:
+        """Open the journal for more lines; part: the number of one of several processes that do so."""
         name = JOURNAL if part is None else f"{JOURNAL}-{part}"
-        with (self.path / f"{name}.jsonl").open("ab") as file:
-            yield JournalWriter(file)
+        return (self.path / f"{name}.jsonl").open("ab", buffering=0)
 
     def publish(self) -> None:
         """Move the folder, which is whole, to its place, and remove what was there."""
@@ -134,22 +120,6 @@ class StagingFolder:
         remove_folder(self.place)
         self.path.replace(self.place)
         flush(self.place.parent)
-
-    def discard(self) -> None:
-        """Remove the folder."""
-        remove_folder(self.path)
-
-
-@dataclass(frozen=True)
-class JournalWriter:
-    """An open journal."""
-
-    file: BinaryIO
-
-    def add(self, entry: Sequence[Any]) -> None:
-        """Add the line of an item whose content is written."""
-        self.file.write(_line(entry))
-        self.file.flush()
 
 
 def remove_folder(folder: Path) -> None:
@@ -163,7 +133,8 @@ def remove_folder(folder: Path) -> None:
         shutil.rmtree(away, ignore_errors=True)
 
 
-def _line(entry: Sequence[Any]) -> bytes:
+def journal_line(entry: Sequence[Any]) -> bytes:
+    """Return the line of an item, to be written once its content is."""
     return json.dumps(entry).encode() + b"\n"
 
 

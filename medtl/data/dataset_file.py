@@ -6,17 +6,17 @@ are replaced by their order, on which the split depends.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel
 
 from medtl.core import __version__
 from medtl.core.files import read_json, write_json
 from medtl.core.ids import hash_identifier
 from medtl.data.attributes import attribute_names, identifying_attributes
-from medtl.data.labels import compared_name
+from medtl.data.labels import compared_name, read_table
 from medtl.data.naming import refused_name, sample_key
 from medtl.data.task import (
     Manifest,
@@ -28,30 +28,25 @@ from medtl.data.task import (
     TaskKind,
     has_patient_id,
     place_of,
-    refusal_notes,
 )
 from medtl.errors import CODES, ConfigError, LabelError, ReadError
+from medtl.imaging.preprocessing import PreprocessingConfig
 from medtl.imaging.series import Series
+
+if TYPE_CHECKING:
+    from medtl.data.prepared import PreparedDataset
 
 DATASET_FILE = "dataset.json"
 FORMAT: Literal["medtl dataset"] = "medtl dataset"
-VERSION: Literal[1] = 1
 # The format is named in the first bytes: other files have this name, too.
 HEAD_BYTES = 64
 
 # The format of a series whose source is not here.
 SERIES_FORMAT = "dataset"
 
-# Settings of the task that decide what the labels are, and which samples are of one patient.
-READING_KEYS = ("label_column", "patient_column")
 
-FIX_SOURCE = "correct it in the source folder and prepare that again"
-
-
-class SampleRecord(BaseModel):
+class SampleRecord(BaseModel, extra="forbid", frozen=True):
     """One sample. patient and study are hashes; place is its number in the order of paths."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     sample_id: str
     patient: str
@@ -62,10 +57,8 @@ class SampleRecord(BaseModel):
     attributes: dict[str, str]
 
 
-class RefusalRecord(BaseModel):
+class RefusalRecord(BaseModel, extra="forbid", frozen=True):
     """One input that could not be read; sample_id: where a sample stands for it. source: a salted hash."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     code: str
     source: str
@@ -73,16 +66,15 @@ class RefusalRecord(BaseModel):
 
     def to_error(self) -> ReadError:
         """Return the refusal; its reason is the meaning of its code: the original may name a file."""
-        return ReadError(self.code, CODES.get(self.code, "cannot be read"), where=self.source, fix=FIX_SOURCE)
+        fix = "correct it in the source folder and prepare that again"
+        return ReadError(self.code, CODES.get(self.code, "cannot be read"), where=self.source, fix=fix)
 
 
-class DatasetRecord(BaseModel):
+class DatasetRecord(BaseModel, extra="forbid", frozen=True):
     """What dataset.json holds. key: of the pixels that it belongs to; labels_sha256: of the label table."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     format: Literal["medtl dataset"] = FORMAT
-    version: Literal[1] = VERSION
+    version: Literal[1] = 1
     medtl: str
     key: str
     labels_sha256: str | None
@@ -105,45 +97,38 @@ def is_dataset(folder: Path) -> bool:
 
 
 def write_record(
-    folder: Path,
+    prepared: "PreparedDataset",
     manifest: Manifest,
-    refused: Iterable[tuple[str, ReadError]],
-    *,
     data: Path,
     labels: Path | None,
     reading: TaskConfig,
-    preprocessing: Mapping[str, Any],
-    key: str,
-) -> DatasetRecord:
-    """Write dataset.json from the manifest of the folder `data`.
+    preprocessing: PreprocessingConfig,
+) -> None:
+    """Write dataset.json beside the pixels of a manifest of the folder `data`.
 
-    refused: samples that could not be prepared; reading: how the label table was read; key: of the pixels.
-    Raises OutputError output-unwritable.
+    reading: how the label table `labels` was read. Raises OutputError output-unwritable.
     """
     left_out = identifying_attributes(manifest.samples)
     kept = [name for name in attribute_names(manifest.samples) if name not in left_out]
-    notes = [note for note in manifest.notes if note not in refusal_notes(manifest.refusals)]
+    notes = list(manifest.remarks)
     if left_out:
         notes.append(f"columns left out of the dataset, as they may name patients: {', '.join(left_out)}")
-    refusals = [
-        RefusalRecord(code=error.code, source=sample_key(refused_name(error, data)))
-        for error in manifest.refusals
-    ]
-    refusals += [RefusalRecord(code=error.code, source=name, sample_id=name) for name, error in refused]
+    unread = [(sample_key(refused_name(error, data)), error) for error in manifest.refusals]
+    refusals = [RefusalRecord(code=error.code, source=name) for name, error in unread]
+    refusals += [RefusalRecord(code=e.code, source=name, sample_id=name) for name, e in prepared.refusals]
     record = DatasetRecord(
         medtl=__version__,
-        key=key,
-        labels_sha256=_hash_file(labels) if labels else None,
+        key=prepared.key,
+        labels_sha256=_hash_table(labels) if labels else None,
         kind=manifest.task.kind,
         classes=manifest.task.classes,
         reading=reading,
-        preprocessing=dict(preprocessing),
+        preprocessing=preprocessing.model_dump(mode="json"),
         notes=tuple(notes),
         refusals=tuple(refusals),
         samples=_record_samples(manifest.samples, kept),
     )
-    write_json(folder / DATASET_FILE, record.model_dump(mode="json"))
-    return record
+    write_json(prepared.folder / DATASET_FILE, record.model_dump(mode="json"))
 
 
 def read_record(folder: Path) -> DatasetRecord:
@@ -151,10 +136,7 @@ def read_record(folder: Path) -> DatasetRecord:
     try:
         return DatasetRecord.model_validate(read_json(folder / DATASET_FILE))
     except (OSError, ValueError) as error:  # ValidationError is a ValueError
-        newer = isinstance(error, ValidationError) and any(
-            problem["loc"] == ("version",) for problem in error.errors()
-        )
-        reason = "is of another version of medtl" if newer else "has a dataset.json that medtl did not write"
+        reason = "has a dataset.json that this version of medtl did not write"
         raise ReadError("dataset-damaged", reason, where=folder, fix="prepare it again") from error
 
 
@@ -166,21 +148,16 @@ def load_dataset(folder: Path, labels: Path | None, config: TaskConfig) -> Manif
     class that the task does not have.
     """
     record = read_record(folder)
-    if labels is not None and _hash_file(labels) != record.labels_sha256:
+    if labels is not None and _hash_table(labels) != record.labels_sha256:
         reason = "holds the labels of another table"
         raise LabelError("label-table", reason, where=folder, fix="leave --labels out, or prepare it again")
-    for name in READING_KEYS:
+    for name in ("label_column", "patient_column"):  # what the labels are, and whose
         stored, given = getattr(record.reading, name), getattr(config, name)
         if compared_name(stored) != compared_name(given):
-            raise _other_task(folder, name, stored, given)
+            raise _other_recipe(folder, f"task.{name}", stored, given)
     task = _task(folder, record, config)
     refusals = tuple(one.to_error() for one in record.refusals if one.sample_id is None)
-    return Manifest(
-        task,
-        _samples(folder, record, task),
-        (*record.notes, *refusal_notes(refusals)),
-        refusals,
-    )
+    return Manifest(task, _samples(folder, record, task), record.notes, refusals)
 
 
 def dataset_of(samples: Iterable[Sample]) -> Path | None:
@@ -188,35 +165,29 @@ def dataset_of(samples: Iterable[Sample]) -> Path | None:
     return next((one.series.path.parent for one in samples if one.series.format == SERIES_FORMAT), None)
 
 
-def check_preprocessing(folder: Path, record: DatasetRecord, settings: Mapping[str, Any]) -> None:
+def check_preprocessing(folder: Path, record: DatasetRecord, config: PreprocessingConfig) -> None:
     """Raise ConfigError dataset-recipe where a dataset was prepared with other settings."""
-    for name, value in settings.items():
+    for name, value in config.model_dump(mode="json").items():
         stored = record.preprocessing.get(name)
         if stored != value:
-            reason = (
-                f"was prepared with preprocessing.{name}={_shown(stored)}, the recipe has {_shown(value)}"
-            )
-            fix = "use the recipe that it was prepared with, or prepare another"
-            raise ConfigError("dataset-recipe", reason, where=folder, fix=fix)
+            raise _other_recipe(folder, f"preprocessing.{name}", stored, value)
 
 
 def _task(folder: Path, record: DatasetRecord, config: TaskConfig) -> Task:
     """Return the task as the recipe has it; its classes may be more than those of the dataset."""
     classes = config.classes or record.classes
-    one_label: TaskKind = config.kind or ("binary" if len(classes) == 2 else "multiclass")
-    kind = record.kind if record.kind == "multilabel" and config.kind is None else one_label
-    if (kind == "multilabel") != (record.kind == "multilabel") or (kind == "binary" and len(classes) != 2):
-        raise _other_task(folder, "kind", record.kind, kind)
+    multilabel = record.kind == "multilabel"
+    kind = config.kind or ("multilabel" if multilabel else "binary" if len(classes) == 2 else "multiclass")
+    if (kind == "multilabel") != multilabel or (kind == "binary" and len(classes) != 2):
+        raise _other_recipe(folder, "task.kind", record.kind, kind)
     return Task(kind, classes)
 
 
-def _other_task(folder: Path, name: str, stored: str, given: str) -> ConfigError:
-    reason = f"was prepared with task.{name}={_shown(stored)}, the recipe has {_shown(given)}"
-    return ConfigError("dataset-recipe", reason, where=folder, fix="prepare another with this recipe")
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else str(value).replace(" ", "")
+def _other_recipe(folder: Path, key: str, stored: Any, given: Any) -> ConfigError:
+    was, now = ("null" if value is None else str(value).replace(" ", "") for value in (stored, given))
+    reason = f"was prepared with {key}={was}, the recipe has {now}"
+    fix = "use the recipe that it was prepared with, or prepare another"
+    return ConfigError("dataset-recipe", reason, where=folder, fix=fix)
 
 
 def _samples(folder: Path, record: DatasetRecord, task: Task) -> tuple[Sample, ...]:
@@ -252,8 +223,7 @@ def _to_task(target: Target | None, classes: Sequence[str], task: Task) -> Targe
 
 
 def _record_samples(samples: Sequence[Sample], attributes: Sequence[str]) -> tuple[SampleRecord, ...]:
-    order = sorted(range(len(samples)), key=lambda index: place_of(samples[index]))
-    places = {index: place for place, index in enumerate(order)}
+    places = {sample.sample_id: place for place, sample in enumerate(sorted(samples, key=place_of))}
     ids = sorted({sample.patient_id for sample in samples})
     digits = len(str(len(ids)))
     # A hash behind its rank, since intervals are drawn in this order.
@@ -264,17 +234,14 @@ def _record_samples(samples: Sequence[Sample], attributes: Sequence[str]) -> tup
             patient=patients[sample.patient_id],
             # A patient without an id of their own has that of the study or of the sample.
             study=hash_identifier(sample.study_id) if has_patient_id(sample) else patients[sample.patient_id],
-            place=places[index],
+            place=places[sample.sample_id],
             target=sample.target,
             split=sample.split,
             attributes={name: sample.attributes[name] for name in attributes},
         )
-        for index, sample in enumerate(samples)
+        for sample in samples
     )
 
 
-def _hash_file(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise LabelError("file-missing", "no such label table", where=path, fix="check --labels") from error
+def _hash_table(path: Path) -> str:
+    return hashlib.sha256(read_table(path)).hexdigest()

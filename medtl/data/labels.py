@@ -4,16 +4,14 @@ import csv
 import difflib
 import io
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from medtl.core.files import PathLike
-from medtl.data.task import Split, Task, TaskConfig
-from medtl.errors import LINE_LIMIT, LabelError, SplitError
-from medtl.imaging.series import Series
+from medtl.data.task import TaskConfig
+from medtl.errors import LINE_LIMIT, LabelError, SplitError, one_line
 
 DELIMITERS = (",", ";", "\t")
 NOT_UTF8 = "the label table is not UTF-8; it was read as Windows-1252: check letters with accents"
@@ -24,8 +22,6 @@ SERIES_NAMES = ("seriesuid", "seriesinstanceuid")
 STUDY_NAMES = ("studyuid", "studyinstanceuid")
 PATIENT_NAMES = ("patient", "patientid", "patientname", "subject", "subjectid", "participantid", "mrn", "pid")
 IDENTIFIERS = {*PATIENT_NAMES, *SERIES_NAMES, *STUDY_NAMES, "sopuid", "sopinstanceuid", "instanceuid"}
-FLAGS = {"1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
-RowError = tuple[int, str]  # the number of the row, and one phrase
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class LabelRowsError(LabelError):
     """Rows of a label table are wrong: `problems` lists all of them, one line each, in order of the rows."""
 
     def __init__(self, problems: Sequence[str], where: Path) -> None:
-        self.problems = tuple(map(_one_line, problems))
+        self.problems = tuple(one_line(problem, LINE_LIMIT) for problem in problems)
         more = f"{len(problems)} problems, the first: " if len(problems) > 1 else ""
         super().__init__("label-rows", more + self.problems[0], where=where, fix="correct the table")
 
@@ -59,7 +55,7 @@ class LeakRowsError(SplitError):
     """Rows of a label table put a patient into several parts: `problems` lists all of them."""
 
     def __init__(self, problems: Sequence[str], where: Path) -> None:
-        self.problems = tuple(map(_one_line, problems))
+        self.problems = tuple(one_line(problem, LINE_LIMIT) for problem in problems)
         more = f" (and {len(problems) - 1} more patients)" if len(problems) > 1 else ""
         super().__init__("patient-leak", self.problems[0] + more, where=where, fix="split by patient_id")
 
@@ -74,24 +70,28 @@ def load_table(path: PathLike) -> Table:
     ('path', 'label')
     """
     path = Path(path)
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise LabelError("file-missing", "no such label table", where=path, fix="check --labels") from error
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise LabelError("file-unreadable", reason, where=path, fix="give a CSV file") from error
+    content = read_table(path)
     if content.startswith(b"PAR1"):
         return _table_of_lines(path, _parquet_lines(path), ())
     text, notes = _decode(path, content)
     header = next((line for line in text.splitlines() if line.strip()), "")
-    columns_by = {mark: len(next(csv.reader([header], delimiter=mark), [])) for mark in DELIMITERS}
-    delimiter = max(columns_by, key=lambda mark: columns_by[mark])
+    delimiter = max(DELIMITERS, key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
     try:
         lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
     except csv.Error as error:
         raise table_error(path, f"is not CSV: {error}", "save the table as CSV") from error
     return _table_of_lines(path, lines, notes)
+
+
+def read_table(path: Path) -> bytes:
+    """Return the bytes of a label table. Raises LabelError file-missing, file-unreadable."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise LabelError("file-missing", "no such label table", where=path, fix="check --labels") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise LabelError("file-unreadable", reason, where=path, fix="give a CSV file") from error
 
 
 def compared_name(name: str) -> str:
@@ -102,12 +102,6 @@ def compared_name(name: str) -> str:
 def table_error(path: Path, reason: str, fix: str) -> LabelError:
     """Return the error of a table that cannot be understood as a whole."""
     return LabelError("label-table", reason, where=path, fix=fix)
-
-
-def _one_line(problem: str) -> str:
-    """Return a problem as one printable line of no more than LINE_LIMIT characters."""
-    text = " ".join("".join(mark if mark.isprintable() else " " for mark in problem).split())
-    return text if len(text) <= LINE_LIMIT else text[: LINE_LIMIT - 1] + "…"
 
 
 def _decode(path: Path, content: bytes) -> tuple[str, tuple[str, ...]]:
@@ -138,8 +132,9 @@ def _parquet_lines(path: Path) -> list[list[str]]:
 
 def _table_of_lines(path: Path, lines: list[list[str]], notes: tuple[str, ...]) -> Table:
     filled = [(number, line) for number, line in enumerate(lines, start=1) if any(map(str.strip, line))]
-    if not filled:
-        raise table_error(path, "is empty", "give a header and a row for each sample")
+    if len(filled) < 2:
+        reason = "has a header and no rows" if filled else "is empty"
+        raise table_error(path, reason, "give a header and a row for each sample")
     header = [name.strip() for name in filled[0][1]]
     while not header[-1]:
         header.pop()
@@ -150,8 +145,6 @@ def _table_of_lines(path: Path, lines: list[list[str]], notes: tuple[str, ...]) 
             pair = f"{seen[key]!r} and {name!r}"
             raise table_error(path, f"columns {pair} have the same name", "rename one of them")
         seen[key] = name
-    if len(filled) == 1:
-        raise table_error(path, "has a header and no rows", "give a row for each sample")
     return Table(path, tuple(header), _rows(path, header, filled[1:]), notes)
 
 
@@ -188,9 +181,8 @@ def assign_columns(table: Table, config: TaskConfig) -> Columns:
     path = by_name.get(compared_name(config.path_column))
     uids = [by_name[name] for name in (*SERIES_NAMES, *STUDY_NAMES) if name in by_name]
     if not path and not uids:
-        needed = f"{config.path_column}, series_uid or study_uid"
         names = (config.path_column, "series_uid", "study_uid")
-        raise _missing_column(table, needed, names, "task.path_column")
+        raise _missing_column(table, "{}, {} or {}".format(*names), names, "task.path_column")
     label, classes = _label_columns(table, by_name, config)
     patient, study, split = map(by_name.get, (compared_name(config.patient_column), "studyid", "split"))
     used = {path, *uids, label, *classes.values(), patient, study, split}
@@ -226,12 +218,8 @@ def _label_columns(
 
 def _class_columns(table: Table, by_name: Mapping[str, str], config: TaskConfig) -> dict[str, str]:
     if config.classes is None:
-        prefixed = {
-            name[len(CLASS_PREFIX) :]: name
-            for name in table.columns
-            if name.casefold().startswith(CLASS_PREFIX)
-        }
-        return {name: column for name, column in prefixed.items() if name}
+        prefixed = [name for name in table.columns if name.casefold().startswith(CLASS_PREFIX)]
+        return {name[len(CLASS_PREFIX) :]: name for name in prefixed if name.casefold() != CLASS_PREFIX}
     found = {
         name: by_name.get(compared_name(CLASS_PREFIX + name)) or by_name.get(compared_name(name))
         for name in config.classes
@@ -246,94 +234,3 @@ def _missing_column(table: Table, needed: str, names: Iterable[str], setting: st
     near = [hit for name in names for hit in difflib.get_close_matches(name, table.columns, n=1, cutoff=0.5)]
     fix = f"did you mean {near[0]!r}? set {setting}" if near else f"rename a column, or set {setting}"
     return table_error(table.path, f"no column {needed}; found: {listed(table.columns)}", fix)
-
-
-@dataclass(frozen=True)
-class Located:
-    """A row whose series was found."""
-
-    row: Row
-    series: Series
-    sample_id: str
-    patient_id: str
-    study_id: str
-
-
-def list_class_problems(classes: Sequence[str], config: TaskConfig) -> list[RowError]:
-    """List what is wrong with the classes as a whole, for the header: row 1."""
-    problems = []
-    if len(classes) < 2:
-        only = f"only one class, {classes[0]!r}" if classes else "no class"
-        problems.append(f"the labels have {only}: two or more are needed")
-    if config.kind == "binary" and len(classes) > 2:
-        problems.append(f"the labels have {len(classes)} classes, and the task is binary: {listed(classes)}")
-    spellings: dict[str, str] = {}
-    for name in classes if config.classes is None else ():
-        other = spellings.setdefault(" ".join(name.casefold().split()), name)
-        if other != name:
-            problems.append(f"are {other!r} and {name!r} one class? write them alike, or set task.classes")
-    return [(1, text) for text in problems]
-
-
-def list_cell_problems(table: Table, columns: Columns, task: Task) -> list[RowError]:
-    """List cells that are empty or hold a value which they may not hold."""
-    problems = []
-    for row in table.rows:
-        texts = _label_problems(row, columns, task)
-        if columns.patient and not row.cells[columns.patient]:
-            texts.append(f"{columns.patient} is empty: fill it in, or remove the column")
-        split = row.cells[columns.split] if columns.split else "train"
-        if split.casefold() not in get_args(Split):
-            texts.append(f"split {split!r} is not train, val or test" if split else "split is empty")
-        problems += [(row.number, text) for text in texts]
-    return problems
-
-
-def list_repeats(located: Sequence[Located], columns: Columns) -> list[RowError]:
-    """List rows that name the same series again, with the same label or with another."""
-    first: dict[str, Row] = {}
-    labels = (columns.label,) if columns.label else columns.classes.values()
-    problems = []
-    for entry in located:
-        row, before = entry.row, first.setdefault(entry.sample_id, entry.row)
-        if before is not row:
-            same = all(row.cells[name] == before.cells[name] for name in labels)
-            text = f"duplicate of row {before.number}"
-            text = text if same else f"conflicting label: row {before.number} has another one"
-            where = f" for {row.cells[columns.locator]}" if columns.located_by == "path" else ""
-            problems.append((row.number, text + where))
-    return problems
-
-
-def list_leaks(located: Sequence[Located], columns: Columns) -> list[str]:
-    """Return a line for each patient whom the split column puts into several parts.
-
-    It names rows: the id may be a name or a record number, and errors end in logs.
-    """
-    rows: dict[str, dict[str, int]] = defaultdict(dict)
-    for entry in located if columns.split else ():
-        part = entry.row.cells[columns.split or ""].casefold()
-        rows[entry.patient_id].setdefault(part, entry.row.number)
-    return [
-        f"the patient of rows {', '.join(map(str, parts.values()))} is in {' and '.join(parts)}"
-        for parts in rows.values()
-        if len(parts) > 1
-    ]
-
-
-def _label_problems(row: Row, columns: Columns, task: Task) -> list[str]:
-    if columns.label is None:
-        cells = {name: row.cells[column] for name, column in columns.classes.items()}
-        if not any(cells.values()):
-            return ["no class is labelled"]
-        wrong = [name for name, cell in cells.items() if cell and cell not in FLAGS]
-        return [f"{name} is {cells[name]!r}: write 1, 0, or nothing where it is not known" for name in wrong]
-    label = row.cells[columns.label]
-    if not label:
-        return ["label is empty"]
-    if "|" in label:
-        return [f"label {label!r} names several classes: give one 0/1 column per class"]
-    if label in task.classes:
-        return []
-    near = difflib.get_close_matches(label, task.classes, n=1)
-    return [f"label {label!r} is no class" + (f", did you mean {near[0]!r}?" if near else "")]

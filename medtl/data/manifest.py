@@ -5,9 +5,11 @@ archive.npz (its labels are inside)                                 -> Samples o
 prepared dataset (its dataset.json holds them)                      -> Samples of a Task
 """
 
+import difflib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import get_args
 
@@ -16,44 +18,30 @@ from numpy.typing import NDArray
 
 from medtl.data.dataset_file import is_dataset, load_dataset
 from medtl.data.labels import (
-    FLAGS,
     PATIENT_NAMES,
     Columns,
     LabelRowsError,
     LeakRowsError,
-    Located,
     Row,
-    RowError,
     Table,
     assign_columns,
     compared_name,
-    list_cell_problems,
-    list_class_problems,
-    list_leaks,
-    list_repeats,
     listed,
     load_table,
     table_error,
 )
-from medtl.data.lookup import Folder, LookupFailure
-from medtl.data.naming import sample_key, source_name
-from medtl.data.task import (
-    Manifest,
-    Sample,
-    Split,
-    Target,
-    Task,
-    TaskConfig,
-    TaskKind,
-    order_classes,
-    refusal_notes,
-)
+from medtl.data.naming import Folder, NoSeriesError, sample_key, source_name
+from medtl.data.task import Manifest, Sample, Split, Target, Task, TaskConfig, TaskKind, order_classes
 from medtl.errors import LabelError, ReadError
 from medtl.imaging.medmnist import archive_labels
 from medtl.imaging.reader import scan
 from medtl.imaging.series import Series
 
 LABELS_FILE = "labels.csv"
+FLAGS = {"1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
+
+Located = tuple[Row, Sample]  # a row whose series was found
+RowError = tuple[int, str]  # the number of the row, and one phrase
 
 
 def load_manifest(data: Path, labels: Path | None, config: TaskConfig) -> Manifest:
@@ -102,34 +90,36 @@ class Source:
     config: TaskConfig
     folder: Folder
 
+    @cached_property
+    def task(self) -> Task:
+        """The task that the labels and the recipe define."""
+        if self.columns.label is None:
+            return Task("multilabel", tuple(self.columns.classes))
+        labels = {row.cells[self.columns.label] for row in self.table.rows}
+        classes = self.config.classes or order_classes(name for name in labels if name and "|" not in name)
+        return Task(self.config.kind or ("binary" if len(classes) == 2 else "multiclass"), classes)
+
 
 def _manifest_of_table(source: Source) -> Manifest:
-    columns, where = source.columns, source.table.path
-    task = _task_of_table(source)
+    table, columns, task = source.table, source.columns, source.task
     located, refusals, problems = _locate_rows(source)
+    if len(problems) == len(table.rows) > 1 and columns.located_by == "path":
+        fix = f"paths are relative to --data, {source.folder.root}"
+        raise LabelError("label-rows", f"no path is right: {problems[0][1]}", where=table.path, fix=fix)
     if columns.label:
-        problems += list_class_problems(task.classes, source.config)
-    problems += list_repeats(located, columns)
-    problems += list_cell_problems(source.table, columns, task)
-    leaks = list_leaks(located, columns)
+        problems += _list_class_problems(task.classes, source.config)
+    problems += _list_repeats(located, columns)
+    problems += _list_cell_problems(table, columns, task)
+    leaks = _list_leaks(located)
     if problems:
         lines = [f"row {number}: {text}" for number, text in sorted(problems, key=lambda pair: pair[0])]
-        raise LabelRowsError([*lines, *leaks], where)
+        raise LabelRowsError([*lines, *leaks], table.path)
     if leaks:
-        raise LeakRowsError(leaks, where)
+        raise LeakRowsError(leaks, table.path)
     if not located:
-        raise LabelRowsError([f"none of {len(refusals)} inputs can be read: {refusals[0]}"], where)
-    samples = tuple(_sample(entry, columns, task) for entry in located)
-    return Manifest(task, samples, _notes(source, task, located, refusals), tuple(refusals))
-
-
-def _task_of_table(source: Source) -> Task:
-    columns, config = source.columns, source.config
-    if columns.label is None:
-        return Task("multilabel", tuple(columns.classes))
-    labels = {row.cells[columns.label] for row in source.table.rows}
-    classes = config.classes or order_classes(label for label in labels if label and "|" not in label)
-    return Task(config.kind or ("binary" if len(classes) == 2 else "multiclass"), classes)
+        raise LabelRowsError([f"none of {len(refusals)} inputs can be read: {refusals[0]}"], table.path)
+    samples = tuple(sample for _, sample in located)
+    return Manifest(task, samples, _remarks(source, samples), tuple(refusals))
 
 
 def _locate_rows(source: Source) -> tuple[list[Located], list[ReadError], list[RowError]]:
@@ -138,51 +128,131 @@ def _locate_rows(source: Source) -> tuple[list[Located], list[ReadError], list[R
     located, refusals, problems = [], [], []
     for row in source.table.rows:
         cell = row.cells[columns.locator]
-        found = find(cell) if cell else LookupFailure(f"{columns.locator} is empty")
-        if isinstance(found, LookupFailure):
-            problems.append((row.number, found.text))
-        elif isinstance(found, ReadError):
-            refusals.append(found)
-        else:
-            located.append(_located(row, columns, found, folder))
+        try:
+            if not cell:
+                raise NoSeriesError(f"{columns.locator} is empty")
+            located.append((row, _sample(row.cells, find(cell), source)))
+        except NoSeriesError as problem:
+            problems.append((row.number, str(problem)))
+        except ReadError as refusal:
+            refusals.append(refusal)
     return located, refusals, problems
 
 
-def _located(row: Row, columns: Columns, series: Series, folder: Folder) -> Located:
-    sample_id = sample_key(source_name(series, folder.data))
-    patient = row.cells[columns.patient] if columns.patient else ""
-    study = (row.cells[columns.study] if columns.study else "") or series.study_key
+def _sample(cells: Mapping[str, str], series: Series, source: Source) -> Sample:
+    """Return the sample of a row; what its cells say is checked afterwards, all rows at once."""
+    columns, data = source.columns, source.folder.data
+    sample_id = sample_key(source_name(series, data))
+    study = cells.get(columns.study or "", "") or series.study_key
     if not study and series.item is not None and series.format != "medmnist":
-        study = sample_key(source_name(replace(series, item=None), folder.data))  # the volumes of one file
-    # A study is of one patient, whoever that is.
-    return Located(row, series, sample_id, patient or series.patient_key or study or sample_id, study)
-
-
-def _sample(entry: Located, columns: Columns, task: Task) -> Sample:
-    cells = entry.row.cells
-    if columns.label:
-        target: Target = task.classes.index(cells[columns.label])
-    else:
-        target = tuple(FLAGS.get(cells[columns.classes[name]]) for name in task.classes)
+        study = sample_key(source_name(replace(series, item=None), data))  # the volumes of one file
+    # A study is of one patient, named or not.
+    patient = cells.get(columns.patient or "", "") or series.patient_key or study or sample_id
     return Sample(
-        entry.sample_id,
-        entry.series,
-        entry.patient_id,
-        study_id=entry.study_id,
-        target=target,
+        sample_id,
+        series,
+        patient,
+        study_id=study,
+        target=_target(cells, columns, source.task),
         split=cells[columns.split].casefold() if columns.split else None,  # type: ignore[arg-type]
         attributes={name: cells[name] for name in columns.attributes},
     )
 
 
-def _notes(
-    source: Source, task: Task, located: Sequence[Located], refusals: Sequence[ReadError]
-) -> tuple[str, ...]:
-    notes = [*source.table.notes, *_class_notes(source.config, task), *_patient_notes(source, located)]
-    unlisted = len(source.folder.scanned.series) - len(located)
-    if unlisted:
-        notes.append(f"{unlisted} images or series of the folder are not in the table")
-    return (*notes, *refusal_notes(refusals))
+def _target(cells: Mapping[str, str], columns: Columns, task: Task) -> Target | None:
+    if columns.label is None:
+        return tuple(FLAGS.get(cells[columns.classes[name]]) for name in task.classes)
+    label = cells[columns.label]
+    return task.classes.index(label) if label in task.classes else None
+
+
+def _list_class_problems(classes: Sequence[str], config: TaskConfig) -> list[RowError]:
+    """List what is wrong with the classes as a whole, for the header: row 1."""
+    problems = []
+    if len(classes) < 2:
+        only = f"only one class, {classes[0]!r}" if classes else "no class"
+        problems.append(f"the labels have {only}: two or more are needed")
+    if config.kind == "binary" and len(classes) > 2:
+        problems.append(f"the labels have {len(classes)} classes, and the task is binary: {listed(classes)}")
+    spellings: dict[str, str] = {}
+    for name in classes if config.classes is None else ():
+        other = spellings.setdefault(" ".join(name.casefold().split()), name)
+        if other != name:
+            problems.append(f"are {other!r} and {name!r} one class? write them alike, or set task.classes")
+    return [(1, text) for text in problems]
+
+
+def _list_cell_problems(table: Table, columns: Columns, task: Task) -> list[RowError]:
+    """List cells that are empty or hold a value which they may not hold."""
+    problems = []
+    for row in table.rows:
+        texts = _label_problems(row, columns, task)
+        if columns.patient and not row.cells[columns.patient]:
+            texts.append(f"{columns.patient} is empty: fill it in, or remove the column")
+        split = row.cells[columns.split] if columns.split else "train"
+        if split.casefold() not in get_args(Split):
+            texts.append(f"split {split!r} is not train, val or test" if split else "split is empty")
+        problems += [(row.number, text) for text in texts]
+    return problems
+
+
+def _list_repeats(located: Sequence[Located], columns: Columns) -> list[RowError]:
+    """List rows that name the same series again, with the same label or with another."""
+    first: dict[str, Row] = {}
+    labels = (columns.label,) if columns.label else columns.classes.values()
+    problems = []
+    for row, sample in located:
+        before = first.setdefault(sample.sample_id, row)
+        if before is not row:
+            same = all(row.cells[name] == before.cells[name] for name in labels)
+            text = f"duplicate of row {before.number}"
+            text = text if same else f"conflicting label: row {before.number} has another one"
+            where = f" for {row.cells[columns.locator]}" if columns.located_by == "path" else ""
+            problems.append((row.number, text + where))
+    return problems
+
+
+def _list_leaks(located: Sequence[Located]) -> list[str]:
+    """Return a line for each patient whom the split column puts into several parts.
+
+    It names rows: the id may be a name or a record number, and errors end in logs.
+    """
+    rows: dict[str, dict[str, int]] = defaultdict(dict)
+    for row, sample in located:
+        rows[sample.patient_id].setdefault(sample.split or "", row.number)
+    return [
+        f"the patient of rows {', '.join(map(str, parts.values()))} is in {' and '.join(parts)}"
+        for parts in rows.values()
+        if len(parts) > 1
+    ]
+
+
+def _label_problems(row: Row, columns: Columns, task: Task) -> list[str]:
+    if columns.label is None:
+        cells = {name: row.cells[column] for name, column in columns.classes.items()}
+        if not any(cells.values()):
+            return ["no class is labelled"]
+        wrong = [name for name, cell in cells.items() if cell and cell not in FLAGS]
+        return [f"{name} is {cells[name]!r}: write 1, 0, or nothing where it is not known" for name in wrong]
+    label = row.cells[columns.label]
+    if not label:
+        return ["label is empty"]
+    if "|" in label:
+        return [f"label {label!r} names several classes: give one 0/1 column per class"]
+    if label in task.classes:
+        return []
+    near = difflib.get_close_matches(label, task.classes, n=1)
+    return [f"label {label!r} is no class" + (f", did you mean {near[0]!r}?" if near else "")]
+
+
+def _remarks(source: Source, samples: Sequence[Sample]) -> tuple[str, ...]:
+    unlisted = len(source.folder.scanned.series) - len(samples)
+    return (
+        *source.table.notes,
+        *_class_notes(source.config, source.task),
+        *_patient_notes(source, samples),
+        *([f"{unlisted} images or series of the folder are not in the table"] if unlisted else []),
+    )
 
 
 def _class_notes(config: TaskConfig, task: Task) -> list[str]:
@@ -192,21 +262,21 @@ def _class_notes(config: TaskConfig, task: Task) -> list[str]:
     return [f"classes in order: {listed(task.classes)}{last} (task.classes sets another order)"]
 
 
-def _patient_notes(source: Source, located: Sequence[Located]) -> list[str]:
+def _patient_notes(source: Source, samples: Sequence[Sample]) -> list[str]:
     column = source.columns.patient
     if column:
         names: dict[str, set[str]] = defaultdict(set)
-        for entry in located:
-            names[entry.series.patient_key].add(entry.patient_id)
+        for one in samples:
+            names[one.series.patient_key].add(one.patient_id)
         # The split would not keep them whole.
         several = sum(len(ids) > 1 for key, ids in names.items() if key)
         text = f"{several} DICOM patients have more than one {column}: is it a patient's id?"
         return [text] if several else []
     near = next((name for name in source.table.columns if compared_name(name) in PATIENT_NAMES), None)
     hint = f"; is it column {near}? then set task.patient_column" if near else ""
-    missing = sum(not entry.series.patient_key for entry in located)
-    alone = "each study" if any(entry.study_id for entry in located) else "each path"
-    if missing == len(located):
+    missing = sum(not one.series.patient_key for one in samples)
+    alone = "each study" if any(one.study_id for one in samples) else "each path"
+    if missing == len(samples):
         return [f"no patient ids: {alone} is its own patient{hint}"]
     notes = [f"no {source.config.patient_column} column: DICOM PatientID (hashed) groups the split{hint}"]
     return notes + ([f"{missing} inputs have no PatientID: {alone} is its own patient"] if missing else [])
@@ -225,16 +295,16 @@ def _manifest_of_archive(data: Path, config: TaskConfig) -> Manifest:
     if bare:
         raise LabelRowsError(bare, path)
     task = _task_of_archive(path, labels, config)
-    samples = []
-    for entry in series:
-        item = entry.item or ""
-        values, part = labels[item], item.split("/")[0]
-        sample_id = sample_key(source_name(entry, data))
-        target: Target = tuple(map(float, values)) if task.kind == "multilabel" else values[0]
-        split = part if part in get_args(Split) else None
-        samples.append(Sample(sample_id, entry, sample_id, target=target, split=split))  # type: ignore[arg-type]
-    notes = (*_class_notes(config, task), "no patient ids: each item of the archive is its own patient")
-    return Manifest(task, tuple(samples), notes)
+    samples = tuple(_sample_of_item(entry, labels[entry.item or ""], task, data) for entry in series)
+    remarks = (*_class_notes(config, task), "no patient ids: each item of the archive is its own patient")
+    return Manifest(task, samples, remarks)
+
+
+def _sample_of_item(entry: Series, values: tuple[int, ...], task: Task, data: Path) -> Sample:
+    sample_id = sample_key(source_name(entry, data))
+    part = (entry.item or "").split("/")[0]
+    target: Target = tuple(map(float, values)) if task.kind == "multilabel" else values[0]
+    return Sample(sample_id, entry, sample_id, target=target, split=part)  # type: ignore[arg-type]
 
 
 def _task_of_archive(path: Path, labels: Mapping[str, tuple[int, ...]], config: TaskConfig) -> Task:

@@ -43,18 +43,13 @@ def find_near_duplicates(prepared: PreparedDataset, *, progress: Progress | None
     """Return links (n, 2) between rows, the lower one first, that join near-duplicates into groups.
 
     Two images are near-duplicates where their codes differ in at most DISTANCE bits and their detail
-    correlates by CORRELATION or more; two that earlier links join are not linked again. A constant image is
+    correlates by CORRELATION or more; two that earlier links join are not compared again. A constant image is
     linked to none. Memory: 8 KB an image, 32 KB a volume.
     """
-    first = first_of_kind(prepared.content_hashes)
-    kinds = np.unique(first)
-    codes, details = _describe_images(prepared, kinds, progress)
+    codes, details = _describe_images(prepared, progress)
     detailed = np.flatnonzero(details.any(axis=1))
     close = (detailed[pairs] for pairs in find_close(codes[detailed], DISTANCE))
-    similar = kinds[_link_similar(close, details)]
-    copies = _link_copies(first)
-    copies = copies[np.isin(copies[:, 0], kinds[detailed])]
-    return np.unique(np.concatenate([copies, similar]), axis=0)
+    return _link_similar(close, details)
 
 
 def find_close(codes: NDArray[np.uint64], distance: int) -> Iterator[Links]:
@@ -75,12 +70,6 @@ def group_links(count: int, links: Links) -> NDArray[np.int64]:
     return connected_components(graph, directed=False)[1].astype(np.int64)
 
 
-def first_of_kind(contents: Sequence[str]) -> NDArray[np.int64]:
-    """Return for each row (N,) the first row of the same content."""
-    _, first, kind = np.unique(np.array(contents, dtype=np.str_), return_index=True, return_inverse=True)
-    return first[kind].astype(np.int64)
-
-
 def join_patients(
     samples: Sequence[Sample], links: Links, policy: NearDuplicates | None
 ) -> tuple[Sample, ...]:
@@ -89,7 +78,7 @@ def join_patients(
     links: between indices of samples. policy: as in SplitConfig. Samples that the label table puts into
     different parts of the split are not joined.
     """
-    patients = _link_copies(first_of_kind([sample.patient_id for sample in samples]))
+    patients = _link_equal([sample.patient_id for sample in samples])
     groups = group_links(len(samples), np.concatenate([_link_joined(samples, links, policy), patients]))
     names: dict[int, str] = {}
     for index in sorted(range(len(samples)), key=lambda index: place_of(samples[index])):
@@ -107,42 +96,45 @@ def describe_near_duplicates(
     pixels.
     """
     notes = _joined_notes(samples, split)
-    copies = _link_copies(first_of_kind(contents))
+    copies = _link_equal(contents)
     leaks, exact = _count_leaks(split, np.concatenate([links, copies])), _count_leaks(split, copies)
-    if leaks:
-        what = "are exact duplicates of training images"
-        if exact < leaks:
-            what = "have a near-duplicate in training" + (f", {exact} of them an exact one" if exact else "")
-        given = any(sample.split for sample in samples)
-        fix = "the given split is kept" if given else "split.near_duplicates=group keeps them together"
-        text = f"{leaks} validation or test images {what}: metrics will be too optimistic ({fix})"
-        return [*notes, ("leak", text)]
+    if not leaks:
+        return [*notes, *_mixed_notes(split, links)]
+    what = "are exact duplicates of training images"
+    if exact < leaks:
+        what = "have a near-duplicate in training" + (f", {exact} of them an exact one" if exact else "")
+    given = any(sample.split for sample in samples)
+    fix = "the given split is kept" if given else "split.near_duplicates=group keeps them together"
+    text = f"{leaks} validation or test images {what}: metrics will be too optimistic ({fix})"
+    return [*notes, ("leak", text)]
+
+
+def _mixed_notes(split: Sequence[Sample], links: Links) -> list[tuple[str, str]]:
     patients: dict[int, set[str]] = defaultdict(set)
     groups = group_links(len(split), links).tolist()
     for group, sample in zip(groups, split, strict=True):
         patients[group].add(sample.patient_id)
-    if mixed := sum(len(patients[group]) > 1 for group in groups):
-        text = f"{mixed} images are near-duplicates of another patient's: does a patient have two ids?"
-        notes.append(("note", f"{text} (split.near_duplicates=group joins them)"))
-    return notes
+    mixed = sum(len(patients[group]) > 1 for group in groups)
+    text = f"{mixed} images are near-duplicates of another patient's: does a patient have two ids?"
+    return [("note", f"{text} (split.near_duplicates=group joins them)")] if mixed else []
 
 
 def _describe_images(
-    prepared: PreparedDataset, rows: NDArray[np.int64], progress: Progress | None
+    prepared: PreparedDataset, progress: Progress | None
 ) -> tuple[NDArray[np.uint64], NDArray[np.float16]]:
-    """Return the code (N,) and the detail (N, pixels), of length one or zero, of each row's thumbnail."""
-    shape = prepared.pixels.shape[1:]
+    """Return the code (N,) and the detail (N, pixels), of length one or zero, of each image's thumbnail."""
+    count, *shape = prepared.pixels.shape  # (N, C, *spatial)
     grid = [min(SIDES[len(shape) - 1], extent) for extent in shape[1:]]
-    codes = np.empty(len(rows), np.uint64)
-    details = np.empty((len(rows), math.prod(grid)), np.float16)
+    codes = np.empty(count, np.uint64)
+    details = np.empty((count, math.prod(grid)), np.float16)
     at_once = max(1, VALUES_AT_ONCE // math.prod(shape))
-    for start in range(0, len(rows), at_once):
-        block = slice(start, start + at_once)
-        grey = prepared.read(rows[block]).mean(dim=1, keepdim=True)
+    for start in range(0, count, at_once):
+        rows = np.arange(start, min(start + at_once, count))
+        grey = prepared.read(rows).mean(dim=1, keepdim=True)
         thumbnails = F.interpolate(grey, size=grid, mode="area")[:, 0].numpy()
-        codes[block], details[block] = _make_codes(thumbnails), _take_details(thumbnails)
+        codes[rows], details[rows] = _make_codes(thumbnails), _take_details(thumbnails)
         if progress:
-            progress(min(start + at_once, len(rows)), len(rows))
+            progress(int(rows[-1]) + 1, count)
     return codes, details
 
 
@@ -184,10 +176,11 @@ def _link_similar(blocks: Iterable[Links], details: NDArray[np.float16]) -> Link
     return links
 
 
-def _link_copies(first: NDArray[np.int64]) -> Links:
-    """Link each row to the first with the same content."""
-    copies = np.flatnonzero(first != np.arange(len(first)))
-    return np.column_stack([first[copies], copies])
+def _link_equal(values: Sequence[str]) -> Links:
+    """Link each row to the first with the same value."""
+    _, first, kind = np.unique(np.array(values, dtype=np.str_), return_index=True, return_inverse=True)
+    copies = np.flatnonzero(first[kind] != np.arange(len(values)))
+    return np.column_stack([first[kind][copies], copies])
 
 
 def _link_joined(samples: Sequence[Sample], links: Links, policy: NearDuplicates | None) -> Links:
@@ -197,7 +190,7 @@ def _link_joined(samples: Sequence[Sample], links: Links, policy: NearDuplicates
     joins = np.isin(groups, groups[unknown]) if policy is None else np.full(len(samples), policy == "group")
     rows = np.flatnonzero(joins)
     places = [f"{groups[row]} {samples[row].split}" for row in rows.tolist()]
-    return rows[_link_copies(first_of_kind(places))]
+    return rows[_link_equal(places)]
 
 
 def _joined_notes(samples: Sequence[Sample], split: Sequence[Sample]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The prepared dataset: samples decoded and resampled once, then memory-mapped by whoever trains.
+"""The prepared dataset: samples decoded and resampled once, then memory-mapped for training.
 
 samples -> pixels.u16, with a line in a journal for each -> prepared.json -> the folder is published
 
@@ -10,11 +10,11 @@ import hashlib
 import json
 import math
 import os
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,16 +25,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medtl.core import __version__
-from medtl.core.files import medtl_home, read_json, unwritable, write_json, writing
+from medtl.core.files import medtl_home, read_json, write_json, writing
 from medtl.core.parallel import work_in_order
-from medtl.core.staging import StagingFolder
+from medtl.core.staging import StagingFolder, journal_line, remove_folder
 from medtl.data.dataset_file import DATASET_FILE, check_preprocessing, dataset_of, read_record
 from medtl.data.task import Manifest, Sample
 from medtl.errors import LabelError, OutputError, ReadError
 from medtl.imaging.image import ImageWarning, find_warning
 from medtl.imaging.preprocessing import PreprocessingConfig, prepare_image
 from medtl.imaging.reader import read_series
-from medtl.imaging.series import Series
 
 FORMAT_VERSION = 4
 HEADER, PIXELS = "prepared.json", "pixels.u16"
@@ -56,8 +55,8 @@ ALONE_SECONDS = 2.0
 class PreparedDataset:
     """Prepared pixels of samples, memory-mapped: uint16 (N, C, *size), row by row the sample_ids.
 
-    refusals are the samples that could not be read or prepared, as (sample_id, error); oddities are those
-    that were and are odd all the same, as (sample_id, oddity).
+    refusals: the samples that could not be read or prepared, as (sample_id, error). warnings: what is
+    suspicious about those that could, as (sample_id, warning). key: names the pixels.
     """
 
     folder: Path
@@ -66,6 +65,7 @@ class PreparedDataset:
     content_hashes: tuple[str, ...]
     refusals: Refusals
     warnings: tuple[tuple[str, ImageWarning], ...] = ()
+    key: str = ""
 
     def rows_of(self, samples: Iterable[Sample]) -> NDArray[np.int64]:
         """Return the row of each sample."""
@@ -79,13 +79,11 @@ class PreparedDataset:
 
 
 def warning_notes(dataset: PreparedDataset) -> tuple[str, ...]:
-    """Return a line for each kind of oddity: how many images have it."""
-    counts: dict[ImageWarning, int] = defaultdict(int)
-    for _, oddity in dataset.warnings:
-        counts[oddity] += 1
+    """Return a line for each kind of warning: how many images have it."""
+    counts = Counter(warning for _, warning in dataset.warnings)
     return tuple(
-        f"{count} image{'s' * (count > 1)} of {len(dataset.sample_ids)}: {oddity.reason} ({oddity.code})"
-        for oddity, count in counts.items()
+        f"{count} image{'s' * (count > 1)} of {len(dataset.sample_ids)}: {warning.reason} ({warning.code})"
+        for warning, count in counts.items()
     )
 
 
@@ -95,7 +93,6 @@ def prepare_samples(
     *,
     folder: Path | None = None,
     progress: Progress | None = None,
-    workers: int | None = None,
 ) -> PreparedDataset:
     """Decode and prepare samples, or open what an earlier call with the same files and settings left.
 
@@ -103,39 +100,37 @@ def prepare_samples(
     goes to medtl's home. Samples of such a dataset (load_manifest) are opened where they lie.
 
     A call that was interrupted, however, is resumed; a call that runs elsewhere is waited for. A sample that
-    cannot be read is refused and the others are prepared. workers: 1 stays in this process, more are so many
-    child processes; by default child processes help once the job has proved long. None of this changes a bit
-    of the result. Raises OutputError output-unwritable, as on a full disk, or where `folder` holds anything
-    else; LabelError split-empty, where nothing could be read for it; TrainingError worker-lost; ReadError
-    dataset-damaged; ConfigError dataset-recipe.
+    cannot be read is refused and the others are prepared. Child processes help once the job has proved long.
+    None of this changes a bit of the result. Raises OutputError output-unwritable, as on a full disk or where
+    `folder` holds anything else; LabelError split-empty, where nothing could be read for it; TrainingError
+    worker-lost; ReadError dataset-damaged; ConfigError dataset-recipe.
     """
     source = dataset_of(samples)
     if source is not None:
         return open_dataset(source, samples, config)
-    key = content_key(samples, config)
-    at_users_place = folder is not None
     if folder is not None:
         _check_place(folder)
-    folder = (folder or medtl_home() / "prepared" / key).absolute()
-    refusals = _confirm_refusals(folder, samples, config, key)
+    job = Job(samples, config)
+    place = (folder or medtl_home() / "prepared" / job.key).absolute()
+    refusals = job.confirm_refusals(place)
     if refusals is not None:
-        return _open(folder, refusals)
-    staging = StagingFolder(folder, key)
-    with writing(folder.parent), staging.claim():
-        refusals = _confirm_refusals(folder, samples, config, key)
+        return _open(place, refusals)
+    staging = StagingFolder(place, job.key)
+    with writing(place.parent), staging.claim():
+        refusals = job.confirm_refusals(place)
         if refusals is not None:  # another process was faster
-            staging.discard()
-            return _open(folder, refusals)
+            remove_folder(staging.path)
+            return _open(place, refusals)
         # Perhaps it is whole already, and a process was killed before it could publish it.
-        refusals = _confirm_refusals(staging.path, samples, config, key)
+        refusals = job.confirm_refusals(staging.path)
         if refusals is None:
-            refusals = _fill(staging, samples, config, progress, workers)
-        if at_users_place and len(refusals) == len(samples):
-            staging.discard()  # an empty dataset might replace a good one
+            refusals = job.fill(staging, progress)
+        if folder is not None and len(refusals) == len(samples):
+            remove_folder(staging.path)  # an empty dataset might replace a good one
             reason = f"none of {len(refusals)} samples can be read"
             raise LabelError("split-empty", reason, fix=str(refusals[0][1]))
         staging.publish()
-        return _open(folder, refusals)
+        return _open(place, refusals)
 
 
 def open_dataset(folder: Path, samples: Sequence[Sample], config: PreprocessingConfig) -> PreparedDataset:
@@ -144,17 +139,15 @@ def open_dataset(folder: Path, samples: Sequence[Sample], config: PreprocessingC
     Raises ReadError dataset-damaged; ConfigError dataset-recipe where it was prepared with other settings.
     """
     record = read_record(folder)
-    check_preprocessing(folder, record, config.model_dump(mode="json"))
+    check_preprocessing(folder, record, config)
     header = _read_whole_header(folder, record.key)
     if header is None:
         reason = "has pixels that are incomplete or altered, or not those of its dataset.json"
         raise ReadError("dataset-damaged", reason, where=folder, fix="copy or prepare it again")
     requested = {sample.sample_id for sample in samples}
-    refusals = ((one.sample_id, one.to_error()) for one in record.refusals if one.sample_id in requested)
-    whole = _open(folder, tuple((name, error) for name, error in refusals if name is not None))
+    refusals = [(one.sample_id, one.to_error()) for one in record.refusals if one.sample_id]
+    whole = _open(folder, tuple(pair for pair in refusals if pair[0] in requested))
     rows = [row for row, name in enumerate(whole.sample_ids) if name in requested]
-    if len(rows) == len(whole.sample_ids):
-        return whole
     return replace(
         whole,
         pixels=whole.pixels[_slice_or_rows(np.array(rows, dtype=np.int64))],
@@ -166,12 +159,8 @@ def open_dataset(folder: Path, samples: Sequence[Sample], config: PreprocessingC
 
 def _check_place(folder: Path) -> None:
     """Refuse a folder that holds what medtl did not write: it would be lost."""
-    try:
-        strange = sorted(path.name for path in folder.iterdir() if path.name not in OWN_FILES)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise unwritable(folder, error) from error
+    with writing(folder):
+        strange = sorted({path.name for path in folder.iterdir()} - OWN_FILES) if folder.exists() else []
     if strange:
         reason = f"holds {strange[0]}, which is no part of a prepared dataset"
         raise OutputError("output-unwritable", reason, where=folder, fix="choose another --out")
@@ -181,41 +170,6 @@ def _slice_or_rows(rows: NDArray[np.int64]) -> slice | NDArray[np.int64]:
     """Return rows that follow each other as a slice, which numpy reads in place."""
     follow = len(rows) > 0 and bool(rows[0] >= 0) and bool((np.diff(rows) == 1).all())
     return slice(int(rows[0]), int(rows[-1]) + 1) if follow else rows
-
-
-def content_key(samples: Sequence[Sample], config: PreprocessingConfig) -> str:
-    """Return what names the pixels: the preprocessing and the identity of each source file.
-
-    Files are identified as make does: by path, size and time of change. An edit that keeps the size and sets
-    the time back is not noticed: to notice it, every file would have to be read whole each time.
-    """
-    digest = hashlib.sha256(f"{FORMAT_VERSION} {__version__} {config.model_dump_json()}".encode())
-    for sample in samples:
-        facts = []
-        for path in sample.series.files:
-            try:
-                status = path.stat()
-                facts.append((str(path.resolve()), status.st_size, status.st_mtime_ns))
-            except OSError:  # it is refused later
-                facts.append((str(path), -1, -1))
-        digest.update(json.dumps([sample.sample_id, sample.series.item, facts]).encode())
-    return digest.hexdigest()[:24]
-
-
-def _confirm_refusals(
-    folder: Path, samples: Sequence[Sample], config: PreprocessingConfig, key: str
-) -> Refusals | None:
-    """Read again what an earlier call refused; None where there is no whole dataset that still holds.
-
-    So a file that was out of reach for a moment is not left out for ever, and no error text is kept.
-    """
-    header = _read_whole_header(folder, key)
-    if header is None:
-        return None
-    refused = set(header["refused"])
-    again = [(s.sample_id, prepare_one(s.series, config)) for s in samples if s.sample_id in refused]
-    confirmed = tuple((sample_id, found) for sample_id, found in again if isinstance(found, ReadError))
-    return confirmed if len(confirmed) == len(refused) else None
 
 
 def _read_whole_header(folder: Path, key: str) -> dict[str, Any] | None:
@@ -250,116 +204,144 @@ def _open(folder: Path, refusals: Refusals) -> PreparedDataset:
         tuple(header["content_hashes"]),
         refusals,
         _warnings(header),
+        header["key"],
     )
 
 
 def _warnings(header: dict[str, Any]) -> tuple[tuple[str, ImageWarning], ...]:
-    return tuple((sample_id, ImageWarning(*oddity)) for sample_id, oddity in header["oddities"])
-
-
-def _fill(
-    staging: StagingFolder,
-    samples: Sequence[Sample],
-    config: PreprocessingConfig,
-    progress: Progress | None,
-    workers: int | None,
-) -> Refusals:
-    """Prepare the samples that the journal lacks, and write the header."""
-    entries, refusals = _resume(staging, samples, config)
-    left = samples[len(entries) :]
-    work = work_in_order(
-        partial(prepare_one, config=config), [sample.series for sample in left], workers, ALONE_SECONDS
-    )
-    with (
-        (staging.path / PIXELS).open("ab") as pixels,
-        staging.journal() as journal,
-        closing(work) as outcomes,
-    ):
-        for sample, outcome in zip(left, outcomes, strict=True):
-            entry = SampleEntry(sample.sample_id, None)
-            if isinstance(outcome, ReadError):
-                refusals.append((sample.sample_id, outcome))
-            else:
-                content = outcome.values.tobytes()
-                pixels.write(content)
-                pixels.flush()
-                entry = SampleEntry(sample.sample_id, _hash(content), outcome.oddity)
-            journal.add(entry)  # after its pixels, so that these are there wherever the line is
-            entries.append(entry)
-            if progress:
-                progress(len(entries), len(samples))
-        os.fsync(pixels.fileno())
-    kept = [entry for entry in entries if entry.content_hash is not None]
-    header = {
-        "version": FORMAT_VERSION,
-        "key": staging.key,
-        "preprocessing": config.model_dump(mode="json"),
-        "shape": [config.channels, *config.size],
-        "sample_ids": [entry.sample_id for entry in kept],
-        "content_hashes": [entry.content_hash for entry in kept],
-        "oddities": [[entry.sample_id, entry.oddity] for entry in kept if entry.oddity],
-        "refused": [entry.sample_id for entry in entries if entry.content_hash is None],
-    }
-    write_json(staging.path / HEADER, header)
-    return tuple(refusals)
+    pairs = header["warnings"] if "warnings" in header else header["oddities"]  # as medtl 0.1.0 called them
+    return tuple((sample_id, ImageWarning(*warning)) for sample_id, warning in pairs)
 
 
 class SampleEntry(NamedTuple):
-    """An entry of the journal: a sample and the hash and oddity of its pixels; no hash: it was refused."""
+    """An entry of the journal: a sample, the hash of its pixels (none: it was refused), and a warning."""
 
     sample_id: str
     content_hash: str | None
-    oddity: ImageWarning | None = None
+    warning: ImageWarning | None = None
 
 
-def _resume(
-    staging: StagingFolder, samples: Sequence[Sample], config: PreprocessingConfig
-) -> tuple[list[SampleEntry], list[tuple[str, ReadError]]]:
-    """Cut pixels and journal to the entries that hold, and return those and their refusals.
+class Outcome(NamedTuple):
+    """The result for a sample: its entry, and its pixels, uint16 (C, *size), as bytes, or why it has none."""
 
-    An entry holds where its pixels have its hash, or where its sample is refused again.
-    """
-    entries: list[SampleEntry] = []
-    refusals: list[tuple[str, ReadError]] = []
-    bytes_each = 2 * config.channels * math.prod(config.size)
-    with (staging.path / PIXELS).open("ab+") as pixels:
-        pixels.seek(0)
-        for stored, sample in zip(staging.entries(), samples, strict=False):
-            if len(stored) != 3 or stored[0] != sample.sample_id:
-                break
-            sample_id, content_hash, oddity = stored
-            if content_hash is None:
-                outcome = prepare_one(sample.series, config)
-                if not isinstance(outcome, ReadError):
+    entry: SampleEntry
+    content: bytes
+    refusal: ReadError | None = None
+
+
+def prepare_one(sample: Sample, config: PreprocessingConfig) -> Outcome:
+    """Read one sample and bring it to the grid."""
+    try:
+        image = read_series(sample.series)
+        pixels = prepare_image(image, config).pixels
+    except ReadError as error:
+        return Outcome(SampleEntry(sample.sample_id, None), b"", error)
+    content = np.round(pixels * STEPS).astype(np.uint16).tobytes()
+    return Outcome(SampleEntry(sample.sample_id, _hash(content), find_warning(image)), content)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Samples to prepare by some settings."""
+
+    samples: Sequence[Sample]
+    config: PreprocessingConfig
+
+    @cached_property
+    def key(self) -> str:
+        """What names the pixels: the preprocessing and the identity of each source file.
+
+        Files are identified as make does: by path, size and time of change. An edit that keeps the size and
+        sets the time back is not noticed: to notice it, every file would have to be read whole each time.
+        """
+        settings = self.config.model_dump_json()
+        digest = hashlib.sha256(f"{FORMAT_VERSION} {__version__} {settings}".encode())
+        for sample in self.samples:
+            facts = []
+            for path in sample.series.files:
+                try:
+                    status = path.stat()
+                    facts.append((str(path.resolve()), status.st_size, status.st_mtime_ns))
+                except OSError:  # it is refused later
+                    facts.append((str(path), -1, -1))
+            digest.update(json.dumps([sample.sample_id, sample.series.item, facts]).encode())
+        return digest.hexdigest()[:24]
+
+    def confirm_refusals(self, folder: Path) -> Refusals | None:
+        """Read again what an earlier job refused; None where there is no whole dataset that still holds.
+
+        So a file that was out of reach for a moment is not left out for ever, and no error text is kept.
+        """
+        header = _read_whole_header(folder, self.key)
+        if header is None:
+            return None
+        refused = set(header["refused"])
+        again = [prepare_one(sample, self.config) for sample in self.samples if sample.sample_id in refused]
+        confirmed = tuple((one.entry.sample_id, one.refusal) for one in again if one.refusal)
+        return confirmed if len(confirmed) == len(refused) else None
+
+    def fill(self, staging: StagingFolder, progress: Progress | None) -> Refusals:
+        """Prepare the samples that the journal lacks, and write the header."""
+        entries, refusals = self._resume(staging)
+        task, left = partial(prepare_one, config=self.config), self.samples[len(entries) :]
+        work = work_in_order(task, left, None, ALONE_SECONDS)
+        with (staging.path / PIXELS).open("ab") as pixels, staging.journal() as journal, closing(work):
+            for outcome in work:
+                if outcome.refusal:
+                    refusals.append((outcome.entry.sample_id, outcome.refusal))
+                pixels.write(outcome.content)
+                pixels.flush()
+                journal.write(journal_line(outcome.entry))  # after its pixels: where it is, they are
+                entries.append(outcome.entry)
+                if progress:
+                    progress(len(entries), len(self.samples))
+            os.fsync(pixels.fileno())
+        self._write_header(staging, entries)
+        return tuple(refusals)
+
+    def _resume(self, staging: StagingFolder) -> tuple[list[SampleEntry], list[tuple[str, ReadError]]]:
+        """Cut pixels and journal to the entries that hold, and return those and their refusals.
+
+        An entry holds where its pixels have its hash, or where its sample is refused again.
+        """
+        entries: list[SampleEntry] = []
+        refusals: list[tuple[str, ReadError]] = []
+        bytes_each = 2 * self.config.channels * math.prod(self.config.size)
+        with (staging.path / PIXELS).open("ab+") as pixels:
+            pixels.seek(0)
+            for stored, sample in zip(staging.entries(), self.samples, strict=False):
+                if len(stored) != 3 or stored[0] != sample.sample_id:
                     break
-                refusals.append((sample_id, outcome))
-            elif content_hash != _hash(pixels.read(bytes_each)):
-                break
-            entries.append(SampleEntry(sample_id, content_hash, ImageWarning(*oddity) if oddity else None))
-        pixels.truncate(bytes_each * (len(entries) - len(refusals)))
-    staging.begin(entries, keep=PIXELS)
-    return entries, refusals
+                entry = SampleEntry(*stored)
+                if entry.content_hash is None:
+                    refusal = prepare_one(sample, self.config).refusal
+                    if refusal is None:
+                        break
+                    refusals.append((entry.sample_id, refusal))
+                elif entry.content_hash != _hash(pixels.read(bytes_each)):
+                    break
+                entries.append(entry)
+            pixels.truncate(bytes_each * (len(entries) - len(refusals)))
+        staging.begin(entries, keep=PIXELS)
+        return entries, refusals
+
+    def _write_header(self, staging: StagingFolder, entries: Sequence[SampleEntry]) -> None:
+        kept = [entry for entry in entries if entry.content_hash is not None]
+        header = {
+            "version": FORMAT_VERSION,
+            "key": staging.key,
+            "preprocessing": self.config.model_dump(mode="json"),
+            "shape": [self.config.channels, *self.config.size],
+            "sample_ids": [entry.sample_id for entry in kept],
+            "content_hashes": [entry.content_hash for entry in kept],
+            "warnings": [[entry.sample_id, entry.warning] for entry in kept if entry.warning],
+            "refused": [entry.sample_id for entry in entries if entry.content_hash is None],
+        }
+        write_json(staging.path / HEADER, header)
 
 
 def _hash(pixels: bytes) -> str:
     return hashlib.sha256(pixels).hexdigest()[:24]
-
-
-class Pixels(NamedTuple):
-    """Prepared pixels of one image, uint16 (C, *size), and what is odd about the image."""
-
-    values: NDArray[np.uint16]
-    oddity: ImageWarning | None
-
-
-def prepare_one(series: Series, config: PreprocessingConfig) -> Pixels | ReadError:
-    """Read one series and bring it to the grid."""
-    try:
-        image = read_series(series)
-        pixels = prepare_image(image, config).pixels
-    except ReadError as error:
-        return error
-    return Pixels(np.round(pixels * STEPS).astype(np.uint16), find_warning(image))
 
 
 def all_refusals(manifest: Manifest, prepared: PreparedDataset) -> tuple[ReadError, ...]:

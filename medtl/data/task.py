@@ -1,11 +1,11 @@
 """The task and its samples: the classes, what the user says about them, and their order."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, model_validator
 
 from medtl.errors import ReadError
 from medtl.imaging.series import Series
@@ -39,14 +39,12 @@ class Task:
         return self.classes[-1:] if self.kind == "binary" else self.classes
 
 
-class TaskConfig(BaseModel):
+class TaskConfig(BaseModel, extra="forbid", frozen=True, coerce_numbers_to_str=True):
     """What the user says about the task; the label table says the rest.
 
     classes: in the order of the outputs; in binary the last one is positive. Needed for a table with one
     column per class, unless those columns are named label_<class>.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
     kind: TaskKind | None = None
     classes: tuple[str, ...] | None = None
@@ -59,14 +57,13 @@ class TaskConfig(BaseModel):
         classes = self.classes
         if classes is None:
             return self
-        if len(set(classes)) != len(classes) or not all(name.strip() == name != "" for name in classes):
+        if len(set(classes)) != len(classes) or any(not name or name != name.strip() for name in classes):
             raise ValueError("classes must be different, and neither empty nor padded with spaces")
-        if len(classes) < 2 or (self.kind == "binary" and len(classes) != 2):
-            raise ValueError(
-                f"{self.kind or 'a'} task with {len(classes)} classes: name two or more (binary: two)"
-            )
         if any("|" in name for name in classes):
             raise ValueError("a class name may not hold '|'")
+        if len(classes) < 2 or (self.kind == "binary" and len(classes) != 2):
+            what = f"{self.kind or 'a'} task with {len(classes)} classes"
+            raise ValueError(f"{what}: name two or more (binary: two)")
         return self
 
 
@@ -103,21 +100,23 @@ class Sample:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The samples of one task. notes: one plain line for each thing that the user should know.
+    """The samples of one task. remarks: one plain line for each thing that the user should know.
 
     refusals: labelled inputs that were found and cannot be read; no sample stands for them.
     """
 
     task: Task
     samples: tuple[Sample, ...]
-    notes: tuple[str, ...]
+    remarks: tuple[str, ...]
     refusals: tuple[ReadError, ...] = ()
 
-
-def refusal_notes(refusals: Sequence[ReadError]) -> tuple[str, ...]:
-    """Return the line that counts labelled inputs that cannot be read."""
-    text = "labelled inputs that cannot be read and are left out"
-    return (f"{text}: {len(refusals)}, first {refusals[0]}",) if refusals else ()
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The remarks, and a line that counts the refusals."""
+        if not self.refusals:
+            return self.remarks
+        text = "labelled inputs that cannot be read and are left out"
+        return (*self.remarks, f"{text}: {len(self.refusals)}, first {self.refusals[0]}")
 
 
 def has_patient_id(sample: Sample) -> bool:

@@ -7,7 +7,6 @@ function, for which it needs many samples, and may introduce ties.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from scipy.special import expit, log_expit, log_softmax, softmax
 
 from medtl.data.task import Task, TaskKind
-from medtl.evaluation.metrics import Floats, one_vs_rest
+from medtl.evaluation.metrics import Floats, Questions
 
 # Beyond these temperatures every probability is close to a half, or to 0 and 1.
 LOWEST, HIGHEST = 0.05, 20.0
@@ -47,60 +46,42 @@ class Calibration(BaseModel):
     steps: tuple[Steps, ...] = ()
 
 
-@dataclass(frozen=True)
-class FittedCalibration:
-    """A calibration, None if the probabilities stay as they are, and the line that reports it."""
-
-    calibration: Calibration | None
-    note: str
-
-
 CalibrationMethod = Literal["auto", "none", "temperature", "isotonic"]
 
 
 def fit_calibration(
     logits: NDArray, targets: NDArray, task: Task, method: CalibrationMethod = "auto"
-) -> FittedCalibration:
-    """Fit a calibration on validation logits (N, K).
+) -> tuple[Calibration | None, str]:
+    """Fit a calibration on validation logits (N, K), and return it with the line that reports it.
 
-    auto: temperature if it lowers the negative log-likelihood of the validation data.
+    None: the probabilities stay as they are. auto: temperature if it lowers the negative log-likelihood of
+    the validation data.
     """
     if method == "none":
-        return FittedCalibration(None, "probabilities are not calibrated, as the recipe says")
-    before = negative_log_likelihood(logits, targets, task.kind)
+        return None, "probabilities are not calibrated, as the recipe says"
     if method == "isotonic":
-        questions = one_vs_rest(to_probabilities(logits, task.kind), targets, task.kind)
+        questions = Questions(to_probabilities(logits, task.kind), targets, task)
         steps = tuple(_fit_isotonic(*column) for column in questions.columns)
         calibration = Calibration(method="isotonic", steps=steps)
-        return FittedCalibration(calibration, "probabilities are calibrated by isotonic regression")
+        return calibration, "probabilities are calibrated by isotonic regression"
     temperatures = _fit_temperatures(np.asarray(logits, np.float64), np.asarray(targets), task.kind)
     calibration = Calibration(method="temperature", temperatures=temperatures)
-    after = negative_log_likelihood(logits, targets, task.kind, calibration)
+    before = negative_log_likelihood(logits, targets, task.kind)
+    after = negative_log_likelihood(logits, targets, task.kind, temperatures)
     shown = ", ".join(f"{temperature:.2f}" for temperature in temperatures)
     change = f"negative log-likelihood on validation data {before:.3f} -> {after:.3f}"
     if max(temperatures) > 0.99 * HIGHEST:
         change += "; the temperature is at its bound: the probabilities carry no information"
     if method == "auto" and not after < before - SMALLEST_GAIN:
-        return FittedCalibration(None, f"probabilities stay as they are: temperature {shown} gives {change}")
-    return FittedCalibration(calibration, f"probabilities are calibrated by temperature {shown}: {change}")
+        return None, f"probabilities stay as they are: temperature {shown} gives {change}"
+    return calibration, f"probabilities are calibrated by temperature {shown}: {change}"
 
 
 def negative_log_likelihood(
-    logits: NDArray, targets: NDArray, kind: TaskKind, calibration: Calibration | None = None
+    logits: NDArray, targets: NDArray, kind: TaskKind, temperatures: tuple[float, ...] = (1.0,)
 ) -> float:
     """Return the mean over samples, in multilabel over labels, of minus the log of the true class."""
-    scaled = np.asarray(logits, np.float64)
-    if calibration is not None and calibration.steps:
-        probabilities = to_probabilities(scaled, kind, calibration)
-        questions = one_vs_rest(probabilities, targets, kind)
-        if kind == "multiclass":
-            of_truth = probabilities[np.arange(len(probabilities)), np.asarray(targets)]
-        else:
-            known = np.isfinite(questions.truth)
-            of_truth = np.where(questions.truth == 1, questions.scores, 1 - questions.scores)[known]
-        return float(-np.log(np.maximum(of_truth, np.finfo(float).tiny)).mean())
-    if calibration is not None:
-        scaled = scaled / np.asarray(calibration.temperatures)
+    scaled = np.asarray(logits, np.float64) / temperatures
     if kind == "multilabel":
         known, sign = np.isfinite(targets), np.where(targets == 1, 1.0, -1.0)
         return float(-log_expit(sign * scaled)[known].mean())

@@ -20,29 +20,19 @@ from medtl.evaluation.evaluate import Evaluation, evaluate
 from medtl.evaluation.intervals import (
     Interval,
     Placements,
-    clustered_error,
-    index_patients,
+    error_of_mean,
     interval_json,
     normal_interval,
     percentile_interval,
     place_all,
-    standard_error,
-    unbounded,
 )
-from medtl.evaluation.metrics import Floats, one_vs_rest
+from medtl.evaluation.metrics import Floats, Questions
 from medtl.evaluation.predictions import Predictions
 
 # In the order of tables and pages.
 COMPARED = (
-    "auroc",
-    "auprc",
-    "sensitivity",
-    "specificity",
-    "balanced_accuracy",
-    "accuracy",
-    "f1",
-    "mcc",
-    "brier",
+    *("auroc", "auprc", "sensitivity", "specificity"),
+    *("balanced_accuracy", "accuracy", "f1", "mcc", "brier"),
 )
 
 
@@ -110,7 +100,11 @@ def compare(
     """Evaluate aligned candidates, and compare each with the reference, in the order given."""
     evaluated = [_evaluate(one, task, resamples) for one in candidates]
     base = next(one for one in evaluated if one.name == reference)
-    differences = {one.name: _differences(one, base) for one in evaluated if one is not base}
+    differences = {
+        one.name: {metric: _difference(one, base, metric) for metric in COMPARED}
+        for one in evaluated
+        if one is not base
+    }
     for metric in COMPARED:
         adjusted = holm([by_metric[metric].p for by_metric in differences.values()])
         for by_metric, p in zip(differences.values(), adjusted.tolist(), strict=True):
@@ -125,19 +119,16 @@ def auroc_difference(
 
     No bounds if there is no spread; p is 1 if there is neither a difference nor a spread.
     """
-    pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if not math.isnan(a.area - b.area)]
-    if not pairs:
-        return Difference(unbounded(math.nan), math.nan)
-    value = float(np.mean([a.area - b.area for a, b in pairs]))
-    if len(pairs) == 1:
-        ((a, b),) = pairs
-        error = standard_error(replace(a, influence=a.influence - b.influence))
-    else:
-        influence: Floats = np.mean([a.influence - b.influence for a, b in pairs], axis=0)
-        labelled = np.any([a.positive | a.negative for a, _ in pairs], axis=0)
-        error = clustered_error(influence[labelled], pairs[0][0].patients[labelled])
+    apart = [
+        replace(a, area=a.area - b.area, influence=a.influence - b.influence)
+        for a, b in zip(ours, theirs, strict=True)
+        if not math.isnan(a.area - b.area)
+    ]
+    if not apart:
+        return Difference(Interval(math.nan), math.nan)
+    value, error = float(np.mean([placed.area for placed in apart])), error_of_mean(apart)
     if not error > 0:
-        return Difference(unbounded(value), 1.0 if value == 0 and error == 0 else math.nan)
+        return Difference(Interval(value), 1.0 if value == 0 and error == 0 else math.nan)
     bounds = normal_interval(value, error, confidence)
     within = Interval(value, max(bounds.low, -1.0), min(bounds.high, 1.0))
     return Difference(within, float(2 * ndtr(-abs(value) / error)))
@@ -161,17 +152,16 @@ def to_json(runs: Sequence[Compared]) -> list[dict[str, Any]]:
             "recipe": dict(one.recipe),
             "metrics": {name: interval_json(one.evaluation.metrics[name]) for name in COMPARED},
             "differences": {
-                name: interval_json(difference.interval)
-                | {"p": _or_none(difference.p), "p_holm": _or_none(difference.p_holm)}
+                name: {
+                    **interval_json(difference.interval),
+                    "p": None if math.isnan(difference.p) else difference.p,
+                    "p_holm": None if math.isnan(difference.p_holm) else difference.p_holm,
+                }
                 for name, difference in one.differences.items()
             },
         }
         for one in runs
     ]
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def _in_order(predictions: Predictions, order: Sequence[str]) -> Predictions:
@@ -187,23 +177,19 @@ def _in_order(predictions: Predictions, order: Sequence[str]) -> Predictions:
 
 
 def _evaluate(one: Candidate, task: Task, resamples: int) -> Compared:
-    predictions = one.predictions
-    truth, patients = predictions.targets, predictions.patients
-    evaluation = evaluate(
-        predictions.probabilities, truth, task, patients, one.thresholds, resamples=resamples
-    )
-    placed = place_all(one_vs_rest(predictions.probabilities, truth, task.kind), index_patients(patients))
-    return Compared(one.name, one.recipe, evaluation, tuple(placed), {})
+    read = one.predictions
+    questions = Questions(read.probabilities, read.targets, task, read.patients)
+    evaluation = evaluate(questions, one.thresholds, resamples=resamples)
+    return Compared(one.name, one.recipe, evaluation, tuple(place_all(questions)), {})
 
 
-def _differences(one: Compared, base: Compared) -> dict[str, Difference]:
-    confidence = base.evaluation.confidence
-    resampled = {name: _resampled_difference(one, base, name) for name in COMPARED if name != "auroc"}
-    return {"auroc": auroc_difference(one.placements, base.placements, confidence), **resampled}
+def _difference(one: Compared, base: Compared, name: str) -> Difference:
+    """Return the difference of a metric; except for areas, its bounds are percentiles over the resamples.
 
-
-def _resampled_difference(one: Compared, base: Compared, name: str) -> Difference:
-    """Return the difference with its percentiles, and twice the share of resamples on the other side of 0."""
+    p is twice the share of resamples on the other side of 0.
+    """
+    if name == "auroc":
+        return auroc_difference(one.placements, base.placements, base.evaluation.confidence)
     value = one.evaluation.metrics[name].value - base.evaluation.metrics[name].value
     drawn = one.evaluation.drawn[name] - base.evaluation.drawn[name]
     if one.evaluation.patients < 2:

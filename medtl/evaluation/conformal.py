@@ -11,62 +11,29 @@ The validation data also chose the checkpoint and its calibration, which the the
 counts is the coverage on data that the run never saw, which `measure_coverage` gives.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from medtl.data.task import Task
 from medtl.evaluation.calibration import ConformalFloors
-from medtl.evaluation.intervals import Interval, index_patients, interval_json, intervals_json, share_interval
-from medtl.evaluation.metrics import Floats
+from medtl.evaluation.intervals import interval_json, share_interval
+from medtl.evaluation.metrics import Flags, Floats, Questions
 
 UNDECIDED = "?"
 
 
-@dataclass(frozen=True)
-class Coverage:
-    """The coverage of prediction sets on labelled data.
-
-    coverage: how often the truth is in the set; in multilabel over all labelled findings. by_class: of the
-    samples of each class. sizes: how many samples have a set of each size; in multilabel how many findings
-    are decided (1) or not (2).
-    """
-
-    promised: float
-    coverage: Interval
-    by_class: Mapping[str, Interval]
-    sizes: Mapping[int, int]
-
-
-def fit_floors(
-    probabilities: ArrayLike,
-    targets: ArrayLike,
-    task: Task,
-    patients: Sequence[str],
-    promised: float = 0.9,
-) -> ConformalFloors:
-    """Find the floors on validation data: probabilities (N, K), as calibrated."""
-    scores, truth = np.asarray(probabilities, np.float64), np.asarray(targets)
-    patient_of = index_patients(patients)
-    classes = range(len(task.classes))
-    if task.kind == "multilabel":
-        present = [_find_floor(scores[:, k], truth[:, k] == 1, patient_of, promised) for k in classes]
-        absent = [_find_floor(1 - scores[:, k], truth[:, k] == 0, patient_of, promised) for k in classes]
-    else:
-        present = [_find_floor(scores[:, k], truth == k, patient_of, promised) for k in classes]
-        absent = []
-    floors, counts = zip(*present, strict=True)
-    absent_floors, absent_counts = zip(*absent, strict=True) if absent else ((), ())
-    return ConformalFloors(
-        promised=promised,
-        floors=floors,
-        absent_floors=absent_floors,
-        patients=counts,
-        absent_patients=absent_counts,
-    )
+def fit_floors(questions: Questions, promised: float = 0.9) -> ConformalFloors:
+    """Find the floors on validation data, whose probabilities are calibrated."""
+    scores, several = questions.probabilities, questions.task.kind == "multilabel"
+    among = questions.targets == 1 if several else questions.of_class
+    floors, patients = _find_floors(scores, among, questions.patient_of, promised)
+    found = ConformalFloors(promised=promised, floors=floors, patients=patients)
+    if not several:
+        return found
+    absent, counts = _find_floors(1 - scores, questions.targets == 0, questions.patient_of, promised)
+    return found.model_copy(update={"absent_floors": absent, "absent_patients": counts})
 
 
 def in_sets(probabilities: Floats, floors: ConformalFloors) -> NDArray[np.bool_]:
@@ -102,57 +69,51 @@ def set_texts(probabilities: Floats, floors: ConformalFloors, task: Task) -> lis
 
 
 def measure_coverage(
-    probabilities: ArrayLike,
-    targets: ArrayLike,
-    task: Task,
-    patients: Sequence[str],
-    floors: ConformalFloors,
-    confidence: float = 0.95,
-) -> Coverage:
-    """Return how often the truth is in the set on labelled data, with intervals by patient."""
-    scores, truth = np.asarray(probabilities, np.float64), np.asarray(targets)
-    patient_of = index_patients(patients)
-    members = in_sets(scores, floors)
+    questions: Questions, floors: ConformalFloors, confidence: float = 0.95
+) -> dict[str, Any]:
+    """Return how often the truth is in the set on labelled data, with intervals by patient, as plain data.
+
+    {promised, coverage, by_class {class: {value, low, high}}, sizes {size: count}}. In multilabel the
+    coverage is over all labelled findings, and of the sizes 1 is a decided finding, 2 an undecided one.
+    """
+    truth, task, patient_of = questions.targets, questions.task, questions.patient_of
+    members = in_sets(questions.probabilities, floors)
     if task.kind == "multilabel":
         known, among = np.isfinite(truth), truth == 1
         covered = np.where(among, members[..., 1], members[..., 0]) & known
         sizes = members.sum(axis=-1)[known]
     else:
-        known = among = truth[:, None] == np.arange(len(task.classes))
+        known = among = questions.of_class
         covered, sizes = members & among, members.sum(axis=1)
     places = np.broadcast_to(patient_of[:, None], known.shape)
     columns = zip(task.classes, covered.T, among.T, strict=True)
-    return Coverage(
-        floors.promised,
-        share_interval(covered[known], np.ones(int(known.sum()), bool), places[known], confidence),
-        {name: share_interval(c, a, patient_of, confidence) for name, c, a in columns},
-        {int(size): int(count) for size, count in zip(*np.unique(sizes, return_counts=True), strict=True)},
-    )
-
-
-def coverage_json(coverage: Coverage) -> dict[str, Any]:
-    """Return plain data: {promised, coverage, by_class {class: {value, low, high}}, sizes {size: count}}."""
+    all_of_them = np.ones(int(known.sum()), bool)
     return {
-        "promised": coverage.promised,
-        "coverage": interval_json(coverage.coverage),
-        "by_class": intervals_json(coverage.by_class),
-        "sizes": {str(size): count for size, count in coverage.sizes.items()},
+        "promised": floors.promised,
+        "coverage": interval_json(share_interval(covered[known], all_of_them, places[known], confidence)),
+        "by_class": {
+            name: interval_json(share_interval(c, a, patient_of, confidence)) for name, c, a in columns
+        },
+        "sizes": {
+            str(size): int(count) for size, count in zip(*np.unique(sizes, return_counts=True), strict=True)
+        },
     }
 
 
-def _find_floor(
-    scores: Floats, among: NDArray[np.bool_], patient_of: NDArray[np.int64], promised: float
-) -> tuple[float, int]:
-    """Return the floor of one answer and how many patients it comes from.
+def _find_floors(
+    scores: Floats, among: Flags, patient_of: NDArray[np.int64], promised: float
+) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """Return the floor of each answer and how many patients it comes from; scores, among: (N, K).
 
     The highest probability such that at most a share 1 - promised of the patients' weights lies below it,
     counting one further patient, the new one, as below.
     """
-    values = scores[among]
-    _, place, samples = np.unique(patient_of[among], return_inverse=True, return_counts=True)
-    weights = 1 / samples[place]
-    allowed = (1 - promised) * (len(samples) + 1) + 1e-9
-    order = np.argsort(values, kind="stable")
-    below = 1 + np.concatenate([[0.0], np.cumsum(weights[order])[:-1]])
-    fitting = np.flatnonzero(below <= allowed)
-    return (float(values[order][fitting[-1]]) if len(fitting) else 0.0), len(samples)
+    floors, patients = [], []
+    for column, flags in zip(scores.T, among.T, strict=True):
+        _, place, samples = np.unique(patient_of[flags], return_inverse=True, return_counts=True)
+        order = np.argsort(column[flags], kind="stable")
+        below = 1 + np.concatenate([[0.0], np.cumsum(1 / samples[place][order])[:-1]])
+        fitting = np.flatnonzero(below <= (1 - promised) * (len(samples) + 1) + 1e-9)
+        floors.append(float(column[flags][order][fitting[-1]]) if len(fitting) else 0.0)
+        patients.append(len(samples))
+    return tuple(floors), tuple(patients)

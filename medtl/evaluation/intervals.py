@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv, expit, logit
 
-from medtl.evaluation.metrics import Flags, Floats, Questions
+from medtl.evaluation.metrics import Flags, Floats, Questions, index_patients
 
 FEWEST_DEFINED = 0.5  # with a smaller share of resamples an interval would describe a biased selection
 SAME = 1e-12
@@ -21,11 +21,11 @@ SAME = 1e-12
 
 @dataclass(frozen=True)
 class Interval:
-    """A metric with the bounds of its interval; NaN is undefined."""
+    """A metric with the bounds of its interval, if they are known; NaN is undefined."""
 
     value: float
-    low: float
-    high: float
+    low: float = math.nan
+    high: float = math.nan
 
 
 def interval_json(interval: Interval) -> dict[str, float | bool | None]:
@@ -39,19 +39,9 @@ def intervals_json(by_name: Mapping[str, Interval]) -> dict[str, dict[str, float
     return {name: interval_json(interval) for name, interval in by_name.items()}
 
 
-def unbounded(value: float) -> Interval:
-    """Return a value without an interval."""
-    return Interval(value, math.nan, math.nan)
-
-
 def normal_quantile(confidence: float) -> float:
     """Return how many standard errors an interval reaches to each side."""
     return NormalDist().inv_cdf((1 + confidence) / 2)
-
-
-def index_patients(patients: Sequence[str] | NDArray) -> NDArray[np.int64]:
-    """Return the number (N,) of each sample's patient, counted from 0."""
-    return np.unique(np.asarray(patients), return_inverse=True)[1]
 
 
 def clustered_error(contributions: Floats, patient_of: NDArray[np.int64]) -> float:
@@ -67,7 +57,7 @@ def logit_interval(value: float, error: float, confidence: float) -> Interval:
     error: the standard error of the value itself (delta method; Pepe 2003, section 5.2.3).
     """
     if not 0 < value < 1 or not math.isfinite(error):
-        return unbounded(value)
+        return Interval(value)
     reach = normal_quantile(confidence) * error / (value * (1 - value))
     return Interval(value, *(float(expit(logit(value) + side)) for side in (-reach, reach)))
 
@@ -80,8 +70,6 @@ def normal_interval(value: float, error: float, confidence: float) -> Interval:
 
 def exact_interval(hits: int, trials: int, confidence: float) -> Interval:
     """Return the interval of Clopper and Pearson (1934) for a share of independent trials."""
-    if trials < 1:
-        return unbounded(math.nan)
     tail, misses = (1 - confidence) / 2, trials - hits
     low = float(betaincinv(hits, misses + 1, tail)) if hits else 0.0
     high = float(betaincinv(hits + 1, misses, 1 - tail)) if misses else 1.0
@@ -90,8 +78,6 @@ def exact_interval(hits: int, trials: int, confidence: float) -> Interval:
 
 def wilson_interval(share: float, trials: float, confidence: float) -> Interval:
     """Return Wilson's score interval (1927) of a share; trials may be a fraction."""
-    if not math.isfinite(share) or not trials > 0:
-        return unbounded(share)
     z = normal_quantile(confidence)
     scale = 1 + z * z / trials
     middle = (share + z * z / (2 * trials)) / scale
@@ -108,11 +94,11 @@ def share_interval(hits: Flags, among: Flags, patient_of: NDArray[np.int64], con
     patient counts once.
     """
     if not among.any():
-        return unbounded(math.nan)
+        return Interval(math.nan)
     flags, patients = hits[among].astype(np.float64), patient_of[among]
     share, count, groups = float(flags.mean()), len(flags), len(np.unique(patients))
     if len(np.unique(patient_of)) < 2:
-        return unbounded(share)
+        return Interval(share)
     if groups == count or not 0 < share < 1:
         return wilson_interval(share, groups, confidence)
     error = clustered_error((flags - share) / count, patients)
@@ -124,9 +110,9 @@ def percentile_interval(value: float, drawn: Floats, confidence: float) -> Inter
     """Return the percentiles of resamples (B,); no bounds if most are undefined, or if all are equal."""
     defined = drawn[~np.isnan(drawn)]
     if math.isnan(value) or not len(defined) or len(defined) < FEWEST_DEFINED * len(drawn):
-        return unbounded(value)
-    if len(defined) > 1 and np.ptp(defined) < SAME:
-        return unbounded(value)
+        return Interval(value)
+    if np.ptp(defined) < SAME:
+        return Interval(value)
     tail = (1 - confidence) / 2
     low, high = np.quantile(defined, [tail, 1 - tail])
     return Interval(value, float(low), float(high))
@@ -140,7 +126,7 @@ def mean_of_bounds(value: float, parts: list[Interval]) -> Interval:
     """
     known = [part for part in parts if not math.isnan(part.value)]
     if not known or any(math.isnan(part.low) for part in known):
-        return unbounded(value)
+        return Interval(value)
     low, high = (sum(getattr(part, side) for part in known) / len(known) for side in ("low", "high"))
     return Interval(value, low, high)
 
@@ -170,9 +156,9 @@ class Placements:
     pairs: int
 
 
-def place_all(questions: Questions, patient_of: NDArray[np.int64]) -> list[Placements]:
+def place_all(questions: Questions) -> list[Placements]:
     """Return the placements of each question."""
-    return [place(scores, truth, patient_of) for scores, truth in questions.columns]
+    return [place(scores, truth, questions.patient_of) for scores, truth in questions.columns]
 
 
 def place(scores: Floats, truth: Floats, patient_of: NDArray[np.int64]) -> Placements:
@@ -200,22 +186,29 @@ def standard_error(placed: Placements) -> float:
 
     With one sample a patient it is DeLong's.
     """
-    patient_of = index_patients(placed.patients)
-    mine = np.bincount(patient_of, weights=placed.influence * placed.positive)
-    others = np.bincount(patient_of, weights=placed.influence * placed.negative)
-    counts = [len(np.unique(patient_of[among])) for among in (placed.positive, placed.negative)]
-    labelled = len(np.unique(patient_of[placed.positive | placed.negative]))
+    among = placed.positive, placed.negative
+    mine, others = (np.bincount(placed.patients, weights=placed.influence * flags) for flags in among)
+    counts = [len(np.unique(placed.patients[flags])) for flags in (*among, placed.positive | placed.negative)]
     if min(counts) < 2:
         return math.nan
-    first, second, both = (count / (count - 1) for count in (*counts, labelled))
+    first, second, both = (count / (count - 1) for count in counts)
     variance = first * (mine @ mine) + second * (others @ others) + 2 * both * (mine @ others)
     return math.sqrt(max(float(variance), 0.0))
+
+
+def error_of_mean(each: Sequence[Placements]) -> float:
+    """Return the standard error of the mean of areas of several questions about the same samples."""
+    if len(each) == 1:
+        return standard_error(each[0])
+    influence: Floats = np.mean([placed.influence for placed in each], axis=0)
+    labelled = np.any([placed.positive | placed.negative for placed in each], axis=0)
+    return clustered_error(influence[labelled], each[0].patients[labelled])
 
 
 def auroc_interval(placed: Placements, confidence: float) -> Interval:
     """Return an area with its interval; no bounds if there are no two patients to compare."""
     if math.isnan(placed.area) or placed.pairs < 1:
-        return unbounded(placed.area)
+        return Interval(placed.area)
     if placed.area in (0.0, 1.0):
         bounds = exact_interval(round(placed.area * placed.pairs), placed.pairs, confidence)
         return Interval(placed.area, bounds.low, bounds.high)
@@ -226,11 +219,8 @@ def mean_auroc_interval(each: Sequence[Placements], confidence: float) -> Interv
     """Return the mean of the defined areas of several questions about the same samples."""
     defined = [placed for placed in each if not math.isnan(placed.area)]
     if len(defined) < 2:
-        return auroc_interval(defined[0], confidence) if defined else unbounded(math.nan)
+        return auroc_interval(defined[0], confidence) if defined else Interval(math.nan)
     area = float(np.mean([placed.area for placed in defined]))
     if area in (0.0, 1.0):
         return mean_of_bounds(area, [auroc_interval(placed, confidence) for placed in defined])
-    influence = np.mean([placed.influence for placed in defined], axis=0)
-    labelled = np.any([placed.positive | placed.negative for placed in defined], axis=0)
-    error = clustered_error(influence[labelled], defined[0].patients[labelled])
-    return logit_interval(area, error, confidence)
+    return logit_interval(area, error_of_mean(defined), confidence)

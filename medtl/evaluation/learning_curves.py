@@ -6,13 +6,13 @@ the mean of their areas, with the range over the seeds; a run that repeats a see
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from medtl.evaluation.comparison import Compared, Difference, auroc_difference, holm
+from medtl.evaluation.comparison import Compared, auroc_difference, holm
 from medtl.evaluation.intervals import Placements, interval_json
 
 SCRATCH = "scratch"
@@ -29,23 +29,6 @@ class CurvePoint:
     high: float
     seeds: int
     placements: tuple[Placements, ...]
-
-
-@dataclass(frozen=True)
-class Worth:
-    """`name` with `labels` labels is better than scratch with up to `beaten`, which is more.
-
-    reached: with how many labels scratch is as good; None if it never is.
-    """
-
-    name: str
-    labels: float
-    beaten: float
-    reached: float | None
-    value: float
-    beaten_value: float
-    seeds: tuple[int, int]
-    difference: Difference
 
 
 def learning_curves(runs: Sequence[Compared]) -> dict[str, list[CurvePoint]]:
@@ -77,48 +60,49 @@ def repeated_seeds(runs: Sequence[Compared]) -> dict[str, str]:
     return {name: earlier for name, earlier in named.items() if earlier != name}
 
 
-def worth_in_labels(curves: Mapping[str, Sequence[CurvePoint]], confidence: float = 0.95) -> Worth | None:
+def worth_in_labels(
+    curves: Mapping[str, Sequence[CurvePoint]], confidence: float = 0.95
+) -> dict[str, Any] | None:
     """Return the largest saving of labels that the data show, None if they show none.
+
+    {name, labels, beaten, reached, value, beaten_value, seeds, difference}: `name` with `labels` labels is
+    better than scratch with up to `beaten`, which is more; with `reached` scratch is as good, None if it
+    never is.
 
     A saving must hold for new patients (paired DeLong between means over seeds, adjusted after Holm for all
     pairs that were tested) and for every seed (the ranges do not overlap). There is none if scratch is as
     good with fewer labels than those beaten: its curve need not rise.
     """
     pairs = [
-        (name, ours, theirs, auroc_difference(ours.placements, theirs.placements, confidence))
-        for name, points in curves.items()
-        for scratch in [_scratch_of(name, curves)]
+        (name, ours, theirs, scratch, auroc_difference(ours.placements, theirs.placements, confidence))
+        for name, points, scratch in _beside_scratch(curves)
         for ours in points
         for theirs in scratch
-        if ours.labels < theirs.labels and scratch is not points
+        if ours.labels < theirs.labels
     ]
-    adjusted = holm([difference.p for *_, difference in pairs])
-    shown = [
-        Worth(
-            name,
-            ours.labels,
-            theirs.labels,
-            min((p.labels for p in _scratch_of(name, curves) if p.value >= ours.value), default=None),
-            ours.value,
-            theirs.value,
-            (ours.seeds, theirs.seeds),
-            replace(difference, p_holm=float(p)),
-        )
-        for (name, ours, theirs, difference), p in zip(pairs, adjusted, strict=True)
-        if difference.interval.value > 0 and p < CERTAIN and ours.low > theirs.high
-    ]
-    shown = [worth for worth in shown if worth.reached is None or worth.reached > worth.beaten]
-    return max(shown, key=lambda worth: (worth.beaten / worth.labels, worth.value), default=None)
+    adjusted = holm([difference.p for *_, difference in pairs]).tolist()
+    shown: list[dict[str, Any]] = []
+    for (name, ours, theirs, scratch, difference), p in zip(pairs, adjusted, strict=True):
+        reached = min((point.labels for point in scratch if point.value >= ours.value), default=None)
+        certain = difference.interval.value > 0 and p < CERTAIN and ours.low > theirs.high
+        if certain and (reached is None or reached > theirs.labels):
+            saving = {
+                "name": name,
+                "labels": ours.labels,
+                "beaten": theirs.labels,
+                "reached": reached,
+                "value": ours.value,
+                "beaten_value": theirs.value,
+                "seeds": [ours.seeds, theirs.seeds],
+                "difference": {**interval_json(difference.interval), "p_holm": p},
+            }
+            shown.append(saving)
+    return max(shown, key=lambda one: (one["beaten"] / one["labels"], one["value"]), default=None)
 
 
 def has_more_of_scratch(curves: Mapping[str, Sequence[CurvePoint]]) -> bool:
     """Say whether a saving could be shown for any schedule: scratch had more labels."""
-    return any(
-        points[0].labels < scratch[-1].labels
-        for name, points in curves.items()
-        for scratch in [_scratch_of(name, curves)]
-        if scratch and scratch is not points
-    )
+    return any(points[0].labels < scratch[-1].labels for _, points, scratch in _beside_scratch(curves))
 
 
 def curves_json(curves: Mapping[str, Sequence[CurvePoint]]) -> list[dict[str, Any]]:
@@ -130,27 +114,23 @@ def curves_json(curves: Mapping[str, Sequence[CurvePoint]]) -> list[dict[str, An
     ]
 
 
-def worth_json(worth: Worth | None) -> dict[str, Any] | None:
-    """Return plain data, None if no saving is shown."""
-    if worth is None:
-        return None
-    difference = {**interval_json(worth.difference.interval), "p_holm": worth.difference.p_holm}
-    return {**asdict(worth), "seeds": list(worth.seeds), "difference": difference}
-
-
 def _with_area(runs: Sequence[Compared]) -> list[Compared]:
     return [one for one in runs if one.recipe and not math.isnan(one.evaluation.metrics["auroc"].value)]
 
 
 def _budget(one: Compared) -> int:
-    budget: int = one.recipe["label_budget"] or one.recipe["labels"]
-    return budget
+    return int(one.recipe["label_budget"] or one.recipe["labels"])
 
 
-def _scratch_of(name: str, curves: Mapping[str, Sequence[CurvePoint]]) -> Sequence[CurvePoint]:
-    """Return the curve of the same backbone from scratch, empty if there is none."""
-    _, comma, backbone = name.partition(", ")
-    return curves.get(SCRATCH + comma + backbone, ())
+def _beside_scratch(
+    curves: Mapping[str, Sequence[CurvePoint]],
+) -> Iterator[tuple[str, Sequence[CurvePoint], Sequence[CurvePoint]]]:
+    """Yield each curve by name, with that of the same backbone from scratch."""
+    for name, points in curves.items():
+        _, comma, backbone = name.partition(", ")
+        scratch = curves.get(SCRATCH + comma + backbone, points)
+        if scratch is not points:
+            yield name, points, scratch
 
 
 def _point(runs: Sequence[Compared]) -> CurvePoint:

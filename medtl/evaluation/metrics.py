@@ -8,23 +8,19 @@ balanced_accuracy, mcc and brier are of all classes together: a scalar, or (B,).
 the AUROC of samples of one class, is NaN and never 0.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medtl.data.task import TaskKind
+from medtl.data.task import Task, TaskKind
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 ScoreMetric = Callable[[Floats, Flags, Floats], Floats]
-
-# Weightings are taken in blocks of about this many numbers (16 MB), which stay in the processor's caches.
-BLOCK = 2_000_000
-# As many as a reliability diagram shows; each further one adds the noise of its own rate to the error.
-CALIBRATION_BINS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,25 +28,31 @@ class Questions:
     """Predictions with their truth, and the yes-or-no questions that they answer.
 
     probabilities: (N, K) in [0, 1]. targets: int (N,), or float (N, K) with NaN where not labelled in
-    multilabel.
+    multilabel. patients: (N,), whose each sample is; what needs no intervals does without.
     """
 
     probabilities: Floats
     targets: NDArray
-    kind: TaskKind
+    task: Task
+    patients: Sequence[str] = ()
+
+    @cached_property
+    def patient_of(self) -> NDArray[np.int64]:
+        """The number of each sample's patient, (N,), counted from 0."""
+        return index_patients(self.patients)
 
     @cached_property
     def scores(self) -> Floats:
         """The probability of a yes to each question, (N, R)."""
-        return self.probabilities[:, -1:] if self.kind == "binary" else self.probabilities
+        return self.probabilities[:, -1:] if self.task.kind == "binary" else self.probabilities
 
     @cached_property
     def truth(self) -> Floats:
         """1 for yes, 0 for no, NaN where not labelled, (N, R)."""
-        if self.kind == "multilabel":
+        if self.task.kind == "multilabel":
             return self.targets.astype(np.float64)
         flags = self.of_class.astype(np.float64)
-        return flags[:, -1:] if self.kind == "binary" else flags
+        return flags[:, -1:] if self.task.kind == "binary" else flags
 
     @property
     def of_class(self) -> Flags:
@@ -64,18 +66,14 @@ class Questions:
 
     def of(self, samples: Flags) -> "Questions":
         """Return the questions of some of the samples."""
-        return Questions(self.probabilities[samples], self.targets[samples], self.kind)
-
-    def flagged(self, thresholds: ArrayLike) -> Flags:
-        """Return which scores are at or above their threshold, (N, R)."""
-        return self.scores >= np.asarray(thresholds)
+        patients = np.asarray(self.patients)[samples].tolist()
+        return Questions(self.probabilities[samples], self.targets[samples], self.task, patients)
 
     def right_answers(self, thresholds: ArrayLike) -> tuple[Flags, Flags]:
         """Return which answers of predict_classes are right, and which are labelled: (N, 1), or (N, K)."""
-        answers, truth = predict_classes(self.probabilities, thresholds, self.kind), self.targets
-        if self.kind != "multilabel":
-            answers, truth = answers[:, None], truth[:, None]
-        return answers == truth, np.isfinite(truth)
+        answers = predict_classes(self.probabilities, thresholds, self.task.kind)
+        right, known = answers == self.targets, np.isfinite(self.targets)
+        return (right, known) if self.task.kind == "multilabel" else (right[:, None], known[:, None])
 
     def right_by_class(self, thresholds: ArrayLike) -> tuple[Flags, Flags]:
         """Return which answers are right, and which samples are of each class, both (N, K).
@@ -83,23 +81,14 @@ class Questions:
         In multilabel (N, 2 K): first the samples without each class, then those with it.
         """
         right, _ = self.right_answers(thresholds)
-        if self.kind == "multilabel":
+        if self.task.kind == "multilabel":
             return np.tile(right, 2), np.concatenate([self.targets == 0, self.targets == 1], axis=1)
         return np.broadcast_to(right, self.of_class.shape), self.of_class
 
 
-@dataclass(frozen=True)
-class ReliabilityBin:
-    """The mean probability in one bin, and how often the class was true there."""
-
-    mean_probability: float
-    observed: float
-    count: int
-
-
-def one_vs_rest(probabilities: ArrayLike, targets: ArrayLike, kind: TaskKind) -> Questions:
-    """Turn a task's predictions into yes-or-no questions, each class against the rest."""
-    return Questions(np.asarray(probabilities, np.float64), np.asarray(targets), kind)
+def index_patients(patients: Sequence[str] | NDArray) -> NDArray[np.int64]:
+    """Return the number (N,) of each sample's patient, counted from 0."""
+    return np.unique(np.asarray(patients), return_inverse=True)[1]
 
 
 def auroc(questions: Questions, weights: ArrayLike | None = None) -> Floats:
@@ -112,18 +101,9 @@ def auprc(questions: Questions, weights: ArrayLike | None = None) -> Floats:
     return _by_class(_average_precision, questions, weights)
 
 
-def calibration_error(questions: Questions, weights: ArrayLike | None = None) -> Floats:
-    """Return the expected calibration error by class (Naeini 2015, Nixon 2019).
-
-    The mean over bins of |mean probability - observed rate|. Bins of equal weight and not of equal width:
-    if a class is rare, nearly all its probabilities would share one bin of those.
-    """
-    return _by_class(_calibration_error, questions, weights)
-
-
 def rates(questions: Questions, thresholds: ArrayLike) -> dict[str, tuple[Flags, Flags]]:
     """Return sensitivity, specificity, PPV and NPV by class, each as (hits, among) for share(), (N, R)."""
-    flagged = questions.flagged(thresholds)
+    flagged = questions.scores >= np.asarray(thresholds)
     positive, negative = questions.truth == 1, questions.truth == 0
     known = positive | negative
     return {
@@ -137,14 +117,13 @@ def rates(questions: Questions, thresholds: ArrayLike) -> dict[str, tuple[Flags,
 def share(hits: NDArray, among: Flags, weights: ArrayLike | None = None) -> Floats:
     """Return the weighted mean of hits (N, R) over the samples in `among` (N, R): (R,), or (B, R)."""
     rows = _weight_rows(weights, len(among))
-    return _shaped(
-        _divide(rows @ (hits * among).astype(np.float64), rows @ among.astype(np.float64)), weights
-    )
+    hit, counted = (rows @ flags.astype(np.float64) for flags in (hits * among, among))
+    return _shaped(_divide(hit, counted), weights)
 
 
 def f1(questions: Questions, thresholds: ArrayLike, weights: ArrayLike | None = None) -> Floats:
     """Return the harmonic mean of sensitivity and PPV by class; undefined if a class is absent."""
-    flagged, positive = questions.flagged(thresholds), questions.truth == 1
+    flagged, positive = questions.scores >= np.asarray(thresholds), questions.truth == 1
     rows = _weight_rows(weights, len(flagged))
     hits, present = rows @ (flagged & positive), rows @ positive
     answered = rows @ (flagged & np.isfinite(questions.truth))
@@ -172,7 +151,7 @@ def balanced_accuracy(
     In multilabel: the mean over the classes of (sensitivity + specificity) / 2. Undefined for one class.
     """
     recalls = share(*questions.right_by_class(thresholds), weights)
-    if questions.kind == "multilabel":
+    if questions.task.kind == "multilabel":
         specificities, sensitivities = np.split(recalls, 2, axis=-1)
         return mean_defined((specificities + sensitivities) / 2)
     several = np.isfinite(recalls).sum(axis=-1) > 1
@@ -185,9 +164,9 @@ def mcc(questions: Questions, thresholds: ArrayLike, weights: ArrayLike | None =
     In multilabel the mean over the classes. Undefined where the truth or the answers are all the same.
     """
     truth, classes = questions.targets, questions.probabilities.shape[1]
-    answers = predict_classes(questions.probabilities, thresholds, questions.kind)
+    answers = predict_classes(questions.probabilities, thresholds, questions.task.kind)
     rows = _weight_rows(weights, len(truth))
-    if questions.kind == "multilabel":
+    if questions.task.kind == "multilabel":
         columns = [_correlate(answers[:, k], truth[:, k], 2, rows) for k in range(classes)]
     else:
         columns = [_correlate(answers, truth, classes, rows)]
@@ -202,7 +181,7 @@ def brier(questions: Questions, weights: ArrayLike | None = None) -> Floats:
     known = np.isfinite(questions.truth)
     errors = np.where(known, (questions.scores - np.nan_to_num(questions.truth)) ** 2, 0.0)
     by_class = share(errors, known, weights)
-    return by_class.sum(axis=-1) if questions.kind == "multiclass" else mean_defined(by_class)
+    return by_class.sum(axis=-1) if questions.task.kind == "multiclass" else mean_defined(by_class)
 
 
 def predict_classes(probabilities: ArrayLike, thresholds: ArrayLike, kind: TaskKind) -> NDArray[np.int64]:
@@ -217,7 +196,13 @@ def predict_classes(probabilities: ArrayLike, thresholds: ArrayLike, kind: TaskK
     return flags if kind == "multilabel" else flags[:, 0]
 
 
-def roc_points(scores: ArrayLike, truth: ArrayLike) -> tuple[Floats, Floats]:
+def name_answer(probabilities: Floats, thresholds: ArrayLike, task: Task) -> str:
+    """Name the answer to one sample's probabilities (K,); in multilabel each class found, joined by "|"."""
+    (answer,) = predict_classes(probabilities[None], thresholds, task.kind)
+    return "|".join(compress(task.classes, answer)) if task.kind == "multilabel" else task.classes[answer]
+
+
+def roc_points(scores: ArrayLike, truth: ArrayLike) -> tuple[list[float], list[float]]:
     """Return false and true positive rates of the ROC curve's corners; empty for one class.
 
     scores, truth: (N,); truth is NaN where not labelled.
@@ -226,35 +211,39 @@ def roc_points(scores: ArrayLike, truth: ArrayLike) -> tuple[Floats, Floats]:
 
     values, flags = labelled(scores, truth)
     if len(np.unique(flags)) < 2:
-        return np.empty(0), np.empty(0)
+        return [], []
     fpr, tpr, _ = roc_curve(flags, values, drop_intermediate=True)
-    return fpr, tpr
+    return fpr.tolist(), tpr.tolist()
 
 
 def confusion_matrix(questions: Questions, thresholds: ArrayLike) -> NDArray[np.int64]:
     """Return counts (K, K), rows: truth, columns: answer; empty (0, 0) for multilabel, which has none."""
-    if questions.kind == "multilabel":
+    if questions.task.kind == "multilabel":
         return np.zeros((0, 0), np.int64)
-    answers = predict_classes(questions.probabilities, thresholds, questions.kind)
+    answers = predict_classes(questions.probabilities, thresholds, questions.task.kind)
     counts = np.zeros((questions.probabilities.shape[1],) * 2, np.int64)
     np.add.at(counts, (questions.targets, answers), 1)
     return counts
 
 
-def reliability_bins(questions: Questions, bins: int = 10) -> list[ReliabilityBin]:
-    """Return the filled ones of equally wide bins of probability.
+def reliability_bins(questions: Questions, bins: int = 10) -> list[dict[str, float]]:
+    """Return the filled ones of equally wide bins of probability: [{mean_probability, observed, count}].
 
     Binary: of the positive class. Multiclass: of the most probable class and whether it is right. Multilabel:
     of all labelled classes together.
     """
-    if questions.kind == "multiclass":
+    if questions.task.kind == "multiclass":
         probabilities = questions.probabilities
         scores, truth = probabilities.max(axis=1), probabilities.argmax(axis=1) == questions.targets
     else:
         scores, truth = labelled(questions.scores, questions.truth)
     place = np.clip((scores * bins).astype(np.int64), 0, bins - 1)
-    filled = [place == index for index in np.unique(place)]
-    return [ReliabilityBin(float(scores[at].mean()), float(truth[at].mean()), int(at.sum())) for at in filled]
+    filled = []
+    for index in np.unique(place):
+        at = place == index
+        means = {"mean_probability": float(scores[at].mean()), "observed": float(truth[at].mean())}
+        filled.append({**means, "count": int(at.sum())})
+    return filled
 
 
 def mean_defined(values: Floats) -> Floats:
@@ -287,10 +276,7 @@ def _by_class(metric: ScoreMetric, questions: Questions, weights: ArrayLike | No
             columns.append(np.full(len(rows), np.nan))
             continue
         order = np.flatnonzero(known)[np.argsort(scores[known], kind="stable")]
-        step = max(1, BLOCK // max(1, len(order)))
-        blocks = [rows[start : start + step][:, order] for start in range(0, len(rows), step)]
-        values = [metric(scores[order], truth[order] == 1, block) for block in blocks]
-        columns.append(np.concatenate(values))
+        columns.append(metric(scores[order], truth[order] == 1, rows[:, order]))
     return _shaped(np.stack(columns, axis=-1), weights)
 
 
@@ -310,18 +296,6 @@ def _average_precision(scores: Floats, positive: Flags, weights: Floats) -> Floa
     precision = np.divide(hits, flagged, out=np.zeros_like(hits), where=flagged > 0)
     total = np.where(negatives.sum(axis=1) > 0, positives.sum(axis=1), 0.0)
     return _divide((positives[:, ::-1] * precision).sum(axis=1), total)
-
-
-def _calibration_error(scores: Floats, positive: Flags, weights: Floats) -> Floats:
-    """scores ascend; weights: (B, n); ties share a bin. Undefined without a positive or a negative."""
-    positives, negatives = _sums_of_ties(scores, positive, weights)
-    mass = positives + negatives
-    total = np.where(np.minimum(positives.sum(axis=1), negatives.sum(axis=1)) > 0, mass.sum(axis=1), 0.0)
-    middles = np.cumsum(mass, axis=1) - mass / 2
-    bins = np.floor(_divide(CALIBRATION_BINS * middles, total[:, None]))
-    excess = np.unique(scores) * mass - positives
-    gaps = [np.abs((excess * (bins == index)).sum(axis=1)) for index in range(CALIBRATION_BINS)]
-    return _divide(np.sum(gaps, axis=0), total)
 
 
 def _sums_of_ties(scores: Floats, positive: Flags, weights: Floats) -> tuple[Floats, Floats]:

@@ -69,8 +69,8 @@ def write_predictions(
         table["target"] = [task.classes[int(value)] for value in predictions.targets]
     for prefix, values in (("logit", predictions.logits), ("p", predictions.probabilities)):
         if values is not None:
-            columns = values.T.tolist()
-            table |= {f"{prefix}_{name}": row for name, row in zip(task.classes, columns, strict=True)}
+            names = (f"{prefix}_{name}" for name in task.classes)
+            table |= zip(names, values.T.tolist(), strict=True)
     table |= more or {}
     write_csv(path, [table, *zip(*table.values(), strict=True)])
 
@@ -80,22 +80,18 @@ def read_predictions(path: Path, task: Task) -> Predictions:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        numbers = {kind: _read_numbers(rows, kind, task) for kind in ("p", "logit")}
-        if not rows or numbers["p"] is None:
-            raise ValueError
+        has_logits = f"logit_{task.classes[0]}" in rows[0]
         return Predictions(
             tuple(row["sample_id"] for row in rows),
             tuple(row["patient"] for row in rows),
             tuple(row["split"] for row in rows),
             _read_targets(rows, task),
-            numbers["p"],
-            numbers["logit"],
+            _read_numbers(rows, "p", task),
+            _read_numbers(rows, "logit", task) if has_logits else None,
         )
     except (OSError, UnicodeDecodeError, LookupError, TypeError, ValueError, csv.Error) as error:
-        reason = "the predictions are absent or damaged"
-        raise CheckpointError(
-            "checkpoint-damaged", reason, where=path, fix="train or evaluate again"
-        ) from error
+        reason, fix = "the predictions are absent or damaged", "train or evaluate again"
+        raise CheckpointError("checkpoint-damaged", reason, where=path, fix=fix) from error
 
 
 def _read_targets(rows: Sequence[Mapping[str, str]], task: Task) -> NDArray:
@@ -106,11 +102,8 @@ def _read_targets(rows: Sequence[Mapping[str, str]], task: Task) -> NDArray:
     return np.array([[float(cell) if cell else np.nan for cell in row] for row in cells], dtype=np.float32)
 
 
-def _read_numbers(rows: Sequence[Mapping[str, str]], kind: str, task: Task) -> Floats | None:
-    names = [f"{kind}_{name}" for name in task.classes]
-    if rows and names[0] not in rows[0]:
-        return None
-    values = np.array([[float(row[name]) for name in names] for row in rows], dtype=np.float64)
+def _read_numbers(rows: Sequence[Mapping[str, str]], kind: str, task: Task) -> Floats:
+    values = np.array([[float(row[f"{kind}_{name}"]) for name in task.classes] for row in rows])
     if not np.isfinite(values).all():
         raise ValueError
     return values

@@ -8,28 +8,25 @@ best group it would be large by chance alone. Its interval allows for having pic
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from medtl.core.files import write_csv
-from medtl.data.task import Task
 from medtl.evaluation.evaluate import Evaluation, evaluate
 from medtl.evaluation.intervals import (
     Interval,
     difference_interval,
-    index_patients,
     interval_json,
     intervals_json,
     mean_auroc_interval,
     place_all,
-    unbounded,
 )
-from medtl.evaluation.metrics import Flags, Questions, one_vs_rest
+from medtl.evaluation.metrics import Questions
 
 FEWEST_PATIENTS = 10
 MOST_GROUPS = 20
@@ -42,31 +39,6 @@ AGE_UNITS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}  
 NUMBERS = ("metric", "value", "low", "high")
 
 
-@dataclass(frozen=True)
-class Subgroup:
-    """One group: its size, its metrics by name (NaN is undefined), and why all are undefined, if they are."""
-
-    name: str
-    samples: int
-    patients: int
-    metrics: Mapping[str, Interval]
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Grouping:
-    """The groups of one attribute.
-
-    worst: the group of the lowest AUROC, "" if fewer than two have one. gap: the AUROC of all others minus
-    that of the worst, with an interval that allows for having picked it.
-    """
-
-    attribute: str
-    groups: tuple[Subgroup, ...]
-    worst: str
-    gap: Interval
-
-
 def name_groups(attribute: str, values: Sequence[str]) -> list[str]:
     """Return the group of each sample: the value itself, or its band if the values are numbers.
 
@@ -74,106 +46,76 @@ def name_groups(attribute: str, values: Sequence[str]) -> list[str]:
     quartiles.
     """
     stated = [value.strip() for value in values]
-    numbers = [_number(value) for value in stated if value]
-    known = [number for number in numbers if number is not None]
-    if not known or len(known) < len(numbers):
-        return [value or NOT_STATED for value in stated]
+    numbers = {value: _number(value) for value in stated if value}
+    known = {value: number for value, number in numbers.items() if number is not None}
     is_age = re.match(r"(patient[\s_-]*)?age\b|age_", attribute.casefold()) is not None
-    if not is_age and len(set(known)) <= FEW_NUMBERS:
+    if not known or len(known) < len(numbers) or (not is_age and len(set(known.values())) <= FEW_NUMBERS):
         return [value or NOT_STATED for value in stated]
-    quartiles = np.unique(np.quantile(known, np.arange(1, BANDS) / BANDS)).tolist()
-    edges = AGE_BANDS if is_age else tuple(edge for edge in quartiles if edge > min(known))
-    return [_band(_number(value), edges, is_age) if value else NOT_STATED for value in stated]
+    every = [known[value] for value in stated if value]
+    quartiles = np.unique(np.quantile(every, np.arange(1, BANDS) / BANDS)).tolist()
+    edges = AGE_BANDS if is_age else tuple(edge for edge in quartiles if edge > min(every))
+    return [_band(known[value], edges, is_age) if value else NOT_STATED for value in stated]
 
 
 def evaluate_subgroups(
-    probabilities: ArrayLike,
-    targets: ArrayLike,
-    task: Task,
-    patients: Sequence[str],
+    questions: Questions,
     thresholds: Sequence[float],
     attributes: Mapping[str, Sequence[str]],
     *,
     resamples: int = 500,
     confidence: float = 0.95,
-) -> tuple[list[Grouping], list[str]]:
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Evaluate the groups of each attribute; also return a note on each that makes no groups.
 
-    probabilities (N, K), targets, patients (N,), thresholds: as in evaluate. attributes: values (N,) by name.
+    [{attribute, worst, gap, groups: [{name, samples, patients, metrics, reason}]}], plain data; None is
+    undefined, and `reason` says why. thresholds: as in evaluate. attributes: values (N,) by name.
     """
     groupings, notes = [], []
-    questions, keys = one_vs_rest(probabilities, targets, task.kind), np.asarray(patients, dtype=str)
-    whole = _Whole(questions, task, keys, tuple(thresholds), resamples, confidence)
+    measure = partial(evaluate, thresholds=thresholds, resamples=resamples, confidence=confidence)
     for attribute, values in attributes.items():
         names = np.asarray(name_groups(attribute, values), dtype=str)
         count = len(np.unique(names))
         if 1 < count <= MOST_GROUPS:
-            groupings.append(_evaluate_grouping(whole, attribute, names))
+            order = sorted(set(names.tolist()), key=_natural)
+            groups = [_evaluate_group(name, questions.of(names == name), measure) for name in order]
+            worst, gap = _find_worst(questions, names, groups, confidence)
+            found = {"attribute": attribute, "worst": worst, "gap": interval_json(gap), "groups": groups}
+            groupings.append(found)
         elif count > MOST_GROUPS:
             notes.append(f"no subgroups by {attribute}: {count} different values")
     return groupings, notes
 
 
-def to_json(groupings: Sequence[Grouping]) -> list[dict[str, Any]]:
-    """Return plain data: [{attribute, worst, gap, groups: [{name, samples, patients, metrics, reason}]}]."""
-    return [
-        {
-            "attribute": grouping.attribute,
-            "worst": grouping.worst,
-            "gap": interval_json(grouping.gap),
-            "groups": [
-                {**asdict(group), "metrics": intervals_json(group.metrics)} for group in grouping.groups
-            ],
-        }
-        for grouping in groupings
-    ]
+def _evaluate_group(
+    name: str, questions: Questions, measure: Callable[[Questions], Evaluation]
+) -> dict[str, Any]:
+    samples, patients = len(questions.targets), len(set(questions.patients))
+    metrics: Mapping[str, Interval] = dict.fromkeys(SHOWN, Interval(math.nan))
+    reason = f"fewer than {FEWEST_PATIENTS} patients"
+    if patients >= FEWEST_PATIENTS:
+        metrics = measure(questions).metrics
+        reason = "only one class" if math.isnan(metrics["auroc"].value) else ""
+    shown = intervals_json({key: metrics[key] for key in SHOWN})
+    return {"name": name, "samples": samples, "patients": patients, "metrics": shown, "reason": reason}
 
 
-@dataclass(frozen=True, eq=False)
-class _Whole:
-    questions: Questions
-    task: Task
-    patients: NDArray[np.str_]
-    thresholds: tuple[float, ...]
-    resamples: int
-    confidence: float
+def _find_worst(
+    questions: Questions, names: NDArray[np.str_], groups: Sequence[Mapping[str, Any]], confidence: float
+) -> tuple[str, Interval]:
+    """Return the group of the lowest AUROC, "" if fewer than two have one, and its gap.
 
-
-def _evaluate_grouping(whole: _Whole, attribute: str, names: NDArray[np.str_]) -> Grouping:
-    order = sorted(np.unique(names).tolist(), key=_natural)
-    groups = tuple(_evaluate_group(whole, name, names == name) for name in order)
-    areas = {group.name: group.metrics["auroc"].value for group in groups}
-    defined = {name: area for name, area in areas.items() if not math.isnan(area)}
+    names: (N,), of the groups. The gap is the AUROC of all others minus that of the worst, with an interval
+    that allows for having picked it.
+    """
+    areas = {group["name"]: group["metrics"]["auroc"]["value"] for group in groups}
+    defined = {name: area for name, area in areas.items() if area is not None}
     if len(defined) < 2:
-        return Grouping(attribute, groups, "", unbounded(math.nan))
+        return "", Interval(math.nan)
     worst = min(defined, key=lambda name: defined[name])
-    compared = np.isin(names, list(defined))
-    confidence = 1 - (1 - whole.confidence) / len(defined)
-    sides = compared & (names != worst), names == worst
-    placed = [place_all(whole.questions.of(rows), index_patients(whole.patients[rows])) for rows in sides]
-    others, lowest = (mean_auroc_interval(areas, confidence) for areas in placed)
-    return Grouping(attribute, groups, worst, difference_interval(others, lowest))
-
-
-def _evaluate_group(whole: _Whole, name: str, rows: Flags) -> Subgroup:
-    patients = whole.patients[rows]
-    count = len(np.unique(patients))
-    if count < FEWEST_PATIENTS:
-        missing = dict.fromkeys(SHOWN, unbounded(math.nan))
-        return Subgroup(name, int(rows.sum()), count, missing, f"fewer than {FEWEST_PATIENTS} patients")
-    part = whole.questions.of(rows)
-    evaluation = evaluate(
-        part.probabilities,
-        part.targets,
-        whole.task,
-        patients.tolist(),
-        whole.thresholds,
-        resamples=whole.resamples,
-        confidence=whole.confidence,
-    )
-    shown = {key: evaluation.metrics[key] for key in SHOWN}
-    reason = "only one class" if math.isnan(shown["auroc"].value) else ""
-    return Subgroup(name, evaluation.samples, evaluation.patients, shown, reason)
+    sides = np.isin(names, [name for name in defined if name != worst]), names == worst
+    for_all = 1 - (1 - confidence) / len(defined)
+    others, lowest = (mean_auroc_interval(place_all(questions.of(side)), for_all) for side in sides)
+    return worst, difference_interval(others, lowest)
 
 
 def _number(text: str) -> float | None:
@@ -181,9 +123,7 @@ def _number(text: str) -> float | None:
     return float(match[1].replace(",", ".")) * AGE_UNITS[match[2].upper()] if match else None
 
 
-def _band(number: float | None, edges: Sequence[float], whole_numbers: bool) -> str:
-    if number is None:
-        return NOT_STATED
+def _band(number: float, edges: Sequence[float], whole_numbers: bool) -> str:
     place = int(np.searchsorted(edges, number, side="right"))
     if place == 0:
         return f"below {edges[0]:g}"
@@ -203,23 +143,24 @@ def _natural(name: str) -> tuple[bool, bool, float, str]:
 def write_metrics(path: Path, evaluation: Evaluation) -> None:
     """Write class, metric, value, low, high; the class is empty for all classes together."""
     metrics = {**evaluation.metrics, "auroc_bootstrap": evaluation.auroc_bootstrap}
-    rows: list[list[str | float]] = [["", *row] for row in _rows(metrics)]
-    for name, by_metric in evaluation.per_class.items():
-        rows += [[name, *row] for row in _rows(by_metric)]
+    by_class = {"": metrics, **evaluation.per_class}
+    rows = [[name, *row] for name, found in by_class.items() for row in _rows(intervals_json(found))]
     write_csv(path, [["class", *NUMBERS], *rows])
 
 
-def write_subgroups(path: Path, groupings: Sequence[Grouping]) -> None:
+def write_subgroups(path: Path, groupings: Sequence[Mapping[str, Any]]) -> None:
     """Write attribute, group, samples, patients, reason, metric, value, low, high; the gap comes last."""
     rows: list[list[str | float]] = []
     for grouping in groupings:
-        for group in grouping.groups:
-            size: list[str | float] = [group.samples, group.patients, group.reason]
-            rows += [[grouping.attribute, group.name, *size, *row] for row in _rows(group.metrics)]
-        gap = _rows({"auroc_gap": grouping.gap})[0]
-        rows.append([grouping.attribute, grouping.worst, "", "", "", *gap])
+        for group in grouping["groups"]:
+            about = [group[key] for key in ("name", "samples", "patients", "reason")]
+            rows += [[grouping["attribute"], *about, *row] for row in _rows(group["metrics"])]
+        (gap,) = _rows({"auroc_gap": grouping["gap"]})
+        rows.append([grouping["attribute"], grouping["worst"], "", "", "", *gap])
     write_csv(path, [["attribute", "group", "samples", "patients", "reason", *NUMBERS], *rows])
 
 
-def _rows(metrics: Mapping[str, Interval]) -> list[list[str | float]]:
-    return [[name, interval.value, interval.low, interval.high] for name, interval in metrics.items()]
+def _rows(metrics: Mapping[str, Mapping[str, Any]]) -> list[list[str | float]]:
+    """Return name, value, low and high of each metric; what is undefined is an empty cell."""
+    cells = {name: [entry[key] for key in NUMBERS[1:]] for name, entry in metrics.items()}
+    return [[name, *("" if cell is None else cell for cell in row)] for name, row in cells.items()]

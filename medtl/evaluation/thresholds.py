@@ -9,9 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medtl.data.task import Task
 from medtl.errors import ConfigError
-from medtl.evaluation.metrics import Floats, labelled, one_vs_rest
+from medtl.evaluation.metrics import Floats, Questions, labelled
 
 log = logging.getLogger(__name__)
 FALLBACK_THRESHOLD = 0.5
@@ -37,14 +36,11 @@ class ThresholdRule:
         return f"{self.kind}={self.value:g}{cost}"
 
 
-YOUDEN = ThresholdRule()
-
-
 def parse_rule(text: str) -> ThresholdRule:
     """Parse a rule as written on the command line. Raises ConfigError config-value."""
     number = r"(\d*\.?\d+(?:e-?\d+)?)"
     if text == "youden":
-        return YOUDEN
+        return ThresholdRule()
     if match := re.fullmatch(rf"(sensitivity|specificity)={number}", text):
         kept = float(match[2])
         if 0 < kept <= 1:
@@ -60,17 +56,13 @@ def parse_rule(text: str) -> ThresholdRule:
     raise ConfigError("config-value", reason, where=f"--threshold {text}", fix=f"one of {FORMS}")
 
 
-def choose_thresholds(
-    probabilities: ArrayLike, targets: ArrayLike, task: Task, rule: ThresholdRule = YOUDEN
-) -> tuple[float, ...]:
+def choose_thresholds(questions: Questions, rule: ThresholdRule = ThresholdRule()) -> tuple[float, ...]:
     """Return the threshold of each class against the rest: K of them, in binary one (of the last class).
 
     Meant for validation data. A class that all or none of its samples have gets 0.5, with a warning.
     """
     chosen = []
-    for name, column in zip(
-        task.asked_classes, one_vs_rest(probabilities, targets, task.kind).columns, strict=True
-    ):
+    for name, column in zip(questions.task.asked_classes, questions.columns, strict=True):
         threshold = choose_threshold(*column, rule)
         if math.isnan(threshold):
             log.warning("no threshold can be chosen for class %s: %s is used", name, FALLBACK_THRESHOLD)
@@ -79,7 +71,7 @@ def choose_thresholds(
     return tuple(chosen)
 
 
-def choose_threshold(scores: ArrayLike, truth: ArrayLike, rule: ThresholdRule = YOUDEN) -> float:
+def choose_threshold(scores: ArrayLike, truth: ArrayLike, rule: ThresholdRule = ThresholdRule()) -> float:
     """Return the threshold of scores (N,) that fits the rule best, the lowest among equals.
 
     It lies midway between two scores. truth: (N,), NaN where not labelled. NaN for samples of one class.
@@ -94,10 +86,8 @@ def choose_threshold(scores: ArrayLike, truth: ArrayLike, rule: ThresholdRule = 
     missed = np.concatenate([[0], np.cumsum(flags)])[starts]
     cleared = np.concatenate([[0], np.cumsum(~flags)])[starts]
     best = int(starts[int(np.argmax(np.round(_worth(rule, missed, cleared), 12)))])
-    if best == len(values):
-        below, above = float(values[-1]), 1.0
-        return max((below + above) / 2, float(np.nextafter(below, np.inf)))
-    below, above = float(values[best - 1] if best else min(0.0, values[0])), float(values[best])
+    edges = [min(0.0, values[0]), *values, max(1.0, np.nextafter(values[-1], np.inf))]
+    below, above = map(float, edges[best : best + 2])
     middle = (below + above) / 2
     return middle if middle > below else above
 

@@ -12,10 +12,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from medtl.core.seeds import make_generator
+from medtl.core.ids import make_generator
 from medtl.errors import ReadError
-from medtl.evaluation.intervals import Interval, index_patients, interval_json, unbounded
+from medtl.evaluation.intervals import Interval, interval_json
+from medtl.evaluation.metrics import index_patients
 from medtl.explain import METHODS, check_method
 from medtl.explain.checks import (
     STABLE,
@@ -73,16 +75,14 @@ class AuditSettings:
 
     map_cases: int = 6
     noise_draws: int = 2
-    random_maps: int = 1
-    seed: int = 0
 
 
 @dataclass(frozen=True)
 class Check:
     """One check of one method over images. value: a mean over images with its interval by patient.
 
-    Above `bound` is right, except for randomisation, where below is. passed: the whole interval is on the
-    right side of the bound. The bounds: deletion and insertion gains in area 0; randomisation, the rank
+    Above `bound` is right, except for randomisation, where below is. It is passed if the whole interval is on
+    the right side of the bound. The bounds: deletion and insertion gains in area 0; randomisation, the rank
     correlation when all weights are shuffled, SURVIVES; stability, the rank correlation under noise, STABLE;
     pointing, the share of maps whose maximum is in the mask, the masks' mean share of the image; energy, the
     median of the share inside the mask over the mask's share of the image, 1.
@@ -94,16 +94,13 @@ class Check:
     cases: int
 
     @property
-    def passed(self) -> bool:
-        """Whether the interval lies on the right side of the bound."""
-        if self.name == "randomisation":
-            return self.value.high < self.bound
-        return self.value.low > self.bound
-
-    @property
     def verdict(self) -> Literal["passed", "failed", "undecided"]:
         """`undecided` if there is no interval, as for one patient."""
-        return "undecided" if math.isnan(self.value.low) else "passed" if self.passed else "failed"
+        if math.isnan(self.value.low):
+            return "undecided"
+        is_below = self.name == "randomisation"
+        right = self.value.high < self.bound if is_below else self.value.low > self.bound
+        return "passed" if right else "failed"
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,7 @@ class MethodAudit:
     @property
     def passed(self) -> int:
         """How many checks were passed."""
-        return sum(check.passed for check in self.checks)
+        return sum(check.verdict == "passed" for check in self.checks)
 
     @property
     def words(self) -> str:
@@ -145,15 +142,22 @@ def audit(
     """
     for method in methods:
         check_method(method, classifier)
-    shuffled = randomise(classifier, settings.seed)
+    shuffled = randomise(classifier)
     rows, total = [], len(methods) * len(cases)
     for number, method in enumerate(methods):
         results = []
         for index, case in enumerate(cases):
-            with_more_maps = index < settings.map_cases
-            results.append(_check_case(classifier, shuffled, case, method, settings, with_more_maps))
+            image = torch.from_numpy(case.prepared.pixels)[None]
+            heatmap = METHODS[method](classifier, image, case.target)
+            results.append(_check_map(classifier, case, image, heatmap) if heatmap.any() else {})
+            if results[-1] and index < settings.map_cases:
+                unlearnt = METHODS[method](shuffled, image, case.target)
+                results[-1]["randomisation"] = abs(rank_correlation(heatmap, unlearnt))
+                results[-1]["stability"] = noise_correlation(
+                    classifier, image, heatmap, case.target, method, draws=settings.noise_draws
+                )
             progress(number * len(cases) + index + 1, total)
-        rows.append(_summarise(method, cases, results, settings.seed))
+        rows.append(_summarise(method, cases, results))
     return rows
 
 
@@ -170,7 +174,7 @@ def to_json(rows: Sequence[MethodAudit]) -> list[dict[str, Any]]:
             "checks": {
                 check.name: {
                     **interval_json(check.value),
-                    "bound": check.bound if math.isfinite(check.bound) else None,
+                    "bound": check.bound,
                     "images": check.cases,
                     "verdict": check.verdict,
                 }
@@ -182,46 +186,27 @@ def to_json(rows: Sequence[MethodAudit]) -> list[dict[str, Any]]:
 
 
 def bootstrap(
-    values: Sequence[float],
-    patients: Sequence[str],
-    seed: int,
-    statistic: Callable[[NDArray[np.float64]], Any] = np.mean,
+    values: Sequence[float], patients: Sequence[str], statistic: Callable[[NDArray], Any] = np.mean
 ) -> Interval:
     """Return a statistic with its percentile interval over resampled patients; no bounds for one patient."""
     numbers, groups = np.asarray(values, dtype=float), index_patients(patients)
     if not len(numbers):
-        return unbounded(math.nan)
+        return Interval(math.nan)
     rows = [np.flatnonzero(groups == group) for group in range(groups.max() + 1)]
     if len(rows) < 2:
-        return unbounded(float(statistic(numbers)))
-    drawn = make_generator(seed, "audit").integers(len(rows), size=(RESAMPLES, len(rows)))
+        return Interval(float(statistic(numbers)))
+    drawn = make_generator(0, "audit").integers(len(rows), size=(RESAMPLES, len(rows)))
     resampled = [statistic(numbers[np.concatenate([rows[patient] for patient in one])]) for one in drawn]
     low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(statistic(numbers)), float(low), float(high))
 
 
-def _check_case(
-    classifier: Classifier,
-    shuffled: Classifier,
-    case: Case,
-    method: str,
-    settings: AuditSettings,
-    with_more_maps: bool,
+def _check_map(
+    classifier: Classifier, case: Case, image: Tensor, heatmap: NDArray[np.float32]
 ) -> dict[str, float]:
-    """Return what each check measures on one case; nothing if the map is empty."""
-    image = torch.from_numpy(case.prepared.pixels)[None]
-    heatmap = METHODS[method](classifier, image, case.target)
-    if not heatmap.any():
-        return {}
-    about = image, heatmap, case.target
-    curves = delete_and_insert(classifier, *about, draws=settings.random_maps, seed=settings.seed)
+    """Return what the checks that need one map measure."""
+    curves = delete_and_insert(classifier, image, heatmap, case.target)
     results = {"deletion": curves.deletion_gain, "insertion": curves.insertion_gain}
-    if with_more_maps:
-        unlearnt = METHODS[method](shuffled, image, case.target)
-        results["randomisation"] = abs(rank_correlation(heatmap, unlearnt))
-        results["stability"] = noise_correlation(
-            classifier, *about, method, draws=settings.noise_draws, seed=settings.seed
-        )
     if case.mask is not None and case.mask.any():
         on_image = np.clip(to_image_grid(heatmap, case.prepared, case.image), 0.0, 1.0)
         if on_image.any():
@@ -230,9 +215,7 @@ def _check_case(
     return results
 
 
-def _summarise(
-    method: str, cases: Sequence[Case], results: Sequence[dict[str, float]], seed: int
-) -> MethodAudit:
+def _summarise(method: str, cases: Sequence[Case], results: Sequence[dict[str, float]]) -> MethodAudit:
     names = [name for name in FAILED if any(name in one for one in results)] or ["deletion"]
     chance = float(np.mean([one["chance"] for one in results if "chance" in one] or [math.nan]))
     bounds = {"randomisation": SURVIVES, "stability": STABLE, "pointing": chance, "energy": 1.0}
@@ -240,19 +223,10 @@ def _summarise(
     for name in names:
         pairs = [(one[name], case.patient) for one, case in zip(results, cases, strict=True) if name in one]
         statistic = np.median if name == "energy" else np.mean
-        value = bootstrap([v for v, _ in pairs], [patient for _, patient in pairs], seed, statistic)
+        values, patients = zip(*pairs, strict=True) if pairs else ((), ())
+        value = bootstrap(values, patients, statistic)
         checks.append(Check(name, value, bounds.get(name, 0.0), len(pairs)))
     return MethodAudit(method, tuple(checks), len(cases), sum(not one for one in results))
-
-
-def find_mask(masks: Path, source: Path) -> NDArray | None:
-    """Return the mask (*spatial) of an image: the file in `masks` of the same name, whatever its suffix.
-
-    None where there is none. Raises ReadError.
-    """
-    name = source.name.split(".")[0]
-    files = [path for path in sorted(masks.iterdir()) if path.name.split(".")[0] == name]
-    return read_images(files[0])[0].pixels[0] if files else None
 
 
 def find_case(checkpoint: Checkpoint, scored: Scored, masks: Path | None = None) -> list[Case]:
@@ -264,13 +238,18 @@ def find_case(checkpoint: Checkpoint, scored: Scored, masks: Path | None = None)
     if task.classes[target] not in row.predicted.split("|"):
         return []
     patient = scored.image.facts.patient_key or row.sample_id
-    mask = None if masks is None else _mask_of(masks, scored.series, scored.image)
+    mask = None if masks is None else _find_mask(masks, scored.series, scored.image)
     return [Case(scored.image, scored.prepared, target, patient, mask)]
 
 
-def _mask_of(masks: Path, series: Series, image: Image) -> NDArray | None:
-    mask = find_mask(masks, series.path.absolute() / (series.item or ""))
-    if mask is not None and mask.shape != image.pixels.shape[1:]:
+def _find_mask(masks: Path, series: Series, image: Image) -> NDArray | None:
+    """Return the mask (*spatial) of an image: the file in `masks` of the same name, whatever its suffix."""
+    name = (series.path.absolute() / (series.item or "")).name.split(".")[0]
+    files = [path for path in sorted(masks.iterdir()) if path.name.split(".")[0] == name]
+    if not files:
+        return None
+    mask = read_images(files[0])[0].pixels[0]
+    if mask.shape != image.pixels.shape[1:]:
         shapes = " and ".join("x".join(map(str, shape)) for shape in (mask.shape, image.pixels.shape[1:]))
         fix = "give masks on the grids of their images"
         reason = f"mask and image have {shapes} pixels"

@@ -6,8 +6,6 @@ Each takes a prepared image (1, C, *size), and returns what raised the score of 
 grid (*size), 1 at its maximum, all zero where nothing did.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -50,21 +48,12 @@ def eigen_cam(classifier: Classifier, image: Tensor, target: int) -> NDArray[np.
     return finish(enlarge(cam.relu().view(1, 1, *activation.shape[2:]), image.shape[2:]))
 
 
-class FeatureMap(NamedTuple):
-    """activation (1, F, *grid), the gradient of the class's log-odds there, and the axes that are pooled.
+def feature_map(classifier: Classifier, image: Tensor, target: int) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """Return the output (1, F, *grid) of the layer groups up to the saliency group, without any hook.
 
-    Channels are weighed over the axes that the classifier pools: a slice encoder weighs each slice by itself.
-    """
-
-    activation: Tensor
-    gradient: Tensor
-    axes: tuple[int, ...]
-
-
-def feature_map(classifier: Classifier, image: Tensor, target: int) -> FeatureMap:
-    """Return the output of the layer groups up to the saliency group, and its gradient, without any hook.
-
-    The maps of transformers need no reshaping: their groups lay tokens back on their grid.
+    With it the gradient of the class's log-odds there, and the axes that the classifier pools, over which
+    channels are weighed: a slice encoder weighs each slice by itself. The maps of transformers need no
+    reshaping: their groups lay tokens back on their grid.
     """
     backbone = classifier.backbone
     with evaluating(classifier):
@@ -75,7 +64,7 @@ def feature_map(classifier: Classifier, image: Tensor, target: int) -> FeatureMa
             score = log_odds(classifier, classifier(activation, start=backbone.saliency_group), target).sum()
             (gradient,) = torch.autograd.grad(score, activation)
     first = 3 if backbone.pooling == "slice-attention" else 2
-    return FeatureMap(activation.detach(), gradient, tuple(range(first, activation.ndim)))
+    return activation.detach(), gradient, tuple(range(first, activation.ndim))
 
 
 def _weighed(activation: Tensor, weights: Tensor, image: Tensor) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from torch import Tensor
 
-from medtl.core.seeds import derive_seed, make_generator
+from medtl.core.ids import derive_seed, make_generator
 from medtl.explain import METHODS
 from medtl.explain.common import fade, logits_of
 from medtl.models.classifier import Classifier
@@ -31,81 +31,52 @@ NOISE = 0.02  # standard deviation, of the range of a prepared image: 5 of 255 g
 
 
 @dataclass(frozen=True)
-class Curve:
-    """The probability of the class (0 to 1) when a share of the image has been treated."""
-
-    fractions: tuple[float, ...]
-    probabilities: tuple[float, ...]
-
-    @property
-    def area(self) -> float:
-        """The area under the curve: the mean probability."""
-        return float(np.trapezoid(self.probabilities, self.fractions))
-
-
-@dataclass(frozen=True)
 class Deletion:
-    """A heatmap's curves, and the mean areas of random maps of the same smoothness on the same image."""
+    """How the probability of a class changes when the most salient pixels are deleted, or inserted.
 
-    deletion: Curve
-    insertion: Curve
-    random_deletion: float
-    random_insertion: float
+    deletion, insertion: the probability (0 to 1) at each of FRACTIONS. The gains compare with a random map of
+    the same smoothness: how much smaller the area under the deletion curve is, and how much larger the area
+    under the insertion curve; above 0 is better.
+    """
 
-    @property
-    def deletion_gain(self) -> float:
-        """How much smaller than chance the area under the deletion curve is: above 0 is better."""
-        return self.random_deletion - self.deletion.area
-
-    @property
-    def insertion_gain(self) -> float:
-        """How much larger than chance the area under the insertion curve is: above 0 is better."""
-        return self.insertion.area - self.random_insertion
+    deletion: tuple[float, ...]
+    insertion: tuple[float, ...]
+    deletion_gain: float
+    insertion_gain: float
 
 
 def delete_and_insert(
-    classifier: Classifier,
-    image: Tensor,
-    heatmap: NDArray[np.float32],
-    target: int,
-    *,
-    draws: int = 2,
-    seed: int = 0,
+    classifier: Classifier, image: Tensor, heatmap: NDArray, target: int, *, seed: int = 0
 ) -> Deletion:
     """Measure both curves of a heatmap (*size) for the probability of class `target`.
 
     image: (1, C, *size) prepared. Deleted pixels are replaced by those of the blurred image (common.fade),
     from which insertion starts. Ties, such as the zeros of most maps, are broken at random by the seed.
-    draws: random maps to compare with.
     """
-    deletion, insertion = _curves(classifier, image, heatmap, target, seed)
-    chance = [
-        _curves(classifier, image, random_map(heatmap, seed, draw), target, seed) for draw in range(draws)
+    chance = random_map(heatmap, make_generator(seed, "random-map", 0))
+    curves = [
+        curve
+        for ranked in (heatmap, chance)
+        for curve in _curves(classifier, image, ranked, target, make_generator(seed, "ties"))
     ]
-    return Deletion(
-        deletion,
-        insertion,
-        float(np.mean([down.area for down, _ in chance])),
-        float(np.mean([up.area for _, up in chance])),
-    )
+    deletion, insertion, by_chance, in_by_chance = (float(np.trapezoid(curve, FRACTIONS)) for curve in curves)
+    return Deletion(curves[0], curves[1], by_chance - deletion, insertion - in_by_chance)
 
 
-def random_map(heatmap: NDArray[np.float32], seed: int, draw: int) -> NDArray[np.float64]:
+def random_map(heatmap: NDArray, generator: np.random.Generator) -> NDArray[np.float64]:
     """Return a random map as smooth as the heatmap: its power spectrum, with the phases of noise.
 
     The surrogate of Theiler 1992, so the autocorrelation is the heatmap's own.
     """
-    noise = make_generator(seed, "random-map", draw).standard_normal(heatmap.shape)
-    phases = np.exp(1j * np.angle(np.fft.fftn(noise)))
+    phases = np.exp(1j * np.angle(np.fft.fftn(generator.standard_normal(heatmap.shape))))
     surrogate: NDArray[np.float64] = np.fft.ifftn(np.abs(np.fft.fftn(heatmap)) * phases).real
     return surrogate
 
 
 def _curves(
-    classifier: Classifier, image: Tensor, heatmap: NDArray, target: int, seed: int
-) -> tuple[Curve, Curve]:
-    ties = make_generator(seed, "ties").random(heatmap.size)
-    order = np.lexsort((ties, -heatmap.ravel()))  # the most salient pixel first
+    classifier: Classifier, image: Tensor, heatmap: NDArray, target: int, generator: np.random.Generator
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    order = np.lexsort((generator.random(heatmap.size), -heatmap.ravel()))  # the most salient pixel first
     rank = np.argsort(order).reshape(heatmap.shape)
     blurred = fade(image)
     marked = torch.stack([torch.from_numpy(rank < share * rank.size) for share in FRACTIONS])[:, None]
@@ -114,7 +85,7 @@ def _curves(
     probabilities: list[float] = classifier.probabilities(logits)[:, target].tolist()
     falling, rising = probabilities[: len(FRACTIONS)], probabilities[len(FRACTIONS) :]
     # Insertion starts where deletion ends, and ends where deletion starts.
-    return Curve(FRACTIONS, tuple(falling)), Curve(FRACTIONS, (falling[-1], *rising, falling[0]))
+    return tuple(falling), (falling[-1], *rising, falling[0])
 
 
 @dataclass(frozen=True)
@@ -176,14 +147,7 @@ def rank_correlation(one: NDArray, other: NDArray) -> float:
 
 
 def noise_correlation(
-    classifier: Classifier,
-    image: Tensor,
-    heatmap: NDArray[np.float32],
-    target: int,
-    method: str,
-    *,
-    draws: int = 3,
-    seed: int = 0,
+    classifier: Classifier, image: Tensor, heatmap: NDArray, target: int, method: str, *, draws: int = 3
 ) -> float:
     """Return the median rank correlation of a heatmap (*size) with those of noisy copies of its image.
 
@@ -191,7 +155,7 @@ def noise_correlation(
     """
     correlations = []
     for draw in range(draws):
-        generator = torch.Generator().manual_seed(derive_seed(seed, "noise", draw))
+        generator = torch.Generator().manual_seed(derive_seed(0, "noise", draw))
         noise = torch.randn(image.shape, generator=generator).to(image)
         noisy = (image + NOISE * noise).clamp(0, 1)
         correlations.append(rank_correlation(heatmap, METHODS[method](classifier, noisy, target)))

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from medtl.data.task import Task
-from medtl.explain import METHODS, check_method
+from medtl.explain import METHODS
 from medtl.imaging.image import Image
 from medtl.imaging.preprocessing import PreparedImage, to_image_grid
 from medtl.training.checkpoint import Checkpoint
@@ -32,11 +32,10 @@ def explain(
 ) -> Explanation:
     """Explain one class of a prediction (target_of), on the grid of the Image.
 
-    Raises ConfigError saliency-method where the method is not known, or does not suit the network.
+    method: one that check_method accepts.
     """
     task = checkpoint.task
     target = target_of(task, probabilities)
-    check_method(method, checkpoint.classifier)
     heatmap = METHODS[method](checkpoint.classifier, torch.from_numpy(prepared.pixels)[None], target)
     on_image = np.clip(to_image_grid(heatmap, prepared, image), 0.0, 1.0)
     return Explanation(task.classes[target], method, on_image)

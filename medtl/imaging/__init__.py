@@ -1,1 +1,1 @@
-"""FILES -> IMAGES: every format is read exactly or refused, then brought to one grid."""
+"""FILES -> IMAGES: every format is read exactly or refused, then resampled to one grid."""

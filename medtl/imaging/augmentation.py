@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from medtl.core.seeds import derive_seed
+from medtl.core.ids import derive_seed
 
 if TYPE_CHECKING:  # torch and MONAI are imported where they are used: recipes need neither
     from torch import Tensor

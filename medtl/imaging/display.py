@@ -10,7 +10,7 @@ from monai.transforms import Orientation
 from numpy.typing import NDArray
 
 from medtl.imaging.image import Image, Voi, Window
-from medtl.imaging.preprocessing import RAS_LABELS, to_grey
+from medtl.imaging.preprocessing import RAS_LABELS, as_meta, to_grey
 
 # Slices from the feet up, rows to the back, columns to the left: as radiologists see an axial slice.
 AXIAL = "SPL"
@@ -73,8 +73,7 @@ def _to_axial(
     grids: list[NDArray[np.float32]], affine: NDArray[np.float64]
 ) -> tuple[list[NDArray[np.float32]], tuple[float, ...]]:
     stacked = MetaTensor(torch.from_numpy(np.stack(grids)), affine=torch.from_numpy(affine))
-    axial = Orientation(axcodes=AXIAL, labels=RAS_LABELS)(stacked)
-    assert isinstance(axial, MetaTensor)
+    axial = as_meta(Orientation(axcodes=AXIAL, labels=RAS_LABELS)(stacked))
     spacing = np.linalg.norm(np.asarray(axial.affine)[:3, :3], axis=0)
     return list(axial.numpy()), tuple(float(value) for value in spacing)
 

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+# More values than any radiograph has, out of almost no bytes, are a bomb.
+LARGE_VALUES, MOST_SHRINKING = 2**25, 500
 WINDOW_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 
 
@@ -117,3 +119,8 @@ def find_warning(image: Image) -> ImageWarning | None:
     if image.pixels.min() == image.pixels.max():
         return ImageWarning("image-constant", "every pixel has the same value")
     return None
+
+
+def is_bomb(values: int, stored_bytes: int) -> bool:
+    """Say whether so many pixel values cannot honestly come from so few bytes."""
+    return values > max(LARGE_VALUES, MOST_SHRINKING * stored_bytes)

@@ -11,14 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from medtl.imaging.dicom import reader as dicom
+from medtl.imaging.dicom import terms
 from medtl.imaging.dicom.instance import Instance
-from medtl.imaging.dicom.terms import (
-    NOT_SHOWN,
-    shown_body_part,
-    shown_modality,
-    shown_photometric,
-    shown_view,
-)
 from medtl.imaging.dicom.volumes import arrange
 from medtl.imaging.image import Image, ImageWarning, find_warning
 from medtl.imaging.reader import FORMATS
@@ -116,7 +110,7 @@ def inspect_header(series: Series) -> Inspection:
     inspection = Inspection(
         format=series.format,
         kind=reader.KIND if reader else "item",
-        modality=shown_modality(series.modality),
+        modality=terms.shown_modality(series.modality),
         patient_key=series.patient_key,
         study_key=series.study_key,
         series_key=series.series_key,
@@ -132,7 +126,7 @@ def inspect_image(series: Series, image: Image) -> Inspection:
         inspect_header(series),
         kind="volume" if image.spatial_dims == 3 else "image",
         decoder=facts.decoder,
-        photometric=shown_photometric(facts.photometric),
+        photometric=terms.shown_photometric(facts.photometric),
         bits=facts.bits,
         matrix=image.pixels.shape[1:],
         spacing_mm=image.spacing_mm,
@@ -176,10 +170,10 @@ def _with_plane(inspection: Inspection, series: Series) -> Inspection:
     return replace(
         inspection,
         kind="volume" if count > 1 else "image",
-        body_part=shown_body_part(plane.body_part),
-        view=shown_view(plane.view),
-        transfer_syntax=plane.transfer_syntax.name if plane.transfer_syntax.keyword else NOT_SHOWN,
-        photometric=shown_photometric(plane.photometric),
+        body_part=terms.shown_body_part(plane.body_part),
+        view=terms.shown_view(plane.view),
+        transfer_syntax=plane.transfer_syntax.name if plane.transfer_syntax.keyword else terms.NOT_SHOWN,
+        photometric=terms.shown_photometric(plane.photometric),
         bits=plane.bits_stored,
         matrix=(*([count] if count > 1 else []), plane.rows, plane.columns),
         spacing_mm=arrange(series.planes, str(series.path)).spacing_mm if count > 1 else plane.flat_spacing,
@@ -207,8 +201,6 @@ def _group(members: Sequence[Inspection]) -> Group:
     first = members[0]
     spacings = [one.spacing_mm for one in members if one.spacing_mm is not None]
     intensities = [one.intensity for one in members if one.intensity is not None]
-    lowest = min((one.lowest for one in intensities), default=0.0)
-    highest = max((one.highest for one in intensities), default=0.0)
     return Group(
         modality=first.modality,
         format=first.format,
@@ -228,7 +220,7 @@ def _group(members: Sequence[Inspection]) -> Group:
         photometric=_tally(one.photometric for one in members),
         bits=_tally(str(one.bits or "") for one in members),
         windowed=sum(one.windowed for one in members),
-        extremes=(lowest, highest) if intensities else None,
+        extremes=(min(intensities).lowest, max(one.highest for one in intensities)) if intensities else None,
         typical=Intensity(*np.median(intensities, axis=0).tolist()) if intensities else None,
         missing=_tally(keyword for one in members for keyword in one.missing),
     )

@@ -30,6 +30,11 @@ PARTS = ("train", "val", "test")
 MOST_BYTES = 2**31
 MOST_ITEMS = 2**20  # of one array; each becomes a series
 COLOUR_CHANNELS = 3
+AS_MEDMNIST = "write it in MedMNIST's layout"
+HEADER_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+# What zipfile and numpy raise on archives that are damaged.
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, RuntimeError)
 
 Shape = tuple[int, ...]
 
@@ -64,7 +69,7 @@ def read(series: Series) -> Image:
     colour = images.ndim == 4 and images.shape[-1] == COLOUR_CHANNELS
     pixels = np.moveaxis(stored, -1, 0) if colour else stored[None]
     facts = ImageFacts(
-        source=f"{path}#{series.item}",
+        source=series.source,
         format=NAME,
         decoder=f"numpy {np.__version__}",
         sha256=hashlib.sha256(stored.tobytes()).hexdigest(),
@@ -86,61 +91,52 @@ def archive_labels(path: Path) -> dict[str, tuple[int, ...]]:
     Raises ReadError archive-damaged, -layout, -too-large.
     """
     labels: dict[str, tuple[int, ...]] = {}
-    mtime = path.stat().st_mtime_ns
     for part, shape in _shapes(path):
-        table = _array(path, mtime, f"{part}_labels")
+        table = _array(path, path.stat().st_mtime_ns, f"{part}_labels")
         if table is None:
             continue
-        rows = table.reshape(len(table), -1) if len(table) else table
-        if len(rows) != shape[0] or table.dtype.kind not in "iub":
+        if len(table) != shape[0] or table.dtype.kind not in "iub":
             reason = f"{part}_labels do not give whole numbers for each of {shape[0]} images"
-            raise ReadError("archive-layout", reason, where=path, fix="write it in MedMNIST's layout")
-        labels.update(
-            {f"{part}/{row}": tuple(int(value) for value in values) for row, values in enumerate(rows)}
-        )
+            raise ReadError("archive-layout", reason, where=path, fix=AS_MEDMNIST)
+        for row, values in enumerate(table):
+            labels[f"{part}/{row}"] = tuple(map(int, values.ravel()))
     return labels
 
 
 def _shapes(path: Path) -> Iterator[tuple[str, Shape]]:
     """Yield each part with the shape of its images, checked, without decompressing them."""
-    with _reporting_damage(path), zipfile.ZipFile(path) as archive:
+    with _opened(path) as archive:
         for part in PARTS:
             name = f"{part}_images"
             if f"{name}.npy" in archive.namelist():
-                yield part, _check_array(archive, name, path)
+                yield part, _checked_shape(archive, name, path)
 
 
-def _check_array(archive: zipfile.ZipFile, name: str, path: Path) -> Shape:
+def _checked_shape(archive: zipfile.ZipFile, name: str, path: Path) -> Shape:
     """Check the header of an array against the bytes it takes, and return its shape."""
     info = archive.getinfo(f"{name}.npy")
     with archive.open(info) as file:
-        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        reader = readers.get(np.lib.format.read_magic(file))
-        if reader is None:
-            raise ValueError("unknown version of npy")
-        shape, _, dtype = reader(file)
+        shape, _, dtype = HEADER_READERS[np.lib.format.read_magic(file)](file)
         size = file.tell() + math.prod(shape) * dtype.itemsize
-    if info.file_size > MOST_BYTES:
-        reason = f"{name} has more than {MOST_BYTES} bytes"
-        raise ReadError("archive-too-large", reason, where=path, fix="split it")
-    if name.endswith("_images") and shape and shape[0] > MOST_ITEMS:
-        reason = f"{name} has {shape[0]} images, more than {MOST_ITEMS}"
+    images = name.endswith("_images")
+    if info.file_size > MOST_BYTES or (images and shape and shape[0] > MOST_ITEMS):
+        reason = f"{name} has more than {MOST_BYTES} bytes or {MOST_ITEMS} images"
         raise ReadError("archive-too-large", reason, where=path, fix="split it")
     if dtype.hasobject or size != info.file_size:
         raise ValueError("array of objects, or of another size than its header says")
-    if name.endswith("_images") and (dtype != np.uint8 or len(shape) not in (3, 4) or min(shape[1:]) < 1):
+    if images and (dtype != np.uint8 or len(shape) not in (3, 4) or min(shape[1:]) < 1):
         reason = f"{name} is not (N, H, W), (N, H, W, 3) or (N, D, H, W) of uint8"
-        raise ReadError("archive-layout", reason, where=path, fix="write it in MedMNIST's layout")
+        raise ReadError("archive-layout", reason, where=path, fix=AS_MEDMNIST)
     return shape
 
 
 @lru_cache(maxsize=4)
 def _array(path: Path, mtime_ns: int, name: str) -> NDArray | None:
     """Decompress one array, cached so that the next item costs nothing; zipfile checks its CRC."""
-    with _reporting_damage(path), zipfile.ZipFile(path) as archive:
+    with _opened(path) as archive:
         if f"{name}.npy" not in archive.namelist():
             return None
-        _check_array(archive, name, path)
+        _checked_shape(archive, name, path)
         with archive.open(f"{name}.npy") as file:
             array = np.lib.format.read_array(file, allow_pickle=False)
             file.read()  # to the end, where the CRC is compared
@@ -149,9 +145,11 @@ def _array(path: Path, mtime_ns: int, name: str) -> NDArray | None:
 
 
 @contextmanager
-def _reporting_damage(path: Path) -> Iterator[None]:
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open an archive, and refuse it where it proves damaged."""
     try:
-        yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        reason = f"is corrupt or breaks off ({type(error).__name__})"
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except DAMAGE as error:
+        reason = f"is corrupt or incomplete ({type(error).__name__})"
         raise ReadError("archive-damaged", reason, where=path, fix="download it again") from error

@@ -14,9 +14,8 @@ import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,21 +23,8 @@ from numpy.typing import NDArray
 from medtl.core.files import replacing
 from medtl.errors import ReadError
 from medtl.imaging.image import Image, ImageFacts
-from medtl.imaging.nifti_header import (
-    NIFTI2_BYTES,
-    announced_bytes,
-    check_header,
-    nifti_version,
-    parse_header,
-    spatial_affine,
-    volume_bytes,
-    volume_count,
-    volume_shape,
-)
+from medtl.imaging.nifti_header import NIFTI2_BYTES, Layout, nifti_version, read_layout
 from medtl.imaging.series import Kind, Scan, Series, scan_each
-
-if TYPE_CHECKING:
-    from medtl.imaging.nifti_header import Header
 
 NAME, TITLE = "nifti", "NIfTI"
 KIND: Kind = "volume"
@@ -58,12 +44,6 @@ TRAILING_BYTES = 2**20
 # Members of a gzip stream: some, and one for each MEMBER_BYTES. Blocked gzip puts 64 KiB into each.
 MOST_MEMBERS, MEMBER_BYTES = 64, 2**14
 
-# No deflate stream inflates to more than this many times its length (zlib's technical notes).
-DEFLATE_RATIO = 1032
-
-# How many times their length incompressible bytes take in a gzip stream at most, even in blocked gzip.
-MOST_GROWTH = 1.01
-
 # A stream that announces more than BOMB_BYTES out of less than a BOMB_RATIO-th of them is not inflated.
 BOMB_BYTES, BOMB_RATIO = 2**28, 100
 
@@ -73,11 +53,10 @@ RAW_BYTES, PIECE_BYTES = 2**14, 2**20
 
 @dataclass(frozen=True, eq=False)
 class Content:
-    """Bytes of one volume or all, from byte `start` of the volumes; trailing: how many follow the last."""
+    """Bytes of the volumes of a file from number `first` on; trailing: how many bytes follow its last one."""
 
-    header: "Header"
     volumes: bytearray
-    start: int
+    first: int
     trailing: int
     sha256: str
 
@@ -103,30 +82,26 @@ def read(series: Series) -> Image:
     """
     import nibabel
 
-    path = series.files[0]
-    source = f"{path}#{series.item}" if series.item else str(path)
-    content = _cached_content(series, path) or _read_content(series, path)
-    header, number = content.header, _volume_number(series, content.header)
-    affine = spatial_affine(header, volume_shape(header), path)
+    layout, number, content = _read_content(series)
     facts = ImageFacts(
-        source=source,
+        source=series.source,
         format=NAME,
         decoder=f"nibabel {nibabel.__version__}",
         sha256=content.sha256,
-        bits=header.get_data_dtype().itemsize * 8,
+        bits=layout.dtype.itemsize * 8,
         notes=(*series.notes, *([f"{content.trailing} bytes follow its pixels"] if content.trailing else [])),
     )
-    spacing_mm = tuple(float(length) for length in np.linalg.norm(affine[:3, :3], axis=0))
-    voxels = _voxels(header, content.volumes, number * volume_bytes(header) - content.start, source)
-    return Image(voxels[None], affine, spacing_mm, facts)
+    spacing_mm = tuple(float(length) for length in np.linalg.norm(layout.affine[:3, :3], axis=0))
+    offset = (number - content.first) * layout.volume_bytes
+    voxels = _voxels(layout, content.volumes, offset, series.source)
+    return Image(voxels[None], layout.affine, spacing_mm, facts)
 
 
 def _list_volumes(path: Path) -> list[Series]:
     with path.open("rb") as file:
-        header = _checked_header(file.read(RAW_BYTES), os.fstat(file.fileno()).st_size, path)
-    count = volume_count(header)
-    notes = (f"one of {count} volumes of its file",) if count > 1 else ()
-    return [Series(path, (path,), NAME, item=item, notes=notes) for item in _items(count)]
+        layout = _checked_layout(file.read(RAW_BYTES), os.fstat(file.fileno()).st_size, path)
+    notes = (f"one of {layout.count} volumes of its file",) if layout.count > 1 else ()
+    return [Series(path, (path,), NAME, item=item, notes=notes) for item in _items(layout.count)]
 
 
 def _items(count: int) -> list[str | None]:
@@ -134,81 +109,80 @@ def _items(count: int) -> list[str | None]:
     return [f"volume/{number}" for number in range(count)] if count > 1 else [None]
 
 
-def _volume_number(series: Series, header: "Header") -> int:
-    items = _items(volume_count(header))
-    if series.item not in items:
-        reason = "has changed since it was listed"
-        raise ReadError("nifti-header", reason, where=series.path, fix="read it again")
-    return items.index(series.item)
+def _checked_layout(start: bytes, file_bytes: int, path: Path) -> Layout:
+    """Return the layout of a file, from its first bytes, if the file can hold what its header announces."""
+    layout, packed = read_layout(inflated_head(start), path), start.startswith(GZIP_MAGIC)
+    if layout.end > MOST_BYTES:
+        reason = f"announces {layout.end} bytes, more than {MOST_BYTES}"
+        raise ReadError("nifti-too-large", reason, where=path, fix="split or shrink it")
+    if layout.end > file_bytes and not packed:
+        raise _truncated(f"has {file_bytes} bytes, too few for the {layout.end} that it announces", path)
+    if packed and layout.end > max(BOMB_BYTES, BOMB_RATIO * file_bytes):
+        reason = f"announces {layout.end} bytes in {file_bytes} of gzip"
+        raise ReadError("nifti-too-large", reason, where=path, fix="if it is not a bomb, save it as .nii")
+    return layout
 
 
-def _checked_header(first: bytes, file_bytes: int, path: Path) -> "Header":
-    """Return the header of a file, from its first bytes and its length, if the file can be read exactly."""
-    header = parse_header(inflated_head(first), path)
-    check_header(header, path)
-    check_length(header, file_bytes, path, packed=first.startswith(GZIP_MAGIC))
-    return header
-
-
-def _read_content(series: Series, path: Path, *, whole: bool = False) -> Content:
-    """Read a file to its end and keep the volume of a series, or all of them."""
-    digest = hashlib.sha256()
+def _read_content(series: Series) -> tuple[Layout, int, Content]:
+    """Return the layout of a file, the number of the volume that a series is, and bytes among which it is."""
+    path = series.files[0]
     with path.open("rb") as file:
-        raw = _hashed(file, digest)
-        first = next(raw, b"")
-        header = _checked_header(first, os.fstat(file.fileno()).st_size, path)
-        size, count = volume_bytes(header), volume_count(header)
-        start, size = (0, size * count) if whole else (_volume_number(series, header) * size, size)
-        stream = chain([first], raw)
-        pieces = inflate(stream, header, path) if first.startswith(GZIP_MAGIC) else stream
-        kept, trailing = keep_bytes(pieces, header, int(header["vox_offset"]) + start, size, path)
-    return Content(header, kept, start, trailing, digest.hexdigest())
-
-
-def _hashed(file: BinaryIO, digest: "hashlib._Hash") -> Iterator[bytes]:
-    while chunk := file.read(RAW_BYTES):
-        digest.update(chunk)
-        yield chunk
+        start, status = file.read(RAW_BYTES), os.fstat(file.fileno())
+        layout = _checked_layout(start, status.st_size, path)
+        if series.item not in _items(layout.count):
+            reason = "has changed since it was listed"
+            raise ReadError("nifti-header", reason, where=path, fix="read it again")
+        number = _items(layout.count).index(series.item)
+        several = start.startswith(GZIP_MAGIC) and layout.count > 1
+        if not several or layout.count * layout.volume_bytes > MOST_CACHED_BYTES:
+            return layout, number, _read_volumes(file, start, layout, range(number, number + 1), path)
+        identity = (path, status.st_ino, status.st_size, status.st_mtime_ns)
+        return layout, number, _read_all(file, start, layout, identity, last=number == layout.count - 1)
 
 
 # The last gzip file of several volumes, so that reading one does not inflate all the others again.
+Identity = tuple[Path, int, int, int]
 _lock = threading.Lock()
-_last: tuple[tuple[Path, int, int, int], Content] | None = None
+_last: tuple[Identity, Content] | None = None
 
 
-def _cached_content(series: Series, path: Path) -> Content | None:
-    """Return all volumes of a gzip file that holds several; None for other files, and for too large ones."""
+def _read_all(file: BinaryIO, start: bytes, layout: Layout, identity: Identity, *, last: bool) -> Content:
+    """Read all volumes of a gzip file, once for all of them; its last one ends that."""
     global _last
-    if series.item is None:
-        return None
-    with path.open("rb") as file:
-        first, status = file.read(RAW_BYTES), os.fstat(file.fileno())
-    header = _checked_header(first, status.st_size, path)
-    count = volume_count(header)
-    if not first.startswith(GZIP_MAGIC) or count * volume_bytes(header) > MOST_CACHED_BYTES:
-        return None
-    identity = (path, status.st_ino, status.st_size, status.st_mtime_ns)
     with _lock:
         if _last is None or _last[0] != identity:
             _last = None
-            _last = identity, _read_content(series, path, whole=True)
+            _last = identity, _read_volumes(file, start, layout, range(layout.count), identity[0])
         content = _last[1]
-        if series.item == _items(count)[-1]:
-            _last = None
+        _last = None if last else _last
     return content
 
 
-def _voxels(header: "Header", volumes: bytearray, offset: int, source: str) -> NDArray[np.float32]:
+def _read_volumes(file: BinaryIO, start: bytes, layout: Layout, numbers: range, path: Path) -> Content:
+    """Read a file to its end, behind the bytes that were read as its start, and keep some of its volumes."""
+    digest = hashlib.sha256()
+    raw = _hashed(file, start, digest)
+    pieces = inflate(raw, layout, path) if start.startswith(GZIP_MAGIC) else raw
+    kept, trailing = keep_bytes(pieces, layout, numbers, path)
+    return Content(kept, numbers[0], trailing, digest.hexdigest())
+
+
+def _hashed(file: BinaryIO, chunk: bytes, digest: "hashlib._Hash") -> Iterator[bytes]:
+    while chunk:
+        digest.update(chunk)
+        yield chunk
+        chunk = file.read(RAW_BYTES)
+
+
+def _voxels(layout: Layout, volumes: bytearray, offset: int, source: str) -> NDArray[np.float32]:
     """Return scaled values (i, j, k). Slice by slice, so that no float64 volume is ever in memory."""
-    shape = volume_shape(header)
-    stored = np.frombuffer(volumes, header.get_data_dtype(), math.prod(shape), offset)
-    volume = stored.reshape(shape, order="F")
-    values = np.empty(shape, np.float32)
-    slope, inter = header.get_slope_inter()
-    scaled = slope is not None and (slope, inter) != (1.0, 0.0)
+    stored = np.frombuffer(volumes, layout.dtype, math.prod(layout.shape), offset)
+    volume = stored.reshape(layout.shape, order="F")
+    values = np.empty(layout.shape, np.float32)
+    slope, inter = layout.scaling or (1.0, 0.0)
     with np.errstate(all="ignore"):  # what overflows is not finite, and refused
-        for k in range(shape[2]):
-            values[..., k] = volume[..., k] * np.float64(slope) + inter if scaled else volume[..., k]
+        for k in range(layout.shape[2]):
+            values[..., k] = volume[..., k] * np.float64(slope) + inter if layout.scaling else volume[..., k]
     if not np.isfinite(values).all():
         reason = "has NaN, infinite or immense values"
         raise ReadError("nifti-not-finite", reason, where=source, fix="fill or mask them")
@@ -228,7 +202,7 @@ def write_volume(path: Path, values: NDArray[np.float32], affine: NDArray[np.flo
 
 
 def inflated_head(first: bytes) -> bytes:
-    """Return the first bytes of the content; fewer where a gzip stream breaks off."""
+    """Return the first bytes of the content; fewer where a gzip stream is cut short."""
     if not first.startswith(GZIP_MAGIC):
         return first[:NIFTI2_BYTES]
     try:
@@ -237,9 +211,9 @@ def inflated_head(first: bytes) -> bytes:
         return b""
 
 
-def inflate(raw: Iterable[bytes], header: "Header", path: Path) -> Iterator[bytes]:
+def inflate(raw: Iterable[bytes], layout: Layout, path: Path) -> Iterator[bytes]:
     """Yield what the members of a gzip stream hold, in pieces; zlib compares the CRC of each at its end."""
-    most_members = MOST_MEMBERS + announced_bytes(header) // MEMBER_BYTES
+    most_members = MOST_MEMBERS + layout.end // MEMBER_BYTES
     member, left = zlib.decompressobj(GZIP_WBITS), most_members
     try:
         for chunk in raw:
@@ -254,42 +228,26 @@ def inflate(raw: Iterable[bytes], header: "Header", path: Path) -> Iterator[byte
         reason = "is a corrupt gzip stream"
         raise ReadError("nifti-damaged", reason, where=path, fix="copy it again from its source") from error
     if not member.eof:
-        raise _truncated("is a gzip stream that breaks off", path)
+        raise _truncated("is an incomplete gzip stream", path)
 
 
-def keep_bytes(
-    pieces: Iterable[bytes], header: "Header", start: int, size: int, path: Path
-) -> tuple[bytearray, int]:
-    """Return `size` bytes of the content from `start`, and how many bytes follow the last volume.
+def keep_bytes(pieces: Iterable[bytes], layout: Layout, numbers: range, path: Path) -> tuple[bytearray, int]:
+    """Return the bytes of some volumes, which follow one another, and how many bytes follow the last of all.
 
     The rest is read for its checksum alone; no more is read than the header announces.
     """
-    kept, announced, position = bytearray(size), announced_bytes(header), 0
+    start = layout.start + numbers[0] * layout.volume_bytes
+    kept, position = bytearray(len(numbers) * layout.volume_bytes), 0
     for piece in pieces:
-        begin, end = max(start, position), min(start + size, position + len(piece))
+        begin, end = max(start, position), min(start + len(kept), position + len(piece))
         if begin < end:
             kept[begin - start : end - start] = piece[begin - position : end - position]
         position += len(piece)
-        if position > announced + TRAILING_BYTES:
+        if position > layout.end + TRAILING_BYTES:
             raise _overlong("holds far more bytes than its header announces", path)
-    if position < announced:
-        raise _truncated(f"has {position} of {announced} bytes", path)
-    return kept, position - announced
-
-
-def check_length(header: "Header", file_bytes: int, path: Path, packed: bool) -> None:
-    """Compare the bytes that a header announces with those that the file can hold."""
-    announced = announced_bytes(header)
-    if announced > MOST_BYTES:
-        reason = f"announces {announced} bytes, more than {MOST_BYTES}"
-        raise ReadError("nifti-too-large", reason, where=path, fix="split or shrink it")
-    if file_bytes > announced * MOST_GROWTH + TRAILING_BYTES:
-        raise _overlong("holds far more bytes than its header announces", path)
-    if announced > file_bytes * (DEFLATE_RATIO if packed else 1):
-        raise _truncated(f"has {file_bytes} bytes, too few for the {announced} that it announces", path)
-    if packed and announced > max(BOMB_BYTES, BOMB_RATIO * file_bytes):
-        reason = f"announces {announced} bytes in {file_bytes} of gzip"
-        raise ReadError("nifti-too-large", reason, where=path, fix="if it is not a bomb, save it as .nii")
+    if position < layout.end:
+        raise _truncated(f"has {position} of {layout.end} bytes", path)
+    return kept, position - layout.end
 
 
 def _overlong(reason: str, path: Path) -> ReadError:

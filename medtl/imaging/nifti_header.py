@@ -1,8 +1,9 @@
-"""Parse the header of a NIfTI file, and refuse by it what would not be read exactly."""
+"""HEADER OF A NIFTI FILE -> Layout: where its volumes lie, in the file and in the patient."""
 
 import logging
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,8 +51,51 @@ def nifti_version(head: bytes) -> int | None:
     return None
 
 
-def parse_header(head: bytes, path: Path) -> "Header":
-    """Parse a header from the first bytes of the content. Raises ReadError nifti-header, nifti-damaged."""
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What a header says about its volumes: they follow one another from byte `start`, first axis fastest.
+
+    scaling is (slope, intercept), None where stored values are meant as they are; affine is in RAS+ mm.
+    """
+
+    shape: tuple[int, int, int]
+    count: int
+    dtype: np.dtype
+    start: int
+    scaling: tuple[float, float] | None
+    affine: NDArray[np.float64]
+
+    @property
+    def volume_bytes(self) -> int:
+        """The bytes of one volume."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def end(self) -> int:
+        """How many bytes the content of the file has at least."""
+        return self.start + self.count * self.volume_bytes
+
+
+def read_layout(head: bytes, path: Path) -> Layout:
+    """Read a header from the first bytes of the content; refuse by it what would not be read exactly.
+
+    Raises ReadError nifti-header, -damaged, -pair, -dimensions, -too-large, -type, -affine.
+    """
+    header = _parse(head, path)
+    if bytes(header["magic"])[:2] == b"ni":
+        fix = "save it as one .nii file"
+        raise ReadError("nifti-pair", "has its pixels in another file", where=path, fix=fix)
+    shape, count = _extents(header, path)
+    dtype = _value_type(header, path)
+    start = float(header["vox_offset"])
+    if not int(header["sizeof_hdr"]) + 4 <= start <= MOST_OFFSET or start != int(start):
+        raise _contradiction(f"says that its pixels begin at byte {start:.0f}", path)
+    slope, inter = header.get_slope_inter()
+    scaling = None if slope is None or (slope, inter) == (1.0, 0.0) else (float(slope), float(inter))
+    return Layout(shape, count, dtype, int(start), scaling, _affine(header, shape, path))
+
+
+def _parse(head: bytes, path: Path) -> "Header":
     number = nifti_version(head)
     if number is None:
         raise ReadError("nifti-damaged", "does not begin with NIfTI", where=path, fix="copy it again")
@@ -62,104 +106,67 @@ def parse_header(head: bytes, path: Path) -> "Header":
         header = kind(head[:size], check=False)
         header.get_data_dtype(), header.get_slope_inter()
     except Exception as error:  # nibabel raises many kinds on fields that contradict each other
-        reason = f"has a header that cannot be parsed ({type(error).__name__})"
-        raise ReadError("nifti-header", reason, where=path, fix="write it again") from error
+        raise _contradiction(f"has a header that cannot be parsed ({type(error).__name__})", path) from error
     if int(header["sizeof_hdr"]) != size:  # nibabel takes the order of bytes from the dimensions
-        reason = "has a header that contradicts itself in the order of its bytes"
-        raise ReadError("nifti-header", reason, where=path, fix="write it again")
+        raise _contradiction("has a header that contradicts itself in the order of its bytes", path)
     return header
 
 
-def check_header(header: "Header", path: Path) -> None:
-    """Refuse what would not be read exactly, before any pixel is decompressed."""
-    if bytes(header["magic"])[:2] == b"ni":
-        fix = "save it as one .nii file"
-        raise ReadError("nifti-pair", "has its pixels in another file", where=path, fix=fix)
-    _check_shape(header, path)
-    _check_type(header, path)
-    offset = float(header["vox_offset"])
-    if not int(header["sizeof_hdr"]) + 4 <= offset <= MOST_OFFSET or offset != int(offset):
-        reason = f"says that its pixels begin at byte {offset:.0f}"
-        raise ReadError("nifti-header", reason, where=path, fix="write it again")
-    spatial_affine(header, volume_shape(header), path)
-
-
-def _check_shape(header: "Header", path: Path) -> None:
-    axes, shape = int(header["dim"][0]), _shape(header)
-    if not 2 <= axes <= 7 or min(shape) < 1:
-        raise ReadError("nifti-header", "has no valid dimensions", where=path, fix="write it again")
-    voxels, volumes = math.prod(shape[:3]), volume_count(header)
-    if voxels > MOST_VOXELS or volumes > MOST_VOLUMES:
-        reason = f"has {volumes} x {voxels} voxels, more than {MOST_VOLUMES} x {MOST_VOXELS}"
+def _extents(header: "Header", path: Path) -> tuple[tuple[int, int, int], int]:
+    """Return the shape of a volume, and how many volumes there are."""
+    axes, *extents = (int(extent) for extent in header["dim"])
+    given = extents[:axes]
+    if not 2 <= axes <= 7 or min(given) < 1:
+        raise _contradiction("has no valid dimensions", path)
+    i, j, k, count, *others = (*given, 1, 1)
+    if i * j * k > MOST_VOXELS or count > MOST_VOLUMES:
+        reason = f"has {count} x {i * j * k} voxels, more than {MOST_VOLUMES} x {MOST_VOXELS}"
         raise ReadError("nifti-too-large", reason, where=path, fix="split or shrink it")
-    components = volumes > 1 and int(header["intent_code"]) in COMPONENT_INTENTS
-    if math.prod(shape[4:]) > 1 or components:
-        reason = f"has {' x '.join(map(str, shape))} values: several in a voxel"
-        raise ReadError("nifti-dimensions", reason, where=path, fix="save one value a voxel")
+    components = count > 1 and int(header["intent_code"]) in COMPONENT_INTENTS
+    if math.prod(others) > 1 or components:
+        reason = f"has {' x '.join(map(str, given))} values: several in a voxel"
+        raise ReadError("nifti-dimensions", reason, where=path, fix="save one value per voxel")
+    return (i, j, k), count
 
 
-def _check_type(header: "Header", path: Path) -> None:
+def _value_type(header: "Header", path: Path) -> np.dtype:
     dtype = header.get_data_dtype()
     if dtype.str[1:] not in READ_TYPES:
         reason = "has complex, colour or extended values"
         raise ReadError("nifti-type", reason, where=path, fix="save it with one real number per voxel")
-    if int(header["bitpix"]) != dtype.itemsize * 8:
-        reason = f"says {int(header['bitpix'])} bits a voxel, and its data type has {dtype.itemsize * 8}"
-        raise ReadError("nifti-header", reason, where=path, fix="write it again")
+    bits = int(header["bitpix"])
+    if bits != dtype.itemsize * 8:
+        raise _contradiction(f"says {bits} bits per voxel, and its type has {dtype.itemsize * 8}", path)
     if math.isinf(float(header["scl_slope"])):
         raise ReadError("nifti-header", "is scaled by infinity", where=path, fix="correct its scl_slope")
+    return dtype
 
 
-def _shape(header: "Header") -> tuple[int, ...]:
-    return tuple(int(extent) for extent in header["dim"][1 : int(header["dim"][0]) + 1])
-
-
-def volume_shape(header: "Header") -> tuple[int, int, int]:
-    """Return the extents of one volume."""
-    i, j, k = (*_shape(header), 1)[:3]
-    return i, j, k
-
-
-def volume_count(header: "Header") -> int:
-    """Return how many volumes a file holds."""
-    return (*_shape(header), 1, 1)[3]
-
-
-def volume_bytes(header: "Header") -> int:
-    """Return the bytes of one volume."""
-    return math.prod(volume_shape(header)) * header.get_data_dtype().itemsize
-
-
-def announced_bytes(header: "Header") -> int:
-    """Return how long the content of a file is by its header."""
-    return int(header["vox_offset"]) + volume_count(header) * volume_bytes(header)
-
-
-def spatial_affine(header: "Header", shape: Sequence[int], path: Path) -> NDArray[np.float64]:
+def _affine(header: "Header", shape: tuple[int, int, int], path: Path) -> NDArray[np.float64]:
     """Return the affine (4, 4) in RAS+ mm of a volume: its sform where that has a code, else its qform.
 
     The order is that of nifti1.h, methods 3 and 2. Its method 1, sizes without a position, is refused. So are
     two forms that disagree, though the standard allows it: nothing in the file says which one is meant.
-    Raises ReadError nifti-affine, nifti-header.
     """
+    scale = UNITS_MM.get(int(header["xyzt_units"]) & 7)
+    if scale is None:
+        raise ReadError("nifti-header", "has an unknown unit of length", where=path, fix="write it in mm")
     with np.errstate(all="ignore"):  # what overflows is not finite, and refused
-        affines = [header.get_sform()] if int(header["sform_code"]) > 0 else []
-        affines += [_qform(header, path)] if int(header["qform_code"]) > 0 else []
-        if not affines:
+        forms = [header.get_sform()] if int(header["sform_code"]) > 0 else []
+        forms += [_qform(header, path)] if int(header["qform_code"]) > 0 else []
+        if not forms:
             reason = "has neither sform nor qform: where it lies is unknown"
             raise ReadError("nifti-affine", reason, where=path, fix="set its sform")
-        scale = UNITS_MM.get(int(header["xyzt_units"]) & 7)
-        if scale is None:
-            reason = "has an unknown unit of length"
-            raise ReadError("nifti-header", reason, where=path, fix="write it in millimetres")
-        scaled = [np.diag([scale, scale, scale, 1.0]) @ affine for affine in affines]
-        for affine in scaled:
-            _check_regular(affine, path)
-        apart = _corner_distance(scaled[0], scaled[-1], shape)
+        affines = [np.diag([scale, scale, scale, 1.0]) @ form for form in forms]
+        if not all(map(_is_regular, affines)):
+            fix = "correct its sform or qform"
+            raise ReadError("nifti-affine", "has a singular affine", where=path, fix=fix)
+        corners = np.array([(*corner, 1) for corner in product(*((0, extent - 1) for extent in shape))])
+        apart = np.linalg.norm(corners @ (affines[0] - affines[-1]).T, axis=1).max()
     if not apart <= CONFLICT_MM:
         reason = f"sform and qform put a corner {apart:.1f} mm apart"
         raise ReadError("nifti-affine", reason, where=path, fix="correct one, or set its code to 0")
-    return scaled[0]
+    return affines[0]
 
 
 def _qform(header: "Header", path: Path) -> NDArray[np.float64]:
@@ -168,23 +175,18 @@ def _qform(header: "Header", path: Path) -> NDArray[np.float64]:
         header["pixdim"][0] = 1  # qfac: nifti1.h, "we take qfac=1"
     try:
         return header.get_qform()
-    except Exception as error:  # nibabel raises several kinds for quaternions that are none
+    except Exception as error:  # nibabel raises several kinds for invalid quaternions
         fix = "correct it, or set its code to 0 beside an sform"
         raise ReadError("nifti-affine", "has an invalid qform", where=path, fix=fix) from error
 
 
-def _check_regular(affine: NDArray[np.float64], path: Path) -> None:
-    """Refuse an affine that is not finite or flattens the volume."""
+def _is_regular(affine: NDArray[np.float64]) -> bool:
+    """Say whether an affine is finite and does not flatten the volume."""
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    if np.isfinite(affine).all() and np.isfinite(lengths).all() and lengths.min() > 0:
-        volume = abs(np.linalg.det(affine[:3, :3] / lengths))
-        if volume > 1e-3:
-            return
-    raise ReadError("nifti-affine", "has a singular affine", where=path, fix="correct its sform or qform")
+    if not (np.isfinite(affine).all() and np.isfinite(lengths).all() and lengths.min() > 0):
+        return False
+    return abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-3
 
 
-def _corner_distance(one: NDArray[np.float64], other: NDArray[np.float64], shape: Sequence[int]) -> float:
-    """Return how far apart two affines put the corners of a volume, at most."""
-    i, j, k = (extent - 1 for extent in shape)
-    corners = np.array([(x, y, z, 1) for x in (0, i) for y in (0, j) for z in (0, k)])
-    return float(np.linalg.norm(corners @ (one - other).T, axis=1).max())
+def _contradiction(reason: str, path: Path) -> ReadError:
+    return ReadError("nifti-header", reason, where=path, fix="write it again")

@@ -6,11 +6,11 @@ to the network. The configuration is the whole state, and is stored in the check
 
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from medtl.errors import ReadError
 from medtl.imaging.image import Image
@@ -24,6 +24,8 @@ LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 # The ends of the axes of RAS+: decreasing, increasing.
 RAS_LABELS = (("L", "R"), ("P", "A"), ("I", "S"))
 PAIR_OF = {letter: "".join(pair) for pair in RAS_LABELS for letter in pair}
+
+Percentile = Annotated[float, Field(ge=0, le=100)]
 
 # Elements of a resampled image: 2 GiB of float32.
 LARGEST_GRID = 2**29
@@ -43,38 +45,29 @@ class PreprocessingConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    size: tuple[int, ...] = (160, 160)
-    spacing_mm: tuple[float, ...] | None = None
+    size: tuple[Annotated[int, Field(ge=1)], ...] = (160, 160)
+    spacing_mm: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     orientation: str = Field(default="SPL", pattern="^[LRAPSI]{3}$")
     intensity: Literal["percentile", "window", "range"] = "percentile"
-    percentiles: tuple[float, float] = (0.5, 99.5)
+    percentiles: tuple[Percentile, Percentile] = (0.5, 99.5)
     range: tuple[float, float] | None = None
     channels: Literal[1, 3] = 1
     modalities: tuple[str, ...] | None = None
     body_parts: tuple[str, ...] | None = None
 
-    @field_validator("size")
-    @classmethod
-    def _size_is_a_grid(cls, size: tuple[int, ...]) -> tuple[int, ...]:
-        if len(size) not in (2, 3) or (min(size) < 8 and len(size) == 2) or min(size) < 1:
-            raise ValueError(f"size {list(size)} is neither [H, W] nor [D, H, W]")
-        return size
-
     @model_validator(mode="after")
     def _options_agree(self) -> "PreprocessingConfig":
+        if len(self.size) not in (2, 3) or (len(self.size) == 2 and min(self.size) < 8):
+            raise ValueError(f"size {list(self.size)} is neither [H, W] nor [D, H, W]")
         if self.spacing_mm is not None and len(self.spacing_mm) != len(self.size):
             raise ValueError("spacing_mm needs one value for each axis of size")
         if {PAIR_OF[letter] for letter in self.orientation} != {"LR", "PA", "IS"}:
             raise ValueError(f"orientation {self.orientation} does not name each axis once")
-        if self.spacing_mm is not None and not min(self.spacing_mm) > 0:
-            raise ValueError("spacing_mm must be positive")
         if self.intensity == "range" and self.range is None:
             raise ValueError("intensity: range needs range: [low, high]")
         for name, pair in (("percentiles", self.percentiles), ("range", self.range)):
             if pair is not None and not pair[0] < pair[1]:
                 raise ValueError(f"{name} must rise: {list(pair)}")
-        if not (self.percentiles[0] >= 0 and self.percentiles[1] <= 100):
-            raise ValueError("percentiles lie between 0 and 100")
         return self
 
 
@@ -107,7 +100,7 @@ def prepare_image(image: Image, config: PreprocessingConfig) -> PreparedImage:
         warnings.simplefilter("ignore")  # MONAI warns about constant images; find_warning does that
         tensor = _resample(tensor, image, config)
         tensor = _scale_intensity(tensor, image, config)
-        tensor = _meta(transforms.ResizeWithPadOrCrop(config.size)(tensor))
+        tensor = as_meta(transforms.ResizeWithPadOrCrop(config.size)(tensor))
     values = np.clip(np.nan_to_num(tensor.numpy()), 0.0, 1.0).astype(np.float32)
     return PreparedImage(np.ascontiguousarray(values), np.asarray(tensor.affine, dtype=np.float64))
 
@@ -168,13 +161,13 @@ def _resample(tensor: "MetaTensor", image: Image, config: PreprocessingConfig) -
     from monai import transforms
 
     if image.spatial_dims == 3:
-        tensor = _meta(transforms.Orientation(axcodes=config.orientation, labels=RAS_LABELS)(tensor))
+        tensor = as_meta(transforms.Orientation(axcodes=config.orientation, labels=RAS_LABELS)(tensor))
     if config.spacing_mm is not None:
         return _to_spacing(tensor, image, config.spacing_mm)
     shape = _fitted_shape(tensor, image, config.size)
     shrinks = np.prod(shape) < np.prod(tensor.shape[1:])
     mode = "area" if shrinks else ("bilinear" if len(shape) == 2 else "trilinear")
-    return _meta(transforms.Resize(shape, mode=mode)(tensor))
+    return as_meta(transforms.Resize(shape, mode=mode)(tensor))
 
 
 def _to_spacing(tensor: "MetaTensor", image: Image, spacing_mm: tuple[float, ...]) -> "MetaTensor":
@@ -189,16 +182,15 @@ def _to_spacing(tensor: "MetaTensor", image: Image, spacing_mm: tuple[float, ...
         reason = f"would have over {LARGEST_GRID:.0e} pixels at the model's spacing"
         raise ReadError("image-too-large", reason, where=image.facts.source, fix="check its pixel spacing")
     if image.affine is not None:
-        return _meta(transforms.Spacing(pixdim=spacing_mm, mode="bilinear", padding_mode="border")(tensor))
+        return as_meta(transforms.Spacing(pixdim=spacing_mm, mode="bilinear", padding_mode="border")(tensor))
     shape = np.maximum(1, np.round(extents)).astype(int)
-    return _meta(transforms.Resize(tuple(shape), mode="bilinear")(tensor))
+    return as_meta(transforms.Resize(tuple(shape), mode="bilinear")(tensor))
 
 
 def _fitted_shape(tensor: "MetaTensor", image: Image, size: tuple[int, ...]) -> tuple[int, ...]:
     """Return the largest shape within `size` that keeps the proportions of rows and columns in mm."""
-    spacing = _grid_spacing(tensor, image)[-2:]
-    extents = np.array(tensor.shape[-2:]) * spacing
-    scale = min(size[-2] / extents[0], size[-1] / extents[1])
+    extents = np.array(tensor.shape[-2:]) * _grid_spacing(tensor, image)[-2:]
+    scale = min(size[-2:] / extents)
     rows, columns = np.maximum(1, np.round(extents * scale)).astype(int)
     return (*size[:-2], int(rows), int(columns))
 
@@ -218,11 +210,13 @@ def _scale_intensity(tensor: "MetaTensor", image: Image, config: PreprocessingCo
     if config.intensity == "window" and voi is not None:
         return MetaTensor(torch.from_numpy(voi.apply(tensor.numpy())), affine=tensor.affine)
     if config.intensity == "range" and config.range is not None:
-        return _meta(transforms.ScaleIntensityRange(*config.range, 0.0, 1.0, clip=True)(tensor))
-    return _meta(transforms.ScaleIntensityRangePercentiles(*config.percentiles, 0.0, 1.0, clip=True)(tensor))
+        return as_meta(transforms.ScaleIntensityRange(*config.range, 0.0, 1.0, clip=True)(tensor))
+    return as_meta(
+        transforms.ScaleIntensityRangePercentiles(*config.percentiles, 0.0, 1.0, clip=True)(tensor)
+    )
 
 
-def _meta(tensor: object) -> "MetaTensor":
+def as_meta(tensor: object) -> "MetaTensor":
     """Check that MONAI returned a MetaTensor, as it promises."""
     from monai.data import MetaTensor
 

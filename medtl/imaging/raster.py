@@ -8,7 +8,8 @@ import hashlib
 import io
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtl.errors import ReadError
-from medtl.imaging.image import Image, ImageFacts
+from medtl.imaging.image import Image, ImageFacts, is_bomb
 from medtl.imaging.series import Kind, Scan, Series, scan_each
 
 if TYPE_CHECKING:
@@ -34,21 +35,11 @@ ORIENTATION_TAG = 0x0112
 # Pixels in one image. Below pillow's own limit, and checked before anything is decompressed.
 MOST_PIXELS = 2**26
 
-# More values than any radiograph has, out of almost no bytes, are no image (a bomb).
-LARGE_VALUES, MOST_SHRINKING = 2**25, 500
-
 # What each mode of pillow is converted to; a mode that is not here is refused.
 TARGET_MODES = {
-    "1": "L",
-    "L": "L",
-    "LA": "L",
-    "I;16": "I;16",
-    "I;16B": "I;16B",
-    "I": "I",
-    "P": "RGB",
-    "PA": "RGB",
-    "RGB": "RGB",
-    "RGBA": "RGB",
+    **dict.fromkeys(("1", "L", "LA"), "L"),
+    **dict.fromkeys(("P", "PA", "RGB", "RGBA"), "RGB"),
+    **{mode: mode for mode in ("I;16", "I;16B", "I")},
 }
 
 # What pillow raises on files that are damaged.
@@ -74,14 +65,13 @@ def read(series: Series) -> Image:
     if data.startswith(PNG_MAGIC):
         _check_png(data, path)
     picture = _open(io.BytesIO(data), path)
-    _check(picture, path)
     values = picture.width * picture.height * len(picture.getbands())
-    if values > max(LARGE_VALUES, MOST_SHRINKING * len(data)):
+    if is_bomb(values, len(data)):
         reason = f"has {len(data)} bytes for {values} values"
         raise ReadError("raster-too-large", reason, where=path, fix="shrink it")
     pixels, notes = _pixels(picture, path)
     facts = ImageFacts(
-        source=str(path),
+        source=series.source,
         format=NAME,
         decoder=f"pillow {PIL.__version__}",
         sha256=hashlib.sha256(data).hexdigest(),
@@ -94,34 +84,28 @@ def read(series: Series) -> Image:
 
 def _list_image(path: Path) -> list[Series]:
     with path.open("rb") as file:
-        _check(_open(file, path), path)
+        _open(file, path)
     return [Series(path, (path,), NAME)]
 
 
 def _open(file: IO[bytes], path: Path) -> "Picture":
-    """Open lazily: the header is read, no pixel is decompressed."""
+    """Open lazily: the header is read and checked, no pixel is decompressed."""
     from PIL import Image as PillowImage
 
-    warnings.filterwarnings(
-        "ignore", category=PillowImage.DecompressionBombWarning
-    )  # _check has its own limit
-    try:
-        return PillowImage.open(file, formats=("PNG", "JPEG"))
-    except PillowImage.DecompressionBombError as error:
-        raise _too_large(path) from error
-    except DAMAGE as error:
-        raise _damaged(path) from error
-
-
-def _check(picture: "Picture", path: Path) -> None:
-    if picture.width * picture.height > MOST_PIXELS:
-        raise _too_large(path)
+    # Limits of our own are checked here.
+    warnings.filterwarnings("ignore", category=PillowImage.DecompressionBombWarning)
+    picture = None
+    with _reporting_damage(path), suppress(PillowImage.DecompressionBombError):
+        picture = PillowImage.open(file, formats=("PNG", "JPEG"))
+    if picture is None or picture.width * picture.height > MOST_PIXELS:
+        reason = f"has more than {MOST_PIXELS} pixels"
+        raise ReadError("raster-too-large", reason, where=path, fix="shrink it")
     if getattr(picture, "n_frames", 1) > 1:
-        fix = "save each frame as a file"
-        raise ReadError("raster-frames", "has several frames", where=path, fix=fix)
+        raise ReadError("raster-frames", "has several frames", where=path, fix="save each frame as a file")
     if picture.mode not in TARGET_MODES:
         reason = f"has colour model {picture.mode}"
         raise ReadError("raster-colour", reason, where=path, fix="save it as grey or RGB")
+    return picture
 
 
 def _check_png(data: bytes, path: Path) -> None:
@@ -131,10 +115,8 @@ def _check_png(data: bytes, path: Path) -> None:
         # pillow would cut it to 8 bits silently.
         reason = "has 16 bits per colour or an alpha channel beside 16 bits"
         raise ReadError("raster-colour", reason, where=path, fix="save it as 16-bit grey or 8-bit RGB")
-    try:
+    with _reporting_damage(path):
         _open(io.BytesIO(data), path).verify()
-    except DAMAGE as error:
-        raise _damaged(path) from error
 
 
 def _pixels(picture: "Picture", path: Path) -> tuple[NDArray[np.float32], list[str]]:
@@ -142,13 +124,11 @@ def _pixels(picture: "Picture", path: Path) -> tuple[NDArray[np.float32], list[s
     from PIL import ImageOps
 
     notes = []
-    try:
+    with _reporting_damage(path):
         picture.load()
         turned = picture.getexif().get(ORIENTATION_TAG, 1) != 1
         upright = ImageOps.exif_transpose(picture) if turned else picture
         values = np.asarray(upright.convert(TARGET_MODES[picture.mode]), dtype=np.float32)
-    except DAMAGE as error:
-        raise _damaged(path) from error
     if turned:
         notes.append("turned by its EXIF orientation")
     if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
@@ -162,10 +142,10 @@ def _pixels(picture: "Picture", path: Path) -> tuple[NDArray[np.float32], list[s
     return np.ascontiguousarray(np.moveaxis(values, -1, 0)), notes
 
 
-def _too_large(path: Path) -> ReadError:
-    return ReadError("raster-too-large", f"has more than {MOST_PIXELS} pixels", where=path, fix="shrink it")
-
-
-def _damaged(path: Path) -> ReadError:
-    reason = "is corrupt or breaks off"
-    return ReadError("raster-damaged", reason, where=path, fix="copy it again from its source")
+@contextmanager
+def _reporting_damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except DAMAGE as error:
+        fix = "copy it again from its source"
+        raise ReadError("raster-damaged", "is corrupt or incomplete", where=path, fix=fix) from error

@@ -4,6 +4,7 @@ Formats are recognised by content, never by extension. To add one, write a modul
 names, and add it to FORMATS.
 """
 
+import logging
 import os
 import stat
 from collections import Counter
@@ -14,7 +15,9 @@ from typing import Protocol
 from medtl.errors import ReadError
 from medtl.imaging import dicom, medmnist, nifti, raster
 from medtl.imaging.image import Image
-from medtl.imaging.series import HEAD_BYTES, SLICED_MODALITIES, Kind, Scan, Series, log, unreadable
+from medtl.imaging.series import HEAD_BYTES, SLICED_MODALITIES, Kind, Scan, Series, read_headers, unreadable
+
+log = logging.getLogger(__name__)
 
 # Objects that are normal beside images in a folder: skipped, and refused only where the user names the file.
 COMPANY_CODES = frozenset({"dicom-no-image", "dicom-localizer"})
@@ -22,7 +25,7 @@ COMPANY_CODES = frozenset({"dicom-no-image", "dicom-localizer"})
 # What skipped files are, by the code that a file of this kind has where it is refused.
 SKIPPED_NAMES = {
     "dicom-localizer": "localizers",
-    "dicom-no-image": "DICOM objects that are no images",
+    "dicom-no-image": "DICOM objects other than images",
     "file-empty": "empty files",
     "file-missing": "files that are gone",
     "file-unknown": "files of other formats",
@@ -37,19 +40,16 @@ DAMAGE_CODES = frozenset(
 
 # How content that medtl does not read begins.
 OTHER_CONTENT = {
-    b"version https://git-lfs": "a Git LFS pointer",
-    b"<!doctype": "an HTML page",
-    b"<html": "an HTML page",
-    b"<?xml": "XML",
-    b"\x1f\x8b": "damaged gzip, or gzip of something else",
-    b"pk\x03\x04": "a zip archive of something else",
-    b"%pdf": "a PDF",
-    b"\x7felf": "a program",
-    b"mz": "a program",
-    b"ii*\x00": "TIFF",
-    b"mm\x00*": "TIFF",
-    b"bm": "BMP",
-    b"gif8": "GIF",
+    (b"version https://git-lfs",): "a Git LFS pointer",
+    (b"<!doctype", b"<html"): "an HTML page",
+    (b"<?xml",): "XML",
+    (b"\x1f\x8b",): "damaged gzip, or gzip of something else",
+    (b"pk\x03\x04",): "a zip archive of something else",
+    (b"%pdf",): "a PDF",
+    (b"\x7felf", b"mz"): "a program",
+    (b"ii*\x00", b"mm\x00*"): "TIFF",
+    (b"bm",): "BMP",
+    (b"gif8",): "GIF",
 }
 
 
@@ -114,11 +114,12 @@ def scan(source: str | Path | Sequence[str | Path], *, workers: int | None = Non
     roots = [Path(source)] if isinstance(source, str | Path) else [Path(path) for path in source]
     refusals: list[ReadError] = []
     files, named = _list_files(roots, refusals)
-    claimed, unclaimed = _claim(files)
-    left_out = _skip_others(unclaimed, named, claimed, refusals)
+    owned, unclaimed = read_headers(_owner, files, workers=1)
+    claimed = {name: [path for owner, path in owned if owner == name] for name in FORMATS}
+    refused, left_out = _skip_others(unclaimed, named, [path for _, path in owned])
+    refusals += refused
     series: list[Series] = []
-    for name, paths in claimed.items():
-        part = FORMATS[name].scan(paths, workers) if paths else Scan((), ())
+    for part in (FORMATS[name].scan(paths, workers) for name, paths in claimed.items() if paths):
         series += part.series
         left_out.update(part.left_out)
         for error in part.refusals:
@@ -181,24 +182,8 @@ def _walk(root: Path, refusals: list[ReadError]) -> Iterator[Path]:
                 yield path
 
 
-def _claim(files: Sequence[Path]) -> tuple[dict[str, list[Path]], list[ReadError]]:
-    """Give each file to the first format that recognises it; return a refusal of each other file."""
-    claimed: dict[str, list[Path]] = {name: [] for name in FORMATS}
-    unclaimed: list[ReadError] = []
-    for path in files:
-        try:
-            head = _read_head(path)
-            owner = next((name for name, one in FORMATS.items() if one.recognises(path, head)), None)
-        except OSError as error:
-            unclaimed.append(unreadable(path, error))
-        except ReadError as error:
-            unclaimed.append(error)
-        else:
-            claimed[owner].append(path) if owner else unclaimed.append(_unknown(path, head))
-    return claimed, unclaimed
-
-
-def _read_head(path: Path) -> bytes:
+def _owner(path: Path) -> tuple[str, Path]:
+    """Return the first format that recognises a file, and the file. Raises ReadError where none does."""
     if not stat.S_ISREG(path.stat().st_mode):
         # Opening a pipe or a device could block for ever.
         raise ReadError("file-unknown", "is a pipe, socket or device", where=path, fix="remove it")
@@ -206,12 +191,15 @@ def _read_head(path: Path) -> bytes:
         head = file.read(HEAD_BYTES)
     if not head:
         raise ReadError("file-empty", "has no bytes", where=path, fix="copy it again from its source")
-    return head
+    for name, one in FORMATS.items():
+        if one.recognises(path, head):
+            return name, path
+    raise _unknown(path, head)
 
 
 def _unknown(path: Path, head: bytes) -> ReadError:
     start = head.lstrip().lower()
-    known = (name for magic, name in OTHER_CONTENT.items() if start.startswith(magic))
+    known = (name for magics, name in OTHER_CONTENT.items() if start.startswith(magics))
     *others, last = (one.TITLE for one in FORMATS.values())
     reason = f"is {next(known, 'unknown content')}, not a {', '.join(others)} or {last} image"
     fix = "run `git lfs pull`" if head.startswith(b"version https://git-lfs") else "replace or remove it"
@@ -219,25 +207,22 @@ def _unknown(path: Path, head: bytes) -> ReadError:
 
 
 def _skip_others(
-    unclaimed: Sequence[ReadError],
-    named: set[Path],
-    claimed: dict[str, list[Path]],
-    refusals: list[ReadError],
-) -> Counter[str]:
-    """Refuse what is meant to be an image; count the files that happen to lie beside images."""
+    unclaimed: Sequence[ReadError], named: set[Path], images: Sequence[Path]
+) -> tuple[list[ReadError], Counter[str]]:
+    """Return refusals of what is meant to be an image, and count the files that just lie beside images."""
     suffixes = tuple(suffix for one in FORMATS.values() for suffix in one.SUFFIXES)
     # An empty file that is named like the images in its folder is taken for one of them.
-    like_images = {(path.parent, path.suffix) for paths in claimed.values() for path in paths}
-    skipped: Counter[str] = Counter()
+    like_images = {(path.parent, path.suffix) for path in images}
+    refused, skipped = [], Counter[str]()
     for error in unclaimed:
         path = Path(error.where)
         empty_image = error.code == "file-empty" and (path.parent, path.suffix) in like_images
         if path in named or path.name.lower().endswith(suffixes) or empty_image:
-            refusals.append(error)
+            refused.append(error)
         else:
             suffix = f" ({path.suffix.lower()})" if error.code == "file-unknown" and path.suffix else ""
             skipped[SKIPPED_NAMES[error.code] + suffix] += 1
-    return skipped
+    return refused, skipped
 
 
 def _refuse_incomplete(
@@ -248,16 +233,11 @@ def _refuse_incomplete(
     The refusal of the file then becomes the refusal of the series, so that each study is reported once.
     """
     damage = {Path(error.where).parent: error for error in reversed(refusals) if _may_be_slice(error)}
-    torn: dict[Path, ReadError] = {}
-    for one in series:
-        homes = {path.parent for path in one.files} if one.modality in SLICED_MODALITIES else set()
-        for home in sorted(homes & damage.keys()):
-            torn.setdefault(one.path, damage[home])
-    for error in refusals:
-        where = Path(error.where)
-        home = where if where.is_dir() else where.parent
-        if error.code.startswith("series-") and home in damage:
-            torn[where] = damage[home]
+    sliced = [one for one in series if one.modality in SLICED_MODALITIES]
+    homes = {one.path: {path.parent for path in one.files} for one in sliced}
+    for where in (Path(error.where) for error in refusals if error.code.startswith("series-")):
+        homes[where] = {where if where.is_dir() else where.parent}
+    torn = {path: damage[min(own & damage.keys())] for path, own in homes.items() if own & damage.keys()}
     explained = {Path(error.where).parent for error in torn.values()}
     left = [one for one in refusals if not (_may_be_slice(one) and Path(one.where).parent in explained)]
     left = [one for one in left if Path(one.where) not in torn]

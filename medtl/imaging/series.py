@@ -1,6 +1,5 @@
 """Series: the units that are read, labelled and scored, as the headers of their files describe them."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,8 +9,6 @@ from typing import Any, Literal, TypeVar
 
 from medtl.core.parallel import work_in_order
 from medtl.errors import ReadError
-
-log = logging.getLogger(__name__)
 
 # Enough for the magic numbers of every format and the first elements of a DICOM file without preamble.
 HEAD_BYTES = 1024
@@ -53,6 +50,11 @@ class Series:
     study_key: str = ""
     series_key: str = ""
     notes: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> str:
+        """The path, with the item behind it where it has one: "archive.npz#train/17"."""
+        return f"{self.path}#{self.item}" if self.item else str(self.path)
 
 
 @dataclass(frozen=True)

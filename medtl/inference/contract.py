@@ -29,29 +29,16 @@ def contract(checkpoint: Checkpoint) -> dict[str, Any]:
         "producer": f"medtl {__version__}",
         "use": USE,
         "input": {INPUT: {"dtype": "float32", "shape": image, "range": [0, 1], "is": "the prepared image"}},
-        "outputs": {
-            LOGITS: output,
-            PROBABILITIES: {**output, "calibrated": calibration_words(checkpoint)},
-        },
+        "outputs": {LOGITS: output, PROBABILITIES: {**output, "calibrated": calibration_words(checkpoint)}},
         "task": {"kind": header.task_kind, "classes": list(header.classes)},
-        "thresholds": thresholds(checkpoint),
+        "thresholds": checkpoint.thresholds,
         "calibration": header.calibration.model_dump(mode="json") if header.calibration else None,
         "conformal": header.conformal.model_dump(mode="json") if header.conformal else None,
         "preprocessing": {**config.model_dump(mode="json"), "steps": list(preprocessing_steps(config))},
-        "licences": {
-            "pretrained weights": origin,
-            "medtl": "Apache-2.0",
-            "training data": "ask its owner",
-        },
+        "licences": {"pretrained weights": origin, "medtl": "Apache-2.0", "training data": "ask its owner"},
         "backbone": header.backbone,
         "model_sha256": checkpoint.sha256,
     }
-
-
-def thresholds(checkpoint: Checkpoint) -> dict[str, float]:
-    """Return the decision threshold of each class; none in multiclass, where the most probable one wins."""
-    task, cuts = checkpoint.task, checkpoint.header.thresholds or ()
-    return {} if task.kind == "multiclass" else dict(zip(task.asked_classes, cuts, strict=False))
 
 
 def preprocessing_steps(config: PreprocessingConfig) -> Iterator[str]:

@@ -4,8 +4,9 @@ Checkpoints -> Ensemble; series -> rows of its members -> one row each
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,19 @@ import numpy as np
 import torch
 
 from medtl.core import __version__
-from medtl.errors import CheckpointError, ConfigError, ReadError
-from medtl.imaging.image import Image
-from medtl.imaging.reader import read_series
+from medtl.errors import CheckpointError, ConfigError
 from medtl.imaging.series import Series
 from medtl.inference.onnx_graph import Graph
-from medtl.inference.predictor import OLD_FIELDS, Forward, Precision, Prediction, predicted_class, score_batch
+from medtl.inference.predictor import (
+    OLD_FIELDS,
+    Forward,
+    Precision,
+    Prediction,
+    Scored,
+    predicted_class,
+    read_or_refuse,
+    score_batch,
+)
 from medtl.models.folding import fold_groups
 from medtl.training.checkpoint import Checkpoint
 
@@ -58,13 +66,12 @@ class Ensemble:
 
     def with_precision(self, precision: Precision) -> "Ensemble":
         """Return the same ensemble in that precision."""
-        forwards = tuple(replace(forward, precision=precision) for forward in self.forwards)
-        return Ensemble(self.members, forwards)
+        return replace(self, forwards=tuple(replace(how, precision=precision) for how in self.forwards))
 
-    def with_graphs(self, graphs: Sequence[Graph | None]) -> "Ensemble":
-        """Return the same ensemble, each member run by its graph; None is PyTorch."""
+    def with_graphs(self, graphs: Sequence[Graph]) -> "Ensemble":
+        """Return the same ensemble, each member run by its graph."""
         both = zip(self.forwards, graphs, strict=True)
-        return Ensemble(self.members, tuple(replace(forward, graph=graph) for forward, graph in both))
+        return replace(self, forwards=tuple(replace(how, graph=graph) for how, graph in both))
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -120,55 +127,31 @@ def make_ensemble(checkpoints: Sequence[Checkpoint], *, flips: bool = False) -> 
     return Ensemble(tuple(folded), forwards)
 
 
-def predict_batch(
-    ensemble: Ensemble,
-    batch: Sequence[Series],
-    root: Path,
-    read: Callable[[Series], Image] = read_series,
-) -> list[Prediction]:
+def predict_batch(ensemble: Ensemble, batch: Sequence[Series], root: Path) -> list[Scored]:
     """Score series in one batch, each read once. Rows are in their order."""
-    if len(ensemble.members) > 1:
-        read = _once(read)
+    read = cache(read_or_refuse) if len(ensemble.members) > 1 else read_or_refuse
     by_member = [
-        [scored.prediction for scored in score_batch(member, batch, root, read=read, forward=how)]
+        score_batch(member, batch, root, read=read, forward=how)
         for member, how in zip(ensemble.members, ensemble.forwards, strict=True)
     ]
     return [_agree(ensemble, rows) for rows in zip(*by_member, strict=True)]
 
 
-def _once(read: Callable[[Series], Image]) -> Callable[[Series], Image]:
-    """Return a reader that remembers what it has read, refusals included."""
-    outcomes: dict[Series, Image | ReadError] = {}
-
-    def read_once(series: Series) -> Image:
-        if series not in outcomes:
-            try:
-                outcomes[series] = read(series)
-            except ReadError as error:
-                outcomes[series] = error
-        outcome = outcomes[series]
-        if isinstance(outcome, ReadError):
-            raise outcome.with_traceback(None)
-        return outcome
-
-    return read_once
-
-
-def _agree(ensemble: Ensemble, rows: Sequence[Prediction]) -> Prediction:
+def _agree(ensemble: Ensemble, scored: Sequence[Scored]) -> Scored:
     """Return one row for an image: that of a member that refuses it, or the mean."""
-    if len(rows) == 1:
-        return rows[0]
-    refused = next((row for row in rows if row.status == "refused"), None)
-    if refused is not None:
-        return refused
+    refused = [one for one in scored if one.prediction.status == "refused"]
+    if refused or len(scored) == 1:
+        return (refused or scored)[0]
+    rows = [one.prediction for one in scored]
     mean = np.mean([row.probabilities for row in rows], axis=0)
-    return replace(
+    agreed = replace(
         rows[0],
         predicted=predicted_class(ensemble.lead, mean),
         probabilities=tuple(mean.tolist()),
         prediction_set="",
         ood=next((row.ood for row in rows if row.ood not in ("", "ok")), rows[0].ood),
     )
+    return replace(scored[0], prediction=agreed)
 
 
 def _header_digest(checkpoint: Checkpoint, ood: str = "ood") -> str:

@@ -7,10 +7,10 @@ Each file is compared with the classifier before it gets its name.
 
 import io
 import json
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,8 +28,8 @@ from medtl.evaluation.calibration import Calibration, Steps, to_probabilities
 from medtl.models.classifier import Classifier
 from medtl.training.checkpoint import Checkpoint
 
-log = logging.getLogger(__name__)
 INPUT, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
+OUTPUTS = (LOGITS, PROBABILITIES)
 
 # The largest difference of an exported program, relative for outputs beyond 1.
 TOLERANCE = 1e-4
@@ -42,27 +42,22 @@ Run = Callable[[NDArray[np.float32]], Sequence[NDArray]]
 
 
 class Portable(nn.Module):
-    """Prepared images (N, C, *size) in [0, 1] -> logits and probabilities (N, K), both float32."""
+    """Prepared images (N, C, *size) in [0, 1] -> logits and probabilities (N, K), both float32.
 
-    def __init__(self, classifier: Classifier, calibration: Calibration | None) -> None:
+    alone: probabilities alone, for runtimes with one output.
+    """
+
+    def __init__(
+        self, classifier: Classifier, calibration: Calibration | None, *, alone: bool = False
+    ) -> None:
         super().__init__()
-        self.classifier = classifier
+        self.classifier, self.alone = classifier, alone
         self.calibrated = Calibrated(classifier.task.kind, calibration)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         logits = self.classifier(image)
-        return logits, self.calibrated(logits)
-
-
-class Probabilities(nn.Module):
-    """Portable with probabilities alone, for runtimes with one output."""
-
-    def __init__(self, classifier: Classifier, calibration: Calibration | None) -> None:
-        super().__init__()
-        self.portable = Portable(classifier, calibration)
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.portable(image)[1]
+        probabilities: Tensor = self.calibrated(logits)
+        return probabilities if self.alone else (logits, probabilities)
 
 
 class Calibrated(nn.Module):
@@ -96,22 +91,20 @@ class Calibrated(nn.Module):
 class Interpolation(nn.Module):
     """numpy.interp as a sum over segments, each clamped to its width: (N, 1) -> (N, 1)."""
 
-    starts: Tensor
-    widths: Tensor
-    slopes: Tensor
+    segments: Tensor  # (3, segments): where each starts, its width, and its slope
 
     def __init__(self, steps: Steps) -> None:
         super().__init__()
         x, y = (torch.tensor(values, dtype=torch.float64) for values in (steps.x, steps.y))
         widths = x.diff()
         self.first = float(y[0])
-        self.register_buffer("starts", x[:-1])
-        self.register_buffer("widths", widths)
-        self.register_buffer("slopes", torch.where(widths > 0, y.diff() / widths.clamp(min=1e-300), 0.0))
+        slopes = torch.where(widths > 0, y.diff() / widths.clamp(min=1e-300), 0.0)
+        self.register_buffer("segments", torch.stack([x[:-1], widths, slopes]))
 
     def forward(self, values: Tensor) -> Tensor:
-        inside = torch.minimum((values - self.starts).clamp(min=0), self.widths)
-        return self.first + (inside * self.slopes).sum(dim=1, keepdim=True)
+        starts, widths, slopes = self.segments.unbind()
+        inside = torch.minimum((values - starts).clamp(min=0), widths)
+        return self.first + (inside * slopes).sum(dim=1, keepdim=True)
 
 
 def write_onnx(path: Path, checkpoint: Checkpoint, contract: Mapping[str, Any]) -> float:
@@ -121,23 +114,22 @@ def write_onnx(path: Path, checkpoint: Checkpoint, contract: Mapping[str, Any]) 
     """
     onnxruntime = import_onnx("medtl export")
     portable = Portable(checkpoint.classifier, checkpoint.header.calibration)
-    written = translate(portable, checkpoint, [LOGITS, PROBABILITIES])
+    written = translate(portable, checkpoint, OUTPUTS)
     for key, value in contract.items():
         written.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
     with replacing(path) as temporary:
         written.save(temporary, external_data=False)
         session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
-        names = [LOGITS, PROBABILITIES]
-        return _check(checkpoint, names, lambda images: session.run(names, {INPUT: images}))
+        return _check(checkpoint, OUTPUTS, lambda images: session.run(OUTPUTS, {INPUT: images}))
 
 
-def write_program(path: Path, checkpoint: Checkpoint, kind: type[nn.Module] = Portable) -> ExportedProgram:
-    """Write a torch.export archive of a Portable, or of its Probabilities alone; return the program.
+def write_program(path: Path, checkpoint: Checkpoint, *, alone: bool = False) -> ExportedProgram:
+    """Write a torch.export archive of a Portable, and return the program.
 
     Raises CheckpointError export-unsupported, export-differs; OutputError.
     """
-    program = _trace(kind(checkpoint.classifier, checkpoint.header.calibration), checkpoint)
-    names = [LOGITS, PROBABILITIES] if kind is Portable else [PROBABILITIES]
+    program = _trace(Portable(checkpoint.classifier, checkpoint.header.calibration, alone=alone), checkpoint)
+    names = (PROBABILITIES,) if alone else OUTPUTS
     with replacing(path) as temporary:
         save_through_memory(lambda file: torch.export.save(program, file), temporary)
         with temporary.open("rb") as file:
@@ -176,13 +168,10 @@ def import_onnx(where: str) -> Any:
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it is read by the import
     try:
-        import onnx
-        import onnxruntime
-        import onnxscript
+        onnxruntime, *_ = map(import_module, ("onnxruntime", "onnx", "onnxscript"))
     except ModuleNotFoundError as missing:
         reason, fix = f"needs {missing.name}", "pip install 'medtl[export]'"
         raise CheckpointError("extra-missing", reason, where=where, fix=fix) from missing
-    log.debug("onnx %s, onnxscript %s", onnx.__version__, onnxscript.__version__)
     return onnxruntime
 
 

@@ -11,7 +11,7 @@ from medtl.core import __version__
 from medtl.core.files import csv_line, replacing, write_json, write_text
 from medtl.errors import CheckpointError
 from medtl.inference.contract import USE
-from medtl.inference.export import Probabilities, save_through_memory, write_program
+from medtl.inference.export import save_through_memory, write_program
 from medtl.training.checkpoint import Checkpoint
 
 
@@ -19,7 +19,7 @@ def write_bundle(out: Path, checkpoint: Checkpoint, contract: dict[str, Any], ca
     """Write configs, models, docs and LICENSE below `out`. Raises CheckpointError; OutputError."""
     metadata = _metadata(checkpoint, contract)
     _refuse_expressions(metadata)
-    program = write_program(out / "models/model.pt2", checkpoint, Probabilities)
+    program = write_program(out / "models/model.pt2", checkpoint, alone=True)
     # The file that monai.bundle.load looks for, and loads without running code.
     with replacing(out / "models/model.pt") as temporary:
         save_through_memory(lambda file: torch.save(dict(program.state_dict), file), temporary)

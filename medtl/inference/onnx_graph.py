@@ -74,10 +74,10 @@ def keep_graph(checkpoint: Checkpoint) -> tuple[Graph, float]:
     key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
     network = Pooled(checkpoint.classifier)
     files = sorted((medtl_home() / "graphs").glob(f"{key}-*.onnx"))
-    whole = [path.name for path in files if path.name == _file_name(key, sha256_of(path))]
+    whole = [path.name for path in files if path.stem.endswith(sha256_of(path)[:16])]
     if not whole:
         content = translate(network, checkpoint, [LOGITS, FEATURES]).model_proto.SerializeToString()
-        whole = [_file_name(key, hashlib.sha256(content).hexdigest())]
+        whole = [f"{key}-{hashlib.sha256(content).hexdigest()[:16]}.onnx"]
         with replacing(medtl_home() / "graphs" / whole[0]) as temporary:
             temporary.write_bytes(content)
     graph = Graph(whole[0], runtime)
@@ -90,10 +90,6 @@ def keep_graph(checkpoint: Checkpoint) -> tuple[Graph, float]:
         reason, fix = f"ONNX Runtime's logits differ by {difference:.2g}", "score with --engine torch"
         raise CheckpointError("export-differs", reason, where=checkpoint.folder, fix=fix)
     return graph, difference
-
-
-def _file_name(key: str, content_sha256: str) -> str:
-    return f"{key}-{content_sha256[:16]}.onnx"
 
 
 @cache

@@ -9,7 +9,6 @@ comes from validation images, which the axes were not fitted to.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -40,26 +39,8 @@ STATED = 0.5
 TINY = 1e-12
 
 
-@dataclass(frozen=True, eq=False)
-class FeatureDistribution:
-    """Training features: their mean (F,), main axes (A, F), the variance along each, (A,), and elsewhere."""
-
-    mean: Floats
-    axes: Floats
-    variances: Floats
-    elsewhere: float
-
-    def to_tensors(self) -> dict[str, Tensor]:
-        """Return the tensors that a checkpoint stores, in float32."""
-        values = {"mean": self.mean, "axes": self.axes, "variances": self.variances}
-        named = {name: torch.from_numpy(value.astype(np.float32)) for name, value in values.items()}
-        return {**named, "elsewhere": torch.tensor([self.elsewhere], dtype=torch.float32)}
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "FeatureDistribution":
-        """Return the distribution that to_tensors turned into tensors, in float32's precision."""
-        numbers = {name: tensor.double().numpy() for name, tensor in tensors.items()}
-        return cls(numbers["mean"], numbers["axes"], numbers["variances"], float(numbers["elsewhere"][0]))
+# Of training features: mean (F,), main axes (A, F), the variance along each (A,), and elsewhere (1,).
+PARTS = ("mean", "axes", "variances", "elsewhere")
 
 
 def to_unit_length(features: ArrayLike) -> Floats:
@@ -68,8 +49,8 @@ def to_unit_length(features: ArrayLike) -> Floats:
     return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), TINY)
 
 
-def fit_distribution(features: ArrayLike) -> FeatureDistribution | None:
-    """Fit the distribution of training features (N, F); None if they are all equal."""
+def fit_distribution(features: ArrayLike) -> dict[str, Tensor] | None:
+    """Fit the distribution of training features (N, F): its PARTS, in 64 bits; None if all are equal."""
     from sklearn.covariance import ledoit_wolf_shrinkage
 
     unit = to_unit_length(features)
@@ -83,20 +64,18 @@ def fit_distribution(features: ArrayLike) -> FeatureDistribution | None:
     _, singular, axes = np.linalg.svd(centred, full_matrices=False)
     kept, variances = min(AXES, samples - 1, dimensions - 1), singular**2 / samples
     left = float(variances[kept:].sum()) / (dimensions - kept)
-    return FeatureDistribution(
-        mean,
-        axes[:kept],
-        np.maximum((1 - shrunk) * variances[:kept] + shrunk * average, TINY),
-        max((1 - shrunk) * left + shrunk * average, TINY),
-    )
+    spread = np.maximum((1 - shrunk) * np.append(variances[:kept], left) + shrunk * average, TINY)
+    values = mean, axes[:kept], spread[:kept], spread[kept:]
+    return {name: torch.from_numpy(value) for name, value in zip(PARTS, values, strict=True)}
 
 
-def distances(features: ArrayLike, distribution: FeatureDistribution) -> Floats:
-    """Return the squared distance (N,) of features (N, F) from the training images."""
-    centred = to_unit_length(features) - distribution.mean
-    along = centred @ distribution.axes.T
+def distances(features: ArrayLike, distribution: Mapping[str, Tensor]) -> Floats:
+    """Return the squared distance (N,) of features (N, F) from the training images that PARTS describe."""
+    mean, axes, variances, elsewhere = (distribution[name].double().numpy() for name in PARTS)
+    centred = to_unit_length(features) - mean
+    along = centred @ axes.T
     across = np.maximum((centred**2).sum(axis=1) - (along**2).sum(axis=1), 0.0)
-    return (along**2 / distribution.variances).sum(axis=1) + across / distribution.elsewhere
+    return np.asarray((along**2 / variances).sum(axis=1) + across / elsewhere)
 
 
 def fit_ood(
@@ -109,10 +88,9 @@ def fit_ood(
     fitted = fit_distribution(training)
     if fitted is None:
         return None
-    tensors = fitted.to_tensors()
+    tensors = {name: part.float() for name, part in fitted.items()}
     # From the saved, rounded numbers: scoring knows no others.
-    saved = FeatureDistribution.from_tensors(tensors)
-    far = np.quantile(distances(validation, saved), QUANTILE, method="higher")
+    far = np.quantile(distances(validation, tensors), QUANTILE, method="higher")
     inspected = [inspect_header(one) for one in series]
     limits = OodLimits(
         threshold=float(far),

@@ -18,12 +18,13 @@ from medtl.data.naming import check_names, refused_name, sample_key, source_name
 from medtl.errors import CheckpointError, ReadError
 from medtl.evaluation.calibration import to_probabilities
 from medtl.evaluation.conformal import set_texts
+from medtl.evaluation.metrics import name_answer
 from medtl.imaging.image import Image, ImageWarning, find_warning
 from medtl.imaging.preprocessing import PreparedImage, prepare_image
 from medtl.imaging.reader import read_series
 from medtl.imaging.series import Scan, Series
 from medtl.inference.onnx_graph import Graph, Pooled
-from medtl.inference.ood import FeatureDistribution, OodVerdict, decide_ood, distances, find_mismatch
+from medtl.inference.ood import OodVerdict, decide_ood, distances, find_mismatch
 from medtl.models.classifier import place_images
 from medtl.training.checkpoint import Checkpoint
 
@@ -75,11 +76,12 @@ class Prediction:
 class Scored:
     """A prediction with its input; image and prepared are None for a refusal, or if they are not kept.
 
-    series: None for what a scan itself refused.
+    series: None for what a scan itself refused. content: SHA-256 of the files, "" for a refusal.
     """
 
     prediction: Prediction
     series: Series | None = None
+    content: str = ""
     image: Image | None = None
     prepared: PreparedImage | None = None
 
@@ -99,29 +101,14 @@ class Forward:
     graph: Graph | None = None
 
 
-PLAIN = Forward()
-
-
 class _Ready(NamedTuple):
-    """An image that is ready for the network. image: None if it is not kept."""
+    """An image that is ready for the network. image: None if not kept; content: SHA-256 of its files."""
 
     image: Image | None
+    content: str
     prepared: PreparedImage
     warning: ImageWarning | None
     mismatch: OodVerdict
-
-
-def score_images(checkpoint: Checkpoint, images: Iterable[Image], batch_size: int = 16) -> list[Prediction]:
-    """Score images that are already read, a batch at a time. Raises ReadError for one that does not fit."""
-    predictions: list[Prediction] = []
-    for batch in _batches(images, batch_size):
-        ready = [_make_ready(image, checkpoint, keep_image=False) for image in batch]
-        answers = _predict_ready(checkpoint, ready)
-        for image, one, answer in zip(batch, ready, answers, strict=False):
-            source = image.facts.source
-            sample_id = sample_key(f"{len(predictions)}:{source}")
-            predictions.append(_scored_row(checkpoint, source, sample_id, one, *answer))
-    return predictions
 
 
 def score_series(
@@ -134,7 +121,7 @@ def score_series(
     """
     check_names(scan.series, root)
     yield from map(Scored, refused_rows(scan, root))
-    for batch in _batches(scan.series, batch_size):
+    for batch in batched(scan.series, batch_size):
         yield from score_batch(checkpoint, batch, root, keep_images=keep_images)
 
 
@@ -144,25 +131,25 @@ def refused_rows(scan: Scan, root: Path) -> Iterator[Prediction]:
         yield _refused_row(refused_name(error, root), error)
 
 
+def read_or_refuse(series: Series) -> Image | ReadError:
+    """Return the image of a series, or why it cannot be read."""
+    try:
+        return read_series(series)
+    except ReadError as error:
+        return error
+
+
 def score_batch(
     checkpoint: Checkpoint,
     batch: Sequence[Series],
     root: Path,
     *,
     keep_images: bool = False,
-    read: Callable[[Series], Image] | None = None,
-    forward: Forward = PLAIN,
+    read: Callable[[Series], Image | ReadError] = read_or_refuse,
+    forward: Forward = Forward(),
 ) -> Iterator[Scored]:
-    """Score series in one batch, in order; what cannot be read is a refused row.
-
-    read: how a series becomes an image, if not by read_series.
-    """
-    outcomes: list[_Ready | ReadError] = []
-    for series in batch:
-        try:
-            outcomes.append(_make_ready((read or read_series)(series), checkpoint, keep_images))
-        except ReadError as error:
-            outcomes.append(error)
+    """Score series in one batch, in order; what cannot be read is a refused row."""
+    outcomes = [_make_ready(read(series), checkpoint, keep_images) for series in batch]
     ready = [outcome for outcome in outcomes if not isinstance(outcome, ReadError)]
     answers = _predict_ready(checkpoint, ready, forward)
     for series, outcome in zip(batch, outcomes, strict=True):
@@ -170,19 +157,26 @@ def score_batch(
         if isinstance(outcome, ReadError):
             yield Scored(_refused_row(source, outcome), series)
         else:
-            row = _scored_row(checkpoint, source, sample_key(source), outcome, *next(answers))
-            yield Scored(row, series, outcome.image, outcome.prepared if keep_images else None)
+            row = _scored_row(checkpoint, source, outcome, *next(answers))
+            kept = (outcome.image, outcome.prepared) if keep_images else ()
+            yield Scored(row, series, outcome.content, *kept)
 
 
-def _make_ready(image: Image, checkpoint: Checkpoint, keep_image: bool) -> _Ready:
-    """Prepare an image. Raises ReadError if it does not fit the checkpoint."""
-    prepared = prepare_image(image, checkpoint.preprocessing)
+def _make_ready(image: Image | ReadError, checkpoint: Checkpoint, keep_image: bool) -> _Ready | ReadError:
+    """Prepare an image, or return why it was refused, here if it does not fit the checkpoint."""
+    if isinstance(image, ReadError):
+        return image
+    try:
+        prepared = prepare_image(image, checkpoint.preprocessing)
+    except ReadError as error:
+        return error
     mismatch = find_mismatch(image, checkpoint.header.ood)
-    return _Ready(image if keep_image else None, prepared, find_warning(image), mismatch)
+    kept = image if keep_image else None
+    return _Ready(kept, image.facts.sha256, prepared, find_warning(image), mismatch)
 
 
 def _predict_ready(
-    checkpoint: Checkpoint, ready: Sequence[_Ready], forward: Forward = PLAIN
+    checkpoint: Checkpoint, ready: Sequence[_Ready], forward: Forward
 ) -> Iterator[tuple[NDArray[np.float64], float]]:
     """Yield the probabilities (K,) of each image, and its distance from the training images."""
     if not ready:
@@ -202,7 +196,7 @@ def measure_distances(checkpoint: Checkpoint, features: NDArray[np.float64]) -> 
     """Return the distances (N,) of pooled features (N, F) from the training images; NaN if unknown."""
     if not checkpoint.ood:
         return np.full(len(features), np.nan)
-    return distances(features, FeatureDistribution.from_tensors(checkpoint.ood))
+    return distances(features, checkpoint.ood)
 
 
 @contextmanager
@@ -247,18 +241,9 @@ def predict_features(
 
 
 def predicted_class(checkpoint: Checkpoint, probabilities: NDArray[np.float64]) -> str:
-    """Name the predicted class; in multilabel every class at or above its threshold, joined by '|'.
-
-    Binary: the positive class at or above the threshold that was chosen on validation data.
-    """
-    task, thresholds = checkpoint.task, checkpoint.header.thresholds
-    if task.kind == "multiclass":
-        return task.classes[int(np.argmax(probabilities))]
-    if task.kind == "binary":
-        cut = thresholds[-1] if thresholds else 0.5
-        return task.classes[int(probabilities[1] >= cut)]
-    cuts = thresholds or (0.5,) * len(task.classes)
-    return "|".join(name for name, p, cut in zip(task.classes, probabilities, cuts, strict=True) if p >= cut)
+    """Name the predicted class, at the thresholds that were chosen on validation data, or else at 0.5."""
+    cuts = checkpoint.header.thresholds or (0.5,) * len(checkpoint.task.asked_classes)
+    return name_answer(probabilities, cuts, checkpoint.task)
 
 
 def write_scores(path: Path, classes: Sequence[str], predictions: Iterable[Prediction]) -> None:
@@ -288,24 +273,20 @@ def _cell(value: str | float | None) -> str:
     return value if isinstance(value, str) else "" if value is None else f"{value:.6f}"
 
 
-def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield items in lists of `size`, the last one shorter."""
     rest = iter(items)
     while batch := list(islice(rest, size)):
         yield batch
 
 
 def _scored_row(
-    checkpoint: Checkpoint,
-    source: str,
-    sample_id: str,
-    ready: _Ready,
-    probabilities: NDArray[np.float64],
-    distance: float,
+    checkpoint: Checkpoint, source: str, ready: _Ready, probabilities: NDArray[np.float64], distance: float
 ) -> Prediction:
     code, reason = ready.warning or ("", "")
     floors, limits = checkpoint.header.conformal, checkpoint.header.ood
     return Prediction(
-        sample_id,
+        sample_key(source),
         source,
         "scored",
         code,

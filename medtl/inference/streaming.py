@@ -14,18 +14,16 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from medtl.core.files import write_json
-from medtl.core.journal import Journal, JournalEntry
+from medtl.core.journal import Journal, JournalEntry, journal_damaged
 from medtl.core.parallel import work_in_order
-from medtl.core.progress import StoppedError, Watcher, never
+from medtl.core.progress import SILENT, StoppedError, Watcher, never
 from medtl.data.naming import check_names, sample_key, source_name
 from medtl.errors import CheckpointError, TrainingError
-from medtl.imaging.image import Image
-from medtl.imaging.reader import read_series
 from medtl.imaging.series import Scan, Series
 from medtl.inference.ensemble import Ensemble, predict_batch
 from medtl.inference.on_ray import Job, work_on_ray
 from medtl.inference.onnx_graph import keep_graph
-from medtl.inference.predictor import Precision, Prediction, one_thread, refused_rows
+from medtl.inference.predictor import Precision, Prediction, batched, one_thread, refused_rows
 from medtl.inference.tables import FORMATS
 
 # So few studies start children only if they take longer than this.
@@ -45,46 +43,6 @@ class Unit(NamedTuple):
     series: Series
 
 
-def stream(
-    ensemble: Ensemble,
-    units: Sequence[Unit],
-    root: Path,
-    journal: Journal,
-    workers: int | None = None,
-    stop: Callable[[], bool] = never,
-    *,
-    on_ray: bool = False,
-) -> Iterator[int]:
-    """Score units into the journal, and yield how many are done.
-
-    on_ray: by workers of a Ray cluster, which see the units at the same, absolute paths.
-
-    A row is the same to the bit whatever else is scored before, beside or after it. Raises StoppedError after
-    the current batch when `stop` returns True; TrainingError worker-lost, cluster-missing, cluster-differs.
-    """
-    size = ensemble.batch_size
-    batches = [units[start : start + size] for start in range(0, len(units), size)]
-    task = partial(_score_batch, ensemble, root)
-    if on_ray:
-        work = work_on_ray(Job(task, ensemble, root, ensemble.facts), batches, workers)
-    else:
-        work = work_in_order(task, batches, workers, ALONE_SECONDS if len(units) <= FEW else 0.0)
-    done = 0
-    try:
-        with one_thread(), closing(work) as scored:
-            for batch, entries in zip(batches, scored, strict=True):
-                for unit, entry in zip(batch, entries, strict=True):
-                    journal.record(unit.source, entry)
-                done += len(batch)
-                yield done
-                if done < len(units) and stop():
-                    raise stopped(journal)
-    except TrainingError as error:
-        if error.code == "worker-lost" and stop():  # the signal was for the whole group of processes
-            raise stopped(journal) from error
-        raise
-
-
 def list_units(scan: Scan, root: Path) -> Iterator[Unit]:
     """Yield the units of a scan, in order. Raises ReadError name-repeated."""
     check_names(scan.series, root)
@@ -92,80 +50,23 @@ def list_units(scan: Scan, root: Path) -> Iterator[Unit]:
         yield Unit(source_name(series, root), stamp_of(series), series)
 
 
-def unscored(scan: Scan, root: Path, journal: Journal, *, try_again: bool) -> list[Unit]:
-    """Return the units without a valid row in the journal.
-
-    A unit whose files have other times and the same bytes keeps its row. try_again: refusals that may not
-    recur are not valid. Raises ReadError name-repeated.
-    """
-    return [unit for unit in list_units(scan, root) if not _has_row(journal, unit, try_again)]
-
-
-def rows_of(scan: Scan, root: Path, journal: Journal, classes: int | None = None) -> Iterator[Prediction]:
-    """Yield the rows of a scan that there are, in order, refusals of the scan first.
-
-    classes: how many probabilities a scored row must have. Raises CheckpointError scores-damaged.
-    """
-    yield from refused_rows(scan, root)
-    for series in scan.series:
-        source = source_name(series, root)
-        entry = journal.find(source)
-        if entry is None:
-            continue
-        try:
-            row = Prediction.from_row(entry.row)
-        except (TypeError, ValueError) as error:
-            raise journal.damaged() from error
-        if classes is not None and len(row.probabilities) not in (0, classes):
-            raise journal.damaged()
-        yield replace(row, sample_id=sample_key(source))
-
-
 def stamp_of(series: Series) -> str:
     """Return a key of the sizes and times of a series' files; "" if one is gone."""
-    digest = hashlib.blake2b(digest_size=12)
-    for path in series.files:
-        try:
-            status = path.stat()
-        except OSError:
-            return ""
-        # A program that restores the modification time still changes st_ctime.
-        facts = status.st_size, status.st_mtime_ns, status.st_ctime_ns
-        digest.update(f"{facts}\n".encode())
-    return digest.hexdigest()
-
-
-def _has_row(journal: Journal, unit: Unit, try_again: bool) -> bool:
-    entry = journal.find(unit.source)
-    if entry is None or (try_again and entry.row.get("code") in PASSING_CODES):
-        return False
-    if entry.stamp == unit.stamp != "":
-        return True
-    digest = hashlib.sha256()  # as reading a series computes it
     try:
-        for path in unit.series.files:
-            digest.update(path.read_bytes())
+        found = [path.stat() for path in series.files]
     except OSError:
-        return False
-    if entry.content != digest.hexdigest():
-        return False
-    journal.record(unit.source, entry._replace(stamp=unit.stamp))
-    return True
+        return ""
+    # A program that restores the modification time still changes st_ctime.
+    facts = (f"{(status.st_size, status.st_mtime_ns, status.st_ctime_ns)}\n" for status in found)
+    return hashlib.blake2b("".join(facts).encode(), digest_size=12).hexdigest()
 
 
 def _score_batch(ensemble: Ensemble, root: Path, batch: Sequence[Unit]) -> list[JournalEntry]:
     """Read and score a batch, in this process or another."""
-    contents: dict[Series, str] = {}
-
-    def read(series: Series) -> Image:
-        image = read_series(series)
-        contents[series] = image.facts.sha256
-        return image
-
-    rows = predict_batch(ensemble, [unit.series for unit in batch], root, read)
+    scored = predict_batch(ensemble, [unit.series for unit in batch], root)
     return [
-        JournalEntry(unit.stamp, contents.get(unit.series, "") if row.status == "scored" else "", asdict(row))
-        for unit, row in zip(batch, rows, strict=True)
+        JournalEntry(unit.stamp, one.content, asdict(one.prediction))
+        for unit, one in zip(batch, scored, strict=True)
     ]
 
 
@@ -173,26 +74,6 @@ def stopped(journal: Journal) -> StoppedError:
     """Return the error of a stopped scoring, which says how to resume."""
     reason, fix = "stopped, all rows so far are saved", "run the same command to resume"
     return StoppedError("interrupted", reason, where=journal.path.parent, fix=fix)
-
-
-@dataclass(frozen=True)
-class ScoreOptions:
-    """How to score.
-
-    others: further runs to ensemble with the first. flips: average over mirror images if training saw them.
-    overwrite: delete the model's rows in the journal first. workers: processes, None for one a processor.
-    cluster: they are those of a cluster.
-    """
-
-    others: tuple[Path, ...] = ()
-    any_modality: bool = False
-    flips: bool = False
-    precision: Precision = "fp32"
-    engine: Engine = "torch"
-    formats: tuple[str, ...] = ("csv",)
-    overwrite: bool = False
-    workers: int | None = None
-    cluster: Literal["ray"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,14 +97,14 @@ class ScoreOutcome:
         return self.scan.skipped
 
 
-def choose_engine(ensemble: Ensemble, options: ScoreOptions, watcher: Watcher) -> Ensemble:
-    """Return the ensemble with the engine and the precision of the options.
+def choose_engine(ensemble: Ensemble, engine: Engine, precision: Precision, watcher: Watcher) -> Ensemble:
+    """Return the ensemble with an engine, and PyTorch's with a precision.
 
     PyTorch runs what ONNX Runtime cannot, or not within the tolerance, and a note says so. Raises
     CheckpointError extra-missing, OutputError.
     """
-    if options.engine == "torch":
-        return ensemble.with_precision(options.precision)
+    if engine == "torch":
+        return ensemble.with_precision(precision)
     try:
         return ensemble.with_graphs([keep_graph(member)[0] for member in ensemble.members])
     except CheckpointError as error:
@@ -235,19 +116,24 @@ def choose_engine(ensemble: Ensemble, options: ScoreOptions, watcher: Watcher) -
 
 @dataclass(frozen=True, eq=False)
 class Scoring:
-    """A folder that is scored into a journal."""
+    """A folder that is scored into a journal.
+
+    workers: processes, None for one a processor. cluster: they are those of a cluster.
+    """
 
     ensemble: Ensemble
     folder: Path
     journal: Journal
-    options: ScoreOptions
-    watcher: Watcher
-    stop: Callable[[], bool]
+    formats: Sequence[str] = ("csv",)
+    workers: int | None = None
+    cluster: Literal["ray"] | None = None
+    watcher: Watcher = SILENT
+    stop: Callable[[], bool] = never
 
-    def show_rows(self) -> None:
-        """Let the journal show the rows of the ensemble, those of medtl 0.1.0 included."""
+    def show_rows(self, *, overwrite: bool) -> None:
+        """Let the journal show the rows of the ensemble, those of medtl 0.1.0 included, or delete them."""
         self.journal.open_for(self.ensemble.facts, former=self.ensemble.facts_of_0_1_0)
-        if self.options.overwrite:
+        if overwrite:
             self.journal.forget()
 
     def score(self, scan: Scan, *, first: bool = True) -> int:
@@ -255,16 +141,87 @@ class Scoring:
 
         first: this is the first scan in this command, when refusals that may not recur are tried again.
         """
-        units = unscored(scan, self.folder, self.journal, try_again=first)
+        units = self.unscored(scan, try_again=first)
         total = len(scan.series) + len(scan.refusals)
         before = total - len(units)
         self.watcher.progress("scoring", before, total)
-        workers, on_ray = self.options.workers, self.options.cluster == "ray"
-        progress = stream(self.ensemble, units, self.folder, self.journal, workers, self.stop, on_ray=on_ray)
-        for done in progress:
+        for done in self.stream(units):
             self.watcher.progress("scoring", before + done, total)
         self.journal.commit()
         return len(scan.series) - len(units)
+
+    def unscored(self, scan: Scan, *, try_again: bool) -> list[Unit]:
+        """Return the units without a valid row in the journal.
+
+        A unit whose files have other times and the same bytes keeps its row. try_again: refusals that may not
+        recur are not valid. Raises ReadError name-repeated.
+        """
+        return [unit for unit in list_units(scan, self.folder) if not self._has_row(unit, try_again)]
+
+    def _has_row(self, unit: Unit, try_again: bool) -> bool:
+        entry = self.journal.find(unit.source)
+        if entry is None or (try_again and entry.row.get("code") in PASSING_CODES):
+            return False
+        if entry.stamp == unit.stamp != "":
+            return True
+        digest = hashlib.sha256()  # as reading a series computes it
+        try:
+            for path in unit.series.files:
+                digest.update(path.read_bytes())
+        except OSError:
+            return False
+        if entry.content != digest.hexdigest():
+            return False
+        self.journal.record(unit.source, entry._replace(stamp=unit.stamp))
+        return True
+
+    def stream(self, units: Sequence[Unit]) -> Iterator[int]:
+        """Score units into the journal, and yield how many are done.
+
+        A row is the same to the bit whatever else is scored before, beside or after it. Raises StoppedError
+        after the current batch when `stop` returns True; TrainingError worker-lost, cluster-missing,
+        cluster-differs.
+        """
+        batches = list(batched(units, self.ensemble.batch_size))
+        task, workers = partial(_score_batch, self.ensemble, self.folder), self.workers
+        if self.cluster == "ray":
+            work = work_on_ray(Job(task, self.ensemble, self.folder, self.ensemble.facts), batches, workers)
+        else:
+            work = work_in_order(task, batches, workers, ALONE_SECONDS if len(units) <= FEW else 0.0)
+        done = 0
+        try:
+            with one_thread(), closing(work) as scored:
+                for batch, entries in zip(batches, scored, strict=True):
+                    for unit, entry in zip(batch, entries, strict=True):
+                        self.journal.record(unit.source, entry)
+                    done += len(batch)
+                    yield done
+                    if done < len(units) and self.stop():
+                        raise stopped(self.journal)
+        except TrainingError as error:
+            if error.code == "worker-lost" and self.stop():  # the signal was for the whole group of processes
+                raise stopped(self.journal) from error
+            raise
+
+    def rows(self, scan: Scan) -> Iterator[Prediction]:
+        """Yield the rows of a scan that there are, in order, refusals of the scan first.
+
+        Raises CheckpointError scores-damaged.
+        """
+        yield from refused_rows(scan, self.folder)
+        numbers = 0, len(self.ensemble.lead.task.classes)
+        for series in scan.series:
+            source = source_name(series, self.folder)
+            entry = self.journal.find(source)
+            if entry is None:
+                continue
+            try:
+                row = Prediction.from_row(entry.row)
+            except (TypeError, ValueError) as error:
+                raise journal_damaged(self.journal.path) from error
+            if len(row.probabilities) not in numbers:
+                raise journal_damaged(self.journal.path)
+            yield replace(row, sample_id=sample_key(source))
 
     def write(
         self, scan: Scan, kept: int, on_row: Callable[[Prediction], object] | None = None
@@ -275,9 +232,9 @@ class Scoring:
         """
         out, ensemble = self.journal.path.parent, self.ensemble
         how, classes = ensemble.forwards[0], ensemble.lead.task.classes
-        tables = tuple(out / f"scores.{name}" for name in self.options.formats)
-        for name, table in zip(self.options.formats, tables, strict=True):
-            FORMATS[name](table, classes, rows_of(scan, self.folder, self.journal, len(classes)))
+        tables = tuple(out / f"scores.{name}" for name in self.formats)
+        for name, table in zip(self.formats, tables, strict=True):
+            FORMATS[name](table, classes, self.rows(scan))
         facts = {
             "folder": str(self.folder.resolve()),
             "model_sha256": ensemble.members[0].sha256,
@@ -291,7 +248,7 @@ class Scoring:
         }
         write_json(out / "scores.json", facts)
         counts: Counter[str] = Counter()
-        for row in rows_of(scan, self.folder, self.journal):
+        for row in self.rows(scan):
             counts[row.status] += 1
             if on_row is not None:
                 on_row(row)

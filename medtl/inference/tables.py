@@ -1,14 +1,13 @@
 """Write rows of scores as CSV, JSON lines or Parquet: one after the other, none held, whole files or none."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from medtl.core.files import replacing, write_lines
 from medtl.errors import ConfigError
-from medtl.inference.predictor import Prediction, column_names, row_fields, write_scores
+from medtl.inference.predictor import Prediction, batched, column_names, row_fields, write_scores
 
 # Rows that a Parquet file gets at a time.
 GROUP_ROWS = 1000
@@ -28,7 +27,7 @@ def write_parquet(path: Path, classes: Sequence[str], predictions: Iterable[Pred
     schema = arrow.schema([(name, kinds[name.startswith("p_")]) for name in column_names(classes)])
     with replacing(path) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
         rows = (row_fields(row, classes) for row in predictions)
-        for group in _groups(rows):
+        for group in batched(rows, GROUP_ROWS):
             writer.write_table(arrow.Table.from_pylist(group, schema))
 
 
@@ -49,9 +48,3 @@ def _pyarrow() -> tuple[Any, Any]:
         fix = "pip install 'medtl[parquet]'"
         raise ConfigError("extra-missing", "needs pyarrow", where="--format parquet", fix=fix) from missing
     return parquet, arrow
-
-
-def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    rest = iter(rows)
-    while group := list(islice(rest, GROUP_ROWS)):
-        yield group

@@ -4,8 +4,9 @@ import json
 import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from email.message import Message
-from typing import Any, Self
+from typing import Any
 
 import requests
 
@@ -18,14 +19,15 @@ PAGE = 100
 LARGEST_LIST = 64 * 2**20
 LARGEST_INSTANCE = 2**30
 CHUNK = 2**16
-STUDY, SERIES, INSTANCE = "0020000D", "0020000E", "00080018"
+# The tag of the UID at each level.
+LEVELS = {"studies": "0020000D", "series": "0020000E", "instances": "00080018"}
 REFERENCED, FAILED, REFERENCED_INSTANCE, FAILURE = "00081199", "00081198", "00081155", "00081197"
 ANY_SYNTAX = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 UNAVAILABLE = (502, 503, 504)
 TOKEN = "MEDTL_PACS_TOKEN"
 
 
-class WebService:
+class WebService(AbstractContextManager["WebService"]):
     """A DICOMweb service and its connection. Credentials: ~/.netrc, or a token in the variable TOKEN."""
 
     def __init__(self, peer: WebPeer, tls: Tls | None = None) -> None:
@@ -33,39 +35,40 @@ class WebService:
         self.session = requests.Session()
         if os.environ.get(TOKEN):
             self.session.auth = _authorise
-        self.tls: dict[str, Any] = {"verify": True, "cert": None}
-        if tls:
-            client_tls(tls)  # reports faulty files in our words
-            self.tls["verify"] = str(tls.authority) if tls.authority else True
-            if tls.certificate:
-                self.tls["cert"] = (str(tls.certificate), str(tls.key or tls.certificate))
-
-    def __enter__(self) -> Self:
-        return self
+        tls = tls or Tls()
+        client_tls(tls)  # reports faulty files in our words
+        cert = (str(tls.certificate), str(tls.key or tls.certificate)) if tls.certificate else None
+        self.tls: Any = {"verify": str(tls.authority) if tls.authority else True, "cert": cert}
 
     def __exit__(self, *_: object) -> None:
         self.session.close()
 
-    def studies(self, query: Mapping[str, str], limit: int | None) -> Iterator[str]:
-        """Yield the UIDs of studies (QIDO-RS), at most `limit`."""
-        return self._list("studies", query, STUDY, limit)
+    def find(self, query: Mapping[str, str], *above: str, limit: int | None = None) -> Iterator[str]:
+        """Yield the UIDs of studies, of the series of a study, or of the instances of a series (QIDO-RS).
 
-    def series(self, study: str, query: Mapping[str, str]) -> Iterator[str]:
-        """Yield the UIDs of a study's series."""
-        return self._list(f"studies/{study}/series", query, SERIES, None)
-
-    def instances(self, study: str, series: str) -> Iterator[str]:
-        """Yield the UIDs of a series' instances."""
-        return self._list(f"studies/{study}/series/{series}/instances", {}, INSTANCE, None)
+        query: attributes to match; above: the UIDs of that study and series. A page at a time, until one has
+        nothing new: not every PACS supports offset and limit. Raises PacsError.
+        """
+        level = list(LEVELS)[len(above)]
+        seen: set[str] = set()
+        offset = 0
+        while limit is None or len(seen) < limit:
+            asked = {**query, "limit": str(PAGE), "offset": str(offset)}
+            page = self._page(f"{_path(*above)}{level}", asked, LEVELS[level])
+            news = [uid for uid in dict.fromkeys(page) if uid not in seen]
+            yield from news[: None if limit is None else limit - len(seen)]
+            seen.update(news)
+            offset += len(page)
+            if not news:
+                return
 
     def retrieve(self, study: str, series: str, instance: str) -> bytes:
         """Return an instance as a DICOM file, in the transfer syntax in which it is stored (WADO-RS).
 
         Raises PacsError pacs-answer.
         """
-        path = f"studies/{study}/series/{series}/instances/{instance}"
-        response = self._ask("GET", path, headers={"Accept": ANY_SYNTAX})
-        content = self._body(response, LARGEST_INSTANCE)
+        path = _path(study, series, instance).rstrip("/")
+        response, content = self._ask("GET", path, LARGEST_INSTANCE, headers={"Accept": ANY_SYNTAX})
         if response.status_code != 200:
             raise unexpected(self.peer, f"answered {response.status_code} for an instance")
         return self._single_part(response.headers.get("Content-Type", ""), content)
@@ -84,39 +87,34 @@ class WebService:
         body = head + read_file(instance.path) + f"\r\n--{boundary}--\r\n".encode()
         kind = f'multipart/related; type="application/dicom"; boundary={boundary}'
         headers = {"Content-Type": kind, "Accept": "application/dicom+json"}
-        response = self._ask("POST", "studies", headers=headers, data=body)
-        return _refusal(response.status_code, self._json(response), instance.sop_instance)
-
-    def _list(self, path: str, query: Mapping[str, str], tag: str, limit: int | None) -> Iterator[str]:
-        """Yield UIDs page by page, until one has nothing new: not every PACS supports offset and limit."""
-        seen: set[str] = set()
-        offset = 0
-        while limit is None or len(seen) < limit:
-            page = self._page(path, {**query, "limit": str(PAGE), "offset": str(offset)}, tag)
-            news = [uid for uid in dict.fromkeys(page) if uid not in seen]
-            yield from news[: None if limit is None else limit - len(seen)]
-            seen.update(news)
-            offset += len(page)
-            if not news:
-                return
+        response, content = self._ask("POST", "studies", LARGEST_LIST, headers=headers, data=body)
+        # It is stored only if the answer lists it as stored.
+        answer, status, uid = _parsed(content), response.status_code, instance.sop_instance
+        failed = {_value(item, REFERENCED_INSTANCE): item for item in _values(answer, FAILED)}
+        stored = {_value(item, REFERENCED_INSTANCE) for item in _values(answer, REFERENCED)}
+        if uid in stored and uid not in failed and status in (200, 202):
+            return ""
+        reason = _value(failed.get(uid), FAILURE)
+        return f"the PACS answered {status}{f', failure reason {reason[:8]}' if reason else ''}"
 
     def _page(self, path: str, query: Mapping[str, str], tag: str) -> list[str]:
         headers = {"Accept": "application/dicom+json"}
-        response = self._ask("GET", path, headers=headers, params=query)
+        response, content = self._ask("GET", path, LARGEST_LIST, headers=headers, params=query)
         if response.status_code == 204:
             return []
-        answer = self._json(response)
+        answer = _parsed(content)
         if response.status_code != 200 or not isinstance(answer, list):
             raise unexpected(self.peer, f"answered {response.status_code} to a search")
         uids = [_value(item, tag) for item in answer]
-        if not all(UID.fullmatch(uid) for uid in uids):
+        if not all(map(UID.fullmatch, uids)):
             raise unexpected(self.peer, "listed an item without a valid UID")
         return uids
 
-    def _ask(self, method: str, path: str, **more: Any) -> requests.Response:
-        """Send a request. Raises PacsError pacs-unreachable, pacs-refused, pacs-answer (a redirection)."""
+    def _ask(self, method: str, path: str, largest: int, **more: Any) -> tuple[requests.Response, bytes]:
+        """Send a request; return the answer and its body. Raises PacsError."""
+        content = bytearray()
         try:
-            response = self.session.request(
+            with self.session.request(
                 method,
                 f"{self.peer.url}/{path}",
                 timeout=TIMEOUT_SECONDS,
@@ -124,38 +122,26 @@ class WebService:
                 stream=True,
                 **self.tls,  # not in the session, where environment variables would take precedence
                 **more,
-            )
-        except (requests.RequestException, OSError) as error:
-            raise unreachable(self.peer, f"does not answer ({type(error).__name__})") from error
-        if response.status_code in (401, 403):
-            fix = f"put user and password into ~/.netrc, or a token into {TOKEN}"
-            reason = f"answered {response.status_code}, not authorised"
-            raise PacsError("pacs-refused", reason, where=self.peer.url, fix=fix)
-        if response.status_code in UNAVAILABLE:
-            raise unreachable(self.peer, f"does not answer (status {response.status_code})")
-        if 300 <= response.status_code < 400:
-            raise unexpected(self.peer, f"answered with a redirection ({response.status_code})")
-        return response
-
-    def _body(self, response: requests.Response, largest: int) -> bytes:
-        content = bytearray()
-        try:
-            with response:
+            ) as response:
+                self._check_status(response.status_code)
                 for chunk in response.iter_content(CHUNK):
                     content += chunk
                     if len(content) > largest:
                         raise unexpected(self.peer, f"sent more than {largest // 2**20} MB at once")
         except (requests.RequestException, OSError) as error:
             raise unreachable(self.peer, f"does not answer ({type(error).__name__})") from error
-        return bytes(content)
+        return response, bytes(content)
 
-    def _json(self, response: requests.Response) -> Any:
-        """Return the answer as plain data, None if it is not JSON."""
-        content = self._body(response, LARGEST_LIST)
-        try:
-            return json.loads(content)
-        except (ValueError, RecursionError):
-            return None
+    def _check_status(self, status: int) -> None:
+        """Raise PacsError pacs-refused, pacs-unreachable, or pacs-answer for a redirection."""
+        if status in (401, 403):
+            fix = f"put user and password into ~/.netrc, or a token into {TOKEN}"
+            reason = f"answered {status}, not authorised"
+            raise PacsError("pacs-refused", reason, where=self.peer.url, fix=fix)
+        if status in UNAVAILABLE:
+            raise unreachable(self.peer, f"does not answer (status {status})")
+        if 300 <= status < 400:
+            raise unexpected(self.peer, f"answered with a redirection ({status})")
 
     def _single_part(self, content_type: str, body: bytes) -> bytes:
         """Return the only part of a multipart message (RFC 2046 5.1.1), or the body of a plain one."""
@@ -174,19 +160,22 @@ class WebService:
         return body[start + 4 : end]
 
 
+def _path(*uids: str) -> str:
+    """Return the path of a study, series or instance, with a slash at its end."""
+    return "".join(f"{level}/{uid}/" for level, uid in zip(LEVELS, uids))
+
+
 def _authorise(request: requests.PreparedRequest) -> requests.PreparedRequest:
     request.headers["Authorization"] = f"Bearer {os.environ[TOKEN]}"
     return request
 
 
-def _refusal(status: int, answer: Any, uid: str) -> str:
-    """Return why an instance was refused: it is stored only if the answer lists it as stored."""
-    failed = {_value(item, REFERENCED_INSTANCE): item for item in _values(answer, FAILED)}
-    stored = {_value(item, REFERENCED_INSTANCE) for item in _values(answer, REFERENCED)}
-    if uid in stored and uid not in failed and status in (200, 202):
-        return ""
-    reason = _value(failed.get(uid), FAILURE)
-    return f"the PACS answered {status}{f', failure reason {reason[:8]}' if reason else ''}"
+def _parsed(content: bytes) -> Any:
+    """Return an answer as plain data, None if it is not JSON."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _values(item: Any, tag: str) -> list[Any]:

@@ -5,7 +5,6 @@ connection -> Gate: address, TLS, AE titles -> instance -> save -> status: succe
 
 import logging
 import socket
-import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -24,8 +23,7 @@ from pynetdicom.transport import ThreadedAssociationServer
 
 from medtl.core.files import unwritable
 from medtl.errors import MedtlError, OutputError, PacsError, ReadError
-from medtl.pacs.gate import MEGABYTE, Gate
-from medtl.pacs.peer import AE_TITLE, Tls, server_tls
+from medtl.pacs.peer import AE_TITLE, MEGABYTE, Gate, Tls, server_tls
 
 logger = logging.getLogger(__name__)
 logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # its messages quote patient data
@@ -48,7 +46,11 @@ def listening(host: str, port: int, gate: Gate, save: Save, report: Report, tls:
 
     Raises PacsError pacs-port; ConfigError pacs-tls.
     """
-    server = _bind(host, port, server_tls(tls) if tls else None, _Reception(gate, save, report))
+    try:
+        server = _Server((host, port), gate, save, report, tls)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise PacsError("pacs-port", reason, where=f"{host}:{port}", fix="choose another one") from error
     thread = threading.Thread(target=server.serve_forever, name="medtl-pacs", daemon=True)
     thread.start()
     before = threading.excepthook
@@ -75,46 +77,35 @@ def _end(association: Association) -> None:
     association.dul.join(END_SECONDS)
 
 
-def _bind(host: str, port: int, secured: ssl.SSLContext | None, reception: "_Reception") -> "_GatedServer":
-    gate = reception.gate
-    entity = AE(gate.ae)
-    entity.require_called_aet, entity.require_calling_aet = True, list(gate.callers)
-    entity.maximum_associations = gate.associations
-    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = gate.idle
-    entity.supported_contexts = AllStoragePresentationContexts
-    for context in entity.supported_contexts:
-        context.transfer_syntax = SYNTAXES
-    entity.add_supported_context(Verification)
-    handlers = [
-        (evt.EVT_C_STORE, reception.store),
-        (evt.EVT_C_ECHO, lambda _: SUCCESS),
-        (evt.EVT_REJECTED, reception.explain_rejection),
-        (evt.EVT_DATA_RECV, reception.count_bytes),
-        (evt.EVT_ESTABLISHED, reception.reset_count),
-        (evt.EVT_DIMSE_RECV, reception.reset_count),
-    ]
-    try:
-        server = entity.make_server(
-            (host, port),
-            ssl_context=secured,
-            evt_handlers=handlers,  # type: ignore[arg-type]
-            server_class=_GatedServer,
-            reception=reception,
-        )
-        assert isinstance(server, _GatedServer)
-        return server
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise PacsError("pacs-port", reason, where=f"{host}:{port}", fix="choose another one") from error
+class _Server(ThreadedAssociationServer):
+    """Takes instances from those that a gate admits. Its methods run in the threads of pynetdicom.
 
+    A slow handshake delays nobody else.
+    """
 
-class _Reception:
-    """Handles connections and instances. Its methods run in the threads of pynetdicom."""
-
-    def __init__(self, gate: Gate, save: Save, report: Report) -> None:
+    def __init__(
+        self, address: tuple[str, int], gate: Gate, save: Save, report: Report, tls: Tls | None
+    ) -> None:
+        """Listen on an address. Raises OSError; ConfigError pacs-tls."""
         self.gate, self.save, self.report = gate, save, report
         # Bytes of the message that each association is sending, counted in its own thread.
         self.pending: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+        entity = AE(gate.ae)
+        entity.require_called_aet, entity.require_calling_aet = True, list(gate.callers)
+        entity.maximum_associations = gate.associations
+        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = gate.idle
+        entity.supported_contexts = AllStoragePresentationContexts
+        for context in entity.supported_contexts:
+            context.transfer_syntax = SYNTAXES
+        entity.add_supported_context(Verification)
+        secured = server_tls(tls) if tls else None
+        super().__init__(entity, address, gate.ae, entity.supported_contexts, secured)
+        self.bind(evt.EVT_C_STORE, self.store)
+        self.bind(evt.EVT_C_ECHO, lambda _: SUCCESS)
+        self.bind(evt.EVT_REJECTED, self.explain_rejection)
+        self.bind(evt.EVT_DATA_RECV, self.count_bytes)
+        self.bind(evt.EVT_ESTABLISHED, self.reset_count)
+        self.bind(evt.EVT_DIMSE_RECV, self.reset_count)
 
     def refuse(self, address: str, reason: str, fix: str) -> None:
         """Report that a peer was refused."""
@@ -159,16 +150,6 @@ class _Reception:
             return STATUSES.get(error.code, NOT_UNDERSTOOD)
         return SUCCESS
 
-
-class _GatedServer(ThreadedAssociationServer):
-    """A server that checks addresses first, and in which a slow handshake delays nobody else."""
-
-    daemon_threads, block_on_close = True, False
-
-    def __init__(self, *arguments: Any, reception: _Reception, **more: Any) -> None:
-        self.reception = reception
-        super().__init__(*arguments, **more)
-
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection, before any TLS handshake."""
         assert self.socket is not None
@@ -176,11 +157,9 @@ class _GatedServer(ThreadedAssociationServer):
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Return whether a connection is admitted; if not, report it and close it."""
-        admitted = self.reception.gate.admits(client_address[0])
+        admitted = self.gate.admits(client_address[0])
         if not admitted:
-            self.reception.refuse(
-                client_address[0], "its address is not allowed", "add it with --allow-address"
-            )
+            self.refuse(client_address[0], "its address is not allowed", "add it with --allow-address")
         return admitted
 
     def finish_request(self, request: Any, client_address: Any) -> None:
@@ -188,10 +167,10 @@ class _GatedServer(ThreadedAssociationServer):
         if self.ssl_context:
             request.settimeout(HANDSHAKE_SECONDS)
             request = self.ssl_context.wrap_socket(request, server_side=True)
-        request.settimeout(self.reception.gate.idle)  # or half a message could hold an association forever
+        request.settimeout(self.gate.idle)  # or half a message could hold an association forever
         super().finish_request(request, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Report what ended a connection early, such as a handshake without a certificate."""
         kind = type(sys.exc_info()[1]).__name__
-        self.reception.refuse(client_address[0], f"the handshake failed ({kind})", "check TLS on both sides")
+        self.refuse(client_address[0], f"the handshake failed ({kind})", "check TLS on both sides")

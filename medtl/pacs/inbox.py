@@ -24,10 +24,11 @@ class Inbox:
         self.folder = make_folder(folder)
         for half in self.folder.glob("*/.*.dcm.*"):
             half.unlink()
-        now = time.monotonic()
         self._lock = threading.Lock()
         self._saving = [threading.Lock() for _ in range(LOCKS)]
-        self.arrivals = {path.name: now for path in sorted(self.folder.iterdir()) if path.is_dir()}
+        self.arrivals = {
+            path.name: time.monotonic() for path in sorted(self.folder.iterdir()) if path.is_dir()
+        }
 
     def save(self, content: bytes, sop_class: str, sop_instance: str) -> None:
         """Write an instance to disk. It must be what was announced, and new or identical to the one here.
@@ -45,8 +46,10 @@ class Inbox:
         path = self.folder / study / name
         with self._saving[hash(name) % LOCKS]:  # of two senders at once, the second finds the first's file
             if not path.exists():
-                with self._lock:
-                    _make_durable(path.parent)
+                with self._lock, writing(path.parent):
+                    if not path.parent.exists():
+                        make_folder(path.parent)
+                        flush(self.folder)  # which holds its name: or a power cut could take the study
                 with replacing(path) as temporary:
                     temporary.write_bytes(content)
             elif data_set(path.read_bytes()) != data_set(content):
@@ -72,11 +75,3 @@ class Inbox:
         """Let a study wait for some seconds longer than others."""
         with self._lock:
             self.arrivals[study] = time.monotonic() + seconds
-
-
-def _make_durable(folder: Path) -> None:
-    """Make a folder that survives a power cut: its name is in the folder above, which is flushed."""
-    if not folder.exists():
-        make_folder(folder)
-        with writing(folder):
-            flush(folder.parent)

@@ -2,11 +2,13 @@
 
 import hashlib
 import re
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
 import pydicom
+from pydicom.misc import is_dicom
 
 from medtl.errors import ReadError
 from medtl.imaging.dicom.elements import reporting_malformed, silence_warnings
@@ -15,8 +17,8 @@ from medtl.imaging.series import unreadable
 TAGS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 # PS3.5 9.1, but with leading zeros allowed, which old devices write. It can never be a path.
 UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(?:\.[0-9]+)*")
-PREAMBLE = 128
-MAGIC = b"DICM"
+# The preamble, DICM, and the element that holds the length of the meta information (PS3.10 7.1).
+META_START = 128 + 4 + 12
 
 
 class Instance(NamedTuple):
@@ -66,21 +68,16 @@ def identify(content: bytes, path: Path) -> Instance:
 
 
 def data_set(content: bytes) -> bytes:
-    """Return a file's bytes without its meta information, which names what wrote it (PS3.10 7.1)."""
-    after_length = PREAMBLE + len(MAGIC) + 12
-    length = int.from_bytes(content[after_length - 4 : after_length], "little")
-    return content[after_length + length :]
+    """Return a file's bytes without its meta information, which names what wrote it."""
+    length = int.from_bytes(content[META_START - 4 : META_START], "little")
+    return content[META_START + length :]
 
 
 def looks_like_dicom(path: Path) -> bool:
     """Return whether a file's name or preamble marks it as DICOM."""
-    if path.suffix.lower() == ".dcm":
-        return True
-    try:
-        with path.open("rb") as file:
-            return file.read(PREAMBLE + len(MAGIC))[PREAMBLE:] == MAGIC
-    except OSError:
-        return False
+    with suppress(OSError):
+        return path.suffix.lower() == ".dcm" or is_dicom(path)
+    return False
 
 
 def key_of_uid(uid: str) -> str:

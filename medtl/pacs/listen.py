@@ -8,16 +8,15 @@ a kill, an unfinished step is repeated and gives the same objects; acknowledged 
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from medtl.core.journal import Journal, key_of, open_journal
-from medtl.core.progress import StoppedError, Unwatched, Watcher
+from medtl.core.progress import SILENT, StoppedError, Watcher
 from medtl.errors import MedtlError, PacsError
-from medtl.pacs.gate import Gate
 from medtl.pacs.inbox import Inbox
-from medtl.pacs.peer import Endpoint, Tls, needing_extra
+from medtl.pacs.peer import Endpoint, Gate, Tls, needing_extra
 from medtl.pacs.push import push_files
 from medtl.pacs.results import model_identity, write_results
 from medtl.training.checkpoint import load_finished
@@ -39,19 +38,8 @@ class Scoring:
     send_to: Endpoint | None = None
 
 
-@dataclass(frozen=True)
-class StudyState:
-    """What has been done for a study.
-
-    asked: a key of its files, the model, the kinds of results and their destination. tries: how often scoring
-    was started. objects: what is to be sent, as paths within its results.
-    """
-
-    asked: str
-    tries: int = 0
-    scored: bool = False
-    sent: bool = False
-    objects: tuple[str, ...] = ()
+# What has been done for a study, as the journal keeps it.
+State = dict[str, Any]
 
 
 def listen_run(
@@ -71,9 +59,9 @@ def listen_run(
     """
     with needing_extra():
         from medtl.pacs.dimse_scp import listening
-    scorer = _Scorer(out, scoring, watcher) if scoring else None
     faults: dict[str, int] = {}
     with open_journal(out / "listener") as journal:
+        scorer = _Scorer(out, scoring, watcher, journal) if scoring else None
         inbox = Inbox(out / "inbox")
 
         def report(error: MedtlError) -> None:
@@ -84,7 +72,7 @@ def listen_run(
             while not stop():
                 for study in inbox.rested(settle)[:1]:  # one at a time: a stop is honoured between two
                     since = inbox.arrivals[study]
-                    fault = scorer.process(inbox.folder / study, journal) if scorer else ""
+                    fault = scorer.process(inbox.folder / study) if scorer else ""
                     if fault:
                         faults[study] = faults.get(study, 0) + 1
                         seconds = min(RETRY_SECONDS * 2 ** (faults[study] - 1), LONGEST_RETRY)
@@ -101,26 +89,30 @@ def listen_run(
 class _Scorer:
     """Takes studies through scoring and sending with a model that is loaded once."""
 
-    def __init__(self, out: Path, scoring: Scoring, watcher: Watcher) -> None:
-        self.out, self.scoring, self.watcher = out, scoring, watcher
+    def __init__(self, out: Path, scoring: Scoring, watcher: Watcher, journal: Journal) -> None:
+        self.out, self.scoring, self.watcher, self.journal = out, scoring, watcher, journal
         self.checkpoint = load_finished(scoring.run, any_modality=scoring.any_modality)
 
-    def process(self, folder: Path, journal: Journal) -> str:
+    def process(self, folder: Path) -> str:
         """Do what is not yet done for a study; return the fault that stopped it, "" if all is done."""
         try:
-            state = self._recall(folder, journal)
-            if not state.scored:
-                state = self._score(folder, journal, state)
-            if self.scoring.send_to and not state.sent:
-                self._send(folder.name, journal, state, self.scoring.send_to)
+            state = self._recall(folder)
+            if not state["scored"]:
+                state = self._score(folder, state)
+            if self.scoring.send_to and not state["sent"]:
+                self._send(folder.name, state, self.scoring.send_to)
             return ""
         except MedtlError as error:
             return str(error)
         except Exception as error:  # a study that crashes a library must not end the listener
             return f"scoring failed ({type(error).__name__})"
 
-    def _recall(self, folder: Path, journal: Journal) -> StudyState:
-        """Return the state of a study: a new one if its files, the model, kinds or destination changed."""
+    def _recall(self, folder: Path) -> State:
+        """Return the state of a study: a new one if its files, the model, kinds or destination changed.
+
+        asked: a key of these. tries: how often scoring was started. objects: what is to be sent, as paths
+        within its results.
+        """
         model, to = model_identity(self.checkpoint), self.scoring.send_to
         facts = {
             "files": sorted(path.name for path in folder.glob("*.dcm")),  # a file is never replaced
@@ -129,30 +121,30 @@ class _Scorer:
             "kinds": sorted(self.scoring.kinds),
             "to": str(to.peer) if to else "",
         }
-        asked, known = key_of(facts), journal.recall(f"study {folder.name}")
-        return StudyState(**known) if known and known.get("asked") == asked else StudyState(asked)
+        new = {"asked": key_of(facts), "tries": 0, "scored": False, "sent": False, "objects": []}
+        known = self.journal.recall(f"study {folder.name}")
+        return known if known and known.get("asked") == new["asked"] else new
 
-    def _remember(self, study: str, journal: Journal, state: StudyState, **changes: Any) -> StudyState:
-        facts = {**asdict(state), **changes}
-        journal.remember(f"study {study}", facts)
-        return StudyState(**facts)
+    def _remember(self, study: str, state: State, **changes: Any) -> State:
+        self.journal.remember(f"study {study}", {**state, **changes})
+        return {**state, **changes}
 
-    def _score(self, folder: Path, journal: Journal, state: StudyState) -> StudyState:
+    def _score(self, folder: Path, state: State) -> State:
         study, note = folder.name, self.watcher.note
-        if state.tries >= MOST_TRIES:
+        if state["tries"] >= MOST_TRIES:
             reason, fix = f"ended the process {MOST_TRIES} times", "try medtl results on its folder"
             note("refused", str(PacsError("pacs-given-up", reason, where=folder, fix=fix)))
-            return self._remember(study, journal, state, scored=True, sent=True)
-        state = self._remember(study, journal, state, tries=state.tries + 1)
+            return self._remember(study, state, scored=True, sent=True)
+        state = self._remember(study, state, tries=state["tries"] + 1)
         results, kinds = self.out / "results" / study, self.scoring.kinds
         try:
-            outcome = write_results(self.checkpoint, folder, results, Unwatched(), kinds=kinds)
+            outcome = write_results(self.checkpoint, folder, results, SILENT, kinds=kinds)
         except MedtlError as error:
             if error.code != "folder-empty":
-                self._remember(study, journal, state, tries=state.tries - 1)  # the process has not ended
+                self._remember(study, state, tries=state["tries"] - 1)  # the process has not ended
                 raise
             note("refused", f"study {study}: holds no image")
-            return self._remember(study, journal, state, scored=True, sent=True)
+            return self._remember(study, state, scored=True, sent=True)
         for row in outcome.rows:
             if row.refused:
                 refusal = row.prediction
@@ -160,16 +152,16 @@ class _Scorer:
         count = sum(any(kind != "fhir" for kind in row.files) for row in outcome.rows)
         note("scored", f"study {study}: {count} of {len(outcome.rows)} series: {outcome.table}")
         objects = [path for row in outcome.rows for kind, path in row.files.items() if kind != "fhir"]
-        return self._remember(study, journal, state, scored=True, sent=not objects, objects=objects)
+        return self._remember(study, state, scored=True, sent=not objects, objects=objects)
 
-    def _send(self, study: str, journal: Journal, state: StudyState, to: Endpoint) -> None:
+    def _send(self, study: str, state: State, to: Endpoint) -> None:
         """Send the objects of the last scoring, without those of earlier ones when a study has grown.
 
         Raises PacsError where the PACS does not take all of them.
         """
-        files = [self.out / "results" / study / path for path in state.objects]
-        outcome = push_files(files, to, journal, Unwatched())
+        files = [self.out / "results" / study / path for path in state["objects"]]
+        outcome = push_files(files, to, self.journal, SILENT)
         if outcome.failures:
             raise outcome.failures[0]
         self.watcher.note("sent", f"study {study}: {outcome.sent} objects to {to.peer}")
-        self._remember(study, journal, state, sent=True)
+        self._remember(study, state, sent=True)

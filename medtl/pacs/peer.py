@@ -1,11 +1,11 @@
-"""Address of a PACS, `http(s)://...` or `AE@host:port` -> how to connect, and what to say if that fails."""
+"""Options -> the PACS to connect to, `http(s)://...` or `AE@host:port`, TLS, and whom a listener admits."""
 
 import re
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,6 +14,8 @@ from medtl.errors import ConfigError, PacsError
 # PS3.5 6.2: up to 16 characters, no backslash, no control characters; spaces at the ends mean nothing.
 AE_TITLE = re.compile(r"[\x21-\x5b\x5d-\x7e](?:[\x20-\x5b\x5d-\x7e]{0,14}[\x21-\x5b\x5d-\x7e])?")
 DIMSE = re.compile(r"(?P<ae>.+)@(?:\[(?P<six>[0-9a-fA-F:]+)\]|(?P<host>[^@:/\s]+)):(?P<port>\d{1,5})")
+LOOPBACK = ("127.0.0.0/8", "::1/128")
+MEGABYTE = 2**20
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,51 @@ class Endpoint:
     our_ae: str = "MEDTL"
 
 
+@dataclass(frozen=True)
+class Gate:
+    """Limits of a listener. ae: our title; callers: theirs; largest: bytes per instance.
+
+    idle: seconds of silence after which an association is ended.
+    """
+
+    ae: str
+    callers: tuple[str, ...]
+    networks: tuple[IPv4Network | IPv6Network, ...]
+    largest: int = 1024 * MEGABYTE
+    associations: int = 8
+    idle: float = 60.0
+
+    def admits(self, address: str) -> bool:
+        """Return whether an address may connect."""
+        ip = ip_address(address.split("%")[0])
+        ip = getattr(ip, "ipv4_mapped", None) or ip
+        return any(ip in network for network in self.networks)
+
+
 def parse_peer(text: str) -> Peer:
     """Read an address. Raises ConfigError pacs-address, which never repeats a password."""
-    return _parse_web(text) if "://" in text else _parse_dimse(text)
+    if "://" in text:
+        return _parse_web(text)
+    parts = DIMSE.fullmatch(text)
+    if not parts or not 0 < int(parts["port"]) < 65536:
+        fix = "give AE@host:port, or http(s)://..."
+        raise ConfigError("pacs-address", "is not the address of a PACS", where=text, fix=fix)
+    return DimsePeer(check_ae(parts["ae"]), check_host(parts["six"] or parts["host"]), int(parts["port"]))
+
+
+def _parse_web(text: str) -> WebPeer:
+    place = text.rpartition("@")[2]  # without a password
+    if "@" in text.split("/")[2]:
+        fix = "put user and password into ~/.netrc"
+        raise ConfigError("pacs-address", "contains credentials", where=place, fix=fix)
+    with suppress(ValueError):  # an unclosed bracket, a port that is not a number
+        parts = urlsplit(text)
+        known = parts.scheme in ("http", "https") and parts.port != 0
+        if known and parts.hostname and not parts.query and not parts.fragment:
+            check_host(parts.hostname)
+            return WebPeer(text.rstrip("/"))
+    fix = "give http(s)://host[:port]/path, with the path from the manual of the PACS"
+    raise ConfigError("pacs-address", "is not the base URL of a DICOMweb service", where=place, fix=fix)
 
 
 def check_ae(title: str) -> str:
@@ -86,16 +130,22 @@ def check_host(host: str) -> str:
     return host
 
 
+def parse_networks(texts: Sequence[str]) -> tuple[IPv4Network | IPv6Network, ...]:
+    """Parse addresses and CIDR networks. Raises ConfigError pacs-address."""
+    try:
+        return tuple(ip_network(text.strip()) for text in texts)
+    except ValueError as error:
+        fix = "give an address, or a network such as 10.1.2.0/24"
+        raise ConfigError("pacs-address", "is not a network", where=", ".join(texts), fix=fix) from error
+
+
 def client_tls(tls: Tls) -> ssl.SSLContext:
     """Return the TLS context for a server, whose certificate is verified. Raises ConfigError pacs-tls."""
     return _context(tls, ssl.Purpose.SERVER_AUTH)
 
 
 def server_tls(tls: Tls) -> ssl.SSLContext:
-    """Return the TLS context for clients, who need a certificate if `tls` has an authority.
-
-    Raises ConfigError pacs-tls.
-    """
+    """Return the TLS context for clients: with an authority they need a certificate. Raises as client_tls."""
     return _context(tls, ssl.Purpose.CLIENT_AUTH)
 
 
@@ -136,30 +186,3 @@ def needing_extra() -> Iterator[None]:
     except ImportError as error:
         fix = "pip install 'medtl[pacs]'"
         raise ConfigError("extra-missing", f"needs {error.name}", where="medtl pacs", fix=fix) from error
-
-
-def _parse_web(text: str) -> WebPeer:
-    try:
-        parts = urlsplit(text)
-        host, _ = parts.hostname or "", parts.port
-        valid = parts.scheme in ("http", "https") and host and not parts.query and not parts.fragment
-        credentials = "@" in parts.netloc
-    except ValueError:  # an unclosed bracket, a port that is not a number
-        valid = credentials = False
-    if credentials:
-        fix = "put user and password into ~/.netrc"
-        raise ConfigError("pacs-address", "contains credentials", where=host, fix=fix)
-    if not valid:
-        fix = "give http(s)://host[:port]/path, with the path from the manual of the PACS"
-        place = text.rpartition("@")[2]  # without a password
-        raise ConfigError("pacs-address", "is not the base URL of a DICOMweb service", where=place, fix=fix)
-    check_host(host)
-    return WebPeer(text.rstrip("/"))
-
-
-def _parse_dimse(text: str) -> DimsePeer:
-    parts = DIMSE.fullmatch(text)
-    if not parts or not 0 < int(parts["port"]) < 65536:
-        fix = "give AE@host:port, or http(s)://..."
-        raise ConfigError("pacs-address", "is not the address of a PACS", where=text, fix=fix)
-    return DimsePeer(check_ae(parts["ae"]), check_host(parts["six"] or parts["host"]), int(parts["port"]))

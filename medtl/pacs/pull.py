@@ -4,8 +4,8 @@ search (QIDO-RS, C-FIND) -> instances that are not here yet (WADO-RS, C-GET) -> 
 """
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from medtl.pacs.peer import Endpoint, WebPeer, needing_extra
 
 if TYPE_CHECKING:
     from medtl.pacs.dicomweb import WebService
-    from medtl.pacs.dimse_query import QueryService
+    from medtl.pacs.dimse_scu import QueryService
 
 DATES = re.compile(r"\d{8}|\d{8}-|-\d{8}|\d{8}-\d{8}")
 
@@ -32,16 +32,13 @@ class Query:
     study: str | None = None
     limit: int | None = None
 
-    def check(self) -> None:
-        """Raise ConfigError config-value unless date and study are well formed."""
+    def matching(self) -> dict[str, str]:
+        """Return the attributes that a study must match. Raises ConfigError config-value."""
         if self.date and not DATES.fullmatch(self.date):
             fix = "give 20260131, 20260101-, -20260131 or 20260101-20260131"
             raise ConfigError("config-value", "is not a date or range of dates", where=self.date, fix=fix)
         if self.study and not UID.fullmatch(self.study):
             raise ConfigError("config-value", "is not a UID", where="--study", fix="give a StudyInstanceUID")
-
-    def matching(self) -> dict[str, str]:
-        """Return the attributes that a study must match."""
         keys = {"ModalitiesInStudy": self.modality, "StudyDate": self.date, "StudyInstanceUID": self.study}
         return {name: value for name, value in keys.items() if value}
 
@@ -64,15 +61,15 @@ def pull_run(
     Raises ConfigError config-value, extra-missing, pacs-tls; PacsError; OutputError; StoppedError between two
     instances.
     """
-    query.check()
+    asked = query.matching()
     make_folder(out)
     results: list[bool | MedtlError] = []
     with _open(source) as service:
-        studies = list(service.studies(query.matching(), query.limit))
+        studies = list(service.find(asked, limit=query.limit))
         for number, study in enumerate(studies):
             watcher.progress("fetching studies", number, len(studies))
-            for series in service.series(study, {"Modality": query.modality} if query.modality else {}):
-                for instance in service.instances(study, series):
+            for series in service.find({"Modality": query.modality} if query.modality else {}, study):
+                for instance in service.find({}, study, series):
                     if stop():
                         reason, fix = "stopped, all files so far are saved", "run the same command again"
                         raise StoppedError("interrupted", reason, where=out, fix=fix)
@@ -81,19 +78,15 @@ def pull_run(
     return PullOutcome(len(studies), results.count(True), results.count(False), failures)
 
 
-@contextmanager
-def _open(source: Endpoint) -> Iterator["WebService | QueryService"]:
+def _open(source: Endpoint) -> AbstractContextManager["WebService | QueryService"]:
     with needing_extra():
         if isinstance(source.peer, WebPeer):
             from medtl.pacs.dicomweb import WebService
 
-            with WebService(source.peer, source.tls) as web:
-                yield web
-        else:
-            from medtl.pacs.dimse_query import query_service
+            return WebService(source.peer, source.tls)
+        from medtl.pacs.dimse_scu import query_service
 
-            with query_service(source.peer, source.tls, source.our_ae) as archive:
-                yield archive
+        return query_service(source.peer, source.tls, source.our_ae)
 
 
 def _fetch(service: "WebService | QueryService", uids: tuple[str, str, str], out: Path) -> bool | MedtlError:

@@ -45,7 +45,8 @@ def list_files(source: Path) -> list[Path]:
         return [source]
     if not source.is_dir():
         raise ReadError("file-missing", "does not exist", where=source, fix="check the path")
-    files = [path for path in sorted(source.rglob("*")) if _is_plain(path, source) and looks_like_dicom(path)]
+    shown = [one for one in sorted(source.rglob("*")) if "/." not in f"/{one.relative_to(source).as_posix()}"]
+    files = [one for one in shown if one.is_file() and not one.is_symlink() and looks_like_dicom(one)]
     if not files:
         fix = "write results with medtl results"
         raise ReadError("folder-empty", "holds no DICOM file", where=source, fix=fix)
@@ -108,8 +109,3 @@ def _store(to: Endpoint, instances: Sequence[Instance]) -> Iterator[tuple[Instan
             from medtl.pacs.dimse_scu import c_store
 
             yield from c_store(to.peer, instances, to.tls, to.our_ae)
-
-
-def _is_plain(path: Path, root: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-    return not hidden and path.is_file() and not path.is_symlink()

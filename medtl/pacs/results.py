@@ -22,7 +22,7 @@ from medtl.imaging.dicom.patient import read_sources
 from medtl.imaging.dicom.reader import SHARED_UID
 from medtl.imaging.reader import scan
 from medtl.imaging.series import Scan, Series
-from medtl.inference.contract import calibration_words, thresholds
+from medtl.inference.contract import calibration_words
 from medtl.inference.predictor import Prediction, Scored, score_series
 from medtl.pacs.objects import KINDS
 from medtl.pacs.objects.result import ModelIdentity, StudyResult
@@ -105,26 +105,25 @@ def model_identity(checkpoint: Checkpoint) -> ModelIdentity:
         settings_sha256=hashlib.sha256(settings.encode()).hexdigest(),
         medtl=__version__,
         calibration=calibration_words(checkpoint),
-        thresholds=thresholds(checkpoint),
+        thresholds=checkpoint.thresholds,
     )
 
 
 def _refuse_others(studies: Scan) -> Scan:
     """Refuse, before anything is scored, the series to which no result can refer."""
-    errors = [_refusal(series) for series in studies.series]
-    accepted = tuple(series for series, error in zip(studies.series, errors, strict=True) if error is None)
-    return replace(studies, series=accepted, refusals=(*studies.refusals, *filter(None, errors)))
-
-
-def _refusal(series: Series) -> ReadError | None:
-    where = f"{series.path}#{series.item}" if series.item else series.path
-    if series.format != "dicom":
-        reason = f"is not DICOM but {series.format}, so there is no study for the result to go back to"
-        return ReadError("result-no-study", reason, where=where, fix="use medtl score")
-    if SHARED_UID in series.notes:  # a reference by UID would name both
-        reason = "shares its SOPInstanceUID with a file of other content"
-        return ReadError("result-ambiguous", reason, where=where, fix="keep the correct one of them")
-    return None
+    accepted, refusals = list[Series](), [*studies.refusals]
+    for series in studies.series:
+        where = f"{series.path}#{series.item}" if series.item else series.path
+        if series.format != "dicom":
+            reason = f"is not DICOM but {series.format}, so there is no study for the result to go back to"
+            refusals.append(ReadError("result-no-study", reason, where=where, fix="use medtl score"))
+        elif SHARED_UID in series.notes:  # a reference by UID would name both
+            reason = "shares its SOPInstanceUID with a file of other content"
+            fix = "keep the correct one of them"
+            refusals.append(ReadError("result-ambiguous", reason, where=where, fix=fix))
+        else:
+            accepted.append(series)
+    return replace(studies, series=tuple(accepted), refusals=tuple(refusals))
 
 
 def _write_results(

@@ -1,9 +1,8 @@
 """Curves -> SVG data URIs, one in the colours of a light page and one in those of a dark page."""
 
-import base64
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,8 @@ from matplotlib.rcsetup import cycler
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from medtl.report.findings import Bounds, StageRow
+from medtl.report.findings import StageRow
+from medtl.report.pictures import data_uri
 
 PIXELS_PER_INCH = 96
 FONT = "DejaVu Sans"  # matplotlib's own, for measuring; pages use the reader's
@@ -65,6 +65,8 @@ STYLE: dict[Any, Any] = {
     "text.usetex": False,
 }
 
+styled = matplotlib.rc_context(STYLE)
+
 
 @dataclass(frozen=True)
 class Chart:
@@ -76,6 +78,7 @@ class Chart:
     height: int
 
 
+@styled
 def history_chart(history: Sequence[Mapping[str, Any]], series: Mapping[str, str], axis: str) -> Chart | None:
     """Draw columns of the history (key -> name) over epochs, with the stages marked.
 
@@ -85,20 +88,18 @@ def history_chart(history: Sequence[Mapping[str, Any]], series: Mapping[str, str
     columns = {name: values for name, values in columns.items() if np.isfinite(values).any()}
     if not columns:
         return None
-
-    def plot(figure: Figure) -> None:
-        axes = figure.subplots()
-        style: dict[str, Any] = {} if len(history) <= 40 else {"marker": ""}
-        epochs = np.arange(1, len(history) + 1)
-        lines = {name: axes.plot(epochs, values, **style)[0] for name, values in columns.items()}
-        _mark_stages(axes, [str(row.get("stage", "")) for row in history])
-        axes.set(xlabel="epoch", ylabel=axis)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        _legend(axes, lines)
-
-    return _draw(plot, (5.0, 3.4))
+    axes = Figure(figsize=(5.0, 3.4)).subplots()
+    style: dict[str, Any] = {} if len(history) <= 40 else {"marker": ""}
+    epochs = np.arange(1, len(history) + 1)
+    lines = {name: axes.plot(epochs, values, **style)[0] for name, values in columns.items()}
+    _mark_stages(axes, [str(row.get("stage", "")) for row in history])
+    axes.set(xlabel="epoch", ylabel=axis)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    _legend(axes, lines)
+    return _chart(axes)
 
 
+@styled
 def freezing_chart(groups: Sequence[str], stages: Sequence[StageRow]) -> Chart | None:
     """Draw which layer groups were trained in which epoch, the head at the top; None if either is unknown.
 
@@ -107,45 +108,41 @@ def freezing_chart(groups: Sequence[str], stages: Sequence[StageRow]) -> Chart |
     if not groups or not stages:
         return None
     names = [*groups, "head"]
-
-    def plot(figure: Figure) -> None:
-        axes = figure.subplots()
-        start = 0
-        for stage in stages:
-            frozen = len(groups) - stage.unfrozen
-            style: dict[str, Any] = {"left": start, "height": 0.8, "linewidth": 0.8}
-            hatch = "..." if stage.cached else None
-            empty = {"facecolor": "none", "edgecolor": LIGHT.muted, "hatch": hatch, **style}
-            filled = {"facecolor": LIGHT.series[0], "edgecolor": LIGHT.ink, **style}
-            axes.barh(range(frozen), stage.epochs, **empty)
-            axes.barh(range(frozen, len(names)), stage.epochs, **filled)
-            axes.text(start, len(names) - 0.35, stage.name, color=LIGHT.muted, fontsize=9)
-            start += stage.epochs
-        axes.set(xlim=(0, start), ylim=(-0.6, len(names) + 0.3), xlabel="epoch")
-        axes.set_yticks(range(len(names)), names, fontsize=8)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.grid(False)
-
-    return _draw(plot, (10.6, 1.3 + 0.21 * len(names)))
+    axes = Figure(figsize=(10.6, 1.3 + 0.21 * len(names))).subplots()
+    start = 0
+    for stage in stages:
+        frozen = len(groups) - stage.unfrozen
+        style: dict[str, Any] = {"left": start, "height": 0.8, "linewidth": 0.8}
+        hatch = "..." if stage.cached else None
+        empty = {"facecolor": "none", "edgecolor": LIGHT.muted, "hatch": hatch, **style}
+        filled = {"facecolor": LIGHT.series[0], "edgecolor": LIGHT.ink, **style}
+        axes.barh(range(frozen), stage.epochs, **empty)
+        axes.barh(range(frozen, len(names)), stage.epochs, **filled)
+        axes.text(start, len(names) - 0.35, stage.name, color=LIGHT.muted, fontsize=9)
+        start += stage.epochs
+    axes.set(xlim=(0, start), ylim=(-0.6, len(names) + 0.3), xlabel="epoch")
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(False)
+    return _chart(axes)
 
 
+@styled
 def roc_chart(curves: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Chart | None:
     """Draw a ROC curve per class from {fpr, tpr}; None if no class has a defined curve."""
     defined = {name: (_numbers(curve["fpr"]), _numbers(curve["tpr"])) for name, curve in curves.items()}
     defined = {name: pair for name, pair in defined.items() if pair[0].size and np.isfinite(pair).all()}
     if not defined:
         return None
-
-    def plot(figure: Figure) -> None:
-        axes = figure.subplots()
-        axes.axline((0, 0), (1, 1), **GUIDE)
-        lines = {name: axes.plot(fpr, tpr, marker="")[0] for name, (fpr, tpr) in defined.items()}
-        axes.set(xlim=UNIT, ylim=UNIT, aspect="equal", xlabel="1 - specificity", ylabel="sensitivity")
-        _legend(axes, lines)
-
-    return _draw(plot, (4.4, 4.4))
+    axes = Figure(figsize=(4.4, 4.4)).subplots()
+    axes.axline((0, 0), (1, 1), **GUIDE)
+    lines = {name: axes.plot(fpr, tpr, marker="")[0] for name, (fpr, tpr) in defined.items()}
+    axes.set(xlim=UNIT, ylim=UNIT, aspect="equal", xlabel="1 - specificity", ylabel="sensitivity")
+    _legend(axes, lines)
+    return _chart(axes)
 
 
+@styled
 def reliability_chart(bins: Sequence[Mapping[str, float | None]]) -> Chart | None:
     """Draw observed frequency over mean probability, with the count of each bin; None if all are empty."""
     filled = [row for row in bins if row.get("count")]
@@ -154,19 +151,18 @@ def reliability_chart(bins: Sequence[Mapping[str, float | None]]) -> Chart | Non
     probability, observed, count = (
         _numbers([row[key] for row in filled]) for key in ("mean_probability", "observed", "count")
     )
-
-    def plot(figure: Figure) -> None:
-        upper, lower = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (4, 1)})
-        upper.axline((0, 0), (1, 1), **GUIDE)
-        upper.plot(probability, observed)
-        upper.set(xlim=UNIT, ylim=UNIT, ylabel="observed frequency")
-        lower.bar(probability, count, width=0.05)
-        lower.set(xlabel="predicted probability", ylabel="studies")
-        lower.yaxis.set_major_locator(MaxNLocator(2, integer=True))
-
-    return _draw(plot, (4.4, 4.8))
+    heights = {"height_ratios": (4, 1)}
+    upper, lower = Figure(figsize=(4.4, 4.8)).subplots(2, 1, sharex=True, gridspec_kw=heights)
+    upper.axline((0, 0), (1, 1), **GUIDE)
+    upper.plot(probability, observed)
+    upper.set(xlim=UNIT, ylim=UNIT, ylabel="observed frequency")
+    lower.bar(probability, count, width=0.05)
+    lower.set(xlabel="predicted probability", ylabel="studies")
+    lower.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+    return _chart(upper)
 
 
+@styled
 def decision_chart(curves: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Chart | None:
     """Draw net benefit over thresholds from {thresholds, model, low, high, treat_all}; None without a curve.
 
@@ -175,75 +171,68 @@ def decision_chart(curves: Mapping[str, Mapping[str, Sequence[float | None]]]) -
     rows = {name: {key: _numbers(row) for key, row in curve.items()} for name, curve in curves.items()}
     if not rows:
         return None
-
-    def plot(figure: Figure) -> None:
-        axes = figure.subplots()
-        axes.axhline(0, **GUIDE)
-        lines = {
-            name: axes.plot(curve["thresholds"], curve["model"], marker="")[0] for name, curve in rows.items()
-        }
-        if len(rows) == 1:
-            ((name, curve),) = rows.items()
-            band = curve["thresholds"], curve["low"], curve["high"]
-            axes.fill_between(*band, color=LIGHT.series[0], alpha=0.15, linewidth=0)
-            (treat_all,) = axes.plot(curve["thresholds"], curve["treat_all"], marker="")
-            lines = {"model": lines[name], "treat all": treat_all}
-        top = max(float(np.nanmax([curve["model"], curve["treat_all"]])) for curve in rows.values())
-        axes.set(xlim=UNIT, ylim=(-0.3 * top - 0.01, 1.15 * top + 0.01))
-        axes.set(xlabel="threshold probability", ylabel="net benefit")
-        _legend(axes, lines)
-
-    return _draw(plot, (5.0, 3.8))
+    axes = Figure(figsize=(5.0, 3.8)).subplots()
+    axes.axhline(0, **GUIDE)
+    lines = {
+        name: axes.plot(curve["thresholds"], curve["model"], marker="")[0] for name, curve in rows.items()
+    }
+    if len(rows) == 1:
+        ((name, curve),) = rows.items()
+        band = curve["thresholds"], curve["low"], curve["high"]
+        axes.fill_between(*band, color=LIGHT.series[0], alpha=0.15, linewidth=0)
+        (treat_all,) = axes.plot(curve["thresholds"], curve["treat_all"], marker="")
+        lines = {"model": lines[name], "treat all": treat_all}
+    top = max(float(np.nanmax([curve["model"], curve["treat_all"]])) for curve in rows.values())
+    axes.set(xlim=UNIT, ylim=(-0.3 * top - 0.01, 1.15 * top + 0.01))
+    axes.set(xlabel="threshold probability", ylabel="net benefit")
+    _legend(axes, lines)
+    return _chart(axes)
 
 
-def ladder_chart(rungs: Sequence[tuple[str, str, Bounds]], reference: str) -> Chart | None:
-    """Draw a row per run (name, description, bounds): a dot with its interval, the reference dotted.
+@styled
+def ladder_chart(rungs: Sequence[Mapping[str, Any]], reference: str) -> Chart | None:
+    """Draw a row per run {name, about, bounds}: a dot with its interval, the reference dotted.
 
     Returns None if no value is defined.
     """
-    defined = [rung for rung in rungs if rung[2][0] is not None]
+    defined = [rung for rung in rungs if rung["bounds"][0] is not None]
     if not defined:
         return None
-
-    def plot(figure: Figure) -> None:
-        axes = figure.subplots()
-        for row, (name, _, bounds) in enumerate(defined):
-            value, low, high = _numbers(bounds)
-            colour = LIGHT.series[1 if name == reference else 0]
-            axes.hlines(row, low, high, color=colour, linewidth=2.2, capstyle="round")
-            axes.plot([value], [row], "o", color=colour, markersize=7)
-            if name == reference:
-                axes.axvline(value, **GUIDE)
-        axes.set_yticks(range(len(defined)), [_rung_text(name, about) for name, about, _ in defined])
-        axes.set(xlabel="AUROC", ylim=(len(defined) - 0.4, -0.6))
-        axes.grid(axis="y", visible=False)
-        axes.tick_params(axis="y", length=0, labelcolor=LIGHT.ink)
-        axes.xaxis.set_major_locator(MaxNLocator(6))
-
-    return _draw(plot, (6.4, 0.9 + 0.42 * len(defined)))
+    axes = Figure(figsize=(6.4, 0.9 + 0.42 * len(defined))).subplots()
+    for row, rung in enumerate(defined):
+        value, low, high = _numbers(rung["bounds"])
+        colour = LIGHT.series[1 if rung["name"] == reference else 0]
+        axes.hlines(row, low, high, color=colour, linewidth=2.2, capstyle="round")
+        axes.plot([value], [row], "o", color=colour, markersize=7)
+        if rung["name"] == reference:
+            axes.axvline(value, **GUIDE)
+    axes.set_yticks(range(len(defined)), [_rung_text(rung["name"], rung["about"]) for rung in defined])
+    axes.set(xlabel="AUROC", ylim=(len(defined) - 0.4, -0.6))
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0, labelcolor=LIGHT.ink)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    return _chart(axes)
 
 
+@styled
 def curve_chart(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Chart | None:
     """Draw points {labels, value, low, high} over labels, on a log scale: a line for each name."""
     if not curves:
         return None
-
-    def plot(figure: Figure) -> None:
-        axes = figure.subplots()
-        lines = {}
-        for name, points in curves.items():
-            labels, value, low, high = (
-                _numbers([point[key] for point in points]) for key in ("labels", "value", "low", "high")
-            )
-            lines[name] = axes.errorbar(labels, value, [value - low, high - value], capsize=3)
-        ticks = sorted({round(point["labels"]) for points in curves.values() for point in points})
-        axes.set_xscale("log")
-        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-        axes.minorticks_off()
-        axes.set(xlabel="training labels", ylabel="AUROC")
-        _legend(axes, lines)
-
-    return _draw(plot, (5.6, 3.8))
+    axes = Figure(figsize=(5.6, 3.8)).subplots()
+    lines = {}
+    for name, points in curves.items():
+        labels, value, low, high = (
+            _numbers([point[key] for point in points]) for key in ("labels", "value", "low", "high")
+        )
+        lines[name] = axes.errorbar(labels, value, [value - low, high - value], capsize=3)
+    ticks = sorted({round(point["labels"]) for points in curves.values() for point in points})
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set(xlabel="training labels", ylabel="AUROC")
+    _legend(axes, lines)
+    return _chart(axes)
 
 
 def _rung_text(name: str, about: str) -> str:
@@ -252,23 +241,19 @@ def _rung_text(name: str, about: str) -> str:
     return f"{short}\n{about}" if about else short
 
 
-def _draw(plot: Callable[[Figure], None], size: tuple[float, float]) -> Chart:
-    """Draw in the colours of the light theme, and replace them for the dark one."""
+def _chart(axes: Axes) -> Chart:
+    """Write the figure of some axes in the colours of the light theme, and replace them for the dark one."""
     buffer = io.StringIO()
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size)
-        plot(figure)
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     light = buffer.getvalue().replace(f"'{FONT}', sans-serif", "system-ui, sans-serif")
     inks = [(theme.ink, theme.muted, theme.grid, *theme.series) for theme in (LIGHT, DARK)]
     dark = {old.lower(): new.lower() for old, new in zip(*inks, strict=True)}
     darkened = re.sub("|".join(dark), lambda match: dark[match[0].lower()], light, flags=re.IGNORECASE)
-    width, height = (round(side * PIXELS_PER_INCH) for side in size)
-    return Chart(_data_uri(light), _data_uri(darkened), width, height)
-
-
-def _data_uri(svg: str) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+    width, height = (round(side * PIXELS_PER_INCH) for side in figure.get_size_inches())
+    uris = [data_uri(svg.encode(), "image/svg+xml") for svg in (light, darkened)]
+    return Chart(uris[0], uris[1], width, height)
 
 
 def _mark_stages(axes: Axes, stages: Sequence[str]) -> None:

@@ -1,14 +1,13 @@
 """A comparison as plain data -> a page: every run's AUROC, differences, and what transfer is worth."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from medtl.report.charts import curve_chart, ladder_chart
-from medtl.report.findings import Bounds, as_bounds, is_defined, read_bounds
+from medtl.report.findings import as_bounds, is_defined, read_bounds
 from medtl.report.formatting import UNDEFINED, p_text, signed_text
-from medtl.report.html import render_page, write_page
+from medtl.report.html import write_page
 
 SCHEDULES = {
     "scratch": "from scratch",
@@ -17,17 +16,6 @@ SCHEDULES = {
     "gradual": "gradual unfreezing",
     "full": "full fine-tuning",
 }
-
-
-@dataclass(frozen=True)
-class RunRow:
-    """One run in a table: a metric, its difference from the reference, and the adjusted p-value."""
-
-    name: str
-    about: str
-    bounds: Bounds
-    difference: Bounds | None
-    p_holm: float | None
 
 
 def write_comparison_page(out: Path, comparison: Mapping[str, Any]) -> Path:
@@ -40,23 +28,15 @@ def write_comparison_page(out: Path, comparison: Mapping[str, Any]) -> Path:
     runs = comparison["runs"]
     tables = {name: [_row(run, name) for run in runs] for name in runs[0]["metrics"]}
     points = {_line_name(curve["name"]): curve["points"] for curve in comparison["curves"]}
-    page = render_page(
-        "comparison.html",
-        reference=comparison["reference"],
-        classes=comparison["task"]["classes"],
-        counts=comparison["counts"],
-        confidence=comparison["confidence"],
-        adjusted_for=comparison["adjusted_for"],
-        notes=comparison["notes"],
-        ladder=ladder_chart(
-            [(row.name, row.about, row.bounds) for row in tables["auroc"]], comparison["reference"]
-        ),
+    return write_page(
+        out / "comparison.html",
+        comparison=comparison,
+        ladder=ladder_chart(tables["auroc"], comparison["reference"]),
         curves=curve_chart(points),
         sentence=worth_sentence(comparison),
         tables=tables,
         points=points,
     )
-    return write_page(out / "comparison.html", page)
 
 
 def worth_sentence(comparison: Mapping[str, Any]) -> str:
@@ -97,15 +77,19 @@ def difference_words(difference: Mapping[str, float | None] | None) -> str:
     return f", difference {signed_text(value)} ({interval}), adjusted p {p_text(p)}"
 
 
-def _row(run: Mapping[str, Any], metric: str) -> RunRow:
+def _row(run: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    """Return a row of a table: a run's metric, its difference from the reference, and the adjusted p."""
     recipe, difference = run["recipe"], run["differences"].get(metric)
     about = ""
     if recipe:
         about = f"{_line_name(recipe['schedule'])}, {recipe['labels']:,} labels, seed {recipe['seed']}"
-    bounds = read_bounds(run["metrics"])[metric]
-    if not difference:
-        return RunRow(run["name"], about, bounds, None, None)
-    return RunRow(run["name"], about, bounds, as_bounds(difference), difference["p_holm"])
+    return {
+        "name": run["name"],
+        "about": about,
+        "bounds": read_bounds(run["metrics"])[metric],
+        "difference": as_bounds(difference) if difference else None,
+        "p_holm": difference and difference["p_holm"],
+    }
 
 
 def _line_name(name: str) -> str:

@@ -4,28 +4,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from medtl.report.findings import Refusal
-from medtl.report.html import render_page, write_page
-from medtl.report.pictures import encode_grey, frame_of
+from medtl.report.html import write_page
+from medtl.report.pictures import encode_grey, shown_size
 
 PAGE_NAME = "contact_sheet.html"
 THUMBNAIL_SIDE = 160  # px of the longer side
 MOST_TILES = 500  # on a page of about 4 MB
 FEW_REFUSALS = 10  # so many are unfolded from the start
-
-
-@dataclass(frozen=True)
-class Thumbnail:
-    """A picture as a data URI, and its size on the page in px, in true proportions."""
-
-    source: str
-    width: int
-    height: int
 
 
 @dataclass(frozen=True)
@@ -39,7 +31,7 @@ class Tile:
     group: str
     matrix: str
     spacing: str
-    thumbnail: Thumbnail | None
+    thumbnail: dict[str, Any] | None
     withheld: str = ""
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -59,19 +51,22 @@ class ContactSheet:
     images: int
 
 
-def make_thumbnail(grey: NDArray[np.float32], spacing_mm: tuple[float, ...] | None) -> Thumbnail:
-    """Encode an image (H, W) in [0, 1], or the middle slice of a volume (D, H, W)."""
+def make_thumbnail(grey: NDArray[np.float32], spacing_mm: tuple[float, ...] | None) -> dict[str, Any]:
+    """Return an image (H, W) in [0, 1], or the middle slice of a volume (D, H, W), as a small picture.
+
+    source: a data URI; width, height: on the page in px, in true proportions.
+    """
     plane = grey[grey.shape[0] // 2] if grey.ndim == 3 else grey
-    size = frame_of(plane, spacing_mm).scaled_to(THUMBNAIL_SIDE)
-    resized = np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BOX))
-    return Thumbnail(encode_grey(resized), *size)
+    width, height = shown_size(plane.shape, spacing_mm, THUMBNAIL_SIDE)
+    resized = np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.BOX))
+    return {"source": encode_grey(resized), "width": width, "height": height}
 
 
 def write_contact_sheet(out: Path, sheet: ContactSheet) -> Path:
     """Write contact_sheet.html below `out` and return its path. Raises OutputError output-unwritable."""
     remarks = Counter(text for tile in sheet.tiles for text in (*tile.problems, *tile.notes))
-    page = render_page(
-        "contact_sheet.html",
+    return write_page(
+        out / PAGE_NAME,
         script="contact_sheet.js",
         sheet=sheet,
         groups=list(dict.fromkeys(tile.group for tile in sheet.tiles)),
@@ -80,4 +75,3 @@ def write_contact_sheet(out: Path, sheet: ContactSheet) -> Path:
         few=FEW_REFUSALS,
         side=THUMBNAIL_SIDE,
     )
-    return write_page(out / PAGE_NAME, page)

@@ -1,28 +1,22 @@
 """An evaluation as plain data -> a page: metrics with intervals, curves, prediction sets, subgroups."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from medtl.report.charts import decision_chart, reliability_chart, roc_chart
-from medtl.report.findings import Bounds, ModelCard, as_bounds, is_defined, read_bounds
+from medtl.report.findings import Bounds, ModelCard, as_bounds, read_bounds
 from medtl.report.formatting import interval_text
-from medtl.report.html import render_page, write_page
+from medtl.report.html import write_page
 from medtl.report.site import key_metrics, write_model_page
 
 SHADES = 10
 GROUP_METRICS = ("auroc", "sensitivity", "specificity", "ppv", "npv", "ece")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell of a confusion matrix: count, share of its row (None if the row is empty), and shade."""
-
-    count: float
-    share: float | None
-    shade: int
-    correct: bool
+# The ideal value, and what is wrong if it lies above the interval, or below.
+SIDES = {
+    "calibration_slope": (1.0, "the model is", "overconfident", "underconfident"),
+    "calibration_intercept": (0.0, "the probabilities are, on average,", "too high", "too low"),
+}
 
 
 def write_evaluation_page(out: Path, evaluation: Mapping[str, Any], card: ModelCard) -> Path:
@@ -30,9 +24,8 @@ def write_evaluation_page(out: Path, evaluation: Mapping[str, Any], card: ModelC
 
     evaluation: as for evaluation_parts. Raises OutputError output-unwritable.
     """
-    page = render_page("evaluation.html", card=card, **evaluation_parts(evaluation, card))
     write_model_page(out, card, back=("evaluation.html", "Evaluation"))
-    return write_page(out / "evaluation.html", page)
+    return write_page(out / "evaluation.html", card=card, **evaluation_parts(evaluation, card))
 
 
 def evaluation_parts(evaluation: Mapping[str, Any], card: ModelCard) -> dict[str, Any]:
@@ -71,60 +64,54 @@ def evaluation_parts(evaluation: Mapping[str, Any], card: ModelCard) -> dict[str
     }
 
 
-def confusion_cells(matrix: Sequence[Sequence[float]]) -> list[list[Cell]]:
-    """Return the cells of a confusion matrix (rows: truth), with their share of the row."""
-    cells = []
-    for truth, row in enumerate(matrix):
-        total = sum(row)
-        shares = [count / total if total else None for count in row]
-        cells.append(
-            [
-                Cell(count, share, round(SHADES * (share or 0.0)), column == truth)
-                for column, (count, share) in enumerate(zip(row, shares, strict=True))
-            ]
-        )
-    return cells
+def confusion_cells(matrix: Sequence[Sequence[float]]) -> list[list[dict[str, Any]]]:
+    """Return the cells of a confusion matrix (rows: truth).
+
+    share: of the row, None if the row is empty; shade: 0 to SHADES.
+    """
+    return [
+        [_cell(count, sum(row), column == truth) for column, count in enumerate(row)]
+        for truth, row in enumerate(matrix)
+    ]
+
+
+def _cell(count: float, total: float, correct: bool) -> dict[str, Any]:
+    share = count / total if total else None
+    return {"count": count, "share": share, "shade": round(SHADES * (share or 0.0)), "correct": correct}
 
 
 def _about(evaluation: Mapping[str, Any], classes: Sequence[str]) -> dict[str, str]:
     """Return the basis of the metrics: the part of the data, the class counts, the thresholds."""
     thresholds, rule = evaluation.get("thresholds") or (), evaluation.get("threshold_rule")
+    counts, shares = evaluation.get("class_counts") or {}, evaluation.get("prevalence") or {}
     decided = classes[len(classes) - len(thresholds) :]
-    return {
-        **({"Part": str(evaluation["part"])} if evaluation.get("part") else {}),
-        **{
-            f"Labelled {name}": f"{count:,}" for name, count in (evaluation.get("class_counts") or {}).items()
-        },
+    about = {
+        "Part": evaluation.get("part"),
+        **{f"Labelled {name}": f"{count:,}" for name, count in counts.items()},
         **{f"Threshold for {name}": f"{cut:.3f}" for name, cut in zip(decided, thresholds, strict=True)},
-        **({"Thresholds chosen by": _rule_words(rule)} if rule else {}),
-        **{
-            f"Stated prevalence of {name}": f"{share:.1%}"
-            for name, share in (evaluation.get("prevalence") or {}).items()
-        },
+        "Thresholds chosen by": rule and _rule_words(rule),
+        **{f"Stated prevalence of {name}": f"{share:.1%}" for name, share in shares.items()},
     }
+    return {name: text for name, text in about.items() if text}
 
 
 def calibration_words(metrics: Mapping[str, Bounds], line: str) -> list[str]:
     """Return sentences on how the probabilities were calibrated, and on slope and intercept if defined."""
     sentences = [f"{line[0].upper()}{line[1:]}."] if line else []
-    slope, shift = metrics.get("calibration_slope"), metrics.get("calibration_intercept")
-    if slope and is_defined(slope[0]):
-        sentences.append(_side("slope", slope, 1.0, ("overconfident", "underconfident")))
-    if shift and is_defined(shift[0]):
-        sentences.append(_side("intercept", shift, 0.0, ("too high", "too low")))
-    return sentences
+    defined = [key for key in SIDES if key in metrics and metrics[key][0] is not None]
+    return [*sentences, *(_side(key, metrics[key]) for key in defined)]
 
 
-def _side(name: str, bounds: Bounds, ideal: float, faults: tuple[str, str]) -> str:
-    """Return on which side of the ideal value the interval lies: below it is the first fault."""
-    subject = "the model is" if name == "slope" else "the probabilities are, on average,"
-    numbers = f"calibration {name} {interval_text(bounds)}; {ideal:g} is ideal"
-    low, high = bounds[1:]
+def _side(key: str, bounds: Bounds) -> str:
+    """Return on which side of the ideal value the interval lies."""
+    ideal, subject, below, above = SIDES[key]
+    _, low, high = bounds
+    numbers = f"{key.replace('_', ' ')} {interval_text(bounds)}; {ideal:g} is ideal"
     if low is None or high is None:
-        return f"It is unknown whether {subject} {' or '.join(faults)}: {numbers}."
+        return f"It is unknown whether {subject} {below} or {above}: {numbers}."
     if low <= ideal <= high:
-        return f"There is no evidence that {subject} {' or '.join(faults)}: {numbers}."
-    return f"{subject[0].upper()}{subject[1:]} {faults[0] if high < ideal else faults[1]}: {numbers}."
+        return f"There is no evidence that {subject} {below} or {above}: {numbers}."
+    return f"{subject[0].upper()}{subject[1:]} {below if high < ideal else above}: {numbers}."
 
 
 def _rule_words(rule: str) -> str:
@@ -152,12 +139,11 @@ def _conformal(sets: Mapping[str, Any] | None, confidence: float) -> dict[str, A
 def _group_table(subgroups: Mapping[str, Any], confidence: float) -> dict[str, Any]:
     """Return the subgroups of one attribute with bounds by column, and the gap between them in words."""
     gap, worst = as_bounds(subgroups["gap"]), subgroups["worst"]
-    certain = is_defined(gap[1]) and gap[1] > 0
+    certain = gap[1] is not None and gap[1] > 0
     words = "The gap is undefined: fewer than two groups have an AUROC."
-    if worst and is_defined(gap[0]):
+    if worst and gap[0] is not None:
         words = f"Lowest AUROC: {worst}, {interval_text(gap, confidence)} below all others combined."
-        if not certain:
-            words += " These data do not show that it is worse than the others."
+        words += "" if certain else " These data do not show that it is worse than the others."
     rows = []
     for group in subgroups["groups"]:
         metrics = read_bounds(group["metrics"])

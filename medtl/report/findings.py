@@ -6,24 +6,27 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from medtl.errors import OutputError
 
 if TYPE_CHECKING:  # pages do not read images
     from medtl.data.task import TaskKind
 
-Names = str | tuple[str, ...]
+LIMITS = (
+    "The model knows only the classes it was trained on, and assigns one of them to any image.",
+    "The validation samples were also used to choose the checkpoint and the thresholds, so their metrics are "
+    "slightly optimistic.",
+    "Performance may be worse on images from other scanners, sites or populations.",
+    "A saliency map shows what influenced the score, not where disease is.",
+)
+CITATION = (
+    "With any result of this model, state the medtl version, the recipe (config.yaml), the source and "
+    "licence of the weights, and the split (splits.csv)."
+)
+
 MapVerdict = Literal["passed", "failed", "undecided", "unchecked"]
 Bounds = tuple[float | None, float | None, float | None]  # value, low, high; None or NaN is undefined
-
-
-@dataclass(frozen=True, eq=False)
-class SaliencyMap:
-    """What raised the score for the target class, by one method: heatmap in [0, 1] on the image's grid."""
-
-    method: str
-    heatmap: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -43,26 +46,25 @@ class MapCheck:
 class StudyFinding:
     """What the model predicts for one study, and what influenced it.
 
-    image: float32 (H, W) or (D, H, W); window: its values that are black and white. maps: of target_class,
-    the first is shown first; empty if there are none. spacing_mm: of the grid of `image`, along its axes;
-    None if unknown. oriented: the axes of a volume run to the head, the back and the left of the patient.
-    probabilities: by class, in class order. predicted and label: one class, or a tuple of classes for a
-    multilabel task; label is None if unknown. prediction_set: its classes, uncertain findings with a "?";
-    None if the model has no prediction sets. ood: the verdict of the out-of-distribution check, "ok" if
-    passed, "" if there was none. warning: what is unusual about the image. facts and notes must not identify
-    a patient. identifiers do, and are shown with a warning. order: the list is sorted by it, then worst
-    first.
+    image: float32 (H, W) or (D, H, W); window: its values that are black and white. maps: method -> heatmap
+    in [0, 1] on the image's grid of what raised the score for target_class; the first is shown first.
+    spacing_mm: of the grid of `image`, along its axes; None if unknown. oriented: the axes of a volume run to
+    the head, the back and the left of the patient. probabilities: by class, in class order. predicted and
+    label: one class, or for a multilabel task any number; label is None if unknown. prediction_set: its
+    classes, uncertain findings with a "?"; None if the model has no prediction sets. ood: the verdict of the
+    out-of-distribution check, "ok" if passed, "" if there was none. warning: what is unusual about the image.
+    facts and notes must not identify a patient. identifiers do, and are shown with a warning.
     """
 
     sample_id: str
     image: NDArray[np.float32]
     window: tuple[float, float]
-    maps: tuple[SaliencyMap, ...]
+    maps: Mapping[str, NDArray[np.float32]]
     spacing_mm: tuple[float, ...] | None
     target_class: str
     probabilities: Mapping[str, float]
-    predicted: Names
-    label: Names | None = None
+    predicted: tuple[str, ...]
+    label: tuple[str, ...] | None = None
     prediction_set: tuple[str, ...] | None = None
     ood: str = ""
     warning: str = ""
@@ -70,7 +72,6 @@ class StudyFinding:
     notes: tuple[str, ...] = ()
     identifiers: Mapping[str, str] = field(default_factory=dict)
     oriented: bool = False
-    order: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class ModelCard:
     """What a reader must know about the model before trusting it.
 
     sections: title -> label -> text, in order. metrics: of the validation split, (value, low, high).
-    history: a row per epoch with epoch, stage, train_loss, val_loss, val_auroc, as far as they are known.
+    history: a row per epoch with stage, train_loss, val_loss, val_auroc, as far as they are known.
     limits: plain sentences. coverage: share of new patients whose prediction set should contain the truth.
     groups: names of the layer groups, from the image to the head. thresholds: by class, if there are any.
     """
@@ -117,66 +118,39 @@ class ModelCard:
     metrics: Mapping[str, Bounds]
     stages: Sequence[StageRow] = ()
     history: Sequence[Mapping[str, object]] = ()
-    limits: Sequence[str] = ()
-    citation: str = ""
+    limits: Sequence[str] = LIMITS
+    citation: str = CITATION
     coverage: float | None = None
     groups: tuple[str, ...] = ()
     thresholds: Mapping[str, float] = field(default_factory=dict)
 
 
-def as_names(value: Names) -> tuple[str, ...]:
-    """Return one class, several, or none (an empty name names none) as a tuple."""
-    return tuple(name for name in ((value,) if isinstance(value, str) else value) if name)
-
-
 def check_finding(finding: StudyFinding, card: ModelCard) -> None:
     """Raise OutputError finding-invalid if a page could not show the finding correctly."""
-    problem = _array_problem(finding) or _spacing_problem(finding) or _probability_problem(finding, card)
-    if problem:
-        fix = "score the study again; if that does not help, report a bug"
-        raise OutputError("finding-invalid", problem, where=finding.sample_id, fix=fix)
+    image, (low, high), spacing = finding.image, finding.window, finding.spacing_mm or ()
+    heatmaps = finding.maps.values()
+    shapes = {heatmap.shape for heatmap in heatmaps}
+    named = {*finding.predicted, *(finding.label or ()), *([finding.target_class] if heatmaps else ())}
+    sound = {
+        f"the image has shape {image.shape}, not (H, W) or (D, H, W)": image.ndim in (2, 3) and image.size,
+        "the image has values that are not finite": np.isfinite(image).all(),
+        "the window is empty or not finite": -math.inf < low < high < math.inf,
+        f"the heatmap has shape {[*shapes]}, the image {image.shape}": shapes <= {image.shape},
+        "the heatmap has values outside [0, 1], or not finite": all(map(_within_unit, heatmaps)),
+        f"the spacing has {len(spacing)} values for {image.ndim} axes": len(spacing) in (0, image.ndim),
+        "the spacing is not positive": all(0 < step < math.inf for step in spacing),
+        "the probabilities do not match the classes of the model": (*finding.probabilities,) == card.classes,
+        "a probability is outside [0, 1] or not finite": _within_unit([*finding.probabilities.values()]),
+        "the prediction, label or map is for a class that the model does not have": named <= {*card.classes},
+    }
+    for problem, holds in sound.items():
+        if not holds:
+            fix = "score the study again; if that does not help, report a bug"
+            raise OutputError("finding-invalid", problem, where=finding.sample_id, fix=fix)
 
 
-def _array_problem(finding: StudyFinding) -> str:
-    image, (low, high) = finding.image, finding.window
-    if image.ndim not in (2, 3) or image.size == 0:
-        return f"the image has shape {image.shape}, not (H, W) or (D, H, W)"
-    if not np.isfinite(image).all():
-        return "the image has values that are not finite"
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        return "the window is empty or not finite"
-    for saliency in finding.maps:
-        if saliency.heatmap.shape != image.shape:
-            return f"the heatmap has shape {saliency.heatmap.shape}, the image {image.shape}"
-        if not _within_unit(saliency.heatmap):
-            return "the heatmap has values outside [0, 1], or not finite"
-    return ""
-
-
-def _spacing_problem(finding: StudyFinding) -> str:
-    spacing = finding.spacing_mm
-    if spacing is None:
-        return ""
-    if len(spacing) != finding.image.ndim:
-        return f"the spacing has {len(spacing)} values for {finding.image.ndim} axes"
-    return "" if all(np.isfinite(step) and step > 0 for step in spacing) else "the spacing is not positive"
-
-
-def _probability_problem(finding: StudyFinding, card: ModelCard) -> str:
-    if tuple(finding.probabilities) != card.classes:
-        return "the probabilities do not match the classes of the model"
-    if not _within_unit(np.array(list(finding.probabilities.values()), dtype=float)):
-        return "a probability is outside [0, 1] or not finite"
-    named = {*as_names(finding.predicted), *as_names(finding.label or ())}
-    if finding.maps:
-        named.add(finding.target_class)
-    unknown = named - set(card.classes)
-    return "the prediction, label or map is for a class that the model does not have" if unknown else ""
-
-
-def _within_unit(values: NDArray[np.floating]) -> bool:
-    tolerance = 1e-4
-    return bool(np.isfinite(values).all() and values.min() >= -tolerance and values.max() <= 1 + tolerance)
+def _within_unit(values: ArrayLike) -> bool:
+    return bool((np.abs(np.asarray(values) - 0.5) <= 0.5 + 1e-4).all())
 
 
 def read_bounds(entries: Mapping[str, Any]) -> dict[str, Bounds]:

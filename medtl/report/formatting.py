@@ -135,19 +135,15 @@ def words_of_audit(row: Mapping[str, Any], basis: str) -> MapCheck:
     from medtl.explain.audit import FAILED  # here, since it loads torch, which most pages do not need
 
     checks: Mapping[str, Mapping[str, Any]] = row["checks"]
-    failed = [FAILED[name] for name, check in checks.items() if check["verdict"] == "failed"]
-    sentences = []
-    for name, check in checks.items():
-        side = "below" if name == "randomisation" else "above"
-        sentences.append(
-            f"{name.capitalize()}, {check['verdict']}: {MEASURES[name]}, {interval_text(as_bounds(check))}; "
-            f"should be {side} {check['bound']:.2g}."
-        )
+    sentences = [
+        f"{name.capitalize()}, {check['verdict']}: {MEASURES[name]}, {interval_text(as_bounds(check))}; "
+        f"should be {'below' if name == 'randomisation' else 'above'} {check['bound']:.2g}."
+        for name, check in checks.items()
+    ]
     if row["empty"]:
         sentences.append(f"{row['empty']} of {row['images']} maps are empty: nothing raised the score.")
-    if failed:
-        headline = f"Do not rely on its maps: {'; '.join(failed)}."
-        return MapCheck("failed", headline, tuple(sentences), basis)
-    undecided = any(check["verdict"] == "undecided" for check in checks.values())
-    verdict: MapVerdict = "undecided" if undecided else "passed"
-    return MapCheck(verdict, HEADLINES[verdict], tuple(sentences), basis)
+    found = {check["verdict"] for check in checks.values()}
+    failed = [FAILED[name] for name, check in checks.items() if check["verdict"] == "failed"]
+    verdict: MapVerdict = "failed" if failed else "undecided" if "undecided" in found else "passed"
+    headline = HEADLINES.get(verdict) or f"Do not rely on its maps: {'; '.join(failed)}."
+    return MapCheck(verdict, headline, tuple(sentences), basis)

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from medtl.core import __version__
 from medtl.core.files import write_text
 from medtl.report import formatting
-from medtl.report.findings import as_names, is_defined
+from medtl.report.findings import is_defined
 
 
 def render_page(template: str, *, script: str | None = None, pictures: bool = False, **values: Any) -> str:
@@ -29,8 +29,12 @@ def render_page(template: str, *, script: str | None = None, pictures: bool = Fa
     return page.render(style=Markup(style), script=Markup(code), policy=policy, **values)
 
 
-def write_page(path: Path, page: str) -> Path:
-    """Write a page and return its path. Raises OutputError output-unwritable."""
+def write_page(path: Path, *, template: str = "", **values: Any) -> Path:
+    """Write a page, by default from the template of its name, and return its path.
+
+    values: as for render_page. Raises OutputError output-unwritable.
+    """
+    page = render_page(template or path.name, **values)
     # A lone surrogate, from an undecodable file name, has no UTF-8: it is shown as "?".
     write_text(path, page.encode("utf-8", "replace").decode("utf-8"))
     return path
@@ -72,16 +76,8 @@ def _environment() -> Environment:
     )
     environment.globals |= {"version": __version__, "metric_name": formatting.metric_name}
     environment.tests["shown"] = is_defined
-    environment.filters |= {
-        "confidence": formatting.confidence_text,
-        "duration": formatting.duration_text,
-        "interval": formatting.interval_text,
-        "names": as_names,
-        "number": formatting.number_text,
-        "p": formatting.p_text,
-        "percent": lambda share: f"{100 * share:.1f}%",
-        "probability": formatting.probability_text,
-        "range": formatting.range_text,
-        "signed": formatting.signed_text,
-    }
+    # A filter is a function of formatting.py without its "_text": {{ bounds | interval }}.
+    texts = {name: text for name, text in vars(formatting).items() if name.endswith("_text")}
+    environment.filters |= {name.removesuffix("_text"): text for name, text in texts.items()}
+    environment.filters["percent"] = lambda share: f"{100 * share:.1f}%"
     return environment

@@ -11,17 +11,6 @@ from medtl.training.checkpoint import Checkpoint
 from medtl.training.run_folder import RunFolder
 
 HISTORY = ("train_loss", "val_loss", "val_auroc")
-LIMITS = (
-    "The model knows only the classes it was trained on, and assigns one of them to any image.",
-    "The validation samples were also used to choose the checkpoint and the thresholds, so their metrics are "
-    "slightly optimistic.",
-    "Performance may be worse on images from other scanners, sites or populations.",
-    "A saliency map shows what influenced the score, not where disease is.",
-)
-CITATION = (
-    "With any result of this model, state the medtl version, the recipe (config.yaml), the source and "
-    "licence of the weights, and the split (splits.csv)."
-)
 
 
 def model_card(run: Path, checkpoint: Checkpoint) -> ModelCard:
@@ -39,10 +28,10 @@ def model_card(run: Path, checkpoint: Checkpoint) -> ModelCard:
 def _read_card(folder: RunFolder, checkpoint: Checkpoint) -> ModelCard:
     header, metrics = checkpoint.header, folder.read_json(folder.metrics)
     validation, seconds = metrics.get("split", {}).get("val", {}), metrics.get("seconds", {})
-    history: list[dict[str, object]] = []
-    for epoch, row in enumerate(folder.read_history(), start=1):
-        numbers = {key: float(row[key]) if row[key] else None for key in HISTORY}
-        history.append({"epoch": epoch, "stage": row["stage"], **numbers})
+    history = [
+        {"stage": row["stage"], **{key: float(row[key]) if row[key] else None for key in HISTORY}}
+        for row in folder.read_history()
+    ]
     return ModelCard(
         title=f"{header.backbone}: {' vs '.join(header.classes)}",
         kind=header.task_kind,
@@ -51,20 +40,10 @@ def _read_card(folder: RunFolder, checkpoint: Checkpoint) -> ModelCard:
         metrics=read_bounds(validation),
         stages=[_stage_row(stage, seconds, history) for stage in metrics.get("stages", ())],
         history=history,
-        limits=LIMITS,
-        citation=CITATION,
         groups=tuple(checkpoint.classifier.backbone.groups),
-        thresholds=_thresholds(checkpoint),
+        thresholds=checkpoint.thresholds,
         coverage=None if header.conformal is None else header.conformal.promised,
     )
-
-
-def _thresholds(checkpoint: Checkpoint) -> dict[str, float]:
-    """Return the decision threshold of each class; in binary only of the last class."""
-    cuts = checkpoint.header.thresholds or ()
-    if checkpoint.header.task_kind == "multiclass":
-        return {}
-    return dict(zip(checkpoint.header.classes[-len(cuts) :], cuts)) if cuts else {}
 
 
 def _sections(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
@@ -83,7 +62,7 @@ def _sections(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
         "Images": {"size": size, "intensity": header.preprocessing.intensity},
         "Decisions": {
             "calibration": "none" if header.calibration is None else header.calibration.method,
-            **{f"threshold for {name}": f"{cut:.3f}" for name, cut in _thresholds(checkpoint).items()},
+            **{f"threshold for {name}": f"{cut:.3f}" for name, cut in checkpoint.thresholds.items()},
             **({"prediction sets": f"{header.conformal.promised:.0%} coverage"} if header.conformal else {}),
         },
         "Provenance": known,

@@ -1,45 +1,29 @@
 """Images and heatmaps in [0, 1] -> small pictures in true proportions, the heatmap as a coloured overlay."""
 
 import base64
+import hashlib
 import io
-import math
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image as Pillow
+from PIL.Image import Resampling
 
+from medtl.core.files import replacing
 from medtl.imaging.image import Image
 
 STAGE_SIDE = 560  # px of the longer side on a page
-JPEG_QUALITY = 92
 THUMBNAIL_SIDE = 120
 OVERLAY_OPACITY = 0.6
 
 # Inferno without its black start: the overlay must not darken the image below it.
 RAMP_START, RAMP_END = 0.25, 0.95
 TRANSPARENT_BELOW = 0.1
-
-
-@dataclass(frozen=True)
-class Frame:
-    """Where an image is shown: its size in px with true proportions, and a ruler if its spacing is known.
-
-    ruler_px is 0 and ruler_text empty if the spacing is unknown.
-    """
-
-    width: int
-    height: int
-    ruler_px: float
-    ruler_text: str
-
-    def scaled_to(self, side: int) -> tuple[int, int]:
-        """Return the width and height in px if the longer side has `side` px."""
-        scale = side / max(self.width, self.height)
-        return max(1, round(self.width * scale)), max(1, round(self.height * scale))
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,21 +39,15 @@ class Overlay:
     spacing_mm: tuple[float, float] | None
 
 
-def frame_of(image: NDArray[np.float32], spacing_mm: tuple[float, ...] | None) -> Frame:
-    """Return the frame of an image (..., H, W); pixels count as square if the spacing is unknown."""
+def shown_size(shape: tuple[int, ...], spacing_mm: tuple[float, ...] | None, side: int) -> tuple[int, int]:
+    """Return width and height in px of an image (..., H, W), the longer one `side`, in true proportions.
+
+    Pixels count as square if the spacing is unknown.
+    """
     row_mm, column_mm = spacing_mm[-2:] if spacing_mm else (1.0, 1.0)
-    height, width = image.shape[-2] * row_mm, image.shape[-1] * column_mm
-    return frame_of_extent(height, width, known=spacing_mm is not None, scale=STAGE_SIDE / max(height, width))
-
-
-def frame_of_extent(height: float, width: float, *, known: bool, scale: float) -> Frame:
-    """Return the frame for an extent in mm (in arbitrary units if not known) at `scale` px each."""
-    ruler = 0.0
-    if known:  # the largest of 1, 2 or 5 times a power of ten within a quarter of the width
-        power = 10.0 ** math.floor(math.log10(width / 4))
-        ruler = max(step * power for step in (1, 2, 5) if step * power <= width / 4 * (1 + 1e-9))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return Frame(*size, ruler * scale, f"{ruler:g} mm" if ruler else "")
+    height, width = shape[-2] * row_mm, shape[-1] * column_mm
+    scale = side / max(height, width)
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def as_stack(image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -86,23 +64,25 @@ def peak_voxel(heatmap: NDArray[np.float32] | None, shape: tuple[int, ...]) -> t
 
 def encode_grey(image: NDArray[np.float32]) -> str:
     """Encode an image (H, W) in [0, 1] as an 8-bit grey JPEG."""
-    return _data_uri(Pillow.fromarray(to_bytes(image)), "JPEG", quality=JPEG_QUALITY, optimize=True)
+    return data_uri(_encode(Pillow.fromarray(to_bytes(image)), "JPEG", quality=92), "image/jpeg")
 
 
-def draw_picture(
+def write_picture(
+    folder: Path,
     image: NDArray[np.float32],
     heatmap: NDArray[np.float32] | None,
     spacing_mm: tuple[float, ...] | None,
     side: int,
-) -> bytes:
-    """Return a JPEG of an image (H, W) in [0, 1] under its heatmap: true proportions, at most `side` px."""
+) -> str:
+    """Write a JPEG of an image (H, W) in [0, 1] under its heatmap; return its name, a hash of its content."""
     picture = Pillow.fromarray(_under_heatmap(image, np.zeros_like(image) if heatmap is None else heatmap))
-    width, height = frame_of(image, spacing_mm).scaled_to(side)
-    smaller = width * height < picture.width * picture.height
-    resampling = Pillow.Resampling.BOX if smaller else Pillow.Resampling.BICUBIC
-    buffer = io.BytesIO()
-    picture.resize((width, height), resampling).save(buffer, "JPEG", quality=85, optimize=True)
-    return buffer.getvalue()
+    width, height = shown_size(image.shape, spacing_mm, side)
+    resampling = Resampling.BOX if width * height < picture.width * picture.height else Resampling.BICUBIC
+    content = _encode(picture.resize((width, height), resampling), "JPEG", quality=85)
+    name = f"{hashlib.blake2b(content, digest_size=10).hexdigest()}.jpg"
+    with replacing(folder / name) as temporary:
+        temporary.write_bytes(content)
+    return name
 
 
 def overlay_of(image: Image, heatmap: NDArray[np.float32]) -> Overlay:
@@ -120,7 +100,13 @@ def overlay_of(image: Image, heatmap: NDArray[np.float32]) -> Overlay:
 def encode_colour_bar() -> str:
     """Encode the overlay's colours, from no influence to most, over the grey of soft tissue."""
     ramp = overlay_ramp()[None]
-    return _data_uri(Pillow.fromarray(_blend(np.full(ramp.shape[:2], 128), ramp, 1.0)), "PNG", optimize=True)
+    picture = Pillow.fromarray(_blend(np.full(ramp.shape[:2], 128), ramp, 1.0))
+    return data_uri(_encode(picture, "PNG"), "image/png")
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """Return a picture as part of a page."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 @cache
@@ -147,7 +133,7 @@ def _blend(grey: NDArray[Any], colours: NDArray[np.uint8], strength: float) -> N
     return (grey[..., None] * (1 - opacity) + colours[..., :3] * opacity).round().astype(np.uint8)
 
 
-def _data_uri(picture: Pillow.Image, encoding: str, **options: Any) -> str:
+def _encode(picture: Pillow.Image, encoding: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, encoding, **options)
-    return f"data:image/{encoding.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    picture.save(buffer, encoding, optimize=True, **options)
+    return buffer.getvalue()

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from medtl.report.evaluation_page import evaluation_parts
 from medtl.report.findings import ModelCard
-from medtl.report.html import render_page, write_page
-from medtl.report.pictures import draw_picture
-from medtl.report.site import remove_stale_pictures, training_charts
-from medtl.report.study_page import write_picture
+from medtl.report.html import write_page
+from medtl.report.pictures import write_picture
+from medtl.report.site import PICTURE_NAME, remove_stale, training_charts
 
 WRONG_SIDE = 240  # px
 
@@ -47,8 +46,10 @@ def write_run_page(
     confident first; None if unknown. Raises OutputError output-unwritable.
     """
     pictures = [_picture(out / "images", case) for case in wrong or ()]
-    page = render_page(
-        "run.html",
+    remove_stale(out / "images", PICTURE_NAME, pictures)
+    return write_page(
+        out / "index.html",
+        template="run.html",
         pictures=True,
         card=card,
         seconds=seconds,
@@ -57,8 +58,6 @@ def write_run_page(
         **training_charts(card),
         **evaluation_parts(evaluation, card),
     )
-    remove_stale_pictures(out, pictures)
-    return write_page(out / "index.html", page)
 
 
 def _picture(folder: Path, case: WrongAnswer) -> str:
@@ -66,4 +65,4 @@ def _picture(folder: Path, case: WrongAnswer) -> str:
     if case.image is None:
         return ""
     plane = case.image[len(case.image) // 2] if case.image.ndim == 3 else case.image
-    return write_picture(folder, draw_picture(plane, None, case.spacing_mm, WRONG_SIDE))
+    return write_picture(folder, plane, None, case.spacing_mm, WRONG_SIDE)

@@ -6,30 +6,22 @@ The text is part of the page, since a page opened from disk may not read a file 
 """
 
 import base64
+import math
 import zlib
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medtl.report.findings import StudyFinding
-from medtl.report.pictures import (
-    STAGE_SIDE,
-    Frame,
-    as_stack,
-    frame_of,
-    frame_of_extent,
-    overlay_ramp,
-    peak_voxel,
-    to_bytes,
-)
+from medtl.report.pictures import STAGE_SIDE, as_stack, overlay_ramp, peak_voxel, to_bytes
 
 FINE_LEVELS, COARSE_LEVELS = 4096, 512
 FINE_VOXELS = 2_000_000  # larger volumes have fewer levels: about 250 within their window
 
 # How many window widths are stored on either side of the window.
 FINE_REACH, COARSE_REACH = 1.0, 0.5
+VOLUME_SIDE = 640  # px of the longer side of the first plane of a volume
 NAMES = ("axial", "coronal", "sagittal")
 
 # Rows and columns of the plane that fixes each axis; slices run upwards if they are rows.
@@ -58,7 +50,7 @@ def pack_study(finding: StudyFinding) -> dict[str, Any]:
         "range": [low, high],
         "window": [(edge - low) * scale for edge in finding.window],
         "image": pack(np.rint((np.clip(volume, low, high) - low) * scale).astype(np.uint16)),
-        "maps": [pack(to_bytes(as_stack(saliency.heatmap))) for saliency in finding.maps],
+        "maps": [pack(to_bytes(as_stack(heatmap))) for heatmap in finding.maps.values()],
         "ramp": base64.b64encode(overlay_ramp().tobytes()).decode(),
         "start": list(start_voxel(finding)),
     }
@@ -66,8 +58,7 @@ def pack_study(finding: StudyFinding) -> dict[str, Any]:
 
 def start_voxel(finding: StudyFinding) -> tuple[int, ...]:
     """Return the voxel (slice, row, column) where the first map is largest, otherwise the centre."""
-    heatmap = finding.maps[0].heatmap if finding.maps else None
-    return peak_voxel(heatmap, as_stack(finding.image).shape)
+    return peak_voxel(next(iter(finding.maps.values()), None), as_stack(finding.image).shape)
 
 
 def pack(levels: NDArray[np.uint8] | NDArray[np.uint16]) -> str:
@@ -77,63 +68,55 @@ def pack(levels: NDArray[np.uint8] | NDArray[np.uint16]) -> str:
     return base64.b64encode(zlib.compress(planes.tobytes(), 6)).decode()
 
 
-@dataclass(frozen=True)
-class Plane:
-    """One plane: the axis that it fixes, how many slices there are, and where its pixels lie in its frame.
-
-    left, top, width, height: px of the frame. letters: of its four sides, empty if unknown. profile: the
-    maximum of the map in each slice, as the points of an SVG polyline in a unit square; empty without a map.
-    """
-
-    axis: int
-    name: str
-    count: int
-    frame: Frame
-    left: float
-    top: float
-    width: float
-    height: float
-    letters: tuple[str, ...]
-    profile: str
-
-
-def lay_out(finding: StudyFinding) -> list[Plane]:
+def lay_out(finding: StudyFinding) -> list[dict[str, Any]]:
     """Return the planes of a finding; first the plane of acquisition, across the widest spacing.
 
     The planes of a volume have one scale and frames of one width, so that lengths can be compared.
     """
-    if finding.image.ndim == 2:
-        frame = frame_of(finding.image, finding.spacing_mm)
-        return [Plane(0, "image", 1, frame, 0, 0, frame.width, frame.height, (), "")]
-    spacing = finding.spacing_mm or (1.0, 1.0, 1.0)
-    extents = [count * step for count, step in zip(finding.image.shape, spacing, strict=True)]
-    widest_first = sorted(range(3), key=lambda axis: -round(spacing[axis], 3))
-    return [_plane(finding, axis, extents) for axis in widest_first]
+    spacing = ((1.0, 1.0, 1.0) + (finding.spacing_mm or ()))[-3:]
+    extents = [count * step for count, step in zip(as_stack(finding.image).shape, spacing, strict=True)]
+    axes = [0] if finding.image.ndim == 2 else sorted(range(3), key=lambda axis: -round(spacing[axis], 3))
+    widest = max(extents[ROWS_COLUMNS[axis][1]] for axis in axes)
+    side = STAGE_SIDE if len(axes) == 1 else VOLUME_SIDE
+    scale = side / max(widest, extents[ROWS_COLUMNS[axes[0]][0]])
+    return [_plane(finding, axis, extents, widest, scale) for axis in axes]
 
 
-def _plane(finding: StudyFinding, axis: int, extents: list[float]) -> Plane:
-    down, across = (extents[other] for other in ROWS_COLUMNS[axis])
-    widest = max(extents[1:])
-    scale, known = STAGE_SIDE / max(extents), finding.spacing_mm is not None
-    frame = frame_of_extent(down, widest, known=known, scale=scale)
-    width = across / widest * frame.width
-    return Plane(
-        axis,
-        NAMES[axis] if finding.oriented else f"axis {axis + 1}",
-        finding.image.shape[axis],
-        frame,
-        (frame.width - width) / 2,
-        0.0,
-        width,
-        frame.height,
-        LETTERS[axis] if finding.oriented else (),
-        _profile(finding, axis),
-    )
+def _plane(
+    finding: StudyFinding, axis: int, extents: list[float], widest: float, scale: float
+) -> dict[str, Any]:
+    """Return one plane: the axis that it fixes, how many slices there are, and its frame on the page in px.
+
+    across: the width of its pixels, which are centred in the frame and have its height. ruler: a length and
+    its text, None if the spacing is unknown. letters: of its four sides, empty if unknown. profile: the
+    maximum of the map in each slice, as the points of an SVG polyline in a unit square; empty without a map.
+    """
+    down, across = (extents[other] * scale for other in ROWS_COLUMNS[axis])
+    unknown = f"axis {axis + 1}" if finding.image.ndim == 3 else "image"
+    return {
+        "axis": axis,
+        "name": NAMES[axis] if finding.oriented else unknown,
+        "count": as_stack(finding.image).shape[axis],
+        "width": max(1, round(widest * scale)),
+        "height": max(1, round(down)),
+        "across": across,
+        "ruler": _ruler(widest, scale) if finding.spacing_mm else None,
+        "letters": LETTERS[axis] if finding.oriented else (),
+        "profile": _profile(finding, axis),
+    }
+
+
+def _ruler(width_mm: float, scale: float) -> tuple[float, str]:
+    """Return the largest of 1, 2 or 5 times a power of ten within a quarter of a width."""
+    power = 10.0 ** math.floor(math.log10(width_mm / 4))
+    length = max(step * power for step in (1, 2, 5) if step * power <= width_mm / 4 * (1 + 1e-9))
+    return length * scale, f"{length:g} mm"
 
 
 def _profile(finding: StudyFinding, axis: int) -> str:
-    if not finding.maps:
+    heatmap = next(iter(finding.maps.values()), None)
+    if heatmap is None:
         return ""
-    peaks = as_stack(finding.maps[0].heatmap).max(axis=ROWS_COLUMNS[axis])
+    peaks = as_stack(heatmap).max(axis=ROWS_COLUMNS[axis])
     places = np.linspace(0, 1, len(peaks)) if len(peaks) > 1 else np.array([0.5])
     return " ".join(f"{place:.3f},{1 - peak:.3f}" for place, peak in zip(places, peaks, strict=True))

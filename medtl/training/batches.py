@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from medtl.core.seeds import make_generator
+from medtl.core.ids import make_generator
 
 Indices = NDArray[np.int64]
 Batch = tuple[Tensor, Tensor]

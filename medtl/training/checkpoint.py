@@ -140,6 +140,12 @@ class Checkpoint:
         """SHA-256 of the model's tensor file."""
         return self.header.tensors["model"].sha256
 
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The threshold of each class; none in multiclass, where the most probable class wins."""
+        cuts = () if self.task.kind == "multiclass" else self.header.thresholds or ()
+        return dict(zip(self.task.asked_classes, cuts, strict=False))
+
     def for_any_modality(self) -> "Checkpoint":
         """Return the same checkpoint, which takes images of any modality and body part."""
         lenient = self.preprocessing.model_copy(update={"modalities": None, "body_parts": None})

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from medtl.core.ids import derive_seed, make_generator
 from medtl.core.progress import never
-from medtl.core.seeds import derive_seed, make_generator
 from medtl.models.classifier import Classifier, Placement
 from medtl.training.batches import Batch
 from medtl.training.config import FitConfig

@@ -17,7 +17,7 @@ from torch import Tensor
 from medtl.core.files import replacing
 from medtl.core.progress import StoppedError, Watcher, never, stopped
 from medtl.errors import OutputError, TrainingError
-from medtl.evaluation.metrics import auroc, mean_defined, one_vs_rest
+from medtl.evaluation.metrics import Questions, auroc, mean_defined
 from medtl.models.classifier import Classifier, Placement, lay_out
 from medtl.training.averaging import Average, estimate_batch_norm
 from medtl.training.batches import Batch, Indices, Loader, Order, split_evenly
@@ -509,7 +509,7 @@ def validate(
         logits[torch.from_numpy(samples)] = model(place(x), start)
     process_group.sum(logits)
     loss = float(strategy.loss(logits, torch.from_numpy(targets).to(logits.device)))
-    probabilities = classifier.probabilities(logits).cpu().numpy()
-    score = float(mean_defined(auroc(one_vs_rest(probabilities, targets, classifier.task.kind))))
+    probabilities = classifier.probabilities(logits).double().cpu().numpy()
+    score = float(mean_defined(auroc(Questions(probabilities, targets, classifier.task))))
     loss, score = process_group.broadcast((loss, score))
     return loss, score

@@ -17,7 +17,6 @@ from medtl.evaluation.learning_curves import (
     learning_curves,
     repeated_seeds,
     worth_in_labels,
-    worth_json,
 )
 from medtl.evaluation.predictions import FILE, read_predictions
 from medtl.report.comparison_page import write_comparison_page
@@ -97,7 +96,7 @@ def compare(
         "notes": [*notes, *repeats],
         "runs": comparison.to_json(compared),
         "curves": curves_json(curves),
-        "worth": worth_json(worth_in_labels(curves, evaluation.confidence)),
+        "worth": worth_in_labels(curves, evaluation.confidence),
         "scratch_has_more": has_more_of_scratch(curves),
     }
     write_json(out / "comparison.json", content)

@@ -18,13 +18,12 @@ from medtl.data.prepared import PreparedDataset, all_refusals, prepare_samples, 
 from medtl.data.splits import read_splits
 from medtl.data.task import Sample, Task, TaskConfig
 from medtl.errors import CheckpointError, ConfigError, LabelError, ReadError
-from medtl.evaluation import subgroups as grouping
-from medtl.evaluation.conformal import coverage_json, measure_coverage, set_texts
+from medtl.evaluation.conformal import measure_coverage, set_texts
 from medtl.evaluation.evaluate import Evaluation, to_json
 from medtl.evaluation.evaluate import evaluate as evaluate_predictions
-from medtl.evaluation.metrics import predict_classes
+from medtl.evaluation.metrics import Questions, name_answer
 from medtl.evaluation.predictions import FILE, predictions_of, read_predictions, write_predictions
-from medtl.evaluation.subgroups import Grouping, evaluate_subgroups, write_metrics, write_subgroups
+from medtl.evaluation.subgroups import evaluate_subgroups, write_metrics, write_subgroups
 from medtl.evaluation.thresholds import ThresholdRule, choose_thresholds, parse_rule
 from medtl.imaging.dicom.patient import read_group_facts
 from medtl.inference.predictor import predict
@@ -42,10 +41,9 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class EvaluateOutcome:
-    """Metrics, subgroups, the content of metrics.json, and refused inputs. page: None where `out` is."""
+    """Metrics, the content of metrics.json, and refused inputs. page: None where `out` is."""
 
     evaluation: Evaluation
-    groupings: tuple[Grouping, ...]
     content: Mapping[str, Any]
     page: Path | None
     refusals: tuple[ReadError, ...]
@@ -94,9 +92,10 @@ def evaluate(
     note_all(watcher, manifest.notes, chosen, warning_notes(prepared))
     attributes, withheld = _attributes(samples, subgroups)
     probabilities = _predict_rows(checkpoint, prepared, prepared.rows_of(samples), watcher)
-    evaluated = probabilities, targets(task, samples), task, [sample.patient_id for sample in samples]
-    evaluation = evaluate_predictions(*evaluated, thresholds, prevalence=shares)
-    groupings, notes = evaluate_subgroups(*evaluated, thresholds, attributes)
+    patients = [sample.patient_id for sample in samples]
+    questions = Questions(probabilities, targets(task, samples), task, patients)
+    evaluation = evaluate_predictions(questions, thresholds, prevalence=shares)
+    groupings, notes = evaluate_subgroups(questions, thresholds, attributes)
     note_all(watcher, withheld, notes)
     folder = RunFolder(run)
     content = {
@@ -107,15 +106,15 @@ def evaluate(
         "model_sha256": checkpoint.sha256,
         "threshold_rule": str(rule or ThresholdRule()),
         **to_json(evaluation),
-        "subgroups": grouping.to_json(groupings),
+        "subgroups": groupings,
         "notes": [*chosen[1:], *notes],
     }
     if calibration is not None:
         content["calibration"] = f"probabilities are calibrated by {calibration.method} on validation data"
-    answers = {"predicted": [_answer(task, row, thresholds) for row in probabilities]}
+    answers = {"predicted": [name_answer(row, thresholds, task) for row in probabilities]}
     floors = checkpoint.header.conformal
     if floors is not None:
-        content["conformal"] = coverage_json(measure_coverage(*evaluated, floors))
+        content["conformal"] = measure_coverage(questions, floors)
         answers["set"] = set_texts(probabilities, floors, task)
     page = None
     if out is not None:
@@ -125,7 +124,7 @@ def evaluate(
         write_subgroups(out / "subgroups.csv", groupings)
         write_predictions(out / FILE, task, predictions_of(samples, task, probabilities), answers)
         page = write_evaluation_page(out, content, model_card(run, checkpoint))
-    return EvaluateOutcome(evaluation, tuple(groupings), content, page, all_refusals(manifest, prepared))
+    return EvaluateOutcome(evaluation, content, page, all_refusals(manifest, prepared))
 
 
 def _prevalence(stated: Mapping[str, float], task: Task) -> dict[str, float]:
@@ -154,9 +153,8 @@ def _thresholds(checkpoint: Checkpoint, run: Path, rule: ThresholdRule | None) -
         raise CheckpointError("predictions-missing", reason, where=run, fix=fix)
     predictions = read_predictions(path, checkpoint.task)
     rows = np.array([part == "val" for part in predictions.split])
-    return choose_thresholds(
-        predictions.probabilities[rows], predictions.targets[rows], checkpoint.task, rule
-    )
+    questions = Questions(predictions.probabilities[rows], predictions.targets[rows], checkpoint.task)
+    return choose_thresholds(questions, rule)
 
 
 def _attributes(
@@ -195,14 +193,6 @@ def _attribute_key(name: str) -> str:
     """Return a name as attributes are compared: a table's "Patient Age" is the header's "age"."""
     key = compared_name(name)
     return DICOM_NAMES.get(key, key)
-
-
-def _answer(task: Task, probabilities: NDArray[np.float64], thresholds: Sequence[float]) -> str:
-    """Name the class predicted at the thresholds; in multilabel all classes."""
-    answers = predict_classes(probabilities[None], thresholds, task.kind)
-    if task.kind == "multilabel":
-        return "|".join(name for name, flag in zip(task.classes, answers[0], strict=True) if flag)
-    return task.classes[int(answers[0])]
 
 
 def task_config(run: Path, task: Task) -> TaskConfig:

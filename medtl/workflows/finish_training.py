@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medtl.core.files import write_json
-from medtl.core.progress import Watcher, note_all, stopped
-from medtl.core.seeds import make_generator
+from medtl.core.ids import make_generator
+from medtl.core.progress import Watcher, stopped
 from medtl.data.task import Sample
 from medtl.evaluation.calibration import fit_calibration, to_probabilities
 from medtl.evaluation.conformal import fit_floors
 from medtl.evaluation.evaluate import Evaluation, evaluate, to_json
+from medtl.evaluation.metrics import Questions
 from medtl.evaluation.predictions import FILE, predictions_of, write_predictions
 from medtl.evaluation.thresholds import choose_thresholds
 from medtl.inference.ood import MOST_SAMPLES, fit_ood
@@ -62,17 +63,18 @@ def finish_fit(
     evaluated = [sample for sample in samples if sample.split == "val"]
     patients = [sample.patient_id for sample in evaluated]
     logits, features = _predict_views(checkpoint, fit.data.val, run, stop)
-    fitted = fit_calibration(logits, truth, task, fit.config.calibration)
-    note_all(watcher, [fitted.note])
-    probabilities = to_probabilities(logits, task.kind, fitted.calibration)
-    thresholds = choose_thresholds(probabilities, truth, task)
-    evaluation = evaluate(probabilities, truth, task, patients, thresholds)
+    calibration, note = fit_calibration(logits, truth, task, fit.config.calibration)
+    watcher.note("note", note)
+    probabilities = to_probabilities(logits, task.kind, calibration)
+    questions = Questions(probabilities, truth, task, patients)
+    thresholds = choose_thresholds(questions)
+    evaluation = evaluate(questions, thresholds)
     fitted_ood = _fit_ood(checkpoint, fit, features, samples, stop) if screens(evaluation) else None
     limits, tensors = fitted_ood or (None, {})
     completed = {
         "thresholds": tuple(thresholds),
-        "calibration": fitted.calibration,
-        "conformal": fit_floors(probabilities, truth, task, patients),
+        "calibration": calibration,
+        "conformal": fit_floors(questions),
         "ood": limits,
     }
     header = checkpoint.header.model_copy(update=completed)

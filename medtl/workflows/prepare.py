@@ -10,7 +10,7 @@ from medtl.core.files import PathLike
 from medtl.core.progress import SILENT, Watcher, note_all
 from medtl.data.dataset_file import is_dataset, write_record
 from medtl.data.manifest import LABELS_FILE, load_manifest
-from medtl.data.prepared import all_refusals, content_key, prepare_samples, warning_notes
+from medtl.data.prepared import all_refusals, prepare_samples, warning_notes
 from medtl.data.task import Sample, Task
 from medtl.errors import ConfigError, ReadError
 
@@ -65,16 +65,7 @@ def prepare(
         watcher.progress("reading", done, total)
 
     prepared = prepare_samples(manifest.samples, config.preprocessing, folder=out, progress=progress)
-    write_record(
-        out,
-        manifest,
-        prepared.refusals,
-        data=data,
-        labels=labels,
-        reading=config.task,
-        preprocessing=config.preprocessing.model_dump(mode="json"),
-        key=content_key(manifest.samples, config.preprocessing),
-    )
+    write_record(prepared, manifest, data, labels, config.task, config.preprocessing)
     note_all(watcher, warning_notes(prepared))
     readable = set(prepared.sample_ids)
     samples = [sample for sample in manifest.samples if sample.sample_id in readable]

@@ -31,7 +31,7 @@ from medtl.imaging.image import Image
 from medtl.imaging.reader import read_series, scan
 from medtl.imaging.series import Scan
 from medtl.inference.predictor import Scored, score_series
-from medtl.report.findings import MapCheck, Names, Refusal, SaliencyMap, StudyFinding
+from medtl.report.findings import MapCheck, Refusal, StudyFinding
 from medtl.report.formatting import words_of_audit
 from medtl.report.model_card import model_card
 from medtl.report.run_page import WrongAnswer, write_run_page
@@ -58,7 +58,7 @@ class _Job:
 
     checkpoint: Checkpoint
     methods: Sequence[str]
-    labels: Mapping[str, Names]
+    labels: Mapping[str, tuple[str, ...]]
     check_images: int
     with_identifiers: bool
     cases: list[Case] = field(default_factory=list)
@@ -126,12 +126,12 @@ def _scored_folder(source: Path, checkpoint: Checkpoint) -> Path:
     return folder
 
 
-def _read_labels(folder: Path, table: Path, run: Path, task: Task) -> dict[str, Names]:
+def _read_labels(folder: Path, table: Path, run: Path, task: Task) -> dict[str, tuple[str, ...]]:
     """Return the label of each sample by its id; in multilabel only where every finding is labelled."""
     samples = load_manifest(folder, table, task_config(run, task)).samples
     pairs = zip([sample.sample_id for sample in samples], targets(task, samples), strict=True)
     if task.kind != "multilabel":
-        return {sample_id: task.classes[int(target)] for sample_id, target in pairs}
+        return {sample_id: (task.classes[int(target)],) for sample_id, target in pairs}
     return {
         sample_id: tuple(name for name, present in zip(task.classes, row, strict=True) if present)
         for sample_id, row in pairs
@@ -213,15 +213,15 @@ def _finding(job: _Job, scored: Scored) -> StudyFinding:
         sample_id=row.sample_id,
         image=shown[0].values,
         window=shown[0].window,
-        maps=tuple(
-            SaliencyMap(name, display.heatmap)
+        maps={
+            name: display.heatmap
             for name, display in zip(names, shown, strict=True)
             if display.heatmap is not None
-        ),
+        },
         spacing_mm=shown[0].spacing_mm,
         target_class=explained[0].target_class,
         probabilities=dict(zip(task.classes, row.probabilities, strict=True)),
-        predicted=tuple(row.predicted.split("|")) if task.kind == "multilabel" else row.predicted,
+        predicted=tuple(row.predicted.split("|")) if row.predicted else (),
         label=job.labels.get(row.sample_id),
         prediction_set=answers if promised else None,
         ood=row.ood,

@@ -17,7 +17,6 @@ from medtl.inference.ensemble import Ensemble, make_ensemble
 from medtl.inference.predictor import Precision, Prediction
 from medtl.inference.streaming import (
     Engine,
-    ScoreOptions,
     ScoreOutcome,
     Scoring,
     choose_engine,
@@ -66,27 +65,17 @@ def score_folder(
     >>> medtl.score_folder("runs/xray", images, "scores").table.name
     'scores.csv'
     """
-    options = ScoreOptions(
-        others=tuple(map(Path, others)),
-        any_modality=any_modality,
-        flips=tta,
-        precision=precision,
-        engine=engine,
-        formats=tuple(formats),
-        overwrite=overwrite,
-        workers=workers,
-        cluster=cluster,
-    )
     folder, out = Path(folder).absolute() if cluster else Path(folder), Path(out)
-    check_formats(options.formats)
-    ensemble = choose_engine(load_ensemble(Path(run), options), options, watcher)
+    check_formats(formats)
+    checkpoints = [load_finished(Path(one), any_modality=any_modality) for one in (run, *others)]
+    ensemble = choose_engine(make_ensemble(checkpoints, flips=tta), engine, precision, watcher)
     if watch and not folder.is_dir():
         raise ReadError("file-missing", "is no folder to watch", where=folder, fix="check the path")
     found = None if watch else scan(folder)
     with open_journal(out) as journal:  # held until on_row has seen all: no other process changes it before
         _note_other_rows(out, ensemble, folder, watcher)
-        scoring = Scoring(ensemble, folder, journal, options, watcher, stop)
-        scoring.show_rows()
+        scoring = Scoring(ensemble, folder, journal, formats, workers, cluster, watcher, stop)
+        scoring.show_rows(overwrite=overwrite)
         if found is None:
             _watch(scoring, settle)
         return scoring.write(found, scoring.score(found), on_row)
@@ -106,13 +95,6 @@ def _note_other_rows(out: Path, ensemble: Ensemble, folder: Path, watcher: Watch
     others = " and ".join(f"another {name}" for name, differs in changed.items() if differs)
     if others:
         watcher.note("note", f"the tables in {out} are of {others}: they will be replaced")
-
-
-def load_ensemble(run: Path, options: ScoreOptions) -> Ensemble:
-    """Load the run and those to ensemble with. Raises CheckpointError, also where they cannot be combined."""
-    runs = (run, *options.others)
-    checkpoints = [load_finished(one, any_modality=options.any_modality) for one in runs]
-    return make_ensemble(checkpoints, flips=options.flips)
 
 
 def _watch(scoring: Scoring, settle: float) -> NoReturn:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from medtl.config import Modality, RunConfig, load_config, sample_data, to_yaml
 from medtl.core import __version__
 from medtl.core.files import PathLike, write_json, write_text
+from medtl.core.ids import derive_seed
 from medtl.core.progress import SILENT, Watcher, never, note_all
-from medtl.core.seeds import derive_seed
 from medtl.data.manifest import load_manifest, targets
 from medtl.data.near_duplicates import NO_LINKS, describe_near_duplicates, find_near_duplicates, join_patients
 from medtl.data.prepared import PreparedDataset, all_refusals, prepare_samples, warning_notes

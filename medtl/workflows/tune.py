@@ -19,13 +19,15 @@ from typing import Any
 
 from medtl.config import Modality, RunConfig, load_config, sample_data, to_yaml
 from medtl.core.files import PathLike, make_folder, read_json, write_text
-from medtl.core.progress import SILENT, PlanFacts, StageFacts, StoppedError, Unwatched, Watcher, never
+from medtl.core.progress import SILENT, StoppedError, Watcher, never
 from medtl.core.staging import Lock
 from medtl.data.splits import read_splits
 from medtl.errors import ConfigError, ReadError, TrainingError
 from medtl.evaluation.evaluate import Evaluation
 from medtl.evaluation.intervals import Interval
+from medtl.training.feature_cache.plan import CachePlan
 from medtl.training.run_folder import RunFolder
+from medtl.training.schedule import Stage
 from medtl.workflows.evaluate import evaluate as evaluate_run
 from medtl.workflows.finish_training import Screens
 from medtl.workflows.search_space import Space, apply_values, load_space
@@ -368,7 +370,7 @@ class Search:
 
 
 @dataclass(eq=False)
-class TrialWatcher:
+class TrialWatcher(Watcher):
     """Passes on the progress of a trial, reports its epochs to Optuna, and prunes it.
 
     first: it is the session's first trial, whose notes describe the data; the others would only repeat them.
@@ -380,14 +382,14 @@ class TrialWatcher:
     title: str
     begin: Callable[[RunFolder], None]
     first: bool
-    now: StageFacts | None = None
+    now: Stage | None = None
 
     def note(self, label: str, text: str) -> None:
         """Pass on a note of the first trial."""
         if self.first:
             self.front.note(label, text)
 
-    def stage(self, number: int, of: int, stage: StageFacts, plan: PlanFacts) -> None:
+    def stage(self, number: int, of: int, stage: Stage, plan: CachePlan) -> None:
         """Check the data before anything is trained."""
         self.first, self.now = False, stage
         self.begin(self.run)
@@ -410,7 +412,7 @@ class TrialWatcher:
 
 
 @dataclass(frozen=True)
-class StoppingWatcher(Unwatched):
+class StoppingWatcher(Watcher):
     """Passes on the progress of the best trial's evaluation, and stops it on request."""
 
     front: Watcher

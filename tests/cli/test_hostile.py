@@ -189,7 +189,7 @@ def test_metrics_of_a_run_that_are_none_are_one_line(content: str, own_run: Path
 
 
 @pytest.mark.parametrize(
-    "change", [[], {"content_hashes": []}, {"sample_ids": None}, {"shape": "x"}, {"oddities": "x"}], ids=str
+    "change", [[], {"content_hashes": []}, {"sample_ids": None}, {"shape": "x"}, {"warnings": "x"}], ids=str
 )
 def test_a_prepared_dataset_with_another_header_is_one_line(
     change: object, trained: Trained, tmp_path: Path

@@ -58,7 +58,7 @@ def test_a_mixed_folder_is_told_in_full(mixed: Path) -> None:
         "1  has burned-in annotation",
         "1  files of other formats (.txt)",
         "[image-constant] png/flat.png: every pixel has the same value",
-        "[raster-damaged] png/cut.png: is corrupt or breaks off: copy it again from its source",
+        "[raster-damaged] png/cut.png: is corrupt or incomplete: copy it again from its source",
         "[file-empty] empty.dcm: has no bytes: copy it again from its source",
     ):
         assert text in result.stdout, text

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import Result
 
-from medtl.core.staging import JournalWriter
+from medtl.core.staging import journal_line
 from medtl.data import prepared as preparing
 from medtl.training.checkpoint import load_checkpoint
 from tests.cli import jobs
@@ -318,7 +318,7 @@ def test_killed_and_run_again_it_comes_to_the_same_bytes(
 ) -> None:
     assert prepare(own_studies, tmp_path / "whole").exit_code == 0
     with monkeypatch.context() as patch:
-        patch.setattr(JournalWriter, "add", _add_until(10))
+        patch.setattr(preparing, "journal_line", _lines_until(10))
         process = multiprocessing.get_context("fork").Process(
             target=prepare, args=(own_studies, tmp_path / "out")
         )
@@ -333,18 +333,17 @@ def test_killed_and_run_again_it_comes_to_the_same_bytes(
     assert not list(tmp_path.glob(".preparing-*"))
 
 
-def _add_until(count: int) -> Callable[..., None]:
-    """Return an add that ends this process, as the system would, at that many samples."""
+def _lines_until(count: int) -> Callable[[Any], bytes]:
+    """Return a journal_line that ends this process, as the system would, at that many samples."""
     done: list[None] = []
-    add = JournalWriter.add
 
-    def adding(writer: JournalWriter, entry: Any) -> None:
+    def line(entry: Any) -> bytes:
         done.append(None)
         if len(done) == count:
             os.kill(os.getpid(), signal.SIGKILL)
-        add(writer, entry)
+        return journal_line(entry)
 
-    return adding
+    return line
 
 
 def test_an_archive_and_findings_are_kept_too(tmp_path: Path) -> None:

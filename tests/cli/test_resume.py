@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from medtl.core.stopping import StopSignal
+from medtl.core.progress import StopSignal
 from medtl.training.checkpoint import load_checkpoint
 from medtl.training.run_folder import RunFolder
 from tests.cli import jobs

@@ -532,7 +532,7 @@ def test_copies_and_thresholds_are_told(trained: Trained, tmp_path: Path) -> Non
     (tmp_path / "in" / "b.dcm").write_bytes(source.read_bytes())
     (tmp_path / "in" / "notes.txt").write_text("none")
     result = jobs.medtl("score", trained.run, tmp_path / "in", "--out", tmp_path / "out")
-    assert "1 exact copies of other files" in result.stdout and "2 other files skipped" in result.stdout
+    assert "2 skipped (files of other formats (.txt): 1, exact copies of other files: 1)" in result.stdout
     facts = json.loads((tmp_path / "out/scores.json").read_text())
     assert facts["left_out"]["exact copies of other files"] == 1
     assert facts["thresholds"] == list(load_checkpoint(trained.run).header.thresholds)

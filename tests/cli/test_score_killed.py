@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from medtl.core import journal
-from medtl.inference import streaming
+from medtl.inference import predictor
 from tests.cli import jobs
 from tests.cli.conftest import Trained
 
@@ -143,7 +143,7 @@ def test_what_is_in_the_journal_is_not_scored_again(
     def never(*_: object) -> None:
         raise AssertionError("a study was read")
 
-    monkeypatch.setattr(streaming, "read_series", never)
+    monkeypatch.setattr(predictor, "read_series", never)
     again = jobs.medtl("score", trained.run, mixed, "--out", tmp_path / "out")
     assert first.exit_code == again.exit_code == 3
     assert (tmp_path / "out/scores.csv").read_bytes() == before

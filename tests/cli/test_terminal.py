@@ -1,4 +1,4 @@
-"""Lines on a terminal: folded at its width with an indent; elsewhere each is one line."""
+"""Lines on a terminal: folded at its width with an indent, elsewhere one line each, and true of metrics."""
 
 import fcntl
 import os
@@ -9,8 +9,13 @@ import subprocess
 import sys
 import termios
 
+import numpy as np
 import pytest
 
+from medtl.cli.terminal import print_evaluation
+from medtl.data.task import Task
+from medtl.evaluation.evaluate import evaluate, to_json
+from medtl.evaluation.metrics import Questions
 from tests.cli import jobs
 from tests.waiting import PATIENCE
 
@@ -62,3 +67,27 @@ def test_a_short_line_and_one_in_a_pipe_stay_as_they_are() -> None:
     command = [sys.executable, "-c", SAY]
     told = subprocess.run(command, cwd=jobs.ROOT, capture_output=True, text=True, check=True)
     assert told.stderr == LINE + "\n" and told.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("scores", "truth", "reason"),
+    [
+        ([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], "the classes are perfectly separated"),
+        ([0.9, 0.8, 0.2, 0.1], [0, 0, 1, 1], "the classes are perfectly separated"),
+        ([0.3, 0.3, 0.3, 0.3], [0, 0, 1, 1], "all probabilities are equal"),
+        ([0.1, 0.5, 0.5, 0.9], [0, 0, 1, 1], "no finite line fits"),
+        ([0.1, 0.2, 0.8, 0.9], [1, 1, 1, 1], "one class only"),
+    ],
+)
+def test_an_undefined_slope_says_why(
+    scores: list[float], truth: list[int], reason: str, capsys: pytest.CaptureFixture
+) -> None:
+    positive = np.array(scores)
+    task, patients = Task("binary", ("normal", "lesion")), [str(place) for place in range(4)]
+    questions = Questions(np.stack([1 - positive, positive], axis=1), np.array(truth), task, patients)
+    print_evaluation(to_json(evaluate(questions, (0.95,), resamples=20)), "Evaluation")
+    lines = {line.split("  ")[1]: line for line in capsys.readouterr().out.splitlines()[1:]}
+    assert lines["calibration slope"].endswith(f"undefined ({reason})")
+    answers = "one class only" if len(set(truth)) == 1 else "all answers are the same"
+    assert lines["mcc"].endswith(f"undefined ({answers})")
+    assert ("undefined" in lines["auroc"]) == (len(set(truth)) == 1)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from medtl.core.stopping import StopSignal
+from medtl.core.progress import StopSignal
 from tests.cli import jobs
 from tests.waiting import PATIENCE, wait_until
 

@@ -5,7 +5,6 @@ import csv
 import pytest
 
 from medtl.core.files import read_json, replacing, write_csv, write_json
-from medtl.core.seeds import derive_seed
 from medtl.errors import OutputError
 
 
@@ -37,10 +36,3 @@ def test_an_unwritable_place_is_one_line(tmp_path):
     with pytest.raises(OutputError) as caught:
         write_json(tmp_path / "file" / "a.json", {})
     assert caught.value.code == "output-unwritable"
-
-
-def test_seeds_depend_on_what_they_are_for():
-    assert derive_seed(0, "order", 1, 2) == derive_seed(0, "order", 1, 2)
-    assert (
-        len({derive_seed(0, "order", 1, 2), derive_seed(0, "order", 12), derive_seed(0, "step", 1, 2)}) == 3
-    )

@@ -1,4 +1,4 @@
-"""Ids are salted hashes: the salt is its user's alone, made once, and never silently another or none."""
+"""Ids are hashes with the user's own salt, made once, never silently another; seeds have a purpose."""
 
 import hashlib
 import multiprocessing
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from medtl.core.ids import hash_identifier
+from medtl.core.ids import derive_seed, hash_identifier
 from medtl.errors import OutputError
 
 
@@ -68,3 +68,10 @@ def _ask(home: str) -> str:
 def test_processes_that_start_at_once_agree_on_one_salt(salt: Path) -> None:
     with multiprocessing.get_context("fork").Pool(4) as pool:
         assert len(set(pool.map(_ask, [str(salt.parent)] * 16))) == 1
+
+
+def test_seeds_depend_on_what_they_are_for():
+    assert derive_seed(0, "order", 1, 2) == derive_seed(0, "order", 1, 2)
+    assert (
+        len({derive_seed(0, "order", 1, 2), derive_seed(0, "order", 12), derive_seed(0, "step", 1, 2)}) == 3
+    )

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from medtl.core.staging import StagingFolder, remove_folder, remove_lock, try_lock, wait_for_lock
+from medtl.core.staging import (
+    StagingFolder,
+    journal_line,
+    remove_folder,
+    remove_lock,
+    try_lock,
+    wait_for_lock,
+)
 from tests.waiting import PATIENCE
 
 
@@ -64,8 +71,8 @@ def test_a_journal_is_read_as_far_as_its_lines_are_whole(tmp_path: Path) -> None
         (staging.path / "left").write_bytes(b"half a header")
         staging.begin([["a", 1]], keep="content")
         with staging.journal() as journal, staging.journal(1) as other:
-            journal.add(["b", None])
-            other.add(["c", [2, 3]])
+            journal.write(journal_line(["b", None]))
+            other.write(journal_line(["c", [2, 3]]))
         assert staging.entries() == [["a", 1], ["b", None], ["c", [2, 3]]]
         assert staging.entries(parts=False) == [["a", 1], ["b", None]]
         with (staging.path / "journal.jsonl").open("ab") as file:
@@ -100,5 +107,5 @@ def test_a_folder_is_removed_with_its_lock(absent: bool, tmp_path: Path) -> None
     with staging.claim():
         if absent:
             remove_folder(staging.path)
-        staging.discard()
+        remove_folder(staging.path)
     assert not list(tmp_path.iterdir())

@@ -12,7 +12,7 @@ import pytest
 
 from medtl.data.dataset_file import dataset_of, is_dataset, load_dataset, write_record
 from medtl.data.manifest import load_manifest
-from medtl.data.prepared import content_key, prepare_samples
+from medtl.data.prepared import PreparedDataset, prepare_samples
 from medtl.data.splits import SplitConfig, split_samples
 from medtl.data.task import Manifest, Sample, Target, Task, TaskConfig, has_patient_id, place_of
 from medtl.errors import ConfigError, LabelError, ReadError
@@ -32,17 +32,11 @@ def sample(number: int, target: Target, patient: str = "", study: str = "") -> S
     return Sample(name, series, patient or study or name, study_id=study, target=target)
 
 
-def keep(folder: Path, samples: Sequence[Sample], task: Task = BINARY, **options: object) -> Path:
+def keep(folder: Path, samples: Sequence[Sample], task: Task = BINARY) -> Path:
     """Write the record of samples alone."""
-    given = {
-        "data": Path("/source"),
-        "labels": None,
-        "reading": TaskConfig(),
-        "preprocessing": {},
-        "key": "k",
-    }
     folder.mkdir(exist_ok=True)
-    write_record(folder, Manifest(task, tuple(samples), ()), (), **{**given, **options})  # type: ignore[arg-type]
+    bare = PreparedDataset(folder, np.empty((0, 1, 16, 16), np.uint16), (), (), (), key="k")
+    write_record(bare, Manifest(task, tuple(samples), ()), Path("/source"), None, TaskConfig(), CONFIG)
     return folder
 
 
@@ -138,16 +132,8 @@ def test_some_samples_of_a_dataset_have_their_own_rows(
     samples = [replace(sample(number, number % 2), series=one) for number, one in enumerate(series)]
     os.truncate(series[3].path, 400)
     prepared = prepare_samples(samples, CONFIG, folder=tmp_path / "kept")
-    write_record(
-        tmp_path / "kept",
-        Manifest(BINARY, tuple(samples), ()),
-        prepared.refusals,
-        data=tmp_path,
-        labels=None,
-        reading=TaskConfig(),
-        preprocessing=CONFIG.model_dump(mode="json"),
-        key=content_key(samples, CONFIG),
-    )
+    manifest = Manifest(BINARY, tuple(samples), ())
+    write_record(prepared, manifest, tmp_path, None, TaskConfig(), CONFIG)
     again = load_dataset(tmp_path / "kept", None, TaskConfig()).samples
     whole = prepare_samples(again, CONFIG)
     assert whole.sample_ids == ("s0", "s1", "s2", "s4") and (whole.pixels == prepared.pixels).all()
@@ -173,5 +159,12 @@ def test_a_dataset_that_medtl_0_1_0_prepared_is_read_and_can_be_replaced(tmp_pat
     assert np.array_equal(stored.pixels, fresh.pixels) and len(fresh.pixels) == 12
     assert stored.content_hashes == fresh.content_hashes
     assert old.task == new.task and [s.target for s in old.samples] == [s.target for s in new.samples]
+    header = json.loads((dataset / "prepared.json").read_text())
+    header["oddities"] = [["s5bcb28ba1c", ["image-constant", "every pixel has the same value"]]]
+    (dataset / "prepared.json").write_text(json.dumps(header))
+    assert stored.warnings == fresh.warnings == ()
+    ((sample_id, warning),) = prepare_samples(old.samples, config).warnings
+    assert (sample_id, warning.code) == ("s5bcb28ba1c", "image-constant")
+    assert json.loads((fresh.folder / "prepared.json").read_text())["warnings"] == []
     del stored
     assert prepare_samples(new.samples, config, folder=dataset).content_hashes == fresh.content_hashes

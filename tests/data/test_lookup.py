@@ -8,8 +8,8 @@ import pytest
 
 from medtl.core.ids import hash_identifier
 from medtl.data.labels import LabelRowsError
-from medtl.data.lookup import Folder, LookupFailure
 from medtl.data.manifest import load_manifest
+from medtl.data.naming import Folder, NoSeriesError
 from medtl.data.task import Manifest, TaskConfig
 from medtl.errors import ReadError
 from medtl.imaging.reader import read_series, scan
@@ -38,6 +38,13 @@ def dicom_folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path, Scan(series, ()))
 
 
+def problem_of(find: Callable[[str], Series], cell: str) -> str:
+    """Return why a cell names no series."""
+    with pytest.raises(NoSeriesError) as caught:
+        find(cell)
+    return str(caught.value)
+
+
 def test_a_series_is_found_by_folder_and_by_uid(dicom_folder: Folder) -> None:
     first, second, third = dicom_folder.scanned.series
     assert dicom_folder.find_path("a/t1") is first
@@ -47,14 +54,14 @@ def test_a_series_is_found_by_folder_and_by_uid(dicom_folder: Folder) -> None:
 
 
 def test_a_study_of_several_series_or_an_unknown_uid_is_a_problem(dicom_folder: Folder) -> None:
-    assert dicom_folder.find_uid("1.1") == LookupFailure("the UID holds 2 series: name one of them")
-    assert dicom_folder.find_uid("9.9") == LookupFailure("no readable series has this UID")
-    assert dicom_folder.find_path("a") == LookupFailure("a holds 2 series: name one of them")
+    assert problem_of(dicom_folder.find_uid, "1.1") == "the UID holds 2 series: name one of them"
+    assert problem_of(dicom_folder.find_uid, "9.9") == "no readable series has this UID"
+    assert problem_of(dicom_folder.find_path, "a") == "a holds 2 series: name one of them"
 
 
 def test_one_slice_of_a_volume_does_not_stand_for_it(dicom_folder: Folder) -> None:
-    expected = LookupFailure("a/t1/1.dcm is one of 3 files of a series: name its folder")
-    assert dicom_folder.find_path("a/t1/1.dcm") == expected
+    expected = "a/t1/1.dcm is one of 3 files of a series: name its folder"
+    assert problem_of(dicom_folder.find_path, "a/t1/1.dcm") == expected
 
 
 def test_a_folder_with_a_refused_series_beside_a_readable_one_is_a_problem(tmp_path: Path) -> None:
@@ -62,9 +69,12 @@ def test_a_folder_with_a_refused_series_beside_a_readable_one_is_a_problem(tmp_p
     (tmp_path / "a" / "bad").mkdir()
     refused = ReadError("file-empty", "has no bytes", where=tmp_path / "a" / "bad")
     folder = Folder(tmp_path, Scan((series,), (refused,)))
-    assert folder.find_path("a") == LookupFailure("a holds 1 readable and 1 refused series: name one of them")
+    expected = "a holds 1 readable and 1 refused series: name one of them"
+    assert problem_of(folder.find_path, "a") == expected
     assert folder.find_path("a/t1") is series
-    assert folder.find_path("a/bad") is refused
+    with pytest.raises(ReadError) as caught:
+        folder.find_path("a/bad")
+    assert caught.value is refused
 
 
 @pytest.fixture
@@ -115,7 +125,7 @@ def test_a_table_may_name_volumes_of_a_dicom_file(tmp_path: Path) -> None:
         assert f"row 2: {cell} {several}" in problems_of(tmp_path, cell, "study/perfusion.dcm#volume/1")
     folder = Folder(tmp_path, scan(tmp_path))
     by_path = "name one by path, as study/perfusion.dcm#volume/0"
-    assert folder.find_uid(fixed_uid("series")) == LookupFailure(f"the UID holds 2 series: {by_path}")
+    assert problem_of(folder.find_uid, fixed_uid("series")) == f"the UID holds 2 series: {by_path}"
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_the_one_line_counts_the_problems_and_shows_the_first(folder: Path) -> N
 def test_problems_stay_on_one_line_whatever_a_cell_holds(folder: Path) -> None:
     cell = '"first\nsecond \x1b[31m' + "x" * 500 + '"'
     (problem,) = problems_of(folder, f"path,label\n{cell},a\nimages/1.png,b\n")
-    assert problem.startswith("row 2: first second [31mxxx")
+    assert problem.startswith("row 2: first second ?[31mxxx")
     assert problem.isprintable()
     assert len(problem) == 200
 
@@ -156,6 +156,19 @@ def test_problems_stay_on_one_line_whatever_a_cell_holds(folder: Path) -> None:
 def test_a_misplaced_file_is_found_again_by_its_name(folder: Path) -> None:
     (problem, _) = problems_of(folder, "path,label\n0.PNG,a\nimages/1.png,b\nimages/7.png,b\n")
     assert problem == "row 2: 0.PNG does not exist (did you mean images/0.png?)"
+
+
+def test_where_no_path_is_right_one_line_says_what_paths_are_relative_to(folder: Path) -> None:
+    rows = "".join(f"{index}.png,{'ab'[index % 2]}\n" for index in range(6))
+    with pytest.raises(LabelError) as caught:
+        load(folder, f"path,label\n{rows}")
+    assert caught.value.code == "label-rows" and not hasattr(caught.value, "problems")
+    assert caught.value.reason == "no path is right: 0.png does not exist (did you mean images/0.png?)"
+    assert caught.value.fix == f"paths are relative to --data, {folder}"
+    wrong = [
+        f"row {index + 2}: {index}.png does not exist (did you mean images/{index}.png?)" for index in (0, 1)
+    ]
+    assert problems_of(folder, f"path,label\n{rows}images/5.png,a\n")[:2] == tuple(wrong)
 
 
 def test_backslashes_of_another_system_are_understood(folder: Path) -> None:
@@ -195,9 +208,10 @@ def test_a_file_that_is_no_image_is_a_problem(folder: Path) -> None:
     assert problem == "row 2: notes.txt holds no image that can be read"
 
 
-def test_a_labelled_file_that_cannot_be_read_is_left_out_with_a_note(folder: Path) -> None:
-    (folder / "images" / "broken.png").write_bytes(b"")
-    manifest = load(folder, PLAIN + "images/broken.png,lesion\n")
+@pytest.mark.parametrize("name", ["broken.png", "two  spaces.png"])
+def test_a_labelled_file_that_cannot_be_read_is_left_out_with_a_note(folder: Path, name: str) -> None:
+    (folder / "images" / name).write_bytes(b"")
+    manifest = load(folder, PLAIN + f"images/{name},lesion\n")
     assert len(manifest.samples) == 3
     assert [error.code for error in manifest.refusals] == ["file-empty"]
     assert any("cannot be read and are left out: 1, first" in note for note in manifest.notes)

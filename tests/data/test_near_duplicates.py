@@ -91,8 +91,14 @@ def test_a_mirrored_copy_is_not_taken_for_one() -> None:
     assert found(draw(0), draw(0)[:, ::-1]) == []
 
 
-def test_many_copies_are_linked_to_the_first_alone() -> None:
-    assert found(draw(0), draw(1), draw(0), draw(0), draw(1)) == [(0, 2), (0, 3), (1, 4)]
+def test_copies_of_several_images_are_linked_each_to_its_own() -> None:
+    assert found(draw(0), draw(1), draw(0), draw(0), draw(1)) == [(0, 2), (0, 3), (1, 4), (2, 3)]
+
+
+def test_a_thousand_copies_cost_no_comparison_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "VALUES_AT_ONCE", 1000 * 28 * 28)
+    links = find_near_duplicates(dataset([draw(0, (28, 28))] * 1000))
+    assert len(links) <= 1000 and not group_links(1000, links).any()
 
 
 def test_a_film_of_similar_frames_is_joined_without_comparing_all_pairs(

@@ -1,6 +1,7 @@
 """The prepared dataset: decoded once, made anew when anything changes, whole or absent, continued."""
 
 import errno
+import math
 import multiprocessing
 import os
 import resource
@@ -27,6 +28,18 @@ from tests.imaging.conftest import pattern
 from tests.waiting import PATIENCE, wait_until
 
 CONFIG = PreprocessingConfig(size=(16, 16))
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepare in this process, however slow the machine is."""
+    monkeypatch.setattr(preparing, "ALONE_SECONDS", math.inf)
+
+
+def share_with(children: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepare in child processes from the first sample on."""
+    monkeypatch.setattr(preparing, "ALONE_SECONDS", 0.0)
+    monkeypatch.setattr(in_children, "usable_processors", lambda: children)
 
 
 def samples_in(folder: Path) -> list[Sample]:
@@ -229,7 +242,7 @@ def break_off(samples: list[Sample], done: int) -> None:
         if count == done:
             die()
 
-    process = run_apart(lambda: prepare_samples(samples, CONFIG, progress=progress, workers=1))
+    process = run_apart(lambda: prepare_samples(samples, CONFIG, progress=progress))
     process.join(PATIENCE)
     assert process.exitcode == -signal.SIGKILL
 
@@ -243,7 +256,7 @@ def staging_of(home: Path) -> Path:
 @pytest.fixture
 def unbroken(radiographs: list[Sample], own_home: Path) -> dict[str, bytes]:
     """The files of a dataset whose preparing nothing broke off; it is gone from the home."""
-    folder = prepare_samples(radiographs, CONFIG, workers=1).folder
+    folder = prepare_samples(radiographs, CONFIG).folder
     found = contents(folder)
     shutil.rmtree(folder)
     return found
@@ -256,7 +269,7 @@ def test_a_killed_preparing_goes_on_where_it_was(
     break_off(radiographs, done)
     assert left_behind(own_home) == [(name := staging_of(own_home).name), f"{name}.lock"]
     steps: list[tuple[int, int]] = []
-    prepared = prepare_samples(radiographs, CONFIG, progress=lambda *step: steps.append(step), workers=1)
+    prepared = prepare_samples(radiographs, CONFIG, progress=lambda *step: steps.append(step))
     assert reads == [f"{row}.dcm" for row in range(done, 4)]
     assert steps == [(row + 1, 4) for row in range(done, 4)]
     assert contents(prepared.folder) == unbroken
@@ -267,8 +280,8 @@ def test_a_killed_preparing_goes_on_where_it_was(
     ("place", "name", "call", "decoded"),
     [
         (Path, "replace", 1, 4),  # the journal is begun
-        (staging.JournalWriter, "add", 1, 4),  # pixels are there, their line is not
-        (staging.JournalWriter, "add", 4, 1),
+        (module, "journal_line", 1, 4),  # pixels are there, their line is not
+        (module, "journal_line", 4, 1),
         (module, "write_json", 1, 0),
         (Path, "replace", 2, 0),  # the header is written
         (staging.StagingFolder, "publish", 1, 0),
@@ -292,15 +305,15 @@ def test_killed_between_any_two_steps_it_comes_to_the_same_bytes(
     call: int,
     decoded: int,
 ) -> None:
-    folder = own_home / "prepared" / module.content_key(radiographs, CONFIG)
+    folder = own_home / "prepared" / module.Job(radiographs, CONFIG).key
     folder.mkdir(parents=True)
     (folder / "pixels.u16").write_bytes(unbroken["pixels.u16"][:-1])
     with monkeypatch.context() as patch:
         patch.setattr(place, name, die_at(call, getattr(place, name)))
-        process = run_apart(lambda: prepare_samples(radiographs, CONFIG, workers=1))
+        process = run_apart(lambda: prepare_samples(radiographs, CONFIG))
         process.join(PATIENCE)
     assert process.exitcode == -signal.SIGKILL
-    prepared = prepare_samples(radiographs, CONFIG, workers=1)
+    prepared = prepare_samples(radiographs, CONFIG)
     assert contents(prepared.folder) == unbroken
     assert len(reads) == decoded
     assert {path.name for path in folder.parent.iterdir() if path.is_dir()} == {folder.name}
@@ -333,7 +346,7 @@ def test_what_the_journal_does_not_vouch_for_is_decoded_again(
     break_off(radiographs, 3)
     path = staging_of(own_home) / name
     path.write_bytes(damage(path.read_bytes()))
-    assert contents(prepare_samples(radiographs, CONFIG, workers=1).folder) == unbroken
+    assert contents(prepare_samples(radiographs, CONFIG).folder) == unbroken
     assert reads == [f"{row}.dcm" for row in decoded]
 
 
@@ -348,7 +361,7 @@ def test_a_refused_sample_is_read_again_on_going_on(
     with monkeypatch.context() as patch:
         patch.setattr(preparing, "read_series", unreachable)
         break_off(radiographs, 3)
-    assert contents(prepare_samples(radiographs, CONFIG, workers=1).folder) == unbroken
+    assert contents(prepare_samples(radiographs, CONFIG).folder) == unbroken
     assert reads == ["1.dcm", "1.dcm", "2.dcm", "3.dcm"]  # its row lies before those of the later ones
 
 
@@ -357,7 +370,7 @@ def test_a_sample_that_is_still_refused_costs_no_later_one(
 ) -> None:
     radiographs[1].series.path.write_bytes(b"")
     break_off(radiographs, 3)
-    prepared = prepare_samples(radiographs, CONFIG, workers=1)
+    prepared = prepare_samples(radiographs, CONFIG)
     assert reads == ["1.dcm", "3.dcm"]
     assert prepared.sample_ids == ("s0", "s2", "s3")
     assert [sample_id for sample_id, _ in prepared.refusals] == ["s1"]
@@ -376,9 +389,9 @@ def test_a_second_process_waits_and_takes_what_the_first_has_made(
             if killed:
                 die()
 
-    first = run_apart(lambda: prepare_samples(radiographs, CONFIG, progress=linger, workers=1))
+    first = run_apart(lambda: prepare_samples(radiographs, CONFIG, progress=linger))
     assert half_done.wait(PATIENCE)
-    prepared = prepare_samples(radiographs, CONFIG, workers=1)
+    prepared = prepare_samples(radiographs, CONFIG)
     first.join(PATIENCE)
     assert first.exitcode == (-signal.SIGKILL if killed else 0)
     assert reads == (["2.dcm", "3.dcm"] if killed else [])
@@ -427,12 +440,12 @@ def test_a_disk_that_fills_within_a_sample_keeps_those_before(
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1100, 1100))
         with pytest.raises(OutputError):
-            prepare_samples(radiographs, CONFIG, workers=1)
+            prepare_samples(radiographs, CONFIG)
 
     first = run_apart(prepare)
     first.join(PATIENCE)
     assert first.exitcode == 0
-    assert contents(prepare_samples(radiographs, CONFIG, workers=1).folder) == unbroken
+    assert contents(prepare_samples(radiographs, CONFIG).folder) == unbroken
     assert reads == ["2.dcm", "3.dcm"]
 
 
@@ -445,8 +458,8 @@ def test_at_a_place_of_the_users_choice_it_goes_on_too(
 
     kept = tmp_path / "kept"
     with pytest.raises(KeyboardInterrupt):
-        prepare_samples(radiographs, CONFIG, folder=kept, progress=stop, workers=1)
-    assert contents(prepare_samples(radiographs, CONFIG, folder=kept, workers=1).folder) == unbroken
+        prepare_samples(radiographs, CONFIG, folder=kept, progress=stop)
+    assert contents(prepare_samples(radiographs, CONFIG, folder=kept).folder) == unbroken
     assert reads == ["0.dcm", "1.dcm", "2.dcm", "3.dcm"] and left_behind(own_home) == []
     prepare_samples(radiographs, CONFIG, folder=kept)
     assert len(reads) == 4
@@ -460,9 +473,9 @@ def test_what_was_begun_of_other_samples_is_not_gone_on_with(
 
     kept, other = tmp_path / "kept", CONFIG.model_copy(update={"percentiles": (5.0, 95.0)})
     with pytest.raises(KeyboardInterrupt):
-        prepare_samples(radiographs, other, folder=kept, progress=stop, workers=1)
-    assert contents(prepare_samples(radiographs, CONFIG, folder=kept, workers=1).folder) == unbroken
-    assert contents(prepare_samples(radiographs, other, folder=kept, workers=1).folder) != unbroken
+        prepare_samples(radiographs, other, folder=kept, progress=stop)
+    assert contents(prepare_samples(radiographs, CONFIG, folder=kept).folder) == unbroken
+    assert contents(prepare_samples(radiographs, other, folder=kept).folder) != unbroken
 
 
 def test_a_folder_of_the_users_is_never_replaced(radiographs: list[Sample], tmp_path: Path) -> None:
@@ -477,17 +490,16 @@ def test_no_one_else_may_look_into_a_dataset(radiographs: list[Sample]) -> None:
     assert prepare_samples(radiographs, CONFIG).folder.stat().st_mode & 0o077 == 0
 
 
-@pytest.mark.parametrize("workers", [2, 3, None])
+@pytest.mark.parametrize("children", [2, 3])
 def test_the_number_of_processes_changes_no_byte(
-    radiographs: list[Sample], monkeypatch: pytest.MonkeyPatch, workers: int | None
+    radiographs: list[Sample], monkeypatch: pytest.MonkeyPatch, children: int
 ) -> None:
-    monkeypatch.setattr(preparing, "ALONE_SECONDS", 0.0)
-    monkeypatch.setattr(in_children, "_usable_children", lambda: 2)
     radiographs[1].series.path.write_bytes(b"")
-    alone = prepare_samples(radiographs, CONFIG, workers=1)
+    alone = prepare_samples(radiographs, CONFIG)
     before = contents(alone.folder)
     shutil.rmtree(alone.folder)
-    prepared = prepare_samples(radiographs, CONFIG, workers=workers)
+    share_with(children, monkeypatch)
+    prepared = prepare_samples(radiographs, CONFIG)
     assert contents(prepared.folder) == before
     assert [(name, str(error)) for name, error in prepared.refusals] == [
         (name, str(error)) for name, error in alone.refusals
@@ -498,8 +510,7 @@ def test_the_number_of_processes_changes_no_byte(
 def test_a_long_job_is_shared_with_children(
     radiographs: list[Sample], reads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(in_children, "_usable_children", lambda: 2)
-    monkeypatch.setattr(preparing, "ALONE_SECONDS", 0.0)
+    share_with(2, monkeypatch)
     assert len(prepare_samples(radiographs, CONFIG).sample_ids) == 4
     assert reads == []  # children keep lists of their own
 
@@ -508,9 +519,10 @@ def test_a_child_that_is_killed_is_told_and_costs_no_finished_sample(
     radiographs: list[Sample], unbroken: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
+        share_with(2, patch)
         patch.setattr(preparing, "read_series", lambda series: die())
         with pytest.raises(TrainingError) as caught:
-            prepare_samples(radiographs, CONFIG, workers=2)
+            prepare_samples(radiographs, CONFIG)
     assert caught.value.code == "worker-lost"
     assert contents(prepare_samples(radiographs, CONFIG).folder) == unbroken
 
@@ -522,8 +534,9 @@ def test_children_end_with_a_parent_that_is_killed(
         (tmp_path / f"{os.getpid()}.pid").touch()
         time.sleep(PATIENCE)
 
+    share_with(2, monkeypatch)
     monkeypatch.setattr(preparing, "read_series", hang)
-    parent = run_apart(lambda: prepare_samples(radiographs, CONFIG, workers=2))
+    parent = run_apart(lambda: prepare_samples(radiographs, CONFIG))
     wait_until(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
     parent.kill()
     parent.join(PATIENCE)

@@ -342,12 +342,6 @@ def test_multilabel_and_missing_targets_come_back_as_written(tmp_path: Path) -> 
     }
 
 
-def test_samples_without_a_part_are_not_written(tmp_path: Path) -> None:
-    with pytest.raises(SplitError, match="split-incomplete"):
-        write_splits(tmp_path / "splits.csv", make_samples([[0], [1]]))
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     samples = give_parts(make_samples([[0]]), ["train"])

@@ -11,7 +11,10 @@ from sklearn.metrics import roc_auc_score
 from medtl.data.task import Task
 from medtl.errors import CheckpointError, LabelError
 from medtl.evaluation.evaluate import Evaluation, evaluate, to_json
+from medtl.evaluation.metrics import Questions
 from medtl.evaluation.thresholds import choose_thresholds
+
+from .test_metrics import one_vs_rest
 
 BINARY = Task("binary", ("normal", "lesion"))
 MULTICLASS = Task("multiclass", ("a", "b", "c"))
@@ -37,8 +40,8 @@ def measure(scores: np.ndarray, truth: np.ndarray, task: Task = BINARY, **option
     """Evaluate with thresholds of 0.5 and a patient for each sample."""
     patients = [f"p{index}" for index in range(len(truth))]
     thresholds = (0.5,) if task.kind == "binary" else (0.5,) * len(task.classes)
-    arguments = {"patients": patients, "thresholds": thresholds, "resamples": 200, **options}
-    return evaluate(scores, truth, task, **arguments)  # type: ignore[arg-type]
+    questions = Questions(scores, truth, task, options.pop("patients", patients))  # type: ignore[arg-type]
+    return evaluate(questions, **{"thresholds": thresholds, "resamples": 200, **options})  # type: ignore[arg-type]
 
 
 def test_intervals_cover_the_truth_in_about_95_percent_of_data_sets() -> None:
@@ -78,6 +81,14 @@ def test_the_same_seed_gives_the_same_intervals_and_another_others() -> None:
     assert measure(*data).auroc_bootstrap.low != measure(*data, seed=1).auroc_bootstrap.low
 
 
+def test_resamples_in_many_blocks_equal_those_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_multiclass(50)
+    whole = measure(*data, MULTICLASS)
+    monkeypatch.setattr("medtl.evaluation.evaluate.BLOCK", 150)
+    parts = measure(*data, MULTICLASS)
+    assert all(np.array_equal(whole.drawn[name], parts.drawn[name], equal_nan=True) for name in whole.drawn)
+
+
 def test_a_lower_confidence_gives_a_narrower_interval() -> None:
     data = make_binary(60)
     wide, narrow = (measure(*data, confidence=c).metrics["auroc"] for c in (0.95, 0.5))
@@ -91,7 +102,7 @@ def test_one_class_is_undefined_and_never_zero() -> None:
         assert all(np.isnan([found.metrics[name].value, found.metrics[name].low, found.metrics[name].high]))
     assert found.metrics["accuracy"].low <= found.metrics["accuracy"].value
     assert found.undefined["auroc"] == 200
-    assert found.roc["lesion"].fpr == ()
+    assert found.roc["lesion"]["fpr"] == []
 
 
 def test_bounds_are_undefined_where_most_resamples_have_one_class() -> None:
@@ -121,20 +132,21 @@ def test_multilabel_with_missing_labels_has_metrics_per_class_and_no_confusion()
     truth[:20, 1] = np.nan
     found = measure(scores, truth, MULTILABEL)
     assert found.per_class["y"]["auroc"].value == pytest.approx(roc_auc_score(truth[20:, 1], scores[20:, 1]))
-    assert found.confusion == ()
+    assert found.confusion == []
     assert found.class_counts == {"x": int(truth[:, 0].sum()), "y": int(truth[20:, 1].sum())}
 
 
 def test_thresholds_are_one_for_binary_and_one_per_class_otherwise() -> None:
-    assert len(choose_thresholds(*make_binary(50), BINARY)) == 1
-    assert len(choose_thresholds(*make_multiclass(50), MULTICLASS)) == 3
-    chosen = choose_thresholds([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]], [0, 0, 1], BINARY)
+    assert len(choose_thresholds(Questions(*make_binary(50), BINARY))) == 1
+    assert len(choose_thresholds(Questions(*make_multiclass(50), MULTICLASS))) == 3
+    chosen = choose_thresholds(one_vs_rest([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]], [0, 0, 1], "binary"))
     assert chosen == pytest.approx((0.25,))
 
 
 def test_a_class_without_examples_gets_a_half_and_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert choose_thresholds([[0.9, 0.1], [0.8, 0.2]], [0, 0], BINARY) == (0.5,)
+        questions = Questions(np.array([[0.9, 0.1], [0.8, 0.2]]), np.zeros(2, int), BINARY)
+        assert choose_thresholds(questions) == (0.5,)
     assert "lesion" in caplog.text
 
 

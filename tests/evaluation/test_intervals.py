@@ -19,7 +19,9 @@ from medtl.evaluation.intervals import (
     standard_error,
     wilson_interval,
 )
-from medtl.evaluation.metrics import mean_defined, one_vs_rest
+from medtl.evaluation.metrics import mean_defined
+
+from .test_metrics import one_vs_rest
 
 TRUE_AREA = NormalDist().cdf(1.2 / np.sqrt(2))
 

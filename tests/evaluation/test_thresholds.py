@@ -6,16 +6,13 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from medtl.data.task import Task
 from medtl.errors import ConfigError
 from medtl.evaluation import metrics
 from medtl.evaluation.decision_curve import decision_curves
-from medtl.evaluation.metrics import one_vs_rest
 from medtl.evaluation.thresholds import ThresholdRule, choose_thresholds, parse_rule
 
-from .test_metrics import rate
+from .test_metrics import one_vs_rest, rate
 
-BINARY = Task("binary", ("normal", "lesion"))
 KINDS = ("binary", "multiclass", "multilabel")
 
 
@@ -44,7 +41,7 @@ def test_what_is_no_rule_is_refused_with_the_forms(text: str) -> None:
 @pytest.mark.parametrize("kept", [0.8, 0.95, 1.0])
 def test_sensitivity_is_kept_by_the_most_specific_threshold(kept: float) -> None:
     scores, truth = make_scores()
-    (cut,) = choose_thresholds(scores, truth, BINARY, ThresholdRule("sensitivity", kept))
+    (cut,) = choose_thresholds(one_vs_rest(scores, truth, "binary"), ThresholdRule("sensitivity", kept))
     higher = np.sort(scores[scores[:, 1] >= cut, 1])[1:2] - 1e-12
     assert rate("sensitivity", one_vs_rest(scores, truth, "binary"), [cut])[0] >= kept
     for value in scores[scores[:, 1] > higher[0], 1]:
@@ -54,7 +51,7 @@ def test_sensitivity_is_kept_by_the_most_specific_threshold(kept: float) -> None
 
 def test_specificity_is_kept() -> None:
     scores, truth = make_scores()
-    (cut,) = choose_thresholds(scores, truth, BINARY, ThresholdRule("specificity", 0.9))
+    (cut,) = choose_thresholds(one_vs_rest(scores, truth, "binary"), ThresholdRule("specificity", 0.9))
     assert 0.9 <= rate("specificity", one_vs_rest(scores, truth, "binary"), [cut])[0] < 0.93
 
 
@@ -65,12 +62,13 @@ def test_cost_is_the_least_of_all_thresholds() -> None:
         flagged = scores[:, 1] >= cut
         return 10 * (~flagged & (truth == 1)).sum() + (flagged & (truth == 0)).sum()
 
-    (cut,) = choose_thresholds(scores, truth, BINARY, ThresholdRule("cost", 10, 1))
+    (cut,) = choose_thresholds(one_vs_rest(scores, truth, "binary"), ThresholdRule("cost", 10, 1))
     assert cost(cut) == min(cost(value) for value in np.linspace(0, 1.01, 2000))
 
 
 def test_alarms_that_cost_too_much_are_never_given() -> None:
-    (cut,) = choose_thresholds([[0.9, 0.1], [0.1, 0.9]], [1, 0], BINARY, ThresholdRule("cost", 1, 1000))
+    questions = one_vs_rest([[0.9, 0.1], [0.1, 0.9]], [1, 0], "binary")
+    (cut,) = choose_thresholds(questions, ThresholdRule("cost", 1, 1000))
     assert cut > 0.9
 
 
@@ -80,7 +78,7 @@ def test_answers_at_thresholds_equal_scikit_learn(kind: str) -> None:
     scores, labels = make_scores(classes=classes)
     truth = np.eye(classes)[labels] if kind == "multilabel" else labels
     cuts = np.full(1 if kind == "binary" else classes, 0.4)
-    questions = one_vs_rest(scores, truth, kind)  # type: ignore[arg-type]
+    questions = one_vs_rest(scores, truth, kind)
     flagged = questions.scores >= cuts
     pairs = list(zip(questions.truth.T, flagged.T, strict=True))
     precisions = [reference.precision_score(t, f) for t, f in pairs]
@@ -126,8 +124,8 @@ def test_net_benefit_is_derived_by_hand() -> None:
     """At 20% two hits and one false alarm of ten: 0.2 - 0.1 / 4; acting on all: 0.3 - 0.7 / 4."""
     positive = np.array([0.9, 0.8, 0.1, 0.5] + [0.1] * 6)
     scores, truth = np.stack([1 - positive, positive], axis=1), np.array([1, 1, 1] + [0] * 7)
-    curve = decision_curves(one_vs_rest(scores, truth, "binary"), BINARY, np.arange(10))["lesion"]
-    at = curve.thresholds.index(0.2)
-    assert curve.model[at] == pytest.approx(0.175) and curve.treat_all[at] == pytest.approx(0.125)
-    assert curve.low[at] < 0.175 < curve.high[at]
-    assert decision_curves(one_vs_rest(scores, np.ones(10, int), "binary"), BINARY, np.arange(10)) == {}
+    curve = decision_curves(one_vs_rest(scores, truth, "binary"))["c1"]
+    at = curve["thresholds"].index(0.2)
+    assert curve["model"][at] == pytest.approx(0.175) and curve["treat_all"][at] == pytest.approx(0.125)
+    assert curve["low"][at] < 0.175 < curve["high"][at]
+    assert decision_curves(one_vs_rest(scores, np.ones(10, int), "binary")) == {}

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from medtl.core.ids import make_generator
 from medtl.data.task import Task
 from medtl.errors import ConfigError
 from medtl.explain import METHODS, Method
 from medtl.explain.audit import AuditSettings, Case, audit, bootstrap, to_json
 from medtl.explain.checks import (
+    FRACTIONS,
     STABLE,
     SURVIVES,
-    Curve,
-    Deletion,
     delete_and_insert,
     localise,
     noise_correlation,
@@ -92,8 +92,8 @@ def test_deleting_the_lesion_takes_the_score_away(dims: int) -> None:
     image, mask = image_with_lesion(dims)
     right = delete_and_insert(bright_lesion_finder(dims), image, mask.astype(np.float32), 1)
     wrong = delete_and_insert(bright_lesion_finder(dims), image, 1 - mask.astype(np.float32), 1)
-    assert right.deletion.probabilities[0] > 0.9 and right.deletion.probabilities[-1] < 0.2
-    assert right.insertion.probabilities[0] == pytest.approx(right.deletion.probabilities[-1])
+    assert right.deletion[0] > 0.9 and right.deletion[-1] < 0.2
+    assert right.insertion[0] == pytest.approx(right.deletion[-1])
     assert right.deletion_gain > 0.05 and right.insertion_gain > 0.05
     assert wrong.deletion_gain < 0 and wrong.insertion_gain < 0
 
@@ -104,20 +104,24 @@ def test_deletion_is_the_same_each_time_and_differs_by_seed() -> None:
         delete_and_insert(bright_lesion_finder(2), image, mask.astype(np.float32), 1, seed=seed)
         for seed in (0, 0, 1)
     )
-    assert once == again and once.random_deletion != other.random_deletion
+    assert once == again and once.deletion_gain != other.deletion_gain
 
 
-def test_the_area_under_a_straight_fall_is_a_half() -> None:
-    assert Curve((0.0, 0.1, 1.0), (1.0, 0.9, 0.0)).area == pytest.approx(0.5)
-    both = Curve((0.0, 1.0), (1.0, 0.0)), Curve((0.0, 1.0), (0.0, 1.0))
-    found = Deletion(*both, random_deletion=0.6, random_insertion=0.7)
-    assert found.deletion_gain == pytest.approx(0.1) and found.insertion_gain == pytest.approx(-0.2)
+def test_the_gains_are_the_areas_between_the_curves_and_those_of_a_random_map() -> None:
+    image, mask = image_with_lesion(2)
+    chance = random_map(mask, make_generator(0, "random-map", 0))
+    found, by_chance = (delete_and_insert(bright_lesion_finder(2), image, one, 1) for one in (mask, chance))
+    areas = [
+        np.trapezoid(np.subtract(by_chance.deletion, found.deletion), FRACTIONS),
+        np.trapezoid(np.subtract(found.insertion, by_chance.insertion), FRACTIONS),
+    ]
+    assert [found.deletion_gain, found.insertion_gain] == pytest.approx(areas)
 
 
 def test_a_random_map_is_as_smooth_as_the_heatmap_and_elsewhere() -> None:
     rows, columns = np.mgrid[:64, :64]
     smooth = np.exp(-((rows - 20) ** 2 + (columns - 40) ** 2) / 50).astype(np.float32)
-    drawn = [random_map(smooth, 0, draw) for draw in range(20)]
+    drawn = [random_map(smooth, np.random.default_rng(draw)) for draw in range(20)]
     steps = [np.abs(np.diff(one, axis=0)).mean() / one.std() for one in (smooth, *drawn)]
     rough = np.random.default_rng(0).permutation(smooth.ravel()).reshape(64, 64)
     assert max(steps[1:]) < 3 * steps[0] < np.abs(np.diff(rough, axis=0)).mean() / rough.std()
@@ -205,7 +209,7 @@ def test_an_audit_tells_a_method_that_is_right_from_one_that_looks_at_nothing(
         bright_lesion_finder(dims),
         cases,
         ("occlusion", "centre"),
-        AuditSettings(map_cases=3, noise_draws=1, random_maps=1),
+        AuditSettings(map_cases=3, noise_draws=1),
         lambda done, total: told.append((done, total)),
     )
     verdicts = {check.name: check.verdict for check in right.checks}
@@ -232,7 +236,7 @@ def test_one_patient_decides_nothing(constant: None) -> None:
         bright_lesion_finder(2),
         make_cases(2, patients=1, images_each=2),
         ("centre",),
-        AuditSettings(map_cases=1, noise_draws=1, random_maps=1),
+        AuditSettings(map_cases=1, noise_draws=1),
     )
     assert {check.verdict for check in row.checks} == {"undecided"} and row.passed == 0
     assert "deletion undecided" in row.words
@@ -257,8 +261,8 @@ def test_intervals_come_from_patients_not_from_their_images() -> None:
     generator = np.random.default_rng(0)
     effects = generator.standard_normal(12)
     values, patients = np.repeat(effects, 10), [str(number) for number in np.repeat(np.arange(12), 10)]
-    by_patient = bootstrap(values, patients, seed=0)
-    by_image = bootstrap(values, [str(number) for number in range(120)], seed=0)
+    by_patient = bootstrap(values, patients)
+    by_image = bootstrap(values, [str(number) for number in range(120)])
     assert by_patient.value == by_image.value == pytest.approx(effects.mean())
     assert by_patient.high - by_patient.low > 2 * (by_image.high - by_image.low)
-    assert math.isnan(bootstrap([], [], 0).value) and math.isnan(bootstrap([1.0], ["a"], 0).low)
+    assert math.isnan(bootstrap([], []).value) and math.isnan(bootstrap([1.0], ["a"]).low)

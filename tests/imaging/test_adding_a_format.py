@@ -37,7 +37,7 @@ def read(series):
     data = series.path.read_bytes()
     rows, columns = data[3:5]
     if len(data) != 5 + rows * columns:
-        raise ReadError("file-unreadable", "breaks off", where=series.path, fix="copy it again")
+        raise ReadError("file-unreadable", "is incomplete", where=series.path, fix="copy it again")
     pixels = np.frombuffer(data, np.uint8, offset=5).reshape(1, rows, columns)
     facts = ImageFacts(str(series.path), NAME, decoder="toy 1", sha256=hashlib.sha256(data).hexdigest())
     return Image(pixels.astype(np.float32), None, None, facts)

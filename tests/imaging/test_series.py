@@ -64,7 +64,7 @@ def test_few_files_start_no_child(texts: list[Path]) -> None:
 def test_children_come_in_where_a_folder_takes_long(
     texts: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(in_children, "_usable_children", lambda: 2)
+    monkeypatch.setattr(in_children, "usable_processors", lambda: 2)
     assert all(text.endswith("True") for text in read_headers(text_of, texts, None)[0])
     monkeypatch.setattr(headers, "ALONE_SECONDS", 0.0)
     assert all(text.endswith("False") for text in read_headers(text_of, texts, None)[0])

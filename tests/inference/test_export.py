@@ -20,7 +20,6 @@ from medtl.inference.contract import contract
 from medtl.inference.export import (
     Calibrated,
     Portable,
-    Probabilities,
     example_images,
     largest_difference,
     write_onnx,
@@ -144,7 +143,7 @@ def test_isotonic_calibration_travels_in_the_files(tmp_path: Path) -> None:
 
 def test_a_program_of_probabilities_alone_has_one_output(tmp_path: Path) -> None:
     checkpoint = make_checkpoint()
-    program = write_program(tmp_path / "model.pt2", checkpoint, Probabilities)
+    program = write_program(tmp_path / "model.pt2", checkpoint, alone=True)
     images = torch.from_numpy(example_images(checkpoint, 2))
     found = torch.export.load(tmp_path / "model.pt2").module()(images)
     expected = Portable(checkpoint.classifier, None)(images)[1]

@@ -18,7 +18,7 @@ from medtl.inference import on_ray, streaming
 from medtl.inference.ensemble import Ensemble, make_ensemble
 from medtl.inference.on_ray import Job, work_on_ray
 from medtl.inference.predictor import Prediction
-from medtl.inference.streaming import rows_of, stream, unscored
+from medtl.inference.streaming import Scoring
 from tests.inference.test_streaming import Make, draw_folder, make_checkpoint, score
 
 __all__ = ["make_checkpoint"]  # the fixture
@@ -41,10 +41,10 @@ def score_on_ray(
     found = scan(folder)
     with open_journal(out) as journal:
         journal.open_for(ensemble.facts)
-        units = unscored(found, folder, journal, try_again=True)
-        for _ in stream(ensemble, units, folder, journal, None, stop, on_ray=True):
+        scoring = Scoring(ensemble, folder, journal, cluster="ray", stop=stop)
+        for _ in scoring.stream(scoring.unscored(found, try_again=True)):
             pass
-        return list(rows_of(found, folder, journal))
+        return list(scoring.rows(found))
 
 
 def die_once(flag: Path, score: Callable[..., Any], *arguments: Any) -> Any:

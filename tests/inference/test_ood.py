@@ -12,7 +12,6 @@ from medtl.imaging.reader import scan
 from medtl.imaging.series import Series
 from medtl.inference.ood import (
     FAR,
-    FeatureDistribution,
     decide_ood,
     distances,
     find_mismatch,
@@ -53,15 +52,15 @@ def test_distances_are_mahalanobis_with_the_covariance_of_ledoit_and_wolf() -> N
     centred = to_unit_length(others) - unit.mean(axis=0)
     expected = np.einsum("ij,jk,ik->i", centred, np.linalg.inv(covariance), centred)
     fitted = fit_distribution(training)
-    assert fitted is not None and fitted.axes.shape == (19, 20)
+    assert fitted is not None and fitted["axes"].shape == (19, 20)
     assert distances(others, fitted) == pytest.approx(expected, rel=1e-6)
 
 
 def test_few_axes_keep_the_total_variance() -> None:
     training = make_features(500, 200)
     fitted = fit_distribution(training)
-    assert fitted is not None and fitted.axes.shape == (64, 200)
-    total = fitted.variances.sum() + fitted.elsewhere * (200 - 64)
+    assert fitted is not None and fitted["axes"].shape == (64, 200)
+    total = float(fitted["variances"].sum() + fitted["elsewhere"] * (200 - 64))
     assert total == pytest.approx(to_unit_length(training).var(axis=0).sum(), rel=1e-6)
 
 
@@ -86,9 +85,8 @@ def test_training_features_that_vary_along_one_axis_alone_give_distances() -> No
     found = fit_ood(training, training, [])
     assert found is not None
     ood, tensors = found
-    kept = FeatureDistribution.from_tensors(tensors)
-    assert (kept.variances > 0).all() and kept.elsewhere > 0
-    near, far = distances(training, kept), distances(np.eye(4)[2:], kept)
+    assert (tensors["variances"] > 0).all() and tensors["elsewhere"] > 0
+    near, far = distances(training, tensors), distances(np.eye(4)[2:], tensors)
     assert np.isfinite(ood.threshold) and (near <= ood.threshold).all()
     assert np.isfinite(far).all() and far.min() > 100 * ood.threshold
 
@@ -98,9 +96,9 @@ def test_the_threshold_lets_the_promised_share_of_validation_images_pass() -> No
     found = fit_ood(make_features(300), validation, [])
     assert found is not None
     ood, tensors = found
-    passed = distances(validation, FeatureDistribution.from_tensors(tensors)) <= ood.threshold
+    passed = distances(validation, tensors) <= ood.threshold
     assert 0.99 <= passed.mean() < 0.995
-    fresh = distances(make_features(4000, seed=4), FeatureDistribution.from_tensors(tensors))
+    fresh = distances(make_features(4000, seed=4), tensors)
     assert (fresh <= ood.threshold).mean() == pytest.approx(0.99, abs=0.007)
 
 

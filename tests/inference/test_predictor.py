@@ -14,11 +14,11 @@ from PIL import Image as PillowImage
 
 from medtl.data.naming import sample_key
 from medtl.data.task import Task
-from medtl.errors import CheckpointError, OutputError, ReadError
+from medtl.errors import CheckpointError, OutputError
 from medtl.imaging.augmentation import AugmentationConfig
 from medtl.imaging.preprocessing import PreprocessingConfig
-from medtl.imaging.reader import read_images, scan
-from medtl.inference.predictor import Prediction, predicted_class, score_images, score_series, write_scores
+from medtl.imaging.reader import scan
+from medtl.inference.predictor import Prediction, predicted_class, score_batch, score_series, write_scores
 from medtl.training.checkpoint import Checkpoint, CheckpointHeader, describe_classifier
 
 Make = Callable[..., Checkpoint]
@@ -77,23 +77,13 @@ def test_probabilities_do_not_depend_on_the_batch(make_checkpoint: Make, folder:
     assert len({row.probabilities for row in one if row.status == "scored"}) == 5
 
 
-def test_images_score_as_their_files_do(make_checkpoint: Make, folder: Path) -> None:
-    checkpoint = make_checkpoint()
-    from_files = [row for row in rows_of(checkpoint, folder) if row.status == "scored"]
-    images = read_images(folder, refusals=[])
-    from_images = score_images(checkpoint, images)
-    assert len(from_images) == 5
-    for a, b in zip(from_files, from_images, strict=True):
-        assert a.probabilities == pytest.approx(b.probabilities, abs=1e-6) and a.predicted == b.predicted
-
-
-def test_an_image_that_the_model_does_not_take_is_raised(make_checkpoint: Make, tmp_path: Path) -> None:
+def test_an_image_that_the_model_does_not_take_is_refused(make_checkpoint: Make, folder: Path) -> None:
     from medtl.imaging.image import Image, ImageFacts
 
     volume = Image(np.zeros((1, 4, 8, 8), np.float32), np.eye(4), (1.0, 1.0, 1.0), ImageFacts("v", "nifti"))
-    with pytest.raises(ReadError) as caught:
-        score_images(make_checkpoint(), [volume])
-    assert caught.value.code == "image-dimensions"
+    series = scan(folder).series[:1]
+    (scored,) = score_batch(make_checkpoint(), series, folder, read=lambda _: volume)
+    assert (scored.prediction.status, scored.prediction.code) == ("refused", "image-dimensions")
 
 
 def test_a_damaged_image_does_not_move_its_neighbours(make_checkpoint: Make, folder: Path) -> None:
@@ -211,7 +201,6 @@ def test_a_constant_image_is_scored_with_a_warning(make_checkpoint: Make, tmp_pa
     PillowImage.fromarray(np.full((30, 26), 7, np.uint8)).save(blank)
     (scored,) = score_series(make_checkpoint(), scan(blank), tmp_path)
     assert (scored.prediction.status, scored.prediction.code) == ("scored", "image-constant")
-    assert score_images(make_checkpoint(), read_images(blank))[0].code == "image-constant"
 
 
 def test_a_lenient_checkpoint_takes_any_modality(make_checkpoint: Make) -> None:

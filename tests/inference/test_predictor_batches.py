@@ -2,7 +2,7 @@
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from medtl.imaging.preprocessing import PreprocessingConfig
 from medtl.imaging.reader import scan
 from medtl.imaging.series import Series
 from medtl.inference import predictor as scoring
-from medtl.inference.predictor import score_images, score_series
+from medtl.inference.predictor import score_batch, score_series
 from medtl.training.checkpoint import Checkpoint, CheckpointHeader, describe_classifier
 
 
@@ -69,49 +69,14 @@ def count_alive(references: list[weakref.ref]) -> int:
     return sum(reference() is not None for reference in references)
 
 
-def test_images_from_an_iterator_are_scored_in_batches_as_one_by_one(
-    checkpoint: Checkpoint, batch_sizes: list[int]
-) -> None:
-    together = score_images(checkpoint, (make_image(seed) for seed in range(5)), batch_size=2)
-    assert batch_sizes == [2, 2, 1]
-    alone = [score_images(checkpoint, [make_image(seed)])[0] for seed in range(5)]
-    assert [row.source for row in together] == [f"{seed}.png" for seed in range(5)]
-    for one, other in zip(together, alone, strict=True):
-        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-6)
-    assert len({row.probabilities for row in together}) == 5
-
-
-def test_an_image_that_comes_twice_has_two_rows_with_their_own_ids(checkpoint: Checkpoint) -> None:
-    rows = score_images(checkpoint, [make_image(0), make_image(0)], batch_size=1)
-    assert len({row.sample_id for row in rows}) == 2
-
-
-def test_an_iterator_of_images_is_not_kept(checkpoint: Checkpoint) -> None:
-    alive: list[weakref.ref] = []
-    counts: list[int] = []
-
-    def stream() -> Iterator[Image]:
-        for seed in range(8):
-            counts.append(count_alive(alive))
-            image = make_image(seed)
-            alive.append(weakref.ref(image))
-            yield image
-            del image
-
-    assert len(score_images(checkpoint, stream(), batch_size=2)) == 8
-    assert max(counts) <= 3  # a batch, and the first of the next
-
-
-def test_no_images_have_no_predictions(checkpoint: Checkpoint) -> None:
-    assert score_images(checkpoint, iter(())) == []
-
-
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 2000), (1, 2000, 1), (1, 7, 5), (3, 300, 200)])
 def test_an_image_of_any_size_goes_into_a_batch_with_others(
-    checkpoint: Checkpoint, shape: tuple[int, ...]
+    checkpoint: Checkpoint, shape: tuple[int, ...], tmp_path: Path
 ) -> None:
-    rows = score_images(checkpoint, [make_image(0), make_image(1, shape)])
-    assert all(sum(row.probabilities) == pytest.approx(1) for row in rows)
+    series = scan(make_folder(tmp_path / "data", 3)).series
+    images = dict(zip(series, (make_image(0), make_image(1, shape)), strict=True))
+    rows = score_batch(checkpoint, series, tmp_path / "data", read=images.__getitem__)
+    assert all(sum(row.prediction.probabilities) == pytest.approx(1) for row in rows)
 
 
 def test_a_file_that_goes_after_the_scan_is_a_refused_row_of_its_batch(

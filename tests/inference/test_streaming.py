@@ -3,7 +3,7 @@
 import os
 import shutil
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image as Picture
 
-from medtl.core.journal import Journal, open_journal
+from medtl.core.journal import open_journal
 from medtl.core.progress import StoppedError
 from medtl.data.task import Task
 from medtl.errors import CheckpointError, ConfigError, TrainingError
@@ -20,10 +20,10 @@ from medtl.imaging.augmentation import AugmentationConfig
 from medtl.imaging.preprocessing import PreprocessingConfig
 from medtl.imaging.reader import scan
 from medtl.imaging.series import Series
-from medtl.inference import streaming
+from medtl.inference import predictor
 from medtl.inference.ensemble import LARGEST_BATCH, Ensemble, make_ensemble
 from medtl.inference.predictor import Forward, Prediction, score_series
-from medtl.inference.streaming import rows_of, stream, unscored
+from medtl.inference.streaming import Scoring
 from medtl.training.checkpoint import Checkpoint, CheckpointHeader, TensorFile, describe_classifier
 
 Make = Callable[..., Checkpoint]
@@ -74,10 +74,11 @@ def score(
     found = scan(folder)
     with open_journal(out) as journal:
         journal.open_for(ensemble.facts)
-        units = unscored(found, folder, journal, try_again=True)
-        for _ in stream(ensemble, units, folder, journal, workers, stop):
+        scoring = Scoring(ensemble, folder, journal, workers=workers, stop=stop)
+        units = scoring.unscored(found, try_again=True)
+        for _ in scoring.stream(units):
             pass
-        return list(rows_of(found, folder, journal)), len(units)
+        return list(scoring.rows(found)), len(units)
 
 
 def test_rows_are_those_of_score_series(make_checkpoint: Make, folder: Path, tmp_path: Path) -> None:
@@ -148,9 +149,9 @@ def test_a_refusal_that_may_pass_is_tried_again(make_checkpoint: Make, folder: P
     away = path.rename(tmp_path / "away.png")
     with open_journal(out) as journal:
         journal.open_for(ensemble.facts)
-        for _ in stream(ensemble, unscored(found, folder, journal, try_again=True), folder, journal, 1):
-            pass
-        codes = {row.source: row.code for row in rows_of(found, folder, journal)}
+        scoring = Scoring(ensemble, folder, journal, workers=1)
+        scoring.score(found)
+        codes = {row.source: row.code for row in scoring.rows(found)}
     assert codes["0004.png"] == "file-missing"
     away.rename(path)
     rows, scored = score(ensemble, folder, out)
@@ -195,14 +196,14 @@ def test_a_stop_after_the_last_batch_is_none(make_checkpoint: Make, folder: Path
 def test_a_child_that_is_killed_is_one_error(
     stopping: bool, make_checkpoint: Make, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, parent = streaming.read_series, os.getpid()
+    read, parent = predictor.read_series, os.getpid()
 
     def die(series: Series) -> object:
         if series.path.name == "0006.png" and os.getpid() != parent:
             os.kill(os.getpid(), 9)
         return read(series)
 
-    monkeypatch.setattr(streaming, "read_series", die)
+    monkeypatch.setattr(predictor, "read_series", die)
     ensemble, out = make_ensemble([make_checkpoint()]), tmp_path / "out"
     asked = iter([False] * stopping)
     with pytest.raises(TrainingError) as caught:
@@ -238,13 +239,13 @@ def test_the_mean_of_several_runs_is_that_of_their_probabilities(
 def test_a_study_is_read_once_for_all_members(
     make_checkpoint: Make, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, seen = streaming.read_series, []
+    read, seen = predictor.read_series, []
 
     def counting(series: Series) -> object:
         seen.append(series.path.name)
         return read(series)
 
-    monkeypatch.setattr(streaming, "read_series", counting)
+    monkeypatch.setattr(predictor, "read_series", counting)
     score(make_ensemble([make_checkpoint(), make_checkpoint(0.7)]), folder, tmp_path / "out")
     assert sorted(seen) == [f"{index:04d}.png" for index in range(11)]
 
@@ -301,19 +302,16 @@ def peak_bytes(ensemble: Ensemble, folder: Path, out: Path) -> int:
     found = scan(folder)
     with open_journal(out) as journal:
         journal.open_for(ensemble.facts)
-        units = unscored(found, folder, journal, try_again=True)
+        scoring = Scoring(ensemble, folder, journal, workers=1)
+        units = scoring.unscored(found, try_again=True)
         tracemalloc.start()
         try:
-            for _ in stream(ensemble, units, folder, journal, 1):
+            for _ in scoring.stream(units):
                 pass
-            assert sum(1 for _ in drain(found, folder, journal)) == len(units)
+            assert sum(1 for _ in scoring.rows(found)) == len(units)
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
-
-
-def drain(found: object, folder: Path, journal: Journal) -> Iterator[Prediction]:
-    yield from rows_of(found, folder, journal)  # type: ignore[arg-type]
 
 
 def test_memory_is_flat_in_the_number_of_studies(make_checkpoint: Make, tmp_path: Path) -> None:

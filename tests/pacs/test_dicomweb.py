@@ -29,7 +29,7 @@ def server() -> Iterator[Server]:
 
 def studies(server: Server, limit: int | None = None) -> list[str]:
     with WebService(WebPeer(server.url)) as service:
-        return list(service.studies({}, limit))
+        return list(service.find({}, limit=limit))
 
 
 def retrieve(server: Server) -> bytes:
@@ -95,7 +95,7 @@ def test_odd_answers_to_a_search_are_one_line(answer: Answer, code: str, server:
 def test_nobody_there_is_one_line() -> None:
     peer = WebPeer(f"http://127.0.0.1:{free_port()}/x")
     with WebService(peer) as service, pytest.raises(PacsError, match="pacs-unreachable"):
-        list(service.studies({}, None))
+        list(service.find({}))
 
 
 @pytest.mark.parametrize("quoted", [True, False])
@@ -182,14 +182,14 @@ def test_tls_is_verified_by_the_authority_alone(
     # requests lets this variable go before a session's own authority
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(files.stranger))
     with WebService(peer, ours) as service:
-        assert list(service.studies({}, 1)) == ["1.2.3"]
+        assert list(service.find({}, limit=1)) == ["1.2.3"]
     for tls in (
         None,
         Tls(authority=files.stranger),
         Tls(files.stranger, files.stranger_key, files.authority),
     ):
         with WebService(peer, tls) as service, pytest.raises(PacsError, match="pacs-unreachable"):
-            list(service.studies({}, 1))
+            list(service.find({}, limit=1))
     with pytest.raises(ConfigError, match="pacs-tls"):
         WebService(peer, Tls(files.certificate, files.stranger_key))
     assert isinstance(server.socket, ssl.SSLSocket)

@@ -16,7 +16,7 @@ from tests.pacs.peers import archive, free_port, write_instances
 pytest.importorskip("pynetdicom", reason="medtl[pacs] is not installed")
 from pynetdicom import AE, evt
 
-from medtl.pacs.dimse_query import FIND, GET, IMAGES, QueryService, query_service
+from medtl.pacs.dimse_scu import FIND, GET, IMAGES, QueryService, query_service
 
 
 @contextmanager
@@ -60,8 +60,8 @@ def test_what_matches_is_asked_for_and_each_uid_comes_once() -> None:
         yield from listing("1.1", "1.2", "1.1")(event)
 
     with asked(find) as service:
-        assert list(service.studies({"StudyDate": "20260101-"}, None)) == ["1.1", "1.2"]
-        assert list(service.studies({}, 1)) == ["1.1"]
+        assert list(service.find({"StudyDate": "20260101-"})) == ["1.1", "1.2"]
+        assert list(service.find({}, limit=1)) == ["1.1"]
     assert queries[0].QueryRetrieveLevel == "STUDY" and queries[0].StudyDate == "20260101-"
     assert queries[0].StudyInstanceUID == ""
 
@@ -69,7 +69,7 @@ def test_what_matches_is_asked_for_and_each_uid_comes_once() -> None:
 @pytest.mark.parametrize("uid", ["../../x", "", None, "<script>", "*"])
 def test_a_uid_that_is_none_is_never_asked_for(uid: str | None) -> None:
     with asked(listing("1.1", uid)) as service, pytest.raises(PacsError, match="pacs-answer"):
-        list(service.studies({}, None))
+        list(service.find({}))
 
 
 def test_a_search_that_fails_is_one_line() -> None:
@@ -77,7 +77,7 @@ def test_a_search_that_fails_is_one_line() -> None:
         yield 0xA700, None
 
     with asked(find) as service, pytest.raises(PacsError, match="0xA700"):
-        list(service.studies({}, None))
+        list(service.find({}))
 
 
 def test_an_instance_comes_and_one_that_does_not_is_one_line(tmp_path: Path) -> None:
@@ -117,14 +117,14 @@ def test_an_association_that_drops_is_one_line() -> None:
         yield 0xFF00, None
 
     with pytest.raises(PacsError, match="pacs-unreachable"), asked(find) as service:
-        list(service.studies({}, None))
+        list(service.find({}))
 
 
 def test_an_archive_that_stores_alone_and_nobody_are_one_line_each() -> None:
     with archive() as found:
         peer = DimsePeer("ARCHIVE", "127.0.0.1", found.port)
         with pytest.raises(PacsError, match="pacs-refused"), query_service(peer, None, "MEDTL") as service:
-            list(service.studies({}, None))
+            list(service.find({}))
     nobody = DimsePeer("ARCHIVE", "127.0.0.1", free_port())
     with pytest.raises(PacsError, match="pacs-unreachable"), query_service(nobody, None, "MEDTL"):
         pass

@@ -16,9 +16,8 @@ from pydicom import dcmread
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
 from medtl.errors import MedtlError, PacsError
-from medtl.pacs.gate import LOOPBACK, MEGABYTE, Gate, parse_networks
 from medtl.pacs.inbox import Inbox
-from medtl.pacs.peer import Tls, client_tls
+from medtl.pacs.peer import LOOPBACK, MEGABYTE, Gate, Tls, client_tls, parse_networks
 from tests.pacs.peers import make_certificates, write_instances
 
 pytest.importorskip("pynetdicom", reason="medtl[pacs] is not installed")

@@ -6,8 +6,17 @@ from pathlib import Path
 import pytest
 
 from medtl.errors import ConfigError
-from medtl.pacs.gate import LOOPBACK, Gate, parse_networks
-from medtl.pacs.peer import DimsePeer, Tls, WebPeer, client_tls, parse_peer, server_tls
+from medtl.pacs.peer import (
+    LOOPBACK,
+    DimsePeer,
+    Gate,
+    Tls,
+    WebPeer,
+    client_tls,
+    parse_networks,
+    parse_peer,
+    server_tls,
+)
 from tests.pacs.peers import make_certificates
 
 

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medtl.report.findings import ModelCard, SaliencyMap, StageRow, StudyFinding
+from medtl.report.findings import ModelCard, StageRow, StudyFinding
 
 HISTORY = [
-    {"epoch": 1, "stage": "head", "train_loss": 0.7, "val_loss": 0.6, "val_auroc": 0.7},
-    {"epoch": 2, "stage": "head", "train_loss": 0.5, "val_loss": 0.5, "val_auroc": 0.8},
-    {"epoch": 3, "stage": "all", "train_loss": 0.3, "val_loss": 0.4, "val_auroc": 0.9},
+    {"stage": "head", "train_loss": 0.7, "val_loss": 0.6, "val_auroc": 0.7},
+    {"stage": "head", "train_loss": 0.5, "val_loss": 0.5, "val_auroc": 0.8},
+    {"stage": "all", "train_loss": 0.3, "val_loss": 0.4, "val_auroc": 0.9},
 ]
 
 
@@ -29,13 +29,13 @@ def make_finding(sample_id: str = "s1", shape: tuple[int, ...] = (20, 16), **cha
         "spacing_mm": (2.0,) * len(shape),
         "target_class": "opacity",
         "probabilities": {"normal": 0.2, "opacity": 0.8},
-        "predicted": "opacity",
-        "label": "normal",
+        "predicted": ("opacity",),
+        "label": ("normal",),
         "facts": {"Modality": "CR"},
         "notes": ("The polarity was inverted.",),
     }
     heatmap, method = changes.pop("heatmap", heatmap), changes.pop("method", "Grad-CAM")
-    fields["maps"] = () if heatmap is None else (SaliencyMap(method, heatmap),)
+    fields["maps"] = {} if heatmap is None else {method: heatmap}
     return StudyFinding(sample_id, **(fields | changes))
 
 

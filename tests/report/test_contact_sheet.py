@@ -19,7 +19,6 @@ from medtl.report.contact_sheet import (
     PAGE_NAME,
     THUMBNAIL_SIDE,
     ContactSheet,
-    Thumbnail,
     Tile,
     make_thumbnail,
     write_contact_sheet,
@@ -30,9 +29,9 @@ from tests.report.pages import Page, check_page
 PAYLOAD = "<script>alert(1)</script>"
 
 
-def picture(thumbnail: Thumbnail) -> np.ndarray:
+def picture(thumbnail: dict) -> np.ndarray:
     """Decode a thumbnail."""
-    data = base64.b64decode(thumbnail.source.partition(",")[2])
+    data = base64.b64decode(thumbnail["source"].partition(",")[2])
     return np.asarray(PillowImage.open(io.BytesIO(data)))
 
 
@@ -101,7 +100,7 @@ def test_thumbnails_have_true_proportions(
     shape: tuple[int, ...], spacing: tuple[float, ...] | None, size: tuple[int, int]
 ) -> None:
     thumbnail = make_thumbnail(np.zeros(shape, np.float32), spacing)
-    assert (thumbnail.width, thumbnail.height) == size
+    assert (thumbnail["width"], thumbnail["height"]) == size
     assert picture(thumbnail).shape == size[::-1]
     assert max(size) == THUMBNAIL_SIDE
 

@@ -88,6 +88,7 @@ def test_classes_and_thresholds_that_the_metrics_rest_on_are_said(tmp_path, card
 def test_what_an_evaluation_writes_is_what_the_page_reads(tmp_path, card, kind):
     from medtl.data.task import Task
     from medtl.evaluation.evaluate import evaluate, to_json
+    from medtl.evaluation.metrics import Questions
     from medtl.evaluation.thresholds import choose_thresholds
 
     task = Task(kind, ("normal", "opacity") if kind == "binary" else ("none", "glioma", "pituitary"))
@@ -96,8 +97,9 @@ def test_what_an_evaluation_writes_is_what_the_page_reads(tmp_path, card, kind):
     labels = scores.argmax(axis=1)
     truth = labels if kind != "multilabel" else np.eye(len(task.classes), dtype=np.float32)[labels]
     patients = [str(place // 2) for place in range(60)]
-    thresholds = choose_thresholds(scores, truth, task)
-    found = to_json(evaluate(scores, truth, task, patients, thresholds, resamples=50))
+    questions = Questions(scores, truth, task, patients)
+    thresholds = choose_thresholds(questions)
+    found = to_json(evaluate(questions, thresholds, resamples=50))
     path = write_evaluation_page(tmp_path, found, card(kind=kind, classes=task.classes))
     page = read_pages(tmp_path)[path.name]
     check_page(page, path)
@@ -115,9 +117,12 @@ def test_only_what_has_a_value_and_bounds_is_a_metric():
 
 def test_confusion_shares_are_of_the_true_class():
     (first, second) = confusion_cells([[6, 2], [0, 0]])
-    assert [cell.share for cell in first] == [0.75, 0.25] and [cell.share for cell in second] == [None, None]
-    assert [cell.correct for cell in first + second] == [True, False, False, True]
-    assert first[0].shade > first[1].shade
+    assert [cell["share"] for cell in first] == [0.75, 0.25] and [cell["share"] for cell in second] == [
+        None,
+        None,
+    ]
+    assert [cell["correct"] for cell in first + second] == [True, False, False, True]
+    assert first[0]["shade"] > first[1]["shade"]
 
 
 def test_other_confidence_is_said(tmp_path, card):

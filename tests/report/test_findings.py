@@ -27,8 +27,8 @@ def test_sound_findings_pass(finding, card):
         ({"probabilities": {"opacity": 0.8, "normal": 0.2}}, "classes of the model"),
         ({"probabilities": {"normal": np.nan, "opacity": 0.2}}, "not finite"),
         ({"probabilities": {"normal": 0.2, "opacity": 1.7}}, "outside"),
-        ({"predicted": "fracture"}, "does not have"),
-        ({"label": "fracture"}, "does not have"),
+        ({"predicted": ("fracture",)}, "does not have"),
+        ({"label": ("fracture",)}, "does not have"),
         ({"target_class": "fracture"}, "does not have"),
     ],
 )

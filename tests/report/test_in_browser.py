@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medtl.report.findings import SaliencyMap
 from medtl.report.site import write_report
 from tests.report.browser import Visit, chromium
 from tests.report.conftest import HISTORY, make_card, make_finding
@@ -40,11 +39,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values = np.arange(np.prod(VOLUME), dtype=np.float32).reshape(VOLUME)
     top = float(values.max())
     projection = make_finding("projection", image=np.full((20, 16), 0.5, np.float32))
-    other = SaliencyMap("Occlusion", np.zeros((20, 16), np.float32))
+    other = {"Occlusion": np.zeros((20, 16), np.float32)}
     findings = [
-        replace(projection, maps=(*projection.maps, other), prediction_set=("normal", "opacity")),
-        make_finding("volume", shape=VOLUME, image=values, window=(0.0, top), oriented=True, label="opacity"),
-        make_finding("mapless", heatmap=None, label="opacity", predicted="normal"),
+        replace(projection, maps={**projection.maps, **other}, prediction_set=("normal", "opacity")),
+        make_finding(
+            "volume", shape=VOLUME, image=values, window=(0.0, top), oriented=True, label=("opacity",)
+        ),
+        make_finding("mapless", heatmap=None, label=("opacity",), predicted=("normal",)),
     ]
     write_report(folder, findings, [], make_card())
     return folder
@@ -126,7 +127,7 @@ def test_methods_take_turns(visit: Visit, report: Path) -> None:
         const shown = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
         return shown.some((value, place) => place % 4 === 3 && value); }"""
     assert page.evaluate(opaque)
-    page.select_option("[data-method]", label="Occlusion")
+    page.select_option("[data-method]", label=("Occlusion",))
     assert not page.evaluate(opaque) and page.text_content("[data-named]") == "Occlusion"
 
 
@@ -169,7 +170,7 @@ def test_filters_filter_and_heads_sort(visit: Visit, report: Path) -> None:
     page.select_option("[data-filter=reason]", "undecided")
     assert names() == ["projection"]
     page.select_option("[data-filter=reason]", "")
-    page.select_option("[data-filter=class]", label="normal")
+    page.select_option("[data-filter=class]", label=("normal",))
     assert names() == ["mapless"]
     page.select_option("[data-filter=class]", "")
     page.fill("[data-filter=text]", "VOL")
@@ -205,8 +206,8 @@ def test_names_stay_text(browser: Any, visit: Visit, tmp_path: Path) -> None:
         target_class=names[1],
         method=f"CAM{PAYLOAD}",
         probabilities=dict(zip(names, (0.2, 0.8), strict=True)),
-        predicted=names[1],
-        label=names[0],
+        predicted=(names[1],),
+        label=(names[0],),
         prediction_set=names,
         ood=PAYLOAD,
         warning=PAYLOAD,

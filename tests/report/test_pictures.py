@@ -1,18 +1,19 @@
 import base64
 import io
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from medtl.report.pictures import (
-    STAGE_SIDE,
-    draw_picture,
     encode_colour_bar,
     encode_grey,
-    frame_of,
     overlay_ramp,
     peak_voxel,
+    shown_size,
+    write_picture,
 )
 
 
@@ -21,7 +22,8 @@ def decode(uri: str) -> Image.Image:
 
 
 def draw(*arguments) -> Image.Image:
-    return Image.open(io.BytesIO(draw_picture(*arguments)))
+    with TemporaryDirectory() as folder:
+        return Image.open(io.BytesIO((Path(folder) / write_picture(Path(folder), *arguments)).read_bytes()))
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -56,25 +58,10 @@ def test_overlay_lies_where_the_heatmap_is():
     assert coloured.max(axis=0) == pytest.approx([5, 12], abs=0.5)
 
 
-def test_frame_has_true_proportions():
-    assert (frame_of(noise(100, 100), (2.0, 1.0)).width, frame_of(noise(100, 100), (2.0, 1.0)).height) == (
-        STAGE_SIDE // 2,
-        STAGE_SIDE,
-    )
-    volume = frame_of(noise(4, 50, 100), (6.0, 1.0, 1.0))
-    assert (volume.width, volume.height) == (STAGE_SIDE, STAGE_SIDE // 2)
-
-
-@pytest.mark.parametrize(("width_mm", "text"), [(320, "50 mm"), (80, "20 mm"), (4, "1 mm"), (0.9, "0.2 mm")])
-def test_ruler_is_a_round_length_in_the_scale_of_the_frame(width_mm, text):
-    frame = frame_of(noise(100, 100), (width_mm / 100, width_mm / 100))
-    assert frame.ruler_text == text
-    assert frame.ruler_px / frame.width == pytest.approx(float(text.split()[0]) / width_mm)
-
-
-def test_no_ruler_without_spacing():
-    frame = frame_of(noise(10, 10), None)
-    assert frame.ruler_text == "" and frame.ruler_px == 0
+def test_size_has_true_proportions():
+    assert shown_size((100, 100), (2.0, 1.0), 560) == (280, 560)
+    assert shown_size((4, 50, 100), (6.0, 1.0, 1.0), 560) == (560, 280)
+    assert shown_size((50, 100), None, 160) == (160, 80)
 
 
 def test_peak_is_where_the_heatmap_is_largest():
@@ -87,8 +74,7 @@ def test_peak_is_where_the_heatmap_is_largest():
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 400), (400, 1), (3, 5)])
 def test_odd_shapes_are_drawn(shape):
-    frame = frame_of(noise(*shape), (1.0, 1.0))
-    assert min(frame.width, frame.height) >= 1
+    assert min(shown_size(shape, (1.0, 1.0), 560)) >= 1
     assert min(draw(noise(*shape), noise(*shape), (1.0, 1.0), 96).size) >= 1
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from medtl.core.seeds import make_generator
+from medtl.core.ids import make_generator
 from medtl.data.task import Task
 from medtl.models.classifier import Placement
 from medtl.training.checkpoint import model_tensors

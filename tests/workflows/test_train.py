@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from medtl.config import RunConfig, load_config, sample_data
 from medtl.data.manifest import load_manifest
 from medtl.data.splits import read_splits
 from medtl.data.task import TaskConfig
 from medtl.errors import CheckpointError, LabelError, SplitError, TrainingError
+from medtl.imaging.preprocessing import prepare_image
 from medtl.imaging.reader import read_images
-from medtl.inference.predictor import Prediction, score_images
+from medtl.inference.predictor import Prediction, predict
 from medtl.training.checkpoint import load_checkpoint
 from medtl.workflows import demo
 from medtl.workflows.demo import localise_run
@@ -123,10 +125,12 @@ def test_a_checkpoint_needs_nothing_but_images(
     moved = shutil.move(outcome.run.best, tmp_path / "elsewhere")
     for gone in (outcome.run.root, studies, own_home):
         shutil.rmtree(gone)
-    again = score_images(load_checkpoint(moved), images)
+    checkpoint = load_checkpoint(moved)
+    prepared = [prepare_image(image, checkpoint.preprocessing).pixels for image in images]
+    again = predict(checkpoint, torch.from_numpy(np.stack(prepared)))
     assert len(again) == 24
     for before, after in zip(rows, again, strict=True):
-        assert after.probabilities == pytest.approx(before.probabilities, abs=1e-6)
+        assert after == pytest.approx(before.probabilities, abs=1e-6)
 
 
 def test_provenance_holds_counts_and_versions_and_no_place(outcome: TrainOutcome, tmp_path: Path) -> None:

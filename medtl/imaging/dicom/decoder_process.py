@@ -16,7 +16,7 @@ import psutil
 from numpy.typing import NDArray
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
-from pydicom.uid import UID, JPEGExtended12Bit
+from pydicom.uid import UID, JPEGExtended12Bit, JPEGLosslessSV1
 
 # What a decoder may take beyond what the process holds once its libraries are loaded.
 MEMORY_BYTES = 2**30
@@ -41,36 +41,13 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
 def decode_frame(frame: bytes, transfer_syntax: str, plugin: str, **options: Any) -> NDArray:
     """Decode one frame, without its encapsulation, to (H, W) or (H, W, 3); YBR becomes RGB."""
     if transfer_syntax == JPEGExtended12Bit and options["bits_stored"] > 8:
-        return _decode_twelve_bits(frame, **options)
+        # gdcm goes by the frame itself, but pydicom refuses to pass it 12 bits under their own name.
+        transfer_syntax = JPEGLosslessSV1
     described = {**options, "number_of_frames": 1, "pixel_keyword": "PixelData"}
     values, _ = get_decoder(UID(transfer_syntax)).as_array(
         encapsulate([frame]), decoding_plugin=plugin, **described
     )
     return np.ascontiguousarray(values)
-
-
-def _decode_twelve_bits(frame: bytes, rows: int, columns: int, bits_stored: int, **_: Any) -> NDArray:
-    """Decode grey JPEG Extended of 12 bits, which pydicom does not pass to gdcm."""
-    import gdcm
-
-    fragment = gdcm.Fragment()
-    fragment.SetByteStringValue(frame)
-    fragments = gdcm.SequenceOfFragments.New()
-    fragments.AddFragment(fragment)
-    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
-    element.SetValue(fragments.__ref__())
-    image = gdcm.Image()
-    image.SetNumberOfDimensions(2)
-    image.SetDimension(0, columns)
-    image.SetDimension(1, rows)
-    image.SetPixelFormat(gdcm.PixelFormat(1, 16, bits_stored, bits_stored - 1, 0))
-    image.SetPhotometricInterpretation(
-        gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2)
-    )
-    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGExtendedProcess2_4))
-    image.SetDataElement(element)
-    stored = image.GetBuffer().encode("utf-8", "surrogateescape")
-    return np.frombuffer(stored, "<u2", rows * columns).reshape(rows, columns)
 
 
 def _limit_memory() -> None:

@@ -11,16 +11,15 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import parent_process
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medtl.core.parallel import usable_processors
-
-T = TypeVar("T")
 
 # Seconds for a frame: some, and more for a large one. A mammogram of 12 million pixels takes about four.
 BASE_SECONDS = 8.0
@@ -42,27 +41,38 @@ class DecoderLostError(Exception):
 
 
 class DecoderChild:
-    """One child process, for one thread at a time."""
+    """One child process that is ready to decode, for one thread at a time. Raises DecoderLostError."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
             CHILD, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_child_environment()
         )
-        self.ready = False
+        with self._within(START_SECONDS):
+            self._read_line()
 
     def decode(self, frame: bytes, request: dict[str, Any], seconds: float) -> NDArray:
         """Return the values of a frame. Raises FrameRefusedError; DecoderLostError, and ends the child."""
-        if not self.ready:
-            self._within(START_SECONDS, self._read_line)
-            self.ready = True
-        return self._within(seconds, lambda: self._exchange(frame, request))
+        requests, replies = self.process.stdin, self.process.stdout
+        assert requests is not None and replies is not None
+        with self._within(seconds):
+            requests.write(json.dumps({**request, "size": len(frame)}).encode() + b"\n")
+            requests.write(frame)
+            requests.flush()
+            reply = json.loads(self._read_line())
+            if "error" in reply:
+                raise FrameRefusedError(reply["error"])
+            values = np.empty(reply["shape"], np.dtype(reply["dtype"]))
+            if replies.readinto(values.reshape(-1).view(np.uint8)) < values.nbytes:  # type: ignore[attr-defined]
+                raise EOFError
+        return values
 
-    def _within(self, seconds: float, work: Callable[[], T]) -> T:
-        """Do work that ends when the process does, and kill the process after so many seconds."""
+    @contextmanager
+    def _within(self, seconds: float) -> Iterator[None]:
+        """Kill the process after so many seconds, and close it where it ends before its reply does."""
         overtime = threading.Timer(seconds, self.process.kill)
         overtime.start()
         try:
-            return work()
+            yield
         except (BrokenPipeError, EOFError) as error:
             late = not overtime.is_alive()
             self.close()
@@ -82,20 +92,6 @@ class DecoderChild:
         if not line:
             raise EOFError
         return line
-
-    def _exchange(self, frame: bytes, request: dict[str, Any]) -> NDArray:
-        requests, replies = self.process.stdin, self.process.stdout
-        assert requests is not None and replies is not None
-        requests.write(json.dumps({**request, "size": len(frame)}).encode() + b"\n")
-        requests.write(frame)
-        requests.flush()
-        reply = json.loads(self._read_line())
-        if "error" in reply:
-            raise FrameRefusedError(reply["error"])
-        values = np.empty(reply["shape"], np.dtype(reply["dtype"]))
-        if replies.readinto(values.reshape(-1).view(np.uint8)) < values.nbytes:  # type: ignore[attr-defined]
-            raise EOFError
-        return values
 
 
 def _child_environment() -> dict[str, str]:
@@ -121,7 +117,7 @@ class DecoderPool:
     def decode(self, frame: bytes, request: dict[str, Any], seconds: float) -> NDArray:
         """Decode with an idle child, or with a new one. Raises as DecoderChild.decode does."""
         with self.places:
-            try:
+            try:  # not a question first: other threads take children, too
                 child = self.idle.pop()
             except IndexError:
                 child = DecoderChild()

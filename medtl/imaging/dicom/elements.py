@@ -13,78 +13,15 @@ from pydicom import Sequence as Items
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.multival import MultiValue
-from pydicom.tag import BaseTag, Tag
+from pydicom.tag import BaseTag
 
 from medtl.errors import ReadError
 
-# Elements that distinguish echoes, time points and b-values within one series.
-CONTRAST_KEYWORDS = ("EchoTime", "TemporalPositionIdentifier", "DiffusionBValue")
-
-# Elements that may distinguish planes at one position where those do not, most specific first.
-MOMENT_KEYWORDS = (
-    "ImageType",
-    "ComplexImageComponent",
-    "DiffusionGradientOrientation",
-    "InversionTime",
-    "FlipAngle",
-    "AcquisitionNumber",
-    "TriggerTime",
-    "AcquisitionDateTime",
-    "AcquisitionTime",
-    "ContentTime",
-)
 FRAME_GROUP_KEYWORDS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-HEADER_KEYWORDS = [
-    *CONTRAST_KEYWORDS,
-    *MOMENT_KEYWORDS,
-    *FRAME_GROUP_KEYWORDS,
-    "BitsAllocated",
-    "BitsStored",
-    "BodyPartExamined",
-    "BurnedInAnnotation",
-    "Columns",
-    "HighBit",
-    "ImageOrientationPatient",
-    "ImagePositionPatient",
-    "ImagerPixelSpacing",
-    "LossyImageCompression",
-    "Modality",
-    "ModalityLUTSequence",
-    "NumberOfFrames",
-    "PatientID",
-    "PhotometricInterpretation",
-    "PixelPaddingRangeLimit",
-    "PixelPaddingValue",
-    "PixelRepresentation",
-    "PixelSpacing",
-    "RescaleIntercept",
-    "RescaleSlope",
-    "Rows",
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "SamplesPerPixel",
-    "SeriesInstanceUID",
-    "SliceThickness",
-    "SpacingBetweenSlices",
-    "StudyInstanceUID",
-    "VOILUTFunction",
-    "VOILUTSequence",
-    "ViewPosition",
-    "WindowCenter",
-    "WindowWidth",
-]
-KEYWORDS_BY_TAG = {Tag(keyword): keyword for keyword in HEADER_KEYWORDS}
 
-# Value representations whose bytes are text, and those of numbers, with their code in struct and their size.
+# Value representations whose bytes are text, and those of numbers, with their code in struct.
 TEXT_VRS = frozenset({"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "PN", "SH", "TM", "UI"})
-NUMBER_FORMATS = {
-    "US": ("H", 2),
-    "SS": ("h", 2),
-    "UL": ("L", 4),
-    "SL": ("l", 4),
-    "FL": ("f", 4),
-    "FD": ("d", 8),
-}
+NUMBER_CODES = {"US": "H", "SS": "h", "UL": "L", "SL": "l", "FL": "f", "FD": "d"}
 
 # Empty ones have no value; any other empty text is one empty string, as pydicom has it.
 NUMBER_TEXT_VRS = frozenset({"DS", "IS"})
@@ -95,19 +32,6 @@ Header = dict[str, Values]
 for name in ("pydicom", "pylibjpeg", "openjpeg"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-PYDICOM_MODULES = r"pydicom(\.|$)"
-
-
-def header_of(dataset: Dataset) -> Header:
-    """Return the elements of a dataset that an Instance is made of, by keyword, without any nested ones.
-
-    Bytes are decoded here for speed: pydicom takes 20 microseconds an element.
-    """
-    return {
-        KEYWORDS_BY_TAG[tag]: values_of(dataset, tag)
-        for tag in dataset.keys()  # noqa: SIM118 a Dataset iterates over its elements
-        if tag in KEYWORDS_BY_TAG and KEYWORDS_BY_TAG[tag] not in FRAME_GROUP_KEYWORDS
-    }
 
 
 def values_of(dataset: Dataset, tag: BaseTag) -> Values:
@@ -133,17 +57,20 @@ def decoded_values(content: bytes, kind: str, little_endian: bool = True) -> Val
         if not content and kind in NUMBER_TEXT_VRS:
             return ()
         return tuple(part.strip(" \0") for part in content.decode("latin-1").split("\\"))
-    if kind not in NUMBER_FORMATS:
+    order, code = "<" if little_endian else ">", NUMBER_CODES.get(kind)
+    if code is None or len(content) % struct.calcsize(order + code):
         return None
-    code, size = NUMBER_FORMATS[kind]
-    if len(content) % size:
-        return None
-    return struct.unpack(f"{'<' if little_endian else '>'}{len(content) // size}{code}", content)
+    return tuple(value for (value,) in struct.iter_unpack(order + code, content))
 
 
 @contextmanager
-def reporting_malformed(path: Path) -> Iterator[None]:
-    """Turn whatever parsing raises into ReadError dicom-header, which quotes nothing of the header."""
+def reporting_malformed(
+    path: Path,
+    code: str = "dicom-header",
+    what: str = "a header that cannot be parsed",
+    fix: str = "export it again from its source",
+) -> Iterator[None]:
+    """Turn whatever pydicom raises into a ReadError, which quotes nothing of the file."""
     try:
         yield
     except ReadError:
@@ -151,19 +78,9 @@ def reporting_malformed(path: Path) -> Iterator[None]:
     except Exception as error:  # pydicom raises nearly anything on malformed bytes, and reads values lazily
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk failed, not the content
-        reason = f"has a header that cannot be parsed ({type(error).__name__})"
-        raise ReadError("dicom-header", reason, where=path, fix="export it again from its source") from error
-
-
-def truncated(path: Path) -> ReadError:
-    """Return the refusal of a file that ends before its pixel data do."""
-    fix = "copy it again from its source"
-    return ReadError("dicom-truncated", "ends before its pixel data do", where=path, fix=fix)
+        raise ReadError(code, f"has {what} ({type(error).__name__})", where=path, fix=fix) from error
 
 
 def silence_warnings() -> None:
-    """Keep pydicom from quoting a header in its warnings."""
-    # Set again where another filter comes first: catch_warnings is not safe between threads.
-    first = warnings.filters[0] if warnings.filters else None
-    if first is None or first[3] is None or getattr(first[3], "pattern", "") != PYDICOM_MODULES:
-        warnings.filterwarnings("ignore", module=PYDICOM_MODULES)
+    """Keep pydicom from quoting a header in its warnings, whatever filters another thread has restored."""
+    warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")

@@ -13,17 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from pydicom import uid
 from pydicom.datadict import dictionary_VR
-from pydicom.uid import (
-    UID,
-    AllTransferSyntaxes,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ImplicitVRLittleEndian,
-)
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, VR
 
-from medtl.imaging.dicom.elements import FRAME_GROUP_KEYWORDS, KEYWORDS_BY_TAG, Header, Values, decoded_values
+from medtl.imaging.dicom.elements import FRAME_GROUP_KEYWORDS, Header, Values, decoded_values
 from medtl.imaging.dicom.header import (
     PIXEL_TAGS,
     PROGRAM_MAGICS,
@@ -32,14 +26,14 @@ from medtl.imaging.dicom.header import (
     names_image,
     place_of,
 )
-from medtl.imaging.dicom.instance import Instance, describe
+from medtl.imaging.dicom.instance import KEYWORDS_BY_TAG, Instance, describe
 from medtl.imaging.series import HEAD_BYTES
 
 # Bytes that are read of a file: at first, and where the header is longer. A longer one is left to pydicom.
 WINDOWS = (2**14, 2**18, 2**22)
 META_START = 132
 
-PLAIN_SYNTAXES = frozenset(AllTransferSyntaxes) - {DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian}
+PLAIN_SYNTAXES = {*uid.AllTransferSyntaxes} - {uid.DeflatedExplicitVRLittleEndian, uid.ExplicitVRBigEndian}
 SYNTAX_TAG, MEDIA_CLASS_TAG = 0x00020010, 0x00020002
 
 VR_NAMES = {vr.value.encode(): vr.value for vr in VR if len(vr.value) == 2}
@@ -48,7 +42,7 @@ SHORT_VRS = frozenset(VR_NAMES) - LONG_VRS
 KINDS_BY_TAG = {int(tag): dictionary_VR(tag) for tag in KEYWORDS_BY_TAG}
 NEEDED = {int(tag): keyword for tag, keyword in KEYWORDS_BY_TAG.items()}
 
-ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+ITEM, SEQUENCE_END, ITEM_END = 0xFFFEE000, 0xFFFEE0DD, b"\xfe\xff\x0d\xe0"
 
 _short, _long, _implicit = struct.Struct("<HH2sH"), struct.Struct("<L"), struct.Struct("<HHL")
 
@@ -69,39 +63,35 @@ def walk_header(path: Path) -> Instance | None:
     with path.open("rb") as file:
         try:
             header, syntax, pixels = _read(file)
-        except (NotPlainError, struct.error):  # the latter: a stream that breaks off
+        except (NotPlainError, struct.error, RecursionError):  # cut short, or nested without end
             return None
         place = place_of(pixels, file)
     instance = describe(header, path, syntax, place)
     return None if "MOSAIC" in instance.image_type or instance.frames > 1 else instance
 
 
-def _read(file: BinaryIO) -> tuple[Header, UID, tuple[int, int]]:
+def _read(file: BinaryIO) -> tuple[Header, uid.UID, tuple[int, int]]:
     """Read as much of a file as its header needs; return its values and where its pixel data are."""
     data, file_bytes = b"", os.fstat(file.fileno()).st_size
     for window in WINDOWS:
         data += file.read(window - len(data))
-        try:
+        with suppress(struct.error):  # beyond the window
             syntax, media_class, start = _walk_meta(data)
-            header, end = _walk_elements(data, start, implicit=syntax == ImplicitVRLittleEndian)
+            header, end = _walk_elements(data, start, implicit=syntax == uid.ImplicitVRLittleEndian)
             break
-        except struct.error:  # beyond the window, or beyond the file
-            if len(data) == file_bytes:
-                raise
     else:
         raise NotPlainError
     named = header.get("SOPClassUID", ())
+    image = names_image(uid.UID(str(*named) or media_class)) and {"Rows", "Columns"} <= header.keys()
     pixels = locate_pixels(data[end : end + 12], end, file_bytes)
-    if not names_image(UID(str(*named) or media_class)) or not {"Rows", "Columns"} <= header.keys():
-        raise NotPlainError
-    if pixels is None:
+    if pixels is None or not image:
         raise NotPlainError
     return header, syntax, pixels
 
 
-def _walk_meta(data: bytes) -> tuple[UID, str, int]:
+def _walk_meta(data: bytes) -> tuple[uid.UID, str, int]:
     """Return the transfer syntax, the SOP class that the file meta group names, and where the group ends."""
-    deflated = DeflatedExplicitVRLittleEndian.encode() in data[:HEAD_BYTES]
+    deflated = uid.DeflatedExplicitVRLittleEndian.encode() in data[:HEAD_BYTES]
     if data[META_START - 4 : META_START] != b"DICM" or data.startswith(PROGRAM_MAGICS) or deflated:
         raise NotPlainError
     values: dict[int, str] = {}
@@ -113,7 +103,7 @@ def _walk_meta(data: bytes) -> tuple[UID, str, int]:
         if tag in (SYNTAX_TAG, MEDIA_CLASS_TAG):
             values[tag] = data[at : at + length].decode("latin-1").strip(" \0")
         at += length
-    syntax = UID(values.get(SYNTAX_TAG, ""))
+    syntax = uid.UID(values.get(SYNTAX_TAG, ""))
     if syntax not in PLAIN_SYNTAXES:
         raise NotPlainError
     return syntax, values.get(MEDIA_CLASS_TAG, ""), at
@@ -180,27 +170,24 @@ def _values(content: bytes, tag: int, kind: str, header: Header) -> Values:
 
 def _skip_sequence(data: bytes, at: int, element: ReadElement) -> int:
     """Return where a sequence of undefined length ends, whose first item begins at a place."""
-    awaited = [SEQUENCE_END]  # what ends each thing that is open; a sequence holds nothing but items
-    while awaited:
+    while True:
         group, number, length = _implicit.unpack_from(data, at)
-        tag = group << 16 | number
-        if tag == awaited[-1]:
-            awaited.pop()
-            at += 8
-        elif awaited[-1] == SEQUENCE_END:
-            if tag != ITEM:
-                raise NotPlainError
-            at += 8
-            if length == UNDEFINED_LENGTH:
-                awaited.append(ITEM_END)
-            else:
-                at += length
+        tag, at = group << 16 | number, at + 8
+        if tag == SEQUENCE_END:
+            return at
+        if tag != ITEM:
+            raise NotPlainError
+        at = _skip_item(data, at, element) if length == UNDEFINED_LENGTH else at + length
+
+
+def _skip_item(data: bytes, at: int, element: ReadElement) -> int:
+    """Return where an item of undefined length ends, whose first element begins at a place."""
+    while data[at : at + 4] != ITEM_END:
+        _, kind, length, at = element(data, at)
+        if length != UNDEFINED_LENGTH:
+            at += length
+        elif kind == "SQ":
+            at = _skip_sequence(data, at, element)
         else:
-            tag, kind, length, at = element(data, at)
-            if length != UNDEFINED_LENGTH:
-                at += length
-            elif kind == "SQ":
-                awaited.append(SEQUENCE_END)
-            else:
-                raise NotPlainError
-    return at
+            raise NotPlainError
+    return at + 8

@@ -14,14 +14,8 @@ from pydicom.tag import Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from medtl.errors import ReadError
-from medtl.imaging.dicom.elements import (
-    KEYWORDS_BY_TAG,
-    reporting_malformed,
-    silence_warnings,
-    truncated,
-    values_of,
-)
-from medtl.imaging.dicom.instance import Place
+from medtl.imaging.dicom.elements import reporting_malformed, silence_warnings, values_of
+from medtl.imaging.dicom.instance import KEYWORDS_BY_TAG, Place
 from medtl.imaging.series import HEAD_BYTES
 
 # What a preamble may not begin with: the file would run (PS3.10 7.5).
@@ -62,7 +56,7 @@ def read_header(path: Path) -> Parsed:
             start, little_endian = stream.tell(), parsed.dataset.original_encoding[1]
             pixels = locate_pixels(stream.read(12), start, stream.seek(0, os.SEEK_END), little_endian)
         if pixels is None:
-            raise truncated(path)
+            raise _truncated(path)
         place = place_of(pixels, file) if stream is file else None
     return Parsed(path, parsed.dataset, parsed.transfer_syntax, place)
 
@@ -85,10 +79,9 @@ def parse(file: BinaryIO, path: Path, *, header_only: bool) -> Parsed:
     with reporting_malformed(path):
         dataset = pydicom.dcmread(file, force=True, stop_before_pixels=header_only, specific_tags=tags)
         syntax = dataset.file_meta.get("TransferSyntaxUID")
-    if not syntax or not isinstance(syntax, str):  # two values are none
-        fix = "export it again, with file meta information"
-        raise ReadError("dicom-transfer-syntax", "does not name its transfer syntax", where=path, fix=fix)
-    with reporting_malformed(path):
+        if not syntax or not isinstance(syntax, str):  # two values are none
+            fix = "export it again, with file meta information"
+            raise ReadError("dicom-transfer-syntax", "does not name its transfer syntax", where=path, fix=fix)
         _check_is_image(dataset, path)
     return Parsed(path, dataset, UID(syntax))
 
@@ -110,7 +103,7 @@ def inflated(file: BinaryIO, path: Path) -> BinaryIO:
         reason = f"inflates to more than {MOST_INFLATED_BYTES} bytes"
         raise ReadError("dicom-too-large", reason, where=path, fix="rewrite it uncompressed")
     if not inflater.eof:
-        raise truncated(path)
+        raise _truncated(path)
     # The transfer syntaxes have the same length, so that the file meta group is as long as it says.
     deflated, plain = (uid.encode() for uid in (DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian))
     return BytesIO(data[:start].replace(deflated, plain.ljust(len(deflated), b"\0")) + body)
@@ -121,9 +114,14 @@ def _check_is_image(dataset: Dataset, path: Path) -> None:
     kind = UID(str(*named) or str(dataset.file_meta.get("MediaStorageSOPClassUID", "")))
     if not names_image(kind) and (kind.keyword or "Rows" not in dataset):
         name = kind.name if kind.keyword else "an object of unknown kind"
-        raise ReadError("dicom-no-image", f"is no image: {name}", where=path, fix="name image files only")
+        raise ReadError("dicom-no-image", f"is not an image: {name}", where=path, fix="name image files only")
     if "Rows" not in dataset or "Columns" not in dataset:
-        raise truncated(path)  # pydicom returns an empty dataset where the pixel data break off
+        raise _truncated(path)  # pydicom returns an empty dataset where the file is cut short
+
+
+def _truncated(path: Path) -> ReadError:
+    fix = "copy it again from its source"
+    return ReadError("dicom-truncated", "ends before its pixel data do", where=path, fix=fix)
 
 
 def names_image(sop_class: UID) -> bool:
@@ -146,8 +144,5 @@ def locate_pixels(
     if len(element) < size:
         return None
     group, number, length = struct.unpack(layout, element[:size])
-    if (group << 16 | number) not in PIXEL_TAGS:
-        return None
-    if length != UNDEFINED_LENGTH and start + size + length > file_bytes:
-        return None
-    return start + size, length
+    whole = length == UNDEFINED_LENGTH or start + size + length <= file_bytes
+    return (start + size, length) if whole and (group << 16 | number) in PIXEL_TAGS else None

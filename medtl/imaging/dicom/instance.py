@@ -1,26 +1,37 @@
-"""HEADER -> Instance: what a DICOM header says about one plane."""
+"""HEADER -> Instance: what a DICOM header says about one plane, and which elements say it."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Annotated, Any, get_type_hints
 
-from pydicom.uid import (
-    UID,
-    CTImageStorage,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLSNearLossless,
-    MRImageStorage,
-)
+from pydicom.tag import Tag
+from pydicom.uid import UID, CTImageStorage, MRImageStorage
 
 from medtl.errors import ReadError
-from medtl.imaging.dicom.elements import CONTRAST_KEYWORDS, MOMENT_KEYWORDS, Header, reporting_malformed
+from medtl.imaging.dicom.elements import FRAME_GROUP_KEYWORDS, Header, reporting_malformed
 from medtl.imaging.image import WINDOW_FUNCTIONS, Window
 
-# Transfer syntaxes that lose detail whatever the header says; what an absent Modality must have been.
-LOSSY = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless})
+# Elements that distinguish echoes, time points and b-values within one series.
+CONTRAST_KEYWORDS = ("EchoTime", "TemporalPositionIdentifier", "DiffusionBValue")
+
+# Elements that may distinguish planes at one position where those do not, most specific first.
+MOMENT_KEYWORDS = (
+    "ImageType",
+    "ComplexImageComponent",
+    "DiffusionGradientOrientation",
+    "InversionTime",
+    "FlipAngle",
+    "AcquisitionNumber",
+    "TriggerTime",
+    "AcquisitionDateTime",
+    "AcquisitionTime",
+    "ContentTime",
+)
+# What an absent Modality must have been.
 MODALITIES = {str(CTImageStorage): "CT", str(MRImageStorage): "MR"}
-TABLE_KEYWORDS = ("ModalityLUTSequence", "VOILUTSequence")
 
 
 @dataclass(frozen=True)
@@ -33,9 +44,95 @@ class Place:
     time_ns: int
 
 
+# What is made of the values of one element, or of several.
+
+
+def _text(header: Header, keyword: str) -> str:
+    return "\\".join(map(str, header.get(keyword, ())))
+
+
+def _texts(header: Header, *keywords: str) -> tuple[str, ...]:
+    return tuple(_text(header, keyword) for keyword in keywords)
+
+
+def _code(header: Header, keyword: str) -> str:
+    return _text(header, keyword).upper()
+
+
+def _codes(header: Header, keyword: str) -> tuple[str, ...]:
+    return tuple(_code(header, keyword).split("\\"))
+
+
+def _modality(header: Header, keyword: str, sop_class: str) -> str:
+    return _code(header, keyword) or MODALITIES.get(_text(header, sop_class), "")
+
+
+def _whole(header: Header, *keywords: str, absent: int = 0) -> int:
+    """Return the whole number of the first element that has one, `absent` where none has."""
+    for keyword in keywords:
+        if header.get(keyword, ()) not in ((), ("",)):
+            return int(header[keyword][0])
+    return absent
+
+
+def _high_bit(header: Header, keyword: str, *stored: str) -> int:
+    return _whole(header, keyword, absent=_whole(header, *stored) - 1)
+
+
+def _flag(header: Header, keyword: str) -> bool:
+    return bool(_whole(header, keyword))
+
+
+def _numbers(header: Header, keyword: str, count: int) -> tuple[float, ...] | None:
+    """Return exactly `count` finite numbers of an element, or None."""
+    try:
+        values = tuple(map(float, header.get(keyword, ())))
+    except ValueError:
+        return None
+    return values if len(values) == count and all(map(math.isfinite, values)) else None
+
+
+def _number(header: Header, keyword: str) -> float | None:
+    values = _numbers(header, keyword, 1)
+    return values[0] if values else None
+
+
+def _rescale(header: Header, *keywords: str) -> tuple[float, float] | None:
+    """Return slope and intercept, 1 and 0 where they are absent, None where they are unusable."""
+    slope, intercept = (
+        absent if header.get(keyword, ("",)) in ((), ("",)) else _number(header, keyword)
+        for keyword, absent in zip(keywords, (1.0, 0.0), strict=True)
+    )
+    return (slope, intercept) if slope and intercept is not None else None
+
+
+def _window(header: Header, function: str, *keywords: str) -> Window | None:
+    """Return the first window, None where it is absent or no window."""
+    first = {keyword: header.get(keyword, ())[:1] for keyword in keywords}
+    centre, width = (_number(first, keyword) for keyword in keywords)
+    named = _code(header, function) or "LINEAR"
+    if centre is None or width is None or width <= 0 or named not in WINDOW_FUNCTIONS:
+        return None
+    return Window(centre, width, named)
+
+
+def _padding(header: Header, *keywords: str) -> tuple[float, float] | None:
+    """Return the range of padding values, whose two ends come in either order (PS3.3 C.7.5.1.1.2)."""
+    value, limit = (_number(header, keyword) for keyword in keywords)
+    if value is None:
+        return None
+    return (value, value) if limit is None else (min(value, limit), max(value, limit))
+
+
+def _has_items(header: Header, *keywords: str) -> bool:
+    return any(header.get(keyword, (0,)) != (0,) for keyword in keywords)
+
+
 @dataclass(frozen=True)
 class Instance:
     """What a DICOM file says about one plane. Identifiers leave the readers only as hashes.
+
+    Each annotation names the function that reads the field and the elements that it is read from.
 
     position (3,) and orientation (6,), row cosines first, are in LPS mm; pixel_spacing is (rows, columns) in
     mm; rescale is (slope, intercept); voi is the first window; padding the lowest and highest stored value
@@ -47,41 +144,40 @@ class Instance:
 
     path: Path
     transfer_syntax: UID
-    sop_class: str
-    sop_uid: str
-    patient_id: str = field(repr=False)
-    study_uid: str = field(repr=False)
-    series_uid: str = field(repr=False)
-    modality: str
-    image_type: tuple[str, ...]
-    rows: int
-    columns: int
-    samples: int
-    frames: int
-    photometric: str
-    bits_allocated: int
-    bits_stored: int
-    high_bit: int
-    signed: bool
-    rescale: tuple[float, float] | None
-    voi: Window | None
-    padding: tuple[float, float] | None
-    burned_in: bool
-    lossy: bool
-    body_part: str
-    view: str
-    position: tuple[float, ...] | None
-    orientation: tuple[float, ...] | None
-    pixel_spacing: tuple[float, ...] | None
-    imager_spacing: tuple[float, ...] | None
-    slice_spacing: float | None
-    slice_thickness: float | None
-    contrast: tuple[str, ...]
-    moments: tuple[str, ...]
-    has_tables: bool
+    place: Place | None
+    sop_uid: Annotated[str, _text, "SOPInstanceUID"]
+    patient_id: Annotated[str, _text, "PatientID"] = field(repr=False)
+    study_uid: Annotated[str, _text, "StudyInstanceUID"] = field(repr=False)
+    series_uid: Annotated[str, _text, "SeriesInstanceUID"] = field(repr=False)
+    modality: Annotated[str, _modality, "Modality", "SOPClassUID"]
+    image_type: Annotated[tuple[str, ...], _codes, "ImageType"]
+    rows: Annotated[int, _whole, "Rows"]
+    columns: Annotated[int, _whole, "Columns"]
+    samples: Annotated[int, partial(_whole, absent=1), "SamplesPerPixel"]
+    frames: Annotated[int, partial(_whole, absent=1), "NumberOfFrames"]
+    photometric: Annotated[str, _code, "PhotometricInterpretation"]
+    bits_allocated: Annotated[int, _whole, "BitsAllocated"]
+    bits_stored: Annotated[int, _whole, "BitsStored", "BitsAllocated"]
+    high_bit: Annotated[int, _high_bit, "HighBit", "BitsStored", "BitsAllocated"]
+    signed: Annotated[bool, _flag, "PixelRepresentation"]
+    rescale: Annotated[tuple[float, float] | None, _rescale, "RescaleSlope", "RescaleIntercept"]
+    voi: Annotated[Window | None, _window, "VOILUTFunction", "WindowCenter", "WindowWidth"]
+    padding: Annotated[tuple[float, float] | None, _padding, "PixelPaddingValue", "PixelPaddingRangeLimit"]
+    burned_in: Annotated[str, _code, "BurnedInAnnotation"]
+    lossy: Annotated[str, _code, "LossyImageCompression"]
+    body_part: Annotated[str, _code, "BodyPartExamined"]
+    view: Annotated[str, _code, "ViewPosition"]
+    position: Annotated[tuple[float, ...] | None, partial(_numbers, count=3), "ImagePositionPatient"]
+    orientation: Annotated[tuple[float, ...] | None, partial(_numbers, count=6), "ImageOrientationPatient"]
+    pixel_spacing: Annotated[tuple[float, ...] | None, partial(_numbers, count=2), "PixelSpacing"]
+    imager_spacing: Annotated[tuple[float, ...] | None, partial(_numbers, count=2), "ImagerPixelSpacing"]
+    slice_spacing: Annotated[float | None, _number, "SpacingBetweenSlices"]
+    slice_thickness: Annotated[float | None, _number, "SliceThickness"]
+    contrast: Annotated[tuple[str, ...], _texts, *CONTRAST_KEYWORDS]
+    moments: Annotated[tuple[str, ...], _texts, *MOMENT_KEYWORDS]
+    has_tables: Annotated[bool, _has_items, "ModalityLUTSequence", "VOILUTSequence"]
     frame: int = 0
     mosaic: int = 1
-    place: Place | None = None
 
     @property
     def values(self) -> int:
@@ -100,107 +196,20 @@ class Instance:
         return self.rows * self.mosaic, self.columns * self.mosaic
 
 
+SOURCES: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
+    name: (hint.__metadata__[0], hint.__metadata__[1:])
+    for name, hint in get_type_hints(Instance, include_extras=True).items()
+    if hasattr(hint, "__metadata__")
+}
+HEADER_KEYWORDS = {keyword for _, keywords in SOURCES.values() for keyword in keywords}
+KEYWORDS_BY_TAG = {Tag(keyword): keyword for keyword in HEADER_KEYWORDS.union(FRAME_GROUP_KEYWORDS)}
+
+
 def describe(header: Header, path: Path, transfer_syntax: UID, place: Place | None) -> Instance:
     """Turn the flat header of a plane into an Instance. Raises ReadError dicom-header."""
     with reporting_malformed(path):
-        instance = _instance(header, path, transfer_syntax, place)
+        values = {name: read(header, *keywords) for name, (read, keywords) in SOURCES.items()}
+    instance = Instance(path, transfer_syntax, place, **values)
     if min(instance.rows, instance.columns, instance.samples, instance.frames) < 1:
-        reason = "has no valid image size"
-        raise ReadError("dicom-header", reason, where=path, fix="export it again")
+        raise ReadError("dicom-header", "has no valid image size", where=path, fix="export it again")
     return instance
-
-
-def _instance(header: Header, path: Path, transfer_syntax: UID, place: Place | None) -> Instance:
-    allocated = _whole(header, "BitsAllocated", 0)
-    stored = _whole(header, "BitsStored", allocated)
-    return Instance(
-        path=path,
-        transfer_syntax=transfer_syntax,
-        sop_class=UID(_text(header, "SOPClassUID")).keyword,
-        sop_uid=_text(header, "SOPInstanceUID"),
-        patient_id=_text(header, "PatientID"),
-        study_uid=_text(header, "StudyInstanceUID"),
-        series_uid=_text(header, "SeriesInstanceUID"),
-        modality=_text(header, "Modality").upper() or MODALITIES.get(_text(header, "SOPClassUID"), ""),
-        image_type=tuple(str(value).upper() for value in header.get("ImageType", ())),
-        rows=_whole(header, "Rows", 0),
-        columns=_whole(header, "Columns", 0),
-        samples=_whole(header, "SamplesPerPixel", 1),
-        frames=_whole(header, "NumberOfFrames", 1),
-        photometric=_text(header, "PhotometricInterpretation").upper(),
-        bits_allocated=allocated,
-        bits_stored=stored,
-        high_bit=_whole(header, "HighBit", stored - 1),
-        signed=bool(_whole(header, "PixelRepresentation", 0)),
-        rescale=_rescale(header),
-        voi=_window(header),
-        padding=_padding(header),
-        burned_in=_text(header, "BurnedInAnnotation").upper() == "YES",
-        lossy=_text(header, "LossyImageCompression") == "01" or transfer_syntax in LOSSY,
-        body_part=_text(header, "BodyPartExamined").upper(),
-        view=_text(header, "ViewPosition").upper(),
-        position=_numbers(header, "ImagePositionPatient", 3),
-        orientation=_numbers(header, "ImageOrientationPatient", 6),
-        pixel_spacing=_numbers(header, "PixelSpacing", 2),
-        imager_spacing=_numbers(header, "ImagerPixelSpacing", 2),
-        slice_spacing=_number(header, "SpacingBetweenSlices"),
-        slice_thickness=_number(header, "SliceThickness"),
-        contrast=tuple(_text(header, keyword) for keyword in CONTRAST_KEYWORDS),
-        moments=tuple(_text(header, keyword) for keyword in MOMENT_KEYWORDS),
-        has_tables=any(header.get(keyword, (0,)) != (0,) for keyword in TABLE_KEYWORDS),
-        place=place,
-    )
-
-
-def _text(header: Header, keyword: str) -> str:
-    return "\\".join(str(value) for value in header.get(keyword, ()))
-
-
-def _whole(header: Header, keyword: str, absent: int) -> int:
-    """Return a whole number, `absent` where the element is not there or empty."""
-    values = header.get(keyword, ())
-    if not values or values == ("",):
-        return absent
-    return int(values[0])
-
-
-def _numbers(header: Header, keyword: str, count: int) -> tuple[float, ...] | None:
-    """Return exactly `count` finite numbers of an element, or None."""
-    try:
-        values = tuple(float(value) for value in header.get(keyword, ()))
-    except ValueError:
-        return None
-    return values if len(values) == count and all(map(math.isfinite, values)) else None
-
-
-def _number(header: Header, keyword: str) -> float | None:
-    values = _numbers(header, keyword, 1)
-    return values[0] if values else None
-
-
-def _rescale(header: Header) -> tuple[float, float] | None:
-    """Return slope and intercept, 1 and 0 where they are absent, None where they are unusable."""
-    slope, intercept = (
-        absent if header.get(keyword, ("",)) in ((), ("",)) else _number(header, keyword)
-        for keyword, absent in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
-    )
-    return (slope, intercept) if slope and intercept is not None else None
-
-
-def _window(header: Header) -> Window | None:
-    """Return the first window, None where it is absent or no window."""
-    function = _text(header, "VOILUTFunction").upper() or "LINEAR"
-    first = {keyword: header.get(keyword, ())[:1] for keyword in ("WindowCenter", "WindowWidth")}
-    centre, width = (_number(first, keyword) for keyword in first)
-    if centre is None or width is None or function not in WINDOW_FUNCTIONS:
-        return None
-    return Window(centre, width, function) if width > 0 else None
-
-
-def _padding(header: Header) -> tuple[float, float] | None:
-    """Return the range of padding values, whose two ends come in either order (PS3.3 C.7.5.1.1.2)."""
-    value = _number(header, "PixelPaddingValue")
-    if value is None:
-        return None
-    limit = _number(header, "PixelPaddingRangeLimit")
-    return (value, value) if limit is None else (min(value, limit), max(value, limit))

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -30,7 +29,7 @@ GROUP_ELEMENTS = (
 )
 AGE = re.compile(r"(\d{3})([DWMY])")  # PS3.5 6.2, AS
 A_YEAR = {"D": 365.25, "W": 52.18, "M": 12, "Y": 1}
-DATE = re.compile(r"[0-9]{8}")
+DATE = re.compile(r"[0-9]{8}")  # PS3.5 6.2, DA
 
 # Keyword in DICOM -> how a page names it (PS3.3 C.7.1.1, C.7.2.1).
 IDENTIFYING_ELEMENTS = {
@@ -128,16 +127,13 @@ def _age(header: Mapping[str, str]) -> str:
     stated = AGE.fullmatch(header["PatientAge"].upper())
     if stated:
         return str(int(int(stated[1]) / A_YEAR[stated[2]]))
-    born, seen = _date(header["PatientBirthDate"]), _date(header["StudyDate"])
-    if born is None or seen is None or seen < born:
+    dates = (header["PatientBirthDate"], header["StudyDate"])
+    try:
+        born, seen = (date.fromisoformat(text) for text in dates if DATE.fullmatch(text))
+    except ValueError:  # one of them is absent, or no date
         return ""
-    return str(seen.year - born.year - ((seen.month, seen.day) < (born.month, born.day)))
-
-
-def _date(text: str) -> date | None:
-    with suppress(ValueError):
-        return date.fromisoformat(text) if DATE.fullmatch(text) else None
-    return None
+    years = seen.year - born.year - ((seen.month, seen.day) < (born.month, born.day))
+    return str(years) if years >= 0 else ""
 
 
 def read_identifiers(series: Series, source: str) -> dict[str, str]:

@@ -8,75 +8,50 @@ from importlib.metadata import version
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset
-from pydicom.encaps import generate_frames, get_frame
+from pydicom import Dataset, uid
+from pydicom.encaps import generate_frames
 from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
-from pydicom.uid import (
-    HTJ2K,
-    JPEG2000,
-    UID,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    HTJ2KLossless,
-    HTJ2KLosslessRPCL,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
-    RLELossless,
-)
+from pydicom.pixels.utils import get_j2k_parameters
 
 from medtl.errors import ReadError
 from medtl.imaging.dicom.decoders import DecoderLostError, FrameRefusedError, decode_frame
 from medtl.imaging.dicom.elements import reporting_malformed
 from medtl.imaging.dicom.instance import Instance, Place
-from medtl.imaging.image import Voi, VoiTable
+from medtl.imaging.image import Voi, VoiTable, is_bomb
 
+OTHER_JPEG = (uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1)
+JPEG_2000 = (uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K)
+NATIVE = {uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian}
 # The plugin of pydicom and the distribution that decode a transfer syntax. One each: decoders of lossy ones
 # differ by one to three grey levels.
-NATIVE = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian}
-DECODERS: dict[UID, tuple[str, str]] = {
-    RLELossless: ("pylibjpeg", "pylibjpeg-rle"),
-    JPEGBaseline8Bit: ("pillow", "pillow"),
-    JPEGExtended12Bit: ("gdcm", "python-gdcm"),
-    JPEGLossless: ("gdcm", "python-gdcm"),
-    JPEGLosslessSV1: ("gdcm", "python-gdcm"),
-    JPEGLSLossless: ("pyjpegls", "pyjpegls"),
-    JPEGLSNearLossless: ("pyjpegls", "pyjpegls"),
-    JPEG2000Lossless: ("pylibjpeg", "pylibjpeg-openjpeg"),
-    JPEG2000: ("pylibjpeg", "pylibjpeg-openjpeg"),
-    HTJ2KLossless: ("pylibjpeg", "pylibjpeg-openjpeg"),
-    HTJ2KLosslessRPCL: ("pylibjpeg", "pylibjpeg-openjpeg"),
-    HTJ2K: ("pylibjpeg", "pylibjpeg-openjpeg"),
+DECODERS: dict[uid.UID, tuple[str, str]] = {
+    uid.RLELossless: ("pylibjpeg", "pylibjpeg-rle"),
+    uid.JPEGBaseline8Bit: ("pillow", "pillow"),
+    **dict.fromkeys(OTHER_JPEG, ("gdcm", "python-gdcm")),
+    **dict.fromkeys((uid.JPEGLSLossless, uid.JPEGLSNearLossless), ("pyjpegls", "pyjpegls")),
+    **dict.fromkeys(JPEG_2000, ("pylibjpeg", "pylibjpeg-openjpeg")),
 }
 # The same OpenJPEG, which here decodes grey frames with threads, and does not read all colours.
 THREADED = ("pillow", "pillow")
 # Pillow refuses much larger images as an attack.
 MOST_THREADED_VALUES = 2**26
-NATIVE_DECODER = "pydicom"
-# The byte of a codestream that holds the depth of its first component: bits - 1, plus 128 where it is signed.
-DEPTH_PLACE = 42
-
-# The number of a plane, its stored values, and the decoder's name and version.
-Stored = tuple[int, NDArray, str]
 
 # Pixel values in one image, 1 GiB as float32. Checked before anything is decoded.
 MOST_VALUES = 2**28
-
-# A frame that is larger than any radiograph and shrinks to almost nothing is no image (a bomb).
-LARGE_FRAME_VALUES = 2**25
-MOST_SHRINKING = 500
 
 GREY = frozenset({"MONOCHROME1", "MONOCHROME2"})
 # Little-endian words by BitsAllocated.
 WORDS: dict[int, np.dtype] = {8: np.dtype("u1"), 16: np.dtype("<u2")}
 PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 PALETTE = "PALETTE COLOR"
-COLOUR = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})
+# Samples per pixel by Photometric Interpretation.
+SAMPLES = {
+    **dict.fromkeys((*GREY, PALETTE), 1),
+    **dict.fromkeys(("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"), 3),
+}
+
+# How pixel data that no decoder takes are refused.
+UNDECODABLE = ("dicom-pixels", "pixel data that cannot be decoded", "copy or export it again")
 
 # Codestreams: SOC and SIZ of JPEG 2000; the frame headers SOF0 to SOF15 of JPEG, SOF55 of JPEG-LS.
 J2K_START = b"\xff\x4f\xff\x51"
@@ -85,12 +60,13 @@ START_OF_FRAME = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """Values (C, H, W) of one plane, the VOI transformation meant for them, and their decoder.
+    """Values (C, H, W) of a plane, the VOI transformation meant for them, and their decoder.
 
     They have the type in which they are exact; an Image rounds them to float32. padding: the lowest and the
     highest value outside the image, None where the file names none.
     """
 
+    plane: Instance
     values: NDArray
     voi: Voi | None
     padding: tuple[float, float] | None
@@ -108,12 +84,10 @@ def check_decodable(plane: Instance, where: str, count: int = 1) -> None:
         reason = f"is in {name}, which is not decoded"
         fix = "rewrite it uncompressed, for example with gdcmconv --raw"
         raise ReadError("dicom-undecoded", reason, where=where, fix=fix)
-    single = plane.photometric in GREY | {PALETTE}
-    known = single or plane.photometric in COLOUR
-    if not known or plane.samples != (1 if single else 3):
+    if SAMPLES.get(plane.photometric) != plane.samples:
         reason = "has a photometric interpretation that is unknown or contradicts its samples per pixel"
         raise ReadError("dicom-photometric", reason, where=where, fix="convert it to MONOCHROME2 or RGB")
-    if not 0 < plane.bits_stored <= plane.bits_allocated or plane.high_bit != plane.bits_stored - 1:
+    if not 0 < plane.bits_stored == plane.high_bit + 1 <= plane.bits_allocated:
         reason = "has BitsAllocated, BitsStored and HighBit that contradict each other"
         raise ReadError("dicom-bits", reason, where=where, fix="export it again")
     if plane.rescale is None:
@@ -130,26 +104,22 @@ def decode(dataset: Dataset, planes: Sequence[Instance]) -> list[Pixels]:
 
     Raises ReadError dicom-truncated, -pixels, -decoder, -photometric, -rescale, -not-finite.
     """
-    frames = {number: (values, decoder) for number, values, decoder in _stored_planes(dataset, planes)}
     pixels = []
-    for plane in planes:
-        stored, decoder = frames[plane.frame]
+    for plane, (stored, decoder) in zip(planes, _stored_planes(dataset, planes), strict=True):
         if plane.photometric not in GREY:
-            pixels.append(Pixels(_colour(dataset, stored, plane), None, None, decoder))
+            pixels.append(Pixels(plane, _colour(dataset, stored, plane), None, None, decoder))
             continue
+        meant = plane
         if "ModalityLUTSequence" in dataset:
-            stored, plane = _through_table(dataset, stored, plane)
-        pixels.append(_grey(stored, plane, _voi(dataset, plane), decoder))
+            stored, meant = _through_table(dataset, stored, plane)
+        pixels.append(replace(_grey(stored, meant, _voi(dataset, plane), decoder), plane=plane))
     return pixels
 
 
 def decode_directly(data: bytes, planes: Sequence[Instance], place: Place) -> list[Pixels] | None:
-    """Decode planes straight from the bytes of their file, at the place that its scan has found.
-
-    Only grey, little-endian integers without tables; None for all others.
-    """
+    """Decode grey, little-endian integers without tables straight from their file; None for all others."""
     first = planes[0]
-    simple = first.transfer_syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
+    simple = first.transfer_syntax in (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian)
     simple = simple and first.photometric in GREY and first.bits_allocated in WORDS and first.mosaic == 1
     if not simple or any(plane.has_tables for plane in planes):
         return None
@@ -160,7 +130,7 @@ def decode_directly(data: bytes, planes: Sequence[Instance], place: Place) -> li
     for plane in planes:
         start = place.start + plane.frame * size
         words = np.frombuffer(data, WORDS[first.bits_allocated], plane.values, start)
-        decoded.append(_grey(_stored_values(words, plane), plane, plane.voi, _named(NATIVE_DECODER)))
+        decoded.append(_grey(_stored_values(words, plane), plane, plane.voi, _named("pydicom")))
     return decoded
 
 
@@ -180,10 +150,10 @@ def _decoder_of(plane: Instance, frame: bytes) -> tuple[str, str]:
 
     THREADED does not take a codestream that contradicts its header in sign, or is deeper than 16 bits.
     """
-    grey = plane.transfer_syntax == JPEG2000Lossless and plane.photometric in GREY and not plane.signed
-    depth = frame[DEPTH_PLACE] + 1 if frame.startswith(J2K_START) and len(frame) > DEPTH_PLACE else 0
-    plain = 0 < depth <= 16 and plane.values <= MOST_THREADED_VALUES
-    return THREADED if grey and plain else DECODERS[plane.transfer_syntax]
+    grey = plane.transfer_syntax == uid.JPEG2000Lossless and plane.photometric in GREY and not plane.signed
+    component = get_j2k_parameters(frame) if grey and frame.startswith(J2K_START) else {}
+    plain = component.get("is_signed") is False and component["precision"] <= 16
+    return THREADED if plain and plane.values <= MOST_THREADED_VALUES else DECODERS[plane.transfer_syntax]
 
 
 @cache
@@ -191,24 +161,27 @@ def _named(distribution: str) -> str:
     return f"{distribution} {version(distribution)}"
 
 
-def _stored_planes(dataset: Dataset, planes: Sequence[Instance]) -> Iterator[Stored]:
-    """Yield the number of each plane, its stored values and their decoder; YBR becomes RGB (H, W, 3)."""
+def _stored_planes(dataset: Dataset, planes: Sequence[Instance]) -> Iterator[tuple[NDArray, str]]:
+    """Yield the stored values of each plane and their decoder; YBR becomes RGB (H, W, 3)."""
     first = planes[0]
-    data = _pixel_bytes(dataset, first)
+    with reporting_malformed(first.path, *UNDECODABLE):
+        data = next((dataset[keyword].value for keyword in PIXEL_KEYWORDS if keyword in dataset), b"")
+    if not isinstance(data, bytes) or not data:
+        raise ReadError("dicom-truncated", "has no pixel data", where=first.path, fix="copy it again")
     frames = _native_frames if first.transfer_syntax in NATIVE else _compressed_frames
     if first.mosaic == 1:
         yield from frames(dataset, data, first, [plane.frame for plane in planes])
         return
-    ((_, whole, decoder),) = frames(dataset, data, first, [0])
+    ((whole, decoder),) = frames(dataset, data, first, [0])
     for plane in planes:
         row, column = divmod(plane.frame, plane.mosaic)
         rows = slice(row * plane.rows, (row + 1) * plane.rows)
-        yield plane.frame, whole[rows, column * plane.columns : (column + 1) * plane.columns], decoder
+        yield whole[rows, column * plane.columns : (column + 1) * plane.columns], decoder
 
 
 def _native_frames(
     dataset: Dataset, data: bytes, plane: Instance, numbers: Sequence[int]
-) -> Iterator[Stored]:
+) -> Iterator[tuple[NDArray, str]]:
     """Decode uncompressed frames, in this process: no decoder can crash it."""
     rows, columns = plane.stored_shape
     samples = 2 if plane.photometric == "YBR_FULL_422" else plane.samples
@@ -219,27 +192,33 @@ def _native_frames(
     if len(data) >= 2 * expected:
         raise _other_size(plane)
     for number in numbers:
-        try:
-            yield number, pixel_array(dataset, index=number), _named(NATIVE_DECODER)
-        except Exception as error:  # pydicom raises nearly anything on malformed elements
-            raise _undecodable(plane, type(error).__name__) from error
+        with reporting_malformed(plane.path, *UNDECODABLE):
+            stored = pixel_array(dataset, index=number)
+        yield stored, _named("pydicom")
 
 
 def _compressed_frames(
     dataset: Dataset, data: bytes, plane: Instance, numbers: Sequence[int]
-) -> Iterator[Stored]:
+) -> Iterator[tuple[NDArray, str]]:
     """Decode compressed frames, in a child process."""
     rows, columns = plane.stored_shape
     values = plane.samples * rows * columns * len(numbers)
-    if values > max(LARGE_FRAME_VALUES, MOST_SHRINKING * len(data)):
+    if is_bomb(values, len(data)):
         reason = f"has {len(data)} bytes for {values} values"
         raise ReadError("dicom-too-large", reason, where=plane.path, fix="export it again")
-    for number, frame in _encoded_frames(dataset, data, plane, numbers):
-        size = _codestream_size(frame)
-        if size is not None and size != plane.stored_shape:
+    with reporting_malformed(plane.path, *UNDECODABLE):
+        offsets = None
+        if "ExtendedOffsetTable" in dataset and "ExtendedOffsetTableLengths" in dataset:
+            offsets = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
+        encoded = generate_frames(data, number_of_frames=plane.frames, extended_offsets=offsets)
+        needed = set(numbers)
+        chosen = {number: frame for number, frame in enumerate(encoded) if number in needed}
+        frames = [chosen[number] for number in numbers]
+    for frame in frames:
+        if _codestream_size(frame) not in (None, plane.stored_shape):
             raise _other_size(plane)
         plugin, distribution = _decoder_of(plane, frame)
-        yield number, _decode_compressed(dataset, frame, plane, plugin), _named(distribution)
+        yield _decode_compressed(dataset, frame, plane, plugin), _named(distribution)
 
 
 def _decode_compressed(dataset: Dataset, frame: bytes, plane: Instance, plugin: str) -> NDArray:
@@ -261,48 +240,14 @@ def _decode_compressed(dataset: Dataset, frame: bytes, plane: Instance, plugin: 
     try:
         stored = decode_frame(frame, request, rows * columns * plane.samples)
     except FrameRefusedError as error:
-        raise _undecodable(plane, error.args[0]) from error
+        code, what, fix = UNDECODABLE
+        raise ReadError(code, f"has {what} ({error.args[0]})", where=plane.path, fix=fix) from error
     except DecoderLostError as error:
         reason = f"has pixel data at which its decoder {error.args[0]}"
         raise ReadError("dicom-decoder", reason, where=plane.path, fix="copy or export it again") from error
     if stored.shape[:2] != (rows, columns):
         raise _other_size(plane)
     return stored
-
-
-def _encoded_frames(
-    dataset: Dataset, data: bytes, plane: Instance, numbers: Sequence[int]
-) -> Iterator[tuple[int, bytes]]:
-    offsets = None
-    if "ExtendedOffsetTable" in dataset and "ExtendedOffsetTableLengths" in dataset:
-        offsets = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
-    try:
-        if plane.frames == 1:
-            yield 0, get_frame(data, 0, number_of_frames=1, extended_offsets=offsets)
-            return
-        frames = generate_frames(data, number_of_frames=plane.frames, extended_offsets=offsets)
-        chosen = {number: frame for number, frame in enumerate(frames) if number in set(numbers)}
-        yield from ((number, chosen[number]) for number in numbers)
-    except ReadError:
-        raise
-    except Exception as error:  # see _native_frames
-        raise _undecodable(plane, type(error).__name__) from error
-
-
-def _pixel_bytes(dataset: Dataset, plane: Instance) -> bytes:
-    keyword = next((name for name in PIXEL_KEYWORDS if name in dataset), None)
-    try:
-        data = dataset[keyword].value if keyword else None
-    except Exception as error:  # see _native_frames
-        raise _undecodable(plane, type(error).__name__) from error
-    if not isinstance(data, bytes) or not data:
-        raise ReadError("dicom-truncated", "has no pixel data", where=plane.path, fix="copy it again")
-    return data
-
-
-def _undecodable(plane: Instance, error: str) -> ReadError:
-    reason = f"has pixel data that cannot be decoded ({error})"
-    return ReadError("dicom-pixels", reason, where=plane.path, fix="copy or export it again")
 
 
 def _other_size(plane: Instance) -> ReadError:
@@ -330,11 +275,9 @@ def _codestream_size(frame: bytes) -> tuple[int, int] | None:
 def _colour(dataset: Dataset, stored: NDArray, plane: Instance) -> NDArray:
     """Return RGB values (3, H, W)."""
     if plane.photometric == PALETTE:
-        try:
+        what, fix = "a palette that cannot be applied", "export it as RGB"
+        with reporting_malformed(plane.path, "dicom-pixels", what, fix):  # a palette is checked by its use
             stored = apply_color_lut(stored, dataset)
-        except Exception as error:  # pydicom checks a palette only by using it
-            reason = f"has a palette that cannot be applied ({type(error).__name__})"
-            raise ReadError("dicom-pixels", reason, where=plane.path, fix="export it as RGB") from error
     return np.moveaxis(stored[..., :3], -1, 0)
 
 
@@ -359,7 +302,7 @@ def _grey(stored: NDArray, plane: Instance, voi: Voi | None, decoder: str) -> Pi
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         reason = "has NaN or infinite values"
         raise ReadError("dicom-not-finite", reason, where=plane.path, fix="export it again")
-    return Pixels(values[None], voi, padding, decoder)
+    return Pixels(plane, values[None], voi, padding, decoder)
 
 
 def _voi(dataset: Dataset, plane: Instance) -> Voi | None:
@@ -379,10 +322,8 @@ def _voi(dataset: Dataset, plane: Instance) -> Voi | None:
 
 def _through_table(dataset: Dataset, stored: NDArray, plane: Instance) -> tuple[NDArray, Instance]:
     """Apply the Modality LUT; return its values, and the plane as if these were stored."""
-    try:
+    what, fix = "a Modality LUT that cannot be applied", "export it again"
+    with reporting_malformed(plane.path, "dicom-rescale", what, fix):  # a table is checked by its use
         bits = int(dataset.ModalityLUTSequence[0].LUTDescriptor[2])
         values = apply_modality_lut(stored, dataset)
-    except Exception as error:  # pydicom checks a table only by using it
-        reason = f"has a Modality LUT that cannot be applied ({type(error).__name__})"
-        raise ReadError("dicom-rescale", reason, where=plane.path, fix="export it again") from error
     return values, replace(plane, bits_stored=bits, signed=False, rescale=(1.0, 0.0))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
 from medtl.core.ids import hash_identifier
 from medtl.errors import ReadError
@@ -19,6 +20,8 @@ from medtl.imaging.dicom.volumes import PlaneSet, arrange, split_planes
 from medtl.imaging.image import Image, ImageFacts, VoiTable
 from medtl.imaging.series import DICOM, SLICED_MODALITIES, Scan, Series, read_headers
 
+# Transfer syntaxes that lose detail whatever the header says.
+LOSSY = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless})
 BURNED_IN = "has burned-in annotation"
 COPIES = "exact copies of other files"
 SHARED_UID = "another file has the same SOPInstanceUID"
@@ -49,10 +52,10 @@ def read(series: Series) -> Image:
     by_file: dict[Path, list[Instance]] = defaultdict(list)
     for plane in series.planes:
         by_file[plane.path].append(plane)
-    decoded = [pair for path, planes in by_file.items() for pair in _decode_file(path, planes, digest)]
-    first, pixels = decoded[0]
+    decoded = [pixels for path, planes in by_file.items() for pixels in _decode_file(path, planes, digest)]
+    pixels, first = decoded[0], decoded[0].plane
     facts = ImageFacts(
-        source=f"{series.path}#{series.item}" if series.item else str(series.path),
+        source=series.source,
         format=DICOM,
         modality=first.modality,
         body_part=first.body_part,
@@ -70,8 +73,8 @@ def read(series: Series) -> Image:
     )
     if len(decoded) == 1:
         return Image(np.ascontiguousarray(pixels.values, np.float32), None, first.flat_spacing, facts)
-    stack = arrange([plane for plane, _ in decoded], str(series.path))
-    values = {(plane.path, plane.frame): pixels.values for plane, pixels in decoded}
+    stack = arrange([one.plane for one in decoded], str(series.path))
+    values = {(one.plane.path, one.plane.frame): one.values for one in decoded}
     slices = [values[one.path, one.frame] for one in stack.instances]
     volume = np.stack(slices, axis=1, dtype=np.float32, casting="same_kind")  # (C, D, H, W)
     return Image(volume, stack.affine, stack.spacing_mm, facts)
@@ -81,20 +84,20 @@ def notes_of(plane: Instance) -> Iterator[str]:
     """Yield what a user should know about a header, one phrase each."""
     if plane.photometric == "MONOCHROME1":
         yield "inverted from MONOCHROME1"
-    if plane.burned_in:
+    if plane.burned_in == "YES":
         yield BURNED_IN
-    if plane.lossy:
+    if plane.lossy == "01" or plane.transfer_syntax in LOSSY:
         yield "was compressed with loss"
     if "DERIVED" in plane.image_type and plane.modality in SLICED_MODALITIES:  # most radiographs are
         yield "was derived from other images"
 
 
-def _notes_of_slices(decoded: Sequence[tuple[Instance, Pixels]]) -> Iterator[str]:
+def _notes_of_slices(decoded: Sequence[Pixels]) -> Iterator[str]:
     """Yield the notes of each header, and where slices differ so that the first one decides."""
-    for plane, _ in decoded:
-        yield from notes_of(plane)
-    windows = {pixels.voi for _, pixels in decoded if not isinstance(pixels.voi, VoiTable)}
-    for what, values in (("window", windows), ("padding", {pixels.padding for _, pixels in decoded})):
+    for one in decoded:
+        yield from notes_of(one.plane)
+    windows = {one.voi for one in decoded if not isinstance(one.voi, VoiTable)}
+    for what, values in (("window", windows), ("padding", {one.padding for one in decoded})):
         if len(values) > 1:
             yield f"its slices differ in {what}: that of the first one counts"
 
@@ -173,21 +176,16 @@ def _series(planes: Sequence[Instance], where: Path, item: str | None, notes: Se
     )
 
 
-def _decode_file(
-    path: Path, planes: Sequence[Instance], digest: "hashlib._Hash"
-) -> list[tuple[Instance, Pixels]]:
+def _decode_file(path: Path, planes: Sequence[Instance], digest: "hashlib._Hash") -> list[Pixels]:
     """Decode the planes of a series that one file holds; parse it again where it has changed."""
     with path.open("rb") as file:
-        status = os.fstat(file.fileno())
-        data = file.read()
-    if not data:
-        raise ReadError("file-empty", "has no bytes", where=path, fix="copy it again from its source")
+        status, data = os.fstat(file.fileno()), file.read()
     digest.update(data)
     place = planes[0].place
     if place and (place.size, place.time_ns) == (status.st_size, status.st_mtime_ns):
         direct = decode_directly(data, planes, place)
         if direct is not None:
-            return list(zip(planes, direct, strict=True))
+            return direct
     parsed = read_dataset(path, data)
     now = planes_of(parsed)
     if max(plane.frame for plane in planes) >= len(now):
@@ -195,4 +193,4 @@ def _decode_file(
     planes = [now[plane.frame] for plane in planes]
     for plane in planes:
         check_decodable(plane, str(path), len(planes))
-    return list(zip(planes, decode(parsed.dataset, planes), strict=True))
+    return decode(parsed.dataset, planes)

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtl.errors import ReadError
-from medtl.imaging.dicom.elements import CONTRAST_KEYWORDS, MOMENT_KEYWORDS
-from medtl.imaging.dicom.instance import Instance
+from medtl.imaging.dicom.instance import CONTRAST_KEYWORDS, MOMENT_KEYWORDS, Instance
 from medtl.imaging.series import SLICED_MODALITIES
 
 # Elements of which every plane of a volume may have its own value, so that only their order distinguishes.
@@ -62,11 +61,10 @@ def split_planes(planes: Sequence[Instance]) -> list[PlaneSet]:
 def _split(planes: list[Instance], splits: Sequence[NamedSplit], notes: tuple[str, ...]) -> list[PlaneSet]:
     """Split planes by one criterion after the other."""
     if not splits:
-        contrasts = zip(*(plane.contrast for plane in planes), strict=True)
         differences = [
             f"its slices differ in {keyword}"
-            for keyword, values in zip(CONTRAST_KEYWORDS, contrasts, strict=True)
-            if len(set(map(_number_or_text, values))) > 1
+            for number, keyword in enumerate(CONTRAST_KEYWORDS)
+            if len({_number_or_text(plane.contrast[number]) for plane in planes}) > 1
         ]
         return [PlaneSet(tuple(planes), (*notes, *differences))]
     (name, split), *rest = splits
@@ -157,18 +155,16 @@ def _by_value(planes: Sequence[Instance], places: Sequence[int], values: Sequenc
 def _by_rank(planes: Sequence[Instance], places: Sequence[int], values: Sequence[str]) -> Parts:
     """Split planes by the order of their times at each position; return nothing where these have no order."""
     try:  # as numbers, or as text where one is none: DICOM writes times so that text sorts
-        comparable: Sequence[float] | Sequence[str] = [float(value) for value in values]
+        comparable: Sequence[Any] = [float(value) for value in values]
     except ValueError:
         comparable = values
-    times: dict[int, list[tuple[Any, int]]] = defaultdict(list)
-    for index, (place, time) in enumerate(zip(places, comparable, strict=True)):
-        times[place].append((time, index))
-    count = len(times[0])
-    uneven = any(len(row) != count or len({time for time, _ in row}) != count for row in times.values())
-    if uneven or not all(values):
+    ordered = sorted(zip(places, comparable, range(len(planes)), strict=True))
+    count = len(planes) // len(set(places))
+    even = all(place == index // count for index, (place, _, _) in enumerate(ordered))
+    distinct = len({(place, time) for place, time, _ in ordered}) == len(planes)
+    if not (even and distinct and all(values)):
         return []
-    ranked = [[planes[index] for _, index in sorted(row)] for _, row in sorted(times.items())]
-    return [list(volume) for volume in zip(*ranked, strict=True)]
+    return [[planes[index] for _, _, index in ordered[rank::count]] for rank in range(count)]
 
 
 def _number_or_text(value: str) -> float | str:
@@ -199,15 +195,14 @@ def arrange(instances: Sequence[Instance], where: str) -> Stack:
     normal = np.cross(row, column)
     ordered = sorted(instances, key=lambda one: float(np.dot(one.position or (), normal)))
     positions = np.array([one.position for one in ordered])  # (D, 3) in LPS
-    _check_even(ordered, positions @ normal, where)
     step = (positions[-1] - positions[0]) / (len(ordered) - 1)
-    _check_straight(positions, step, normal, where)
-    _check_declared_spacing(instances[0], float(np.linalg.norm(step)), where)
+    between_slices = float(np.linalg.norm(step))
     between_rows, between_columns = ordered[0].pixel_spacing or (1.0, 1.0)
+    _check_even(ordered, step, normal, where)
+    _check_declared_spacing(instances[0], between_slices, where)
     affine = np.eye(4)
     affine[:3] = np.stack([step, column * between_rows, row * between_columns, positions[0]], axis=1)
-    spacing = (float(np.linalg.norm(step)), between_rows, between_columns)
-    return Stack(tuple(ordered), LPS_TO_RAS @ affine, spacing)
+    return Stack(tuple(ordered), LPS_TO_RAS @ affine, (between_slices, between_rows, between_columns))
 
 
 def _check_alike(instances: Sequence[Instance], where: str) -> None:
@@ -242,41 +237,40 @@ def _check_geometry(instances: Sequence[Instance], where: str) -> None:
         raise ReadError("series-spacing", reason, where=where, fix="export them as separate series")
 
 
-def _check_even(ordered: Sequence[Instance], along: NDArray[np.float64], where: str) -> None:
-    """Check the distances along the normal (D,) in mm, in ascending order."""
-    gaps = np.diff(along)
+def _check_even(
+    ordered: Sequence[Instance], step: NDArray[np.float64], normal: NDArray[np.float64], where: str
+) -> None:
+    """Check that slices, ordered along the normal, follow one another by `step` on a straight line."""
+    positions = np.array([one.position for one in ordered])
+    gaps = np.diff(positions @ normal)
     if gaps.min() <= EVEN_MM:
-        first = int(gaps.argmin())
-        names = f"{ordered[first].path.name} and {ordered[first + 1].path.name}"
+        names = " and ".join(one.path.name for one in ordered[int(gaps.argmin()) :][:2])
         fix = "export time points, echoes or copies as separate series"
         raise ReadError("series-positions", f"{names} lie at the same position", where=where, fix=fix)
-    usual = float(np.median(gaps))
-    even = along[0] + np.arange(len(along)) * (along[-1] - along[0]) / len(gaps)
-    if np.abs(along - even).max() <= max(EVEN_MM, EVEN_SHARE * usual):
-        return
-    widest = int(gaps.argmax())
+    strays = positions - (positions[0] + np.arange(len(positions))[:, None] * step)
+    if np.abs(strays @ normal).max() > max(EVEN_MM, EVEN_SHARE * float(np.median(gaps))):
+        raise _uneven(ordered, gaps, where)
+    length = float(np.linalg.norm(step))
+    tilt = float(np.linalg.norm(step - np.dot(step, normal) * normal)) / length
+    if tilt > MOST_TILT:
+        reason = f"slices are sheared by {np.degrees(np.arcsin(tilt)):.1f} degrees (gantry tilt)"
+        raise ReadError("series-tilted", reason, where=where, fix="resample it to a straight stack")
+    aside = float(np.linalg.norm(strays, axis=1).max())
+    if aside > max(EVEN_MM, EVEN_SHARE * length):
+        reason = f"slices lie up to {aside:.3f} mm beside a straight line"
+        raise ReadError("series-irregular", reason, where=where, fix="resample it to even slices")
+
+
+def _uneven(ordered: Sequence[Instance], gaps: NDArray[np.float64], where: str) -> ReadError:
+    """Say whether slices are missing or irregular, from the gaps between them in mm."""
+    widest, usual = int(gaps.argmax()), float(np.median(gaps))
     missing = gaps[widest] / usual - 1
     between = f"between {ordered[widest].path.name} and {ordered[widest + 1].path.name}"
     if missing > 0.5 and abs(missing - round(missing)) < 0.1:
         reason = f"{round(missing)} missing {between} ({gaps[widest]:.3f} mm, elsewhere {usual:.3f})"
-        raise ReadError("series-gap", reason, where=where, fix="fetch the whole series again")
+        return ReadError("series-gap", reason, where=where, fix="fetch the whole series again")
     reason = f"slices are {gaps.min():.3f} to {gaps.max():.3f} mm apart, widest {between}"
-    raise ReadError("series-irregular", reason, where=where, fix="resample it to even slices")
-
-
-def _check_straight(
-    positions: NDArray[np.float64], step: NDArray[np.float64], normal: NDArray[np.float64], where: str
-) -> None:
-    sideways = step - np.dot(step, normal) * normal
-    tilt = float(np.linalg.norm(sideways) / np.linalg.norm(step))
-    line = positions[0] + np.arange(len(positions))[:, None] * step
-    strays = float(np.linalg.norm(positions - line, axis=1).max())
-    if tilt > MOST_TILT:
-        reason = f"slices are sheared by {np.degrees(np.arcsin(tilt)):.1f} degrees (gantry tilt)"
-        raise ReadError("series-tilted", reason, where=where, fix="resample it to a straight stack")
-    if strays > max(EVEN_MM, EVEN_SHARE * float(np.linalg.norm(step))):
-        reason = f"slices lie up to {strays:.3f} mm beside a straight line"
-        raise ReadError("series-irregular", reason, where=where, fix="resample it to even slices")
+    return ReadError("series-irregular", reason, where=where, fix="resample it to even slices")
 
 
 def _check_declared_spacing(instance: Instance, spacing: float, where: str) -> None:

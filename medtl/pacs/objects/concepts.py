@@ -9,6 +9,9 @@ from pydicom.sr.coding import Code
 
 # A private coding scheme begins with 99 (PS3.16 8).
 SCHEME = "99MEDTL"
+SCHEME_ITEM = CodingSchemeIdentificationItem(
+    designator=SCHEME, name="Class names of models trained with medtl", responsible_organization="medtl"
+)
 MEANING_LIMIT, UNPRINTABLE = 64, re.compile(r"[\\\x00-\x1f\x7f]")
 
 PROBABILITY = Code("122157", "DCM", "Probability")
@@ -73,10 +76,3 @@ def meaning_of(text: str) -> str:
     """Return a text that is valid as a Code Meaning: at most 64 characters, without backslashes."""
     plain = UNPRINTABLE.sub(" ", text.encode("utf-8", "replace").decode()).strip()
     return plain[:MEANING_LIMIT] or "unnamed"
-
-
-def scheme_item() -> CodingSchemeIdentificationItem:
-    """Return the item that identifies the scheme 99MEDTL."""
-    return CodingSchemeIdentificationItem(
-        designator=SCHEME, name="Class names of models trained with medtl", responsible_organization="medtl"
-    )

@@ -1,6 +1,5 @@
 """Turn a study's result into a FHIR R4 Bundle: a DiagnosticReport, an Observation a class, and the Device."""
 
-import re
 import uuid
 from contextlib import suppress
 from datetime import UTC, date, datetime
@@ -19,7 +18,7 @@ SYSTEMS = {
     "DCM": "http://dicom.nema.org/resources/ontology/DCM",
     SCHEME: f"urn:oid:{derived_uid(SCHEME)}",
 }
-DICOM_UID, URI = "urn:dicom:uid", "urn:ietf:rfc:3986"
+URI = "urn:ietf:rfc:3986"
 TERMINOLOGY = "http://terminology.hl7.org/CodeSystem"
 # No person has verified it (DiagnosticReport.status, Observation.status).
 STATUS = "preliminary"
@@ -27,9 +26,8 @@ STATUS = "preliminary"
 
 def fhir_bundle(result: StudyResult) -> Resource:
     """Return a model's result as plain data; the patient is identified by the id alone."""
-    device = _device(result)
     observations = [_observation(result, name) for name in result.task.classes]
-    resources = [_report(result, [one["id"] for one in observations]), *observations, device]
+    resources = [_report(result, observations), *observations, _device(result)]
     return {
         "resourceType": "Bundle",
         "id": bundle_id(result),
@@ -53,7 +51,7 @@ def holds_bundle(path: Path, result: StudyResult) -> bool:
         return False
 
 
-def _report(result: StudyResult, observations: list[str]) -> Resource:
+def _report(result: StudyResult, observations: list[Resource]) -> Resource:
     source = result.sources[0]
     predicted = ", ".join(result.predicted) or "none of the findings"
     return {
@@ -65,7 +63,7 @@ def _report(result: StudyResult, observations: list[str]) -> Resource:
         **_context(source),
         **_request(source),
         "issued": _now(),
-        "result": [{"reference": f"urn:uuid:{one}"} for one in observations],
+        "result": [{"reference": f"urn:uuid:{one['id']}"} for one in observations],
         "imagingStudy": [_study(source)],
         "conclusion": " ".join([f"Predicted by the model: {predicted}.", *_remarks(result)]),
     }
@@ -73,6 +71,7 @@ def _report(result: StudyResult, observations: list[str]) -> Resource:
 
 def _observation(result: StudyResult, name: str) -> Resource:
     source, model, place = result.sources[0], result.model, result.task.classes.index(name)
+    probability = round(result.probabilities[place], 6)
     predicted = _coding(SYSTEMS[SCHEME], PREDICTED.value, PREDICTED.meaning)
     concept = class_concept(name)
     coded = _coding(SYSTEMS[concept.scheme_designator], concept.value, concept.meaning)
@@ -84,11 +83,7 @@ def _observation(result: StudyResult, name: str) -> Resource:
         "code": {"coding": [coded], "text": f"{PROBABILITY.meaning} of {name}"},
         **_context(source),
         "issued": _now(),
-        "valueQuantity": {
-            "value": round(result.probabilities[place], 6),
-            "system": "http://unitsofmeasure.org",
-            "code": "1",
-        },
+        "valueQuantity": {"value": probability, "system": "http://unitsofmeasure.org", "code": "1"},
         "component": [{"code": {"coding": [predicted]}, "valueBoolean": name in result.predicted}],
         "method": {"text": f"medtl {model.medtl}, {model.backbone}, {model.calibration}"},
         "device": {"reference": f"urn:uuid:{_id(model.uid)}"},
@@ -123,10 +118,9 @@ def _context(source: SourceFile) -> Resource:
         if issuer := str(source.header.get("IssuerOfPatientID") or ""):
             identifier["assigner"] = {"display": issuer}
         context["subject"] = {"type": "Patient", "identifier": identifier}
-    day = str(source.header.get("StudyDate") or "")
-    if re.fullmatch("[0-9]{8}", day):
-        with suppress(ValueError):  # not a date
-            context["effectiveDateTime"] = date.fromisoformat(day).isoformat()
+    with suppress(ValueError):  # not a date
+        day = date.fromisoformat(str(source.header.get("StudyDate") or ""))
+        context["effectiveDateTime"] = day.isoformat()
     return context
 
 
@@ -139,7 +133,7 @@ def _request(source: SourceFile) -> Resource:
 
 
 def _study(source: SourceFile) -> Resource:
-    identifier = {"system": DICOM_UID, "value": f"urn:oid:{source.header.StudyInstanceUID}"}
+    identifier = {"system": "urn:dicom:uid", "value": f"urn:oid:{source.header.StudyInstanceUID}"}
     return {"type": "ImagingStudy", "identifier": identifier}
 
 

@@ -7,8 +7,7 @@ from numpy.typing import NDArray
 
 from medtl.errors import ReadError
 from medtl.pacs.objects import concepts
-from medtl.pacs.objects.headers import add_laterality, equipment, identity, references
-from medtl.pacs.objects.result import RESEARCH_ONLY, StudyResult
+from medtl.pacs.objects.result import RESEARCH_ONLY, StudyResult, add_laterality
 
 # Viewers show 16-bit maps, but hardly any shows float maps; a step is 1.5e-5.
 TOP = 2**16 - 1
@@ -20,7 +19,7 @@ def parametric_map(result: StudyResult) -> ParametricMap:
 
     Raises ReadError result-no-frame if the slices lack a frame of reference.
     """
-    headers = references(result)
+    headers = result.headers()
     for header in headers:
         header.SliceThickness = header.get("SliceThickness")  # highdicom requires the attribute
     frame_of_reference = str(headers[0].get("FrameOfReferenceUID") or "")
@@ -44,8 +43,7 @@ def parametric_map(result: StudyResult) -> ParametricMap:
         content_label="SALIENCY",
         content_description=concepts.meaning_of(f"{result.method} of {result.target_class}"),
         content_qualification="RESEARCH",
-        **identity(result, "map"),
-        **equipment(result),
+        **result.identity("map"),
     )
     _drop_other_frames(written, result)
     add_laterality(written, headers[0])

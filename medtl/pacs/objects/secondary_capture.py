@@ -1,11 +1,13 @@
 """Turn a study's result into a Secondary Capture: the image under its heatmap, with a legend."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from highdicom.sc import SCImage
+from highdicom.sr import CodedConcept
 from numpy.typing import NDArray
 from PIL import Image as Picture
 from PIL import ImageDraw, ImageFont
@@ -14,10 +16,9 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
 from medtl.pacs.objects.concepts import ood_text
-from medtl.pacs.objects.headers import add_laterality, equipment, identity, reference
-from medtl.pacs.objects.result import RESEARCH_ONLY, StudyResult
+from medtl.pacs.objects.result import RESEARCH_ONLY, StudyResult, add_laterality
 from medtl.report.formatting import probability_text
-from medtl.report.pictures import Overlay, overlay_of
+from medtl.report.pictures import Overlay, overlay_of, shown_size
 
 LONGEST_SIDE = 768  # px of the picture above the legend
 FONT_SIZE, MARGIN = 17, 10
@@ -28,7 +29,7 @@ AXIAL_ORIENTATION = ["L", "P"]
 def secondary_capture(result: StudyResult) -> SCImage:
     """Return the overlay with its legend burned in, as an image that refers to the images scored."""
     overlay = overlay_of(result.image, result.heatmap)
-    header = reference(result.sources[0].header)
+    header = result.headers()[0]
     capture = SCImage.from_ref_dataset(
         ref_dataset=header,
         pixel_array=_draw(overlay, _legend(result, overlay)),
@@ -37,8 +38,7 @@ def secondary_capture(result: StudyResult) -> SCImage:
         coordinate_system="PATIENT",
         patient_orientation=("L", "P"),
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        **identity(result, "sc"),
-        **equipment(result),
+        **result.identity("sc"),
     )
     capture.copy_patient_and_study_information(header)
     _describe(capture, header, result)
@@ -61,14 +61,11 @@ def _legend(result: StudyResult, overlay: Overlay) -> list[str]:
 
 def _draw(overlay: Overlay, legend: Sequence[str]) -> NDArray[np.uint8]:
     """Return RGB (H, W, 3): the picture with square pixels, and below it the legend."""
-    row_mm, column_mm = overlay.spacing_mm or (1.0, 1.0)
-    picture = Picture.fromarray(overlay.pixels)
-    sides = picture.width * column_mm, picture.height * row_mm
-    scale = LONGEST_SIDE / max(sides)
-    width, height = (max(1, round(side * scale)) for side in sides)
-    picture = picture.resize((width, height), Picture.Resampling.BICUBIC)
-    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), FONT_SIZE)
-    lines = [part for line in legend for part in _wrap(line, font, LONGEST_SIDE - 2 * MARGIN)]
+    width, height = shown_size(overlay.pixels.shape[:2], overlay.spacing_mm, LONGEST_SIDE)
+    picture = Picture.fromarray(overlay.pixels).resize((width, height), Picture.Resampling.BICUBIC)
+    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSansMono.ttf"), FONT_SIZE)
+    columns = int((LONGEST_SIDE - 2 * MARGIN) / font.getlength("0"))  # a fixed pitch: letters can be counted
+    lines = [part for line in legend for part in textwrap.wrap(line, columns, break_on_hyphens=False)]
     step = round(FONT_SIZE * 1.4)
     sheet = Picture.new("RGB", (LONGEST_SIDE, height + 2 * MARGIN + step * len(lines)))
     sheet.paste(picture, ((LONGEST_SIDE - width) // 2, 0))
@@ -76,22 +73,6 @@ def _draw(overlay: Overlay, legend: Sequence[str]) -> NDArray[np.uint8]:
     for number, line in enumerate(lines):
         pen.text((MARGIN, height + MARGIN + number * step), line, font=font, fill="white")
     return np.asarray(sheet)
-
-
-def _wrap(line: str, font: ImageFont.FreeTypeFont, room: float) -> list[str]:
-    """Break a line between words, or within a word that is too long by itself."""
-    lines = [""]
-    for word in " ".join(line.split()).split(" "):
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= room:
-            lines[-1] = longer
-            continue
-        lines.append("")
-        for letter in word:
-            if font.getlength(lines[-1] + letter) > room:
-                lines.append("")
-            lines[-1] += letter
-    return [part for part in lines if part]
 
 
 def _describe(capture: SCImage, header: Dataset, result: StudyResult) -> None:
@@ -120,7 +101,5 @@ def _source_item(header: Dataset, frames: tuple[int, ...] | None) -> Dataset:
     if frames is not None:
         item.ReferencedFrameNumber = list(frames)
     purpose = codes.DCM.SourceImageForImageProcessingOperation
-    code = Dataset()
-    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = purpose[:3]
-    item.PurposeOfReferenceCodeSequence = [code]
+    item.PurposeOfReferenceCodeSequence = [CodedConcept.from_code(purpose)]
     return item

@@ -2,84 +2,67 @@
 
 from collections.abc import Iterator
 
-from highdicom.sr import (
-    AlgorithmIdentification,
-    CodedConcept,
-    DeviceObserverIdentifyingAttributes,
-    EnhancedSR,
-    LanguageOfContentItemAndDescendants,
-    Measurement,
-    MeasurementReport,
-    MeasurementsAndQualitativeEvaluations,
-    ObservationContext,
-    ObserverContext,
-    QualitativeEvaluation,
-    SourceImageForMeasurementGroup,
-    TrackingIdentifier,
-)
+from highdicom import sr
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
-from pydicom.sr.coding import Code
 
 from medtl.pacs.objects import concepts
-from medtl.pacs.objects.headers import equipment, identity, references
 from medtl.pacs.objects.result import StudyResult
 
 DECIMALS = 6
 
 
-def structured_report(result: StudyResult) -> EnhancedSR:
+def structured_report(result: StudyResult) -> sr.EnhancedSR:
     """Return the classification with its probabilities, the model, and references to the images scored.
 
     It is preliminary and unverified: no person has reviewed it.
     """
-    headers = references(result)
-    device = DeviceObserverIdentifyingAttributes(
+    headers = result.headers()
+    device = sr.DeviceObserverIdentifyingAttributes(
         uid=result.model.uid,
         name="medtl",
         manufacturer_name="medtl",
         model_name=result.model.backbone,
         serial_number=result.model.sha256[:16],
     )
-    observer = ObserverContext(codes.DCM.Device, device)
-    report = MeasurementReport(
-        observation_context=ObservationContext(observer_device_context=observer),
+    observer = sr.ObserverContext(codes.DCM.Device, device)
+    report = sr.MeasurementReport(
+        observation_context=sr.ObservationContext(observer_device_context=observer),
         procedure_reported=_procedures(headers[0]),
         imaging_measurements=list(_groups(result)),
         title=codes.DCM.ImagingMeasurementReport,
-        language_of_content_item_and_descendants=LanguageOfContentItemAndDescendants(
-            CodedConcept("en", "RFC5646", "English")
+        language_of_content_item_and_descendants=sr.LanguageOfContentItemAndDescendants(
+            sr.CodedConcept("en", "RFC5646", "English")
         ),
     )
-    return EnhancedSR(
+    return sr.EnhancedSR(
         evidence=headers,
         content=report,
         is_complete=True,
         is_final=False,
-        coding_schemes=[concepts.scheme_item()],
-        **identity(result, "sr"),
-        **equipment(result),
+        coding_schemes=[concepts.SCHEME_ITEM],
+        **result.identity("sr"),
     )
 
 
-def _procedures(header: Dataset) -> list[CodedConcept]:
+def _procedures(header: Dataset) -> list[sr.CodedConcept]:
     """Return the procedures coded in the source; otherwise the one that its modality implies."""
     keywords = ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")
     coded = [[item.get(key) for key in keywords] for item in header.get("ProcedureCodeSequence") or ()]
-    named = [CodedConcept(*map(str, parts)) for parts in coded if all(parts)]
+    named = [sr.CodedConcept(*map(str, parts)) for parts in coded if all(parts)]
     implied = concepts.PROCEDURES.get(str(header.get("Modality") or ""), concepts.IMAGING)
-    return named or [CodedConcept.from_code(implied)]
+    return named or [sr.CodedConcept.from_code(implied)]
 
 
-def _groups(result: StudyResult) -> Iterator[MeasurementsAndQualitativeEvaluations]:
-    algorithm = AlgorithmIdentification(
+def _groups(result: StudyResult) -> Iterator[sr.MeasurementsAndQualitativeEvaluations]:
+    algorithm = sr.AlgorithmIdentification(
         name="medtl",
         version=result.model.medtl,
         family=concepts.ARTIFICIAL_INTELLIGENCE,
         parameters=list(result.model.parameters()),
     )
     images = [
-        SourceImageForMeasurementGroup(
+        sr.SourceImageForMeasurementGroup(
             str(one.header.SOPClassUID),
             str(one.header.SOPInstanceUID),
             None if one.frames is None else list(one.frames),
@@ -87,31 +70,27 @@ def _groups(result: StudyResult) -> Iterator[MeasurementsAndQualitativeEvaluatio
         for one in result.sources
     ]
     for name, probability in zip(result.task.classes, result.probabilities, strict=True):
-        measurements = [_measurement(concepts.PROBABILITY, probability)]
+        values = {concepts.PROBABILITY: probability}
         if name in result.model.thresholds:
-            measurements.append(_measurement(concepts.THRESHOLD, result.model.thresholds[name]))
-        yield MeasurementsAndQualitativeEvaluations(
-            tracking_identifier=TrackingIdentifier(result.uid("class", name), name),
+            values[concepts.THRESHOLD] = result.model.thresholds[name]
+        yield sr.MeasurementsAndQualitativeEvaluations(
+            tracking_identifier=sr.TrackingIdentifier(result.uid("class", name), name),
             finding_type=concepts.class_concept(name),
             algorithm_id=algorithm,
-            measurements=measurements,
+            measurements=[
+                sr.Measurement(concept, round(value, DECIMALS), concepts.NO_UNITS)
+                for concept, value in values.items()
+            ],
             qualitative_evaluations=_evaluations(result, name),
             source_images=images,
         )
 
 
-def _measurement(name: Code, value: float) -> Measurement:
-    return Measurement(name=name, value=round(value, DECIMALS), unit=concepts.NO_UNITS)
-
-
-def _evaluations(result: StudyResult, name: str) -> list[QualitativeEvaluation]:
-    answers = {concepts.PREDICTED: name in result.predicted}
+def _evaluations(result: StudyResult, name: str) -> list[sr.QualitativeEvaluation]:
+    said = {True: concepts.YES, False: concepts.NO}
+    answers = {concepts.PREDICTED: said[name in result.predicted]}
     if result.prediction_set is not None:
-        answers[concepts.IN_PREDICTION_SET] = name in result.prediction_set
-    evaluations = [
-        QualitativeEvaluation(question, concepts.YES if answer else concepts.NO)
-        for question, answer in answers.items()
-    ]
+        answers[concepts.IN_PREDICTION_SET] = said[name in result.prediction_set]
     if result.ood:
-        evaluations.append(QualitativeEvaluation(concepts.OOD_CHECK, concepts.OOD_VERDICTS[result.ood]))
-    return evaluations
+        answers[concepts.OOD_CHECK] = concepts.OOD_VERDICTS[result.ood]
+    return [sr.QualitativeEvaluation(question, answer) for question, answer in answers.items()]

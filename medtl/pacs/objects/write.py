@@ -1,9 +1,7 @@
 """Write the objects about a study's result into files, each whole or absent and none twice."""
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib import import_module
+from collections.abc import Callable
 from pathlib import Path
 
 import pydicom
@@ -11,19 +9,26 @@ from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
 from medtl.core.files import replacing, write_json
-from medtl.errors import MedtlError, ReadError
+from medtl.errors import ReadError
 from medtl.imaging.series import unreadable
-from medtl.pacs.objects import BUILDERS
 from medtl.pacs.objects.fhir import bundle_id, fhir_bundle, holds_bundle
-from medtl.pacs.objects.headers import instance_uid
+from medtl.pacs.objects.parametric_map import parametric_map
 from medtl.pacs.objects.result import StudyResult
+from medtl.pacs.objects.secondary_capture import secondary_capture
+from medtl.pacs.objects.structured_report import structured_report
+
+BUILDERS: dict[str, Callable[[StudyResult], Dataset]] = {
+    "sr": structured_report,
+    "sc": secondary_capture,
+    "map": parametric_map,
+}
 
 
 def object_path(result: StudyResult, kind: str) -> str:
     """Return where an object of a kind of KINDS belongs, below the folder for results."""
     if kind == "fhir":
         return f"fhir/{bundle_id(result)}.json"
-    return f"dicom/{instance_uid(result, kind)}-{kind}.dcm"
+    return f"dicom/{result.uid(kind, 'instance')}-{kind}.dcm"
 
 
 def write_object(path: Path, result: StudyResult, kind: str) -> None:
@@ -34,30 +39,14 @@ def write_object(path: Path, result: StudyResult, kind: str) -> None:
     if kind == "fhir":
         if not holds_bundle(path, result):
             write_json(path, fhir_bundle(result))
-    elif not _holds(path, instance_uid(result, kind)):
-        with warnings.catch_warnings(), _reporting_unfit(result), replacing(path) as temporary:
-            warnings.simplefilter("ignore")  # they quote the patient's name
-            build_object(result, kind).save_as(temporary, enforce_file_format=True)
-
-
-def build_object(result: StudyResult, kind: str) -> Dataset:
-    """Return the DICOM object about a result. kind is a key of BUILDERS."""
-    module = import_module(f"medtl.pacs.objects.{BUILDERS[kind]}")
-    dataset: Dataset = getattr(module, BUILDERS[kind])(result)
-    return dataset
-
-
-@contextmanager
-def _reporting_unfit(result: StudyResult) -> Iterator[None]:
-    """Turn what highdicom raises on odd values of the source into a refusal that does not quote them."""
-    try:
-        yield
-    except MedtlError:
-        raise
-    except (ValueError, TypeError, AttributeError, LookupError, NotImplementedError) as error:
-        reason = f"has a header that does not allow this object ({type(error).__name__})"
-        where, fix = result.sources[0].path, "export it again from its source"
-        raise ReadError("result-header", reason, where=where, fix=fix) from error
+    elif not _holds(path, result.uid(kind, "instance")):
+        try:  # neither warnings nor errors of highdicom are shown: they quote the patient's name
+            with warnings.catch_warnings(action="ignore"), replacing(path) as temporary:
+                BUILDERS[kind](result).save_as(temporary, enforce_file_format=True)
+        except (ValueError, TypeError, AttributeError, LookupError, NotImplementedError) as error:
+            reason = f"has a header that does not allow this object ({type(error).__name__})"
+            where, fix = result.sources[0].path, "export it again from its source"
+            raise ReadError("result-header", reason, where=where, fix=fix) from error
 
 
 def _holds(path: Path, uid: str) -> bool:

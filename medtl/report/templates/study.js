@@ -59,17 +59,21 @@
     pixels.set(ramp.subarray(4 * maps[map][voxel], 4 * maps[map][voxel] + 4), place);
   };
 
+  // Width and height of a stage, and the width of its pixels, which are centred in it.
+  const frame = (stage) => stage.dataset.frame.split(" ").map(Number);
+
   const cross = (stage) => {
     const path = stage.querySelector("[data-cross]");
     if (!path) return;
     const [down, across] = others(Number(stage.dataset.axis));
-    const [left, top, wide, tall] = stage.dataset.inner.split(" ").map(Number);
+    const [width, height, wide] = frame(stage);
+    const left = (width - wide) / 2;
     const row = down === 0 ? data.shape[0] - 1 - at[0] : at[down];
     const x = left + wide * (at[across] + 0.5) / data.shape[across];
-    const y = top + tall * (row + 0.5) / data.shape[down];
+    const y = height * (row + 0.5) / data.shape[down];
     const gap = 14;
     path.setAttribute("d", `M${left} ${y}H${x - gap}M${x + gap} ${y}H${left + wide}`
-      + `M${x} ${top}V${y - gap}M${x} ${y + gap}V${top + tall}`);
+      + `M${x} 0V${y - gap}M${x} ${y + gap}V${height}`);
   };
 
   const draw = (stage) => {
@@ -173,12 +177,16 @@
   };
 
   const place = (stage) => {
-    const [left, top, wide, tall] = stage.dataset.inner.split(" ").map(Number);
-    const [across, down] = stage.dataset.frame.split(" ").map(Number);
-    for (const canvas of stage.querySelectorAll("canvas")) {
-      Object.assign(canvas.style, { left: `${100 * left / across}%`, top: `${100 * top / down}%`,
-        width: `${100 * wide / across}%`, height: `${100 * tall / down}%` });
-    }
+    const [width, , wide] = frame(stage);
+    for (const canvas of stage.querySelectorAll("canvas")) canvas.style.width = `${100 * wide / width}%`;
+  };
+
+  // The first plane is as tall as the other two together, as far as all are wide enough to be seen.
+  const share = () => {
+    const sliders = 0.16;  // of the width: so much more height do those of the other two need
+    const [first, ...rest] = stages.map(frame).map(([width, height]) => height / width);
+    const ratio = rest.reduce((sum, height) => sum + height, sliders) / Math.max(0.1, first - sliders);
+    find("[data-planes]").style.setProperty("--first", `${Math.min(4.5, Math.max(2, ratio))}fr`);
   };
 
   const listen = () => {
@@ -224,6 +232,7 @@
     image = await unpack(data.image, Uint16Array);
     maps = await Promise.all(data.maps.map((text) => unpack(text, Uint8Array)));
     stages.forEach(place);
+    share();
     listen();
     setWindow(level(), span());
     stages.forEach(draw);

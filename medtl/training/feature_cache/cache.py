@@ -23,7 +23,7 @@ from torch import Tensor
 from medtl.core import __version__
 from medtl.core.files import make_folder, medtl_home
 from medtl.core.parallel import in_order
-from medtl.core.staging import Lock, StagingFolder
+from medtl.core.staging import Lock, StagingFolder, remove_folder
 from medtl.data.prepared import PreparedDataset
 from medtl.errors import OutputError
 from medtl.imaging.augmentation import Augmentation
@@ -205,7 +205,7 @@ class FeatureCache:
                 absent.append(spec)
             else:
                 stores[slot] = store
-                staging.discard()
+                remove_folder(staging.path)
                 claims.pop(staging).release()
         if absent:
             make_room(self.root, absent, self.budget_bytes)
@@ -318,7 +318,7 @@ def _claims() -> Iterator[dict[StagingFolder, Lock]]:
         yield claims
     except (OSError, OutputError):
         for staging in claims:
-            staging.discard()
+            remove_folder(staging.path)
         raise
     finally:
         for lock in claims.values():

@@ -29,6 +29,7 @@ from medtl.core.staging import (
     STAGING,
     Lock,
     StagingFolder,
+    journal_line,
     remove_folder,
     remove_lock,
     try_lock,
@@ -166,7 +167,7 @@ class StoreWriter:
         written = 0
         while written < len(content):
             written += self._activations.write(content[written:])
-        self._journal.add([batch, zlib.crc32(content)])
+        self._journal.write(journal_line([batch, zlib.crc32(content)]))
 
     def close(self) -> None:
         """Flush what this process wrote to the disk, and close it."""

@@ -10,9 +10,8 @@ from pydicom import Dataset, dcmread
 from medtl.errors import ReadError
 from medtl.imaging.dicom.patient import read_sources
 from medtl.imaging.reader import scan
-from medtl.pacs.objects import BUILDERS
-from medtl.pacs.objects.headers import PATIENT_AND_STUDY
-from medtl.pacs.objects.write import build_object, write_object
+from medtl.pacs.objects.result import PATIENT_AND_STUDY
+from medtl.pacs.objects.write import BUILDERS, write_object
 from tests.pacs.objects.conftest import IDENTITY, KINDS, run_tool, write_source
 
 # Type 1: there with a value; type 2: there. By module (PS3.3: C.7.1.1, C.7.2.1, C.12.1 for all objects).
@@ -205,7 +204,7 @@ def test_reports_and_maps_are_not_read_as_images(make_result: Callable, tmp_path
 def test_the_header_of_the_source_stays_as_it_was_read(kind: str, make_result: Callable) -> None:
     result = make_result("series", PatientID=None, PatientSex="X")
     before = [str(one.header) for one in result.sources]
-    build_object(result, kind)
+    BUILDERS[kind](result)
     assert [str(one.header) for one in result.sources] == before
 
 

@@ -6,8 +6,7 @@ import time
 
 import pytest
 
-from medtl.core.progress import StoppedError
-from medtl.core.stopping import StopSignal
+from medtl.core.progress import StoppedError, StopSignal
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
