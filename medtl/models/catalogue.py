@@ -132,15 +132,8 @@ def measured_speeds() -> dict[str, Any]:
 
 def _describe_weights(row: Mapping[str, Any]) -> dict[str, Any]:
     known = KnownWeights(**{key: value for key, value in row.items() if key != "top1"})
-    return {
-        "name": known.name,
-        "file": known.file,
-        "sha256": known.sha256,
-        "licence": known.licence,
-        "source": known.source,
-        "top1": row["top1"],
-        "present": locate(known) is not None,
-    }
+    shown = ("name", "file", "sha256", "licence", "source", "top1")
+    return {**{key: row[key] for key in shown}, "present": locate(known) is not None}
 
 
 def backbones_page() -> str:

@@ -16,7 +16,7 @@ class Classifier(nn.Module):
 
     The network is a chain of steps: the backbone's layer groups 0 to K - 1, pooling at K, the head after it.
     forward(x, start) enters the chain at a step, with the activations that come out of the step before, so
-    that a frozen prefix need not be computed twice. The first `frozen` groups are inert: evaluation mode, no
+    that a frozen prefix need not be computed twice. The first `frozen` groups are frozen: evaluation mode, no
     gradient, no buffer moves, in train() too.
     """
 
@@ -58,7 +58,7 @@ class Classifier(nn.Module):
         return logits.sigmoid() if self.task.kind == "multilabel" else logits.softmax(dim=1)
 
     def freeze(self, groups: int, *, batch_norm_follows_data: bool) -> None:
-        """Make the first `groups` layer groups inert and the rest trainable.
+        """Freeze the first `groups` layer groups, and make the rest trainable.
 
         Where batch_norm_follows_data is False, unfrozen batch norm keeps its pretrained statistics.
         """

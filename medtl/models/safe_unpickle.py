@@ -1,9 +1,10 @@
 """Take the named tensors out of a pickled module, and run nothing of it.
 
 A whole module that torch.save wrote names classes and functions to be called when it is read. Here every one
-of them is replaced by an inert stand-in, except for the few that put a tensor together. What is then left of
-the module is its parameters, buffers and children. `python -m medtl.models.safe_unpickle FILE OUT` writes
-them as safetensors; the weights store runs it in a process of its own.
+of them is replaced by a stand-in that does nothing, except for the few that put a tensor together. What is
+then left of the module is its parameters, buffers and children. torch's own weights_only refuses modules in
+the format of before torch 1.6. `python -m medtl.models.safe_unpickle FILE OUT` writes them as safetensors;
+the weights store runs it in a process of its own.
 """
 
 import collections
@@ -33,12 +34,12 @@ class NotAModuleError(ValueError):
     """The file holds something other than a pickled module: `args[0]` says what."""
 
 
-class Inert:
+class StandIn:
     """Stands for any class or function: takes what it is given, keeps its state, and does nothing."""
 
     dump_patches = False  # torch asks a module's class for it in files of before 1.6
 
-    def __new__(cls, *_: Any, **__: Any) -> "Inert":
+    def __new__(cls, *_: Any, **__: Any) -> "StandIn":
         return super().__new__(cls)
 
     def __setstate__(self, state: Any) -> None:
@@ -50,12 +51,12 @@ class Inert:
     append = extend = add = __setitem__
 
 
-class InertUnpickler(pickle.Unpickler):
-    """Reads a pickle whose names all mean Inert, but for ALLOWED."""
+class HarmlessUnpickler(pickle.Unpickler):
+    """Reads a pickle whose names all mean StandIn, except for ALLOWED."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the allowed function, or Inert."""
-        return ALLOWED.get((module, name), Inert)
+        """Return the allowed function, or StandIn."""
+        return ALLOWED.get((module, name), StandIn)
 
 
 def read_module_tensors(path: Path) -> dict[str, Tensor]:
@@ -69,7 +70,7 @@ def read_module_tensors(path: Path) -> dict[str, Tensor]:
                 # torch.load would hand it to another reader
                 raise NotAModuleError("it is a TorchScript archive")
     # what torch.load takes in the place of the module `pickle`
-    reader = SimpleNamespace(__name__="inert_pickle", Unpickler=InertUnpickler, load=_load_inert)
+    reader = SimpleNamespace(__name__="harmless_pickle", Unpickler=HarmlessUnpickler, load=_load_harmless)
     root = torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader)
     state = getattr(root, "state", None)
     if state is None or "_modules" not in state:
@@ -77,8 +78,8 @@ def read_module_tensors(path: Path) -> dict[str, Tensor]:
     return dict(_named_tensors(state, ""))
 
 
-def _load_inert(file: Any, **options: Any) -> Any:
-    return InertUnpickler(file, **options).load()
+def _load_harmless(file: Any, **options: Any) -> Any:
+    return HarmlessUnpickler(file, **options).load()
 
 
 def _named_tensors(state: dict[str, Any], prefix: str) -> list[tuple[str, Tensor]]:
@@ -88,7 +89,7 @@ def _named_tensors(state: dict[str, Any], prefix: str) -> list[tuple[str, Tensor
         named.pop(name, None)
     tensors = [(prefix + name, value) for name, value in named.items() if isinstance(value, Tensor)]
     for name, child in _mapping(state, "_modules").items():
-        if isinstance(child, Inert):
+        if isinstance(child, StandIn):
             tensors += _named_tensors(getattr(child, "state", {}), f"{prefix}{name}.")
     return tensors
 

@@ -123,7 +123,7 @@ def _statistics(norm: NormBase) -> dict[str, Tensor]:
 
 
 class _Norms(nn.Module):
-    """The batch norms whose statistics update_bn shall estimate, and nothing else that it could touch."""
+    """The batch norms whose statistics update_bn estimates, and nothing else that it could touch."""
 
     def __init__(self, norms: list[BatchNorm], run: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

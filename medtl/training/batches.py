@@ -64,26 +64,29 @@ class BatchReader(Dataset[Batch]):
         return self.read(indices), torch.from_numpy(self.targets[indices])
 
 
-MakeReader = Callable[[list[Indices]], BatchReader]
+@dataclass(frozen=True, eq=False)
+class Loader:
+    """Reads samples and their targets in batches.
 
+    workers: the processes that read; 0 reads in this one. pinned: into memory from which a GPU copies.
+    """
 
-def load(reader: BatchReader, workers: int, pinned: bool) -> Iterator[Batch]:
-    """Yield the reader's batches in order, read by that many processes; 0 reads in this one."""
-    yield from DataLoader(reader, batch_size=None, num_workers=workers, pin_memory=pinned)
+    read: Callable[[Indices], Tensor]
+    targets: NDArray
+    workers: int = 0
+    pinned: bool = False
 
+    def batches(self, batches: Sequence[Indices]) -> Iterator[Batch]:
+        """Yield batches in order."""
+        reader = BatchReader(self.read, self.targets, batches)
+        yield from DataLoader(reader, batch_size=None, num_workers=self.workers, pin_memory=self.pinned)
 
-def load_steps(
-    make_reader: MakeReader,
-    steps: Sequence[Indices],
-    parts: int,
-    workers: int,
-    pinned: bool,
-) -> Iterator[list[Batch]]:
-    """Yield the batches of each step: its samples in at most `parts` parts, none of them empty."""
-    split = [split_step(step, parts) for step in steps]
-    batches = load(make_reader([part for step in split for part in step]), workers, pinned)
-    for step in split:
-        yield list(islice(batches, len(step)))
+    def steps(self, steps: Sequence[Indices], parts: int) -> Iterator[list[Batch]]:
+        """Yield the batches of each step: its samples in at most `parts` parts, none of them empty."""
+        split = [split_step(step, parts) for step in steps]
+        batches = self.batches([part for step in split for part in step])
+        for step in split:
+            yield list(islice(batches, len(step)))
 
 
 def split_step(step: Indices, parts: int) -> list[Indices]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -207,7 +207,7 @@ def read_header(folder: Path) -> CheckpointHeader:
             reason = f"has format {version}, this medtl reads up to {FORMAT_VERSION}"
             raise CheckpointError("checkpoint-damaged", reason, where=path, fix="use the medtl that made it")
         header = CheckpointHeader.model_validate(_from_format_1(values) if version == 1 else values)
-    except (ValidationError, ValueError, AttributeError, OSError) as error:
+    except (ValueError, AttributeError, OSError) as error:
         raise CheckpointError("checkpoint-damaged", "is not a checkpoint header", where=path) from error
     return header
 

@@ -135,15 +135,6 @@ class ProcessGroup:
         self._wait_until(lambda: self._count(key, 0) >= self.size, meanwhile)
         return self._count(f"{key} failed", 0) > 0
 
-    def announce(self, milestone: str) -> None:
-        """Announce what the others wait for; the process that leads calls this alone."""
-        if self._store is not None:
-            self._count(milestone, 1)
-
-    def await_leader(self, milestone: str) -> None:
-        """Wait for what the process that leads announces; the others call this. Raises as barrier does."""
-        self._wait_until(lambda: self._count(milestone, 0) > 0)
-
     def stop_requested(self, requested: bool) -> bool:
         """Return whether any process has requested a stop so far; each calls this whenever it likes."""
         return requested if self._store is None else self._count("stop", int(requested)) > 0

@@ -58,7 +58,7 @@ class StageOptions(BaseModel):
     its last step; those of new parameters start at zero.
 
     weight_decay pulls weights towards zero. l2_sp pulls the unfrozen backbone, biases and norms too, towards
-    the weights that the run began from, in place of its weight decay (Li 2018; decoupled from the gradient
+    the weights that the run began from, instead of its weight decay (Li 2018; decoupled from the gradient
     as in AdamW). batch_norm: unfrozen norms keep their pretrained statistics, or follow the data.
 
     average: validate and save a mean of this stage's weights. `ema`: updated after each step, with
@@ -149,21 +149,20 @@ def resolve_schedule(config: ScheduleConfig, num_groups: int) -> tuple[Stage, ..
         return tuple(s.model_copy(update={"groups": min(s.groups, num_groups)}) for s in config.stages)
     head = _stage(config, "head", 0, config.head_epochs, config.head_steps)
     everything = _stage(config, "all", num_groups, config.unfrozen_epochs, config.unfrozen_steps)
-    if config.name == "linear-probe":
-        return (head,)
-    if config.name == "head-then-all":
-        return (head, everything)
     if config.name == "gradual":
         return (head, *_gradual_stages(config, num_groups))
-    if config.name == "full":
-        return (everything,)
     scratch = {
         "learning_rate": config.head_learning_rate,
         "layer_decay": 1.0,
         "batch_norm": "follow",
         "l2_sp": 0.0,
     }
-    return (everything.model_copy(update=scratch),)
+    return {
+        "linear-probe": (head,),
+        "head-then-all": (head, everything),
+        "full": (everything,),
+        "scratch": (everything.model_copy(update=scratch),),
+    }[config.name]
 
 
 def _gradual_stages(config: ScheduleConfig, num_groups: int) -> list[Stage]:
@@ -194,7 +193,7 @@ def _stage(config: ScheduleConfig, name: str, groups: int, epochs: int, steps: i
 
 
 def unfreeze(classifier: "Classifier", stage: Stage) -> None:
-    """Make exactly the stage's groups and the head trainable; everything before is inert to the bit."""
+    """Make exactly the stage's groups and the head trainable; everything before is frozen to the bit."""
     frozen = classifier.pool_step - stage.groups
     classifier.freeze(frozen, batch_norm_follows_data=stage.batch_norm == "follow")
 

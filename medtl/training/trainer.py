@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,16 +20,7 @@ from medtl.errors import OutputError, TrainingError
 from medtl.evaluation.metrics import Questions, auroc, mean_defined
 from medtl.models.classifier import Classifier, Placement, lay_out
 from medtl.training.averaging import Average, estimate_batch_norm
-from medtl.training.batches import (
-    Batch,
-    BatchReader,
-    Indices,
-    MakeReader,
-    Order,
-    load,
-    load_steps,
-    split_evenly,
-)
+from medtl.training.batches import Batch, Indices, Loader, Order, split_evenly
 from medtl.training.checkpoint import (
     HEADER,
     CheckpointHeader,
@@ -329,7 +320,7 @@ class Fit:
 
         self.classifier.train()
         own = [self.process_group.split(step) for step in steps[position.done :]]
-        batches = load_steps(self._train_reader(at), own, self.config.accumulate, *self._loading(at))
+        batches = self._train_loader(at).steps(own, self.config.accumulate)
         for done, parts in enumerate(batches, position.done):
             whole = None if self.process_group.alone else torch.from_numpy(targets[steps[done]])
             result = at.stepper.step(parts, earlier + done, of_stage + done, whole)
@@ -344,20 +335,18 @@ class Fit:
         move_to(len(steps))
         return self.position.loss_sum / len(steps)
 
-    def _train_reader(self, at: StageRun) -> MakeReader:
-        """Return the reader of this epoch's view: cycling where a prefix is frozen, otherwise always new."""
+    def _train_loader(self, at: StageRun) -> Loader:
+        """Return the loader of this epoch's view: cycling where a prefix is frozen, otherwise always new."""
         view = self.position.epoch % at.stage.views
         if at.plan.step == 0:
             view = 1 + sum(before.epochs for before in self.stages[: at.number]) + self.position.epoch
         views = at.stores[0] if at.stores else self.data.train
-        return partial(BatchReader, partial(views.read, view=view), self.data.train_targets)
+        return self._loader(at, partial(views.read, view=view), self.data.train_targets)
 
-    def _loading(self, at: StageRun) -> tuple[int, bool]:
-        """Return how many processes read, none where activations are cached, and whether into pinned memory.
-
-        A memory map is read faster than it could be handed from one process to another.
-        """
-        return 0 if at.stores else self.config.workers, self.accelerator.device.type == "cuda"
+    def _loader(self, at: StageRun, read: Callable[[Indices], Tensor], targets: NDArray) -> Loader:
+        # A memory map is read faster than it could be handed from one process to another.
+        workers = 0 if at.stores else self.config.workers
+        return Loader(read, targets, workers, self.accelerator.device.type == "cuda")
 
     def _validate(self, at: StageRun) -> dict[str, float | None]:
         """Validate the weights after an epoch, move past it, and save them if they are the best so far."""
@@ -365,12 +354,10 @@ class Fit:
         start, group = at.stepper.start, self.process_group
         with at.average.applied():
             if at.average.needs_statistics:
-                batches = self._load(at, self._train_reader(at), len(self.data.train))
-                images = (batch for _, batch in batches)
+                images = (batch for _, batch in self._share(self._train_loader(at)))
                 estimate_batch_norm(self.model, self.classifier, images, start, group)
             views, targets = at.stores[1] if at.stores else self.data.val, self.data.val_targets
-            reader = partial(BatchReader, partial(views.read, view=0), targets)
-            batches = self._load(at, reader, len(self.data.val))
+            batches = self._share(self._loader(at, partial(views.read, view=0), targets))
             loss, score = validate(self.model, self.classifier, self.strategy, batches, targets, start, group)
             self._check_finite("validation loss", loss, self.position.step + 1)
             metrics = {"val_loss": loss, "val_auroc": None if np.isnan(score) else score}
@@ -380,14 +367,15 @@ class Fit:
                 self.files.save_best(self.position, metrics)
         return metrics
 
-    def _load(self, at: StageRun, make_reader: MakeReader, count: int) -> Iterator[tuple[Indices, Batch]]:
+    def _share(self, loader: Loader) -> Iterator[tuple[Indices, Batch]]:
         """Yield this process's batches of all samples, for as long as no stop is requested.
 
         Every process has as many of them.
         """
         group = self.process_group
-        own = split_evenly(count, self.config.batch_size, group.size)[group.rank :: group.size]
-        for samples, batch in zip(own, load(make_reader(own), *self._loading(at)), strict=True):
+        batches = split_evenly(len(loader.targets), self.config.batch_size, group.size)
+        own = batches[group.rank :: group.size]
+        for samples, batch in zip(own, loader.batches(own), strict=True):
             if group.any(self.stop()):
                 raise self._stopped(f"while epoch {self.position.epoch + 1} was validated")
             yield samples, batch
@@ -407,25 +395,19 @@ class Fit:
         return stopped(f"in stage {self.stages[self.position.stage].name} {when}", self.run_folder.root)
 
 
+@dataclass(eq=False)
 class RunFiles:
     """Writes the checkpoints and the history of one run, and reads them back into its classifier.
 
     Of several processes the one that leads writes, and all read.
     """
 
-    def __init__(
-        self,
-        run: RunFolder,
-        header: CheckpointHeader,
-        classifier: Classifier,
-        process_group: ProcessGroup,
-    ) -> None:
-        self.run = run
-        self.header = header
-        self.classifier = classifier
-        self.process_group = process_group
-        self.history: list[dict[str, Any]] = []
-        self.plans: list[CachePlan] = []
+    run: RunFolder
+    header: CheckpointHeader
+    classifier: Classifier
+    process_group: ProcessGroup
+    history: list[dict[str, Any]] = field(default_factory=list)
+    plans: list[CachePlan] = field(default_factory=list)
 
     def save_best(self, position: Position, metrics: Metrics) -> None:
         """Save the classifier as it is as the best one."""

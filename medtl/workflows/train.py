@@ -44,9 +44,6 @@ from medtl.training.trainer import Fit, FitData
 from medtl.workflows.finish_training import FitsOod, finish_fit
 from medtl.workflows.run import Run
 
-# What the leading process announces to the others.
-PREPARED, RECORDED, FINISHED = "prepared", "recorded", "finished"
-
 
 @dataclass(frozen=True, eq=False)
 class TrainJob:
@@ -139,16 +136,16 @@ def train_run(
     with run.locked():
         _check_resumable(job)
         opened = data if isinstance(data, OpenedData) else open_data(data, labels, job.config, job.watcher)
-        group.announce(PREPARED)
+        group.barrier()  # what is prepared can be read
         fit = _make_fit(job, opened)
         _record_start(job, opened)
-        group.announce(RECORDED)
+        group.barrier()  # the recipe and the split are written
         fit.run(resume=job.resume, stop=job.stop)
         reading = {} if opened is data else opened.seconds
         seconds = {"total": time.perf_counter() - started, **reading, **fit.seconds}
         recipe = _describe_recipe(job.config, fit, opened)
         evaluation = finish_fit(fit, opened.samples, recipe, seconds, job.fits_ood)
-        group.announce(FINISHED)
+        group.barrier()  # the run is whole
     return evaluation, opened.refusals
 
 
@@ -158,11 +155,11 @@ def _follow_run(job: TrainJob, data: Path, labels: Path | None) -> None:
     Reads what that process has prepared, and writes only activations of the frozen prefix.
     """
     group = job.process_group
-    group.await_leader(PREPARED)
+    group.barrier()
     fit = _make_fit(job, open_data(data, labels, job.config, job.watcher))
-    group.await_leader(RECORDED)
+    group.barrier()
     fit.run(resume=job.resume, stop=job.stop)
-    group.await_leader(FINISHED)
+    group.barrier()
 
 
 def open_data(data: Path, labels: Path | None, config: RunConfig, watcher: Watcher) -> OpenedData:

@@ -1,12 +1,10 @@
 """The order of samples is a pure function of (seed, stage, epoch), and nobody is lost on the way."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
 
-from medtl.training.batches import BatchReader, Order, load_steps, split_evenly, split_step
+from medtl.training.batches import Loader, Order, split_evenly, split_step
 
 
 def read(indices):
@@ -42,8 +40,7 @@ def test_weights_are_chances_of_drawing_with_replacement():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_parts_of_a_step_are_read_in_order_and_none_is_empty(workers):
     steps = [np.array([5, 3, 9]), np.array([1])]
-    make_reader = partial(BatchReader, read, np.arange(10) * 10)
-    loaded = list(load_steps(make_reader, steps, 2, workers, False))
+    loaded = list(Loader(read, np.arange(10) * 10, workers).steps(steps, 2))
     found = [[(x.tolist(), targets.tolist()) for x, targets in parts] for parts in loaded]
     assert found == [[([5, 3], [50, 30]), ([9], [90])], [([1], [10])]]
 

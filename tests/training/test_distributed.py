@@ -274,7 +274,7 @@ def test_whoever_waits_for_the_leader_ends_with_it():
     def member(group):
         if group.leads:
             raise TrainingError("run-exists", "holds a run already")
-        group.await_leader("never")
+        group.barrier()
 
     first, second, third = in_processes(member, size=3)
     assert first.startswith("TrainingError: [run-exists]")

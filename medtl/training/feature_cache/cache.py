@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -102,6 +102,12 @@ class Job(NamedTuple):
     steps: tuple[int, ...]
 
 
+def features_folder() -> Path:
+    """Return where the stores of all runs lie."""
+    return medtl_home() / "features"
+
+
+@dataclass(eq=False)
 class FeatureCache:
     """Feature stores on disk, and the network that fills them.
 
@@ -109,22 +115,12 @@ class FeatureCache:
     processes that share a pass, and the file system; the one that leads claims and publishes for all.
     """
 
-    def __init__(
-        self,
-        classifier: Classifier,
-        autocast: Callable[[], AbstractContextManager],
-        precision: str,
-        root: Path | None = None,
-        *,
-        budget_bytes: float = float("inf"),
-        process_group: ProcessGroup | None = None,
-    ) -> None:
-        self.classifier = classifier
-        self.autocast = autocast
-        self.precision = precision
-        self.root = root or medtl_home() / "features"
-        self.budget_bytes = budget_bytes
-        self.process_group = process_group or ProcessGroup()
+    classifier: Classifier
+    autocast: Callable[[], AbstractContextManager]
+    precision: str
+    root: Path = field(default_factory=features_folder)
+    budget_bytes: float = float("inf")
+    process_group: ProcessGroup = field(default_factory=ProcessGroup)
 
     def ensure(
         self,
@@ -179,11 +175,7 @@ class FeatureCache:
         costs = step_costs(self.classifier, views.image_shape)
         batch_size = pass_batch_size(costs)
         backbone, device = self.classifier.backbone, next(self.classifier.parameters()).device
-        if device.type == "cuda":  # what the last bit of a sum depends on
-            arithmetic = f"{torch.cuda.get_device_name(device)} {torch.get_float32_matmul_precision()}"
-        else:
-            arithmetic = f"{torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()} threads"
-        common = (FORMAT_VERSION, *VERSIONS, "folded", self.precision, arithmetic, batch_size)
+        common = (FORMAT_VERSION, *VERSIONS, "folded", self.precision, _arithmetic(device), batch_size)
         prefixes = _prefix_digests(backbone, max(requested))
         samples = hashlib.sha256(str(views.image_shape).encode())
         for row in views.rows:
@@ -268,6 +260,13 @@ class FeatureCache:
             found[step] = x.float().cpu().contiguous()
             at = step
         return found
+
+
+def _arithmetic(device: torch.device) -> str:
+    """Return what the last bit of a sum depends on."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} {torch.get_float32_matmul_precision()}"
+    return f"{torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()} threads"
 
 
 def _prefix_digests(backbone: Backbone, deepest: int) -> list[str]:
