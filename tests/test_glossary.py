@@ -1,8 +1,9 @@
 """What users read is written in the field's own words: docs/glossary.md lists the words to avoid."""
 
 import ast
-import inspect
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,15 +54,16 @@ def messages() -> Iterator[Text]:
                 yield f"{path.relative_to(ROOT)}:{node.lineno}", value
 
 
-def reference() -> Iterator[Text]:
-    """Yield the docstrings of the public names and of their members: docs/api.md shows them."""
-    for name in medtl.__all__:
-        public = getattr(medtl, name)
-        members = vars(public).items() if inspect.isclass(public) else ()
-        shown = {name: public, **{f"{name}.{member}": part for member, part in members if member[0] != "_"}}
-        for place, part in shown.items():
-            if inspect.isclass(part) or inspect.isroutine(part) or isinstance(part, property):
-                yield f"medtl.{place}", inspect.getdoc(part) or ""
+def source() -> Iterator[Text]:
+    """Yield the docstrings and comments of the package: docs/api.md shows some, and colleagues read all."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        text, place = path.read_text(encoding="utf-8"), path.relative_to(ROOT)
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                yield f"{place}:{getattr(node, 'lineno', 1)}", ast.get_docstring(node) or ""
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type == tokenize.COMMENT:
+                yield f"{place}:{token.start[0]}", token.string
 
 
 def guides() -> Iterator[Text]:
@@ -84,7 +86,7 @@ SURFACES = {
     "help": lambda: help_texts(main, "medtl"),
     "codes": CODES.items,
     "messages": messages,
-    "reference": reference,
+    "source": source,
     "guides": guides,
     "templates": templates,
 }

@@ -22,7 +22,7 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise OutputError output-unwritable, about `path`, in place of any fault of the disk in the block."""
+    """Turn any fault of the disk in the block into OutputError output-unwritable, about `path`."""
     try:
         yield
     except OSError as error:

@@ -1,1 +1,1 @@
-"""IMAGES + TABLES -> SAMPLES: tasks, labels, splits, duplicates, and pixels brought to one grid."""
+"""IMAGES + TABLES -> SAMPLES: tasks, labels, splits, duplicates, and pixels on one grid."""

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from scipy.special import expit, log_expit, log_softmax, softmax
 
 from medtl.data.task import Task, TaskKind
@@ -22,24 +22,20 @@ LOWEST, HIGHEST = 0.05, 20.0
 SMALLEST_GAIN = 1e-6
 
 
-class Steps(BaseModel):
+class Steps(BaseModel, extra="forbid", frozen=True):
     """A rising function: linear between its points, constant beyond them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     x: tuple[float, ...]
     y: tuple[float, ...]
 
 
-class Calibration(BaseModel):
+class Calibration(BaseModel, extra="forbid", frozen=True):
     """How logits become probabilities.
 
     temperatures: divide the logits; one, or in multilabel one for each class. steps: for each class against
     the rest (in binary the last one alone) the function from the probability at that temperature to the
     calibrated one.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: Literal["temperature", "isotonic"]
     temperatures: tuple[float, ...] = (1.0,)
@@ -137,15 +133,13 @@ def _fit_isotonic(scores: Floats, truth: Floats) -> Steps:
     return Steps(x=tuple(fitted.X_thresholds_.tolist()), y=tuple(fitted.y_thresholds_.tolist()))
 
 
-class ConformalFloors(BaseModel):
+class ConformalFloors(BaseModel, extra="forbid", frozen=True):
     """The probability from which a class is in the prediction set.
 
     promised: the share of new patients whose true answer is in the set. floors: by class, 0 if it can never
     be excluded. absent_floors: in multilabel the same for the absence of each class. patients,
     absent_patients: how many patients the floors come from.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     promised: float
     floors: tuple[float, ...]

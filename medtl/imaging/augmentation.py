@@ -3,7 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from medtl.core.ids import derive_seed
 
@@ -11,14 +11,12 @@ if TYPE_CHECKING:  # torch and MONAI are imported where they are used: recipes n
     from torch import Tensor
 
 
-class AugmentationConfig(BaseModel):
+class AugmentationConfig(BaseModel, extra="forbid", frozen=True):
     """How far a random view may differ from the image. All zero: no augmentation.
 
     rotate_degrees turns rows and columns; scale and translate are fractions of the size; flip swaps left and
     right (not for chest radiographs, where it moves the heart); gamma and noise change intensities.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     rotate_degrees: float = Field(default=10.0, ge=0, le=180)
     scale: float = Field(default=0.1, ge=0, lt=1)

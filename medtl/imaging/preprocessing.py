@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from medtl.errors import ReadError
 from medtl.imaging.image import Image
@@ -31,7 +31,7 @@ Percentile = Annotated[float, Field(ge=0, le=100)]
 LARGEST_GRID = 2**29
 
 
-class PreprocessingConfig(BaseModel):
+class PreprocessingConfig(BaseModel, extra="forbid", frozen=True):
     """The grid and the intensity range of prepared images.
 
     size: (H, W) for images, (D, H, W) for volumes. spacing_mm, of the same length: resample to this spacing,
@@ -42,8 +42,6 @@ class PreprocessingConfig(BaseModel):
     `range` the two values. channels: 1, or 3 for colour. modalities and body_parts: what the model is for, in
     DICOM's terms; an image whose file names another is refused, one that names none is not.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     size: tuple[Annotated[int, Field(ge=1)], ...] = (160, 160)
     spacing_mm: tuple[Annotated[float, Field(gt=0)], ...] | None = None

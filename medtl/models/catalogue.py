@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from medtl.models.weight_files import KnownWeights, locate
 
@@ -42,10 +42,8 @@ BACKBONE_COLUMNS = (
 WEIGHTS_COLUMNS = ("backbone", "weights", "file", "from", "licence", "top-1")
 
 
-class BackboneConfig(BaseModel):
+class BackboneConfig(BaseModel, extra="forbid", frozen=True):
     """Which backbone, and which weights it starts from: a known name, a file, or null for random ones."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = "efficientnet_lite0"
     weights: str | None = "imagenet"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -37,7 +37,7 @@ OLD_NAMES = {"mark": "best_score", "waited": "epochs_without_improvement", "scre
 TENSORS = "ood"
 
 
-class Position(BaseModel):
+class Position(BaseModel, extra="forbid", frozen=True):
     """How far a schedule has come: `epoch` epochs of stage number `stage` are done, `step` steps in all.
 
     Of the next epoch `done` steps are done (they are among the `step`), with the losses `loss_sum` and in
@@ -45,8 +45,6 @@ class Position(BaseModel):
     (minus loss, AUROC) on validation data. Patience compares with best_score, the last one that was better by
     min_delta, and counts the epochs of this stage since then: epochs_without_improvement.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     stage: int = 0
     epoch: int = 0
@@ -59,24 +57,20 @@ class Position(BaseModel):
     epochs_without_improvement: int = 0
 
 
-class TensorFile(BaseModel):
+class TensorFile(BaseModel, extra="forbid", frozen=True):
     """The name and SHA-256 of one tensor file of a checkpoint."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     file: str
     sha256: str
 
 
-class OodLimits(BaseModel):
+class OodLimits(BaseModel, extra="forbid", frozen=True):
     """Limits within which an image is like the training images; what they did not say is not checked.
 
     threshold: the distance of pooled features that a share `quantile` of the validation images keeps below.
     samples: how many training images it is measured from. modalities, body_parts: DICOM's terms for them.
     extents_mm: the smallest and largest extent of DICOM images along each of their axes.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     threshold: float
     quantile: float
@@ -86,10 +80,8 @@ class OodLimits(BaseModel):
     extents_mm: tuple[tuple[float, float], ...] = ()
 
 
-class CheckpointHeader(BaseModel):
+class CheckpointHeader(BaseModel, extra="forbid", frozen=True):
     """Everything in a checkpoint but the tensors, as plain data."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: int = FORMAT_VERSION
     medtl: str = __version__

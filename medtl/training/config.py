@@ -3,7 +3,7 @@
 import inspect
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic import BaseModel, Field, model_serializer, model_validator
 
 from medtl.evaluation.calibration import CalibrationMethod
 
@@ -21,14 +21,12 @@ STRATEGIES = (
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 
 
-class ImbalanceConfig(BaseModel):
+class ImbalanceConfig(BaseModel, extra="forbid", frozen=True):
     """A strategy against class imbalance by its name, with those of its options that differ from the paper's.
 
     gamma: how strongly focal loss discounts what is already right. beta: how fast the effective number of
     samples saturates. tau: how much of the log prior is added. A plain name will do where no option is set.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     gamma: float | None = Field(default=None, ge=0, le=100)
@@ -74,7 +72,7 @@ def known_strategies(name: str) -> list[str]:
     return list(IMBALANCE)
 
 
-class FitConfig(BaseModel):
+class FitConfig(BaseModel, extra="forbid", frozen=True):
     """How batches are drawn and steps are taken.
 
     An optimizer step takes `accumulate` times `batch_size` samples, and the network sees batch_size of them
@@ -101,8 +99,6 @@ class FitConfig(BaseModel):
     lowest validation loss; patience goes by the same. save_minutes: within an epoch the run is saved whenever
     so many minutes have passed since the last save; null saves after epochs alone.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = 0
     label_budget: int | None = Field(default=None, ge=1)

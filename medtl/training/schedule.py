@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 if TYPE_CHECKING:
     from medtl.models.classifier import Classifier
@@ -44,7 +44,7 @@ def with_current_keys(values: Any) -> Any:
     return {old.get(key, key): value for key, value in values.items()}
 
 
-class StageOptions(BaseModel):
+class StageOptions(BaseModel, extra="forbid", frozen=True):
     """What every stage has, and a schedule hands to each of its stages.
 
     A stage ends after `patience` epochs in which validation has not improved by more than `min_delta`, if
@@ -69,8 +69,6 @@ class StageOptions(BaseModel):
     the image itself, the others are augmented. A stage that freezes nothing sees a new one each epoch.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     name: str
     patience: int | None = Field(default=None, ge=1)
     min_delta: float = Field(default=0.0, ge=0)
@@ -92,7 +90,7 @@ class StageOptions(BaseModel):
     _reads_old_keys = model_validator(mode="before")(with_current_keys)
 
 
-class Stage(StageOptions):
+class Stage(StageOptions, frozen=True):
     """One stage: `groups` layer groups next to the head are trainable, the ones before are frozen.
 
     It lasts `epochs`, or `steps` optimizer steps if that is shorter: its last epoch is then cut short.
@@ -103,7 +101,7 @@ class Stage(StageOptions):
     steps: int | None = Field(default=None, ge=1)
 
 
-class ScheduleConfig(StageOptions):
+class ScheduleConfig(StageOptions, frozen=True):
     """A named schedule with its options, or `stages` in full.
 
     linear-probe: the head alone. head-then-all: the head, then everything, which is linear probing and then

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from omegaconf import OmegaConf
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from medtl.config import RunConfig, read_yaml, validate_config
 from medtl.errors import ConfigError
@@ -25,10 +25,8 @@ SEARCHED_SECTIONS = ("schedule", "augmentation", "backbone", "fit")
 NOT_SEARCHED = ("fit.seed", "fit.device", "fit.workers", "fit.cache_gb")
 
 
-class Range(BaseModel):
+class Range(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """Numbers from low to high, both included; log: uniform in the logarithm; step: only multiples of it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     low: float
     high: float

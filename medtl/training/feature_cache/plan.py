@@ -8,7 +8,7 @@ The plan is plain data, and a run saves it beside its weights.
 from collections.abc import Sequence
 from itertools import accumulate
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from medtl.models.classifier import Classifier
 from medtl.models.costs import step_costs
@@ -17,13 +17,11 @@ from medtl.training.schedule import Stage, entry_step
 StepViews = dict[int, int]  # step -> number of views
 
 
-class CachePlan(BaseModel):
+class CachePlan(BaseModel, extra="forbid", frozen=True):
     """What one stage does about its frozen prefix, and why, in one line.
 
     step: where the stage enters the chain. views: how many views of a sample it reads.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     step: int
     views: int
