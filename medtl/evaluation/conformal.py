@@ -68,9 +68,7 @@ def set_texts(probabilities: Floats, floors: ConformalFloors, task: Task) -> lis
     ]
 
 
-def measure_coverage(
-    questions: Questions, floors: ConformalFloors, confidence: float = 0.95
-) -> dict[str, Any]:
+def measure_coverage(questions: Questions, floors: ConformalFloors) -> dict[str, Any]:
     """Return how often the truth is in the set on labelled data, with intervals by patient, as plain data.
 
     {promised, coverage, by_class {class: {value, low, high}}, sizes {size: count}}. In multilabel the
@@ -90,10 +88,8 @@ def measure_coverage(
     all_of_them = np.ones(int(known.sum()), bool)
     return {
         "promised": floors.promised,
-        "coverage": interval_json(share_interval(covered[known], all_of_them, places[known], confidence)),
-        "by_class": {
-            name: interval_json(share_interval(c, a, patient_of, confidence)) for name, c, a in columns
-        },
+        "coverage": interval_json(share_interval(covered[known], all_of_them, places[known])),
+        "by_class": {name: interval_json(share_interval(c, a, patient_of)) for name, c, a in columns},
         "sizes": {
             str(size): int(count) for size, count in zip(*np.unique(sizes, return_counts=True), strict=True)
         },

@@ -17,6 +17,7 @@ from medtl.evaluation.metrics import Flags, Floats, Questions, index_patients
 
 FEWEST_DEFINED = 0.5  # with a smaller share of resamples an interval would describe a biased selection
 SAME = 1e-12
+CONFIDENCE = 0.95  # of every interval, unless another is asked for
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,9 @@ def wilson_interval(share: float, trials: float, confidence: float) -> Interval:
     return Interval(share, min(low, share), max(high, share))  # rounding at 0 and 1
 
 
-def share_interval(hits: Flags, among: Flags, patient_of: NDArray[np.int64], confidence: float) -> Interval:
+def share_interval(
+    hits: Flags, among: Flags, patient_of: NDArray[np.int64], confidence: float = CONFIDENCE
+) -> Interval:
     """Return Wilson's interval of the share of hits among the samples in `among`, all (N,).
 
     If patients repeat, the trials are divided by the design effect, the variance between patients over that

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from medtl.core.files import write_csv
 from medtl.evaluation.evaluate import Evaluation, evaluate
 from medtl.evaluation.intervals import (
+    CONFIDENCE,
     Interval,
     difference_interval,
     interval_json,
@@ -61,9 +62,7 @@ def evaluate_subgroups(
     questions: Questions,
     thresholds: Sequence[float],
     attributes: Mapping[str, Sequence[str]],
-    *,
     resamples: int = 500,
-    confidence: float = 0.95,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Evaluate the groups of each attribute; also return a note on each that makes no groups.
 
@@ -71,14 +70,14 @@ def evaluate_subgroups(
     undefined, and `reason` says why. thresholds: as in evaluate. attributes: values (N,) by name.
     """
     groupings, notes = [], []
-    measure = partial(evaluate, thresholds=thresholds, resamples=resamples, confidence=confidence)
+    measure = partial(evaluate, thresholds=thresholds, resamples=resamples)
     for attribute, values in attributes.items():
         names = np.asarray(name_groups(attribute, values), dtype=str)
         count = len(np.unique(names))
         if 1 < count <= MOST_GROUPS:
             order = sorted(set(names.tolist()), key=_natural)
             groups = [_evaluate_group(name, questions.of(names == name), measure) for name in order]
-            worst, gap = _find_worst(questions, names, groups, confidence)
+            worst, gap = _find_worst(questions, names, groups)
             found = {"attribute": attribute, "worst": worst, "gap": interval_json(gap), "groups": groups}
             groupings.append(found)
         elif count > MOST_GROUPS:
@@ -100,7 +99,7 @@ def _evaluate_group(
 
 
 def _find_worst(
-    questions: Questions, names: NDArray[np.str_], groups: Sequence[Mapping[str, Any]], confidence: float
+    questions: Questions, names: NDArray[np.str_], groups: Sequence[Mapping[str, Any]]
 ) -> tuple[str, Interval]:
     """Return the group of the lowest AUROC, "" if fewer than two have one, and its gap.
 
@@ -113,7 +112,7 @@ def _find_worst(
         return "", Interval(math.nan)
     worst = min(defined, key=lambda name: defined[name])
     sides = np.isin(names, [name for name in defined if name != worst]), names == worst
-    for_all = 1 - (1 - confidence) / len(defined)
+    for_all = 1 - (1 - CONFIDENCE) / len(defined)
     others, lowest = (mean_auroc_interval(place_all(questions.of(side)), for_all) for side in sides)
     return worst, difference_interval(others, lowest)
 

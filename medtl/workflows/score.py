@@ -16,14 +16,7 @@ from medtl.imaging.reader import scan
 from medtl.imaging.series import Scan
 from medtl.inference.ensemble import Ensemble, make_ensemble
 from medtl.inference.predictor import Precision, Prediction
-from medtl.inference.streaming import (
-    Engine,
-    ScoreOutcome,
-    Scoring,
-    choose_engine,
-    list_units,
-    stopped,
-)
+from medtl.inference.streaming import Engine, ScoreOutcome, Scoring, choose_engine, list_units, stopped
 from medtl.inference.tables import check_formats
 from medtl.training.checkpoint import load_finished
 
