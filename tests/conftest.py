@@ -30,6 +30,8 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+    # Started only after torch's exporters are loaded, autograd would work in no process forked from this one.
+    torch.ones(1, requires_grad=True).backward()
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ def archive_labels(path: Path) -> dict[str, tuple[int, ...]]:
         table = _array(path, path.stat().st_mtime_ns, f"{part}_labels")
         if table is None:
             continue
-        if len(table) != shape[0] or table.dtype.kind not in "iub":
+        if table.shape[:1] != shape[:1] or table.dtype.kind not in "iub":
             reason = f"{part}_labels do not give whole numbers for each of {shape[0]} images"
             raise ReadError("archive-layout", reason, where=path, fix=AS_MEDMNIST)
         for row, values in enumerate(table):

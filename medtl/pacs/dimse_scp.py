@@ -80,8 +80,10 @@ def _end(association: Association) -> None:
 class _Server(ThreadedAssociationServer):
     """Takes instances from those that a gate admits. Its methods run in the threads of pynetdicom.
 
-    A slow handshake delays nobody else.
+    A slow handshake delays nobody else, nor the end.
     """
+
+    daemon_threads, block_on_close = True, False
 
     def __init__(
         self, address: tuple[str, int], gate: Gate, save: Save, report: Report, tls: Tls | None

@@ -19,7 +19,7 @@ from medtl.pacs.inbox import Inbox
 from medtl.pacs.peer import Endpoint, Gate, Tls, needing_extra
 from medtl.pacs.push import push_files
 from medtl.pacs.results import model_identity, write_results
-from medtl.training.checkpoint import load_finished
+from medtl.training.checkpoint import Checkpoint, load_finished
 
 LOOK_SECONDS = 0.2
 # After a fault that may pass a study waits, each time twice as long.
@@ -60,8 +60,9 @@ def listen_run(
     with needing_extra():
         from medtl.pacs.dimse_scp import listening
     faults: dict[str, int] = {}
+    checkpoint = load_finished(scoring.run, any_modality=scoring.any_modality) if scoring else None
     with open_journal(out / "listener") as journal:
-        scorer = _Scorer(out, scoring, watcher, journal) if scoring else None
+        scorer = _Scorer(out, scoring, checkpoint, watcher, journal) if scoring and checkpoint else None
         inbox = Inbox(out / "inbox")
 
         def report(error: MedtlError) -> None:
@@ -89,9 +90,11 @@ def listen_run(
 class _Scorer:
     """Takes studies through scoring and sending with a model that is loaded once."""
 
-    def __init__(self, out: Path, scoring: Scoring, watcher: Watcher, journal: Journal) -> None:
-        self.out, self.scoring, self.watcher, self.journal = out, scoring, watcher, journal
-        self.checkpoint = load_finished(scoring.run, any_modality=scoring.any_modality)
+    def __init__(
+        self, out: Path, scoring: Scoring, checkpoint: Checkpoint, watcher: Watcher, journal: Journal
+    ) -> None:
+        self.out, self.scoring, self.checkpoint = out, scoring, checkpoint
+        self.watcher, self.journal = watcher, journal
 
     def process(self, folder: Path) -> str:
         """Do what is not yet done for a study; return the fault that stopped it, "" if all is done."""

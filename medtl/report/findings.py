@@ -135,7 +135,7 @@ def check_finding(finding: StudyFinding, card: ModelCard) -> None:
         f"the image has shape {image.shape}, not (H, W) or (D, H, W)": image.ndim in (2, 3) and image.size,
         "the image has values that are not finite": np.isfinite(image).all(),
         "the window is empty or not finite": -math.inf < low < high < math.inf,
-        f"the heatmap has shape {[*shapes]}, the image {image.shape}": shapes <= {image.shape},
+        f"the heatmap has shape {next(iter(shapes), ())}, the image {image.shape}": shapes <= {image.shape},
         "the heatmap has values outside [0, 1], or not finite": all(map(_within_unit, heatmaps)),
         f"the spacing has {len(spacing)} values for {image.ndim} axes": len(spacing) in (0, image.ndim),
         "the spacing is not positive": all(0 < step < math.inf for step in spacing),

@@ -253,7 +253,9 @@ def _predict_rows(
     parts = []
     for number, batch in enumerate(batches, start=1):
         if stop():
-            raise StoppedError("interrupted", "stopped while it was evaluated", fix="evaluate again")
+            raise StoppedError(
+                "interrupted", "stopped while it was evaluated", where=prepared.folder, fix="evaluate again"
+            )
         parts.append(predict(checkpoint, prepared.read(batch)))
         watcher.progress("scoring", number, len(batches))
     return np.concatenate(parts)

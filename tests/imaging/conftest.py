@@ -23,6 +23,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     HTJ2KLossless,
     JPEGBaseline8Bit,
+    JPEGExtended12Bit,
     JPEGLosslessSV1,
     MRImageStorage,
     generate_uid,
@@ -250,7 +251,16 @@ def compress_with_jpeg(dataset: Dataset, quality: int = 90) -> Dataset:
 
 
 def compress_with_lossless_jpeg(dataset: Dataset) -> Dataset:
-    """Compress grey with JPEG Lossless (process 14, selection value 1), by gdcm, in place; even sizes."""
+    """Compress grey with JPEG Lossless (process 14, selection value 1), in place; even sizes."""
+    return _compress_with_gdcm(dataset, "JPEGLosslessProcess14_1", JPEGLosslessSV1)
+
+
+def compress_with_extended_jpeg(dataset: Dataset) -> Dataset:
+    """Compress 12-bit grey with JPEG Extended (process 4, with loss), in place."""
+    return _compress_with_gdcm(dataset, "JPEGExtendedProcess2_4", JPEGExtended12Bit)
+
+
+def _compress_with_gdcm(dataset: Dataset, name: str, syntax: UID) -> Dataset:
     import gdcm
 
     with tempfile.TemporaryDirectory() as folder:
@@ -259,7 +269,10 @@ def compress_with_lossless_jpeg(dataset: Dataset) -> Dataset:
         reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
         reader.SetFileName(str(plain))
         assert reader.Read()
-        change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))
+        change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, name)))
+        codec = gdcm.JPEGCodec()
+        codec.SetLossless(syntax == JPEGLosslessSV1)
+        change.SetUserCodec(codec)
         change.SetInput(reader.GetImage())
         assert change.Change()
         writer.SetFileName(str(packed))
@@ -267,7 +280,7 @@ def compress_with_lossless_jpeg(dataset: Dataset) -> Dataset:
         writer.SetImage(change.GetOutput())
         assert writer.Write()
         stream = get_frame(dcmread(packed).PixelData, 0, number_of_frames=1)
-    return _encapsulate(dataset, stream, JPEGLosslessSV1)
+    return _encapsulate(dataset, stream, syntax)
 
 
 def compress_with_htj2k(dataset: Dataset, syntax: UID = HTJ2KLossless) -> Dataset:

@@ -61,7 +61,11 @@ def test_several_labels_of_an_item_are_kept(make_archive: Callable) -> None:
     assert archive_labels(path) == {"train/0": (0, 1, 1), "train/1": (1, 0, 0)}
 
 
-@pytest.mark.parametrize("labels", [np.zeros((3, 1), np.uint8), np.zeros((2, 1))], ids=["count", "fractions"])
+@pytest.mark.parametrize(
+    "labels",
+    [np.zeros((3, 1), np.uint8), np.zeros((2, 1)), np.uint8(1)],
+    ids=["count", "fractions", "scalar"],
+)
 def test_labels_that_do_not_fit_are_refused(make_archive: Callable, labels: np.ndarray) -> None:
     path = make_archive(train_images=pattern(2, 8, 8, dtype="uint8"), train_labels=labels)
     with pytest.raises(ReadError) as caught:

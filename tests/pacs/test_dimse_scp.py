@@ -308,6 +308,16 @@ def test_the_end_does_not_wait_for_a_sender_that_says_nothing(tmp_path: Path) ->
     wait_until(lambda: not association.is_established)
 
 
+def test_the_end_does_not_wait_for_a_handshake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medtl.pacs.dimse_scp.HANDSHAKE_SECONDS", 10 * PATIENCE)
+    files = make_certificates(tmp_path)
+    ours = Tls(files.certificate, files.key, files.authority)
+    with listener(tmp_path, tls=ours) as found:
+        silent = socket.create_connection(("127.0.0.1", found.port))
+        associate(found.port, tls_args=(client_tls(ours), "localhost")).release()  # accepted after it
+    silent.close()  # the listener has ended before; waiting for the handshake, it would not
+
+
 @pytest.mark.parametrize("begun", [b"", b"\x01\x00\x00", b"\x01\x00\x00\x00\x10\x00half"])
 def test_half_a_message_holds_no_association(begun: bytes, tmp_path: Path) -> None:
     with listener(tmp_path, gate(idle=0.5, associations=1)) as found:

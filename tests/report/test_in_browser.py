@@ -127,7 +127,7 @@ def test_methods_take_turns(visit: Visit, report: Path) -> None:
         const shown = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
         return shown.some((value, place) => place % 4 === 3 && value); }"""
     assert page.evaluate(opaque)
-    page.select_option("[data-method]", label=("Occlusion",))
+    page.select_option("[data-method]", label="Occlusion")
     assert not page.evaluate(opaque) and page.text_content("[data-named]") == "Occlusion"
 
 
@@ -170,7 +170,7 @@ def test_filters_filter_and_heads_sort(visit: Visit, report: Path) -> None:
     page.select_option("[data-filter=reason]", "undecided")
     assert names() == ["projection"]
     page.select_option("[data-filter=reason]", "")
-    page.select_option("[data-filter=class]", label=("normal",))
+    page.select_option("[data-filter=class]", label="normal")
     assert names() == ["mapless"]
     page.select_option("[data-filter=class]", "")
     page.fill("[data-filter=text]", "VOL")

@@ -1,6 +1,7 @@
 """BYTES OF A HEADER -> plain Python values: the elements that an Instance is made of."""
 
 import logging
+import re
 import struct
 import warnings
 from collections.abc import Iterator
@@ -83,4 +84,6 @@ def reporting_malformed(
 
 def silence_warnings() -> None:
     """Keep pydicom from quoting a header in its warnings, whatever filters another thread has restored."""
-    warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
+    module = re.compile(r"pydicom(\.|$)")
+    if not warnings.filters or warnings.filters[0][3] != module:  # to set it again leaves a gap for others
+        warnings.filterwarnings("ignore", module=module.pattern)

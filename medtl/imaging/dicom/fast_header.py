@@ -81,10 +81,10 @@ def _read(file: BinaryIO) -> tuple[Header, uid.UID, tuple[int, int]]:
             break
     else:
         raise NotPlainError
-    named = header.get("SOPClassUID", ())
-    image = names_image(uid.UID(str(*named) or media_class)) and {"Rows", "Columns"} <= header.keys()
+    named = [str(value) for value in header.get("SOPClassUID", ())] or [media_class]
+    image = names_image(uid.UID(named[0] or media_class)) and {"Rows", "Columns"} <= header.keys()
     pixels = locate_pixels(data[end : end + 12], end, file_bytes)
-    if pixels is None or not image:
+    if pixels is None or not image or len(named) > 1:
         raise NotPlainError
     return header, syntax, pixels
 

@@ -180,6 +180,8 @@ def _decode_file(path: Path, planes: Sequence[Instance], digest: "hashlib._Hash"
     """Decode the planes of a series that one file holds; parse it again where it has changed."""
     with path.open("rb") as file:
         status, data = os.fstat(file.fileno()), file.read()
+    if not data:
+        raise ReadError("file-empty", "has no bytes", where=path, fix="copy it again from its source")
     digest.update(data)
     place = planes[0].place
     if place and (place.size, place.time_ns) == (status.st_size, status.st_mtime_ns):

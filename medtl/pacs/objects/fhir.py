@@ -1,5 +1,6 @@
 """Turn a study's result into a FHIR R4 Bundle: a DiagnosticReport, an Observation a class, and the Device."""
 
+import re
 import uuid
 from contextlib import suppress
 from datetime import UTC, date, datetime
@@ -118,9 +119,10 @@ def _context(source: SourceFile) -> Resource:
         if issuer := str(source.header.get("IssuerOfPatientID") or ""):
             identifier["assigner"] = {"display": issuer}
         context["subject"] = {"type": "Patient", "identifier": identifier}
+    day = str(source.header.get("StudyDate") or "")
     with suppress(ValueError):  # not a date
-        day = date.fromisoformat(str(source.header.get("StudyDate") or ""))
-        context["effectiveDateTime"] = day.isoformat()
+        if re.fullmatch("[0-9]{8}", day):  # the only form that DICOM has; ISO 8601 has others
+            context["effectiveDateTime"] = date.fromisoformat(day).isoformat()
     return context
 
 

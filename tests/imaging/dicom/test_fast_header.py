@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import pydicom
 import pytest
 from pydicom import Dataset
 from pydicom.data import get_testdata_files
@@ -23,6 +24,7 @@ from medtl.imaging.dicom.fast_header import walk_header
 from medtl.imaging.dicom.frames import planes_of
 from medtl.imaging.dicom.header import read_header
 from medtl.imaging.dicom.instance import Instance
+from medtl.imaging.reader import scan
 from tests.imaging.conftest import build_dataset, pattern
 
 MUTATIONS = 1000
@@ -126,6 +128,16 @@ def test_every_kind_of_value_is_decoded_as_pydicom_does(
     dataset.save_as(tmp_path / "a.dcm")
     plane = walk_header(tmp_path / "a.dcm")
     assert plane is not None and [plane] == parsed(tmp_path / "a.dcm")
+
+
+def test_a_file_of_two_kinds_is_refused_alone(make_radiograph: Callable[..., Path], tmp_path: Path) -> None:
+    sound = make_radiograph(name="sound.dcm")
+    dataset = pydicom.dcmread(sound)
+    dataset.SOPClassUID = [dataset.SOPClassUID, "1.2"]
+    dataset.save_as(tmp_path / "two.dcm")
+    found = scan([sound, tmp_path / "two.dcm"])
+    assert [one.path for one in found.series] == [sound]
+    assert [error.code for error in found.refusals] == ["dicom-header"]
 
 
 def test_compressed_pixels_have_no_place(make_radiograph: Callable[..., Path]) -> None:

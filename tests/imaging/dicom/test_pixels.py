@@ -35,6 +35,7 @@ from medtl.imaging.dicom.pixels import DECODERS, NATIVE
 from medtl.imaging.reader import read_images
 from tests.imaging.conftest import (
     build_dataset,
+    compress_with_extended_jpeg,
     compress_with_htj2k,
     compress_with_jpeg,
     compress_with_lossless_jpeg,
@@ -126,6 +127,17 @@ def _read_with_gdcm(path: Path, dataset: Dataset) -> NDArray:
     assert reader.Read()
     stored = reader.GetImage().GetBuffer().encode("utf-8", "surrogateescape")
     return np.frombuffer(stored, "<u2").reshape(dataset.Rows, dataset.Columns)
+
+
+def test_signed_twelve_bit_jpeg_has_negative_values(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 4000, 64 * 64).reshape(64, 64).astype(np.uint16)
+    dataset = build_dataset(ramp, ComputedRadiographyImageStorage, BitsStored=12)
+    path = save(compress_with_extended_jpeg(dataset), tmp_path / "a.dcm")
+    stored = _read_with_gdcm(path, dataset).astype(np.int32)
+    assert abs(stored - ramp).max() < 100
+    dataset.PixelRepresentation = 1
+    (image,) = read_images(save(dataset, path))
+    np.testing.assert_array_equal(image.pixels[0], np.where(stored >= 2**11, stored - 2**12, stored))
 
 
 def test_the_files_cover_the_syntaxes_that_are_decoded() -> None:

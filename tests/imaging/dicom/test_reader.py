@@ -1,5 +1,6 @@
 """DICOM instances and series: read exactly, or refused by name."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
@@ -26,6 +27,7 @@ from pydicom.uid import (
 )
 
 from medtl.errors import ReadError
+from medtl.imaging.dicom.elements import silence_warnings
 from medtl.imaging.image import Image, Window
 from medtl.imaging.reader import read_images, read_series, scan
 from tests.imaging.conftest import build_dataset, fixed_uid, pattern, refusal, save
@@ -644,3 +646,22 @@ def test_a_window_or_padding_that_is_not_that_of_every_slice_is_noted(
         "its slices differ in window: that of the first one counts",
         "its slices differ in padding: that of the first one counts",
     )
+
+
+def test_a_file_that_was_emptied_since_it_was_listed_is_named(make_radiograph: Callable) -> None:
+    (series,) = scan(make_radiograph()).series
+    series.path.write_bytes(b"")
+    with pytest.raises(ReadError, match="file-empty"):
+        read_series(series)
+
+
+def test_warnings_of_pydicom_stay_silenced_without_a_gap() -> None:
+    """To set the filter again would take it away for a moment, in which another thread may warn."""
+    with warnings.catch_warnings():
+        silence_warnings()
+        before = warnings.filters[0]
+        silence_warnings()
+        assert warnings.filters[0] is before
+        warnings.simplefilter("default")
+        silence_warnings()
+        assert warnings.filters[0] == before

@@ -63,7 +63,7 @@ def test_patient_study_and_order_are_those_of_the_source(make_result: Callable) 
     assert "Çelik" not in json.dumps(fhir_bundle(result), ensure_ascii=False)
 
 
-@pytest.mark.parametrize("day", ["20011341", "2001", "", None])
+@pytest.mark.parametrize("day", ["20011341", "2001", "2001W011", "2001-09-11", "", None])
 def test_a_date_that_is_none_is_left_out(day: str | None, make_result: Callable) -> None:
     assert "effectiveDateTime" not in resources(make_result(StudyDate=day), "DiagnosticReport")[0]
 
