@@ -21,7 +21,7 @@ from torchvision import transforms
 from medtl.data.manifest import load_manifest
 from medtl.data.splits import read_splits
 from medtl.data.task import TaskConfig
-from medtl.models.backbones.efficientnet import LITE0_IMAGENET
+from medtl.models.backbones.efficientnet import EFFICIENTNET_LITE0
 from medtl.models.timm_network import rename_by_position
 from medtl.models.weight_files import locate
 from medtl.models.weights import read_state_dict
@@ -58,7 +58,9 @@ def make_network(classes: int) -> nn.Module:
     """Return EfficientNet-Lite0 with ImageNet weights and a new head."""
     name = "tf_efficientnet_lite0"
     net = timm.create_model(name, num_classes=1000)
-    net.load_state_dict(rename_by_position(read_state_dict(locate(LITE0_IMAGENET)), name), strict=False)
+    net.load_state_dict(
+        rename_by_position(read_state_dict(locate(EFFICIENTNET_LITE0.known_weights[0])), name), strict=False
+    )
     net.reset_classifier(classes)
     return net
 

@@ -13,6 +13,7 @@ from typing import Any, Self
 from medtl.errors import AlreadyReportedError, TrainingError
 
 HANDLED = (signal.SIGINT, signal.SIGTERM)
+RESUME_RUN = "resume with the same command and --resume"
 
 
 class Watcher:
@@ -51,10 +52,9 @@ def never() -> bool:
     return False
 
 
-def stopped(when: str, run: Path) -> StoppedError:
-    """Return the error that says where a run stopped, and how to resume it."""
-    fix = "resume with the same command and --resume"
-    return StoppedError("interrupted", f"stopped {when}", where=run, fix=fix)
+def stopped(when: str, where: Path | str, fix: str = "run the same command to resume") -> StoppedError:
+    """Return the error that says where a job stopped, and how to resume it."""
+    return StoppedError("interrupted", f"stopped {when}", where=where, fix=fix)
 
 
 class StopSignal:

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 from medtl.core.files import write_json
 from medtl.core.journal import Journal, JournalEntry, journal_damaged
 from medtl.core.parallel import work_in_order
-from medtl.core.progress import SILENT, StoppedError, Watcher, never
+from medtl.core.progress import SILENT, StoppedError, Watcher, never, stopped
 from medtl.data.naming import check_names, sample_key, source_name
 from medtl.errors import CheckpointError, TrainingError
 from medtl.imaging.series import Scan, Series
@@ -68,12 +68,6 @@ def _score_batch(ensemble: Ensemble, root: Path, batch: Sequence[Unit]) -> list[
         JournalEntry(unit.stamp, one.content, asdict(one.prediction))
         for unit, one in zip(batch, scored, strict=True)
     ]
-
-
-def stopped(journal: Journal) -> StoppedError:
-    """Return the error of a stopped scoring, which says how to resume."""
-    reason, fix = "stopped, all rows so far are saved", "run the same command to resume"
-    return StoppedError("interrupted", reason, where=journal.path.parent, fix=fix)
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,11 +191,15 @@ class Scoring:
                     done += len(batch)
                     yield done
                     if done < len(units) and self.stop():
-                        raise stopped(self.journal)
+                        raise self.stopped()
         except TrainingError as error:
             if error.code == "worker-lost" and self.stop():  # the signal was for the whole group of processes
-                raise stopped(self.journal) from error
+                raise self.stopped() from error
             raise
+
+    def stopped(self) -> StoppedError:
+        """Return the error of a stopped scoring."""
+        return stopped("with all rows so far saved", self.journal.path.parent)
 
     def rows(self, scan: Scan) -> Iterator[Prediction]:
         """Yield the rows of a scan that there are, in order, refusals of the scan first.

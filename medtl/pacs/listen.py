@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from medtl.core.journal import Journal, key_of, open_journal
-from medtl.core.progress import SILENT, StoppedError, Watcher
+from medtl.core.progress import SILENT, Watcher, stopped
 from medtl.errors import MedtlError, PacsError
 from medtl.pacs.inbox import Inbox
 from medtl.pacs.peer import Endpoint, Gate, Tls, needing_extra
@@ -83,8 +83,7 @@ def listen_run(
                         faults.pop(study, None)
                         inbox.done(study, since)
                 time.sleep(LOOK_SECONDS)
-    fix = "run the same command again to continue"
-    raise StoppedError("interrupted", "stopped, all that was acknowledged is saved", where=out, fix=fix)
+    raise stopped("with all that was acknowledged saved", out)
 
 
 class _Scorer:

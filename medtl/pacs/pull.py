@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medtl.core.files import make_folder, replacing
-from medtl.core.progress import StoppedError, Watcher, never
+from medtl.core.progress import Watcher, never, stopped
 from medtl.errors import ConfigError, MedtlError, PacsError, ReadError
 from medtl.pacs.instance import UID, identify, key_of_uid
 from medtl.pacs.peer import Endpoint, WebPeer, needing_extra
@@ -71,8 +71,7 @@ def pull_run(
             for series in service.find({"Modality": query.modality} if query.modality else {}, study):
                 for instance in service.find({}, study, series):
                     if stop():
-                        reason, fix = "stopped, all files so far are saved", "run the same command again"
-                        raise StoppedError("interrupted", reason, where=out, fix=fix)
+                        raise stopped("with all files so far saved", out)
                     results.append(_fetch(service, (study, series, instance), out))
     failures = tuple(one for one in results if isinstance(one, MedtlError))
     return PullOutcome(len(studies), results.count(True), results.count(False), failures)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medtl.core.journal import Journal, open_journal
-from medtl.core.progress import StoppedError, Watcher, never
+from medtl.core.progress import Watcher, never, stopped
 from medtl.errors import MedtlError, PacsError, ReadError
 from medtl.pacs.instance import Instance, looks_like_dicom, read_instance
 from medtl.pacs.peer import Endpoint, WebPeer, needing_extra
@@ -87,8 +87,7 @@ def push_files(
             sent += 1
         watcher.progress("sending", skipped + done, skipped + len(waiting))
         if done < len(waiting) and stop():
-            fix = "run the same command again to send the rest"
-            raise StoppedError("interrupted", f"stopped after {sent} files", where=str(to.peer), fix=fix)
+            raise stopped(f"after {sent} files", str(to.peer), "run the same command to send the rest")
     return PushOutcome(sent, skipped, tuple(failures))
 
 

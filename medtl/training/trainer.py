@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medtl.core.files import replacing
-from medtl.core.progress import StoppedError, Watcher, never, stopped
+from medtl.core.progress import RESUME_RUN, StoppedError, Watcher, never, stopped
 from medtl.errors import OutputError, TrainingError
 from medtl.evaluation.metrics import Questions, auroc, mean_defined
 from medtl.models.classifier import Classifier, Placement, lay_out
@@ -392,7 +392,8 @@ class Fit:
         self._saved_at = time.perf_counter()
 
     def _stopped(self, when: str) -> StoppedError:
-        return stopped(f"in stage {self.stages[self.position.stage].name} {when}", self.run_folder.root)
+        stage = self.stages[self.position.stage].name
+        return stopped(f"in stage {stage} {when}", self.run_folder.root, RESUME_RUN)
 
 
 @dataclass(eq=False)

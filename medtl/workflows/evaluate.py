@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from medtl.config import load_config
 from medtl.core.files import PathLike, write_json
-from medtl.core.progress import SILENT, StoppedError, Watcher, never, note_all
+from medtl.core.progress import SILENT, Watcher, never, note_all, stopped
 from medtl.data.attributes import attribute_names, identifying_attributes
 from medtl.data.labels import compared_name
 from medtl.data.manifest import load_manifest, targets
@@ -253,9 +253,7 @@ def _predict_rows(
     parts = []
     for number, batch in enumerate(batches, start=1):
         if stop():
-            raise StoppedError(
-                "interrupted", "stopped while it was evaluated", where=prepared.folder, fix="evaluate again"
-            )
+            raise stopped("while it was evaluated", prepared.folder)
         parts.append(predict(checkpoint, prepared.read(batch)))
         watcher.progress("scoring", number, len(batches))
     return np.concatenate(parts)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medtl.core.files import write_json
 from medtl.core.ids import make_generator
-from medtl.core.progress import stopped
+from medtl.core.progress import RESUME_RUN, stopped
 from medtl.data.task import Sample
 from medtl.evaluation.calibration import fit_calibration, to_probabilities
 from medtl.evaluation.conformal import fit_floors
@@ -98,7 +98,7 @@ def _predict_views(checkpoint: Checkpoint, views: Views, fit: Fit) -> tuple[Floa
     parts = []
     for start in range(0, len(views), BATCH):
         if fit.stop():
-            raise stopped("while the best epoch was evaluated", fit.run_folder.root)
+            raise stopped("while the best epoch was evaluated", fit.run_folder.root, RESUME_RUN)
         batch = np.arange(start, min(start + BATCH, len(views)))
         parts.append(predict_features(checkpoint, views.read(batch, 0)))
     logits, features = zip(*parts, strict=True)

@@ -86,7 +86,6 @@ def prepare(
 def _count_classes(samples: Sequence[Sample], task: Task) -> dict[str, int]:
     """Count the samples of each class; in multilabel those that have it."""
     labelled = targets(task, [sample for sample in samples if sample.target is not None])
-    present = (
-        labelled == 1 if task.kind == "multilabel" else np.equal.outer(labelled, range(len(task.classes)))
-    )
+    several = task.kind == "multilabel"
+    present = labelled == 1 if several else np.equal.outer(labelled, range(len(task.classes)))
     return dict(zip(task.classes, present.sum(axis=0).tolist(), strict=True))

@@ -16,7 +16,7 @@ from medtl.imaging.reader import scan
 from medtl.imaging.series import Scan
 from medtl.inference.ensemble import Ensemble, make_ensemble
 from medtl.inference.predictor import Precision, Prediction
-from medtl.inference.streaming import Engine, ScoreOutcome, Scoring, choose_engine, list_units, stopped
+from medtl.inference.streaming import Engine, ScoreOutcome, Scoring, choose_engine, list_units
 from medtl.inference.tables import check_formats
 from medtl.training.checkpoint import load_finished
 
@@ -111,7 +111,7 @@ def _watch(scoring: Scoring, settle: float) -> NoReturn:
         while not (stopping := scoring.stop()) and (left := until - time.monotonic()) > 0:
             time.sleep(min(STOP_SECONDS, left))
         if stopping:
-            raise stopped(scoring.journal)
+            raise scoring.stopped()
 
 
 def _at_rest(folder: Path, settle: float) -> tuple[Scan, bool]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from medtl.config import Modality, RunConfig, load_config, sample_data
 from medtl.core.files import PathLike, make_folder, read_json, write_text
-from medtl.core.progress import SILENT, StoppedError, Watcher, never
+from medtl.core.progress import SILENT, StoppedError, Watcher, never, stopped
 from medtl.data.splits import read_splits
 from medtl.errors import ConfigError, ReadError, TrainingError
 from medtl.evaluation.evaluate import Evaluation
@@ -164,7 +164,7 @@ class Searcher:
             with lock:
                 self._run_trial(trial)
             if self.stop():
-                raise stopped_search(f"after trial {trial.number}", search.root)
+                raise stopped(f"after trial {trial.number}", search.root)
         with search.locked():
             search.write_results(search.rows())
 
@@ -195,7 +195,7 @@ class Searcher:
             evaluation, _ = train_run(job, self.opened)
         except StoppedError as error:  # which names the run, not the search
             place = error.reason.removeprefix("stopped ")
-            raise stopped_search(f"in trial {trial.number}, {place}", self.search.root) from error
+            raise stopped(f"in trial {trial.number}, {place}", self.search.root) from error
         return evaluation.metrics[self.search.metric]
 
     def _may_be_kept(self, evaluation: Evaluation) -> bool:
@@ -239,7 +239,7 @@ class Searcher:
     def test(self, best: TrialRow) -> tuple[Evaluation | None, list[str]]:
         """Evaluate the best trial on the test part; note if there is none, or another trial has used it."""
         run, out = self.search.run(best.number), self.search.root / "test"
-        if not _has_test_part(run):
+        if "test" not in {row.split for row in read_splits(run.splits).values()}:
             return None, [NO_TEST_PART]
         try:
             before = str(read_json(out / "metrics.json")["run"])
@@ -250,7 +250,7 @@ class Searcher:
                 run.root, self.data, self.labels, out=out, part="test", watcher=self.watcher, stop=self.stop
             )
         except StoppedError as error:
-            raise stopped_search("while the best trial was evaluated", self.search.root) from error
+            raise stopped("while the best trial was evaluated", self.search.root) from error
         reused = f"the test part has already been used to evaluate trial {before}: it is no longer unseen"
         return outcome.evaluation, [] if before == run.root.name else [reused]
 
@@ -295,15 +295,5 @@ class TrialWatcher(Watcher):
             raise PrunedError
 
 
-def stopped_search(when: str, root: Path) -> StoppedError:
-    """Return the error that says where a search was stopped."""
-    fix = "run the same command again to resume"
-    return StoppedError("interrupted", f"stopped {when}", where=root, fix=fix)
-
-
 def _history(run: RunFolder) -> list[dict[str, Any]]:
     return run.read_history() if run.history.is_file() else []
-
-
-def _has_test_part(run: RunFolder) -> bool:
-    return any(row.split == "test" for row in read_splits(run.splits).values())

@@ -14,7 +14,7 @@ from torch import nn
 
 from medtl.errors import WeightsError
 from medtl.models.backbones import BACKBONES
-from medtl.models.backbones.efficientnet import LITE0_IMAGENET
+from medtl.models.backbones.efficientnet import EFFICIENTNET_LITE0
 from medtl.models.backbones.medicalnet import trained_network
 from medtl.models.timm_network import rename_by_position
 from medtl.models.weight_files import KnownWeights, locate, record_path, sha256_of
@@ -30,7 +30,7 @@ DAISY = 985
 @needs_package
 def test_package_weights_know_a_daisy():
     """The published network, through medtl's backbone, names the flower on scikit-learn's photograph."""
-    path = locate(LITE0_IMAGENET)
+    path = locate(EFFICIENTNET_LITE0.known_weights[0])
     state = rename_by_position(read_state_dict(path), "tf_efficientnet_lite0")
     backbone = BACKBONES["efficientnet_lite0"]("imagenet", in_channels=3).eval()
     photo = torch.tensor(load_sample_image("flower.jpg") / 255.0, dtype=torch.float32).permute(2, 0, 1)[None]

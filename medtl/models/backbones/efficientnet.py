@@ -60,5 +60,4 @@ EFFICIENTNET_B0 = timm_entry(
     ),
     torchvision_imagenet("efficientnet_b0"),
 )
-LITE0_IMAGENET = EFFICIENTNET_LITE0.known_weights[0]
 ENTRIES = (EFFICIENTNET_LITE0, EFFICIENTNET_LITE1, EFFICIENTNET_LITE2, EFFICIENTNET_B0)
