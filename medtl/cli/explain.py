@@ -84,8 +84,6 @@ def _to_json(outcome: "ExplainOutcome") -> dict[str, Any]:
     """Return plain data without NaN."""
     from medtl.explain.audit import to_json
 
-    rows = []
-    for row in outcome.rows:
-        fields = asdict(row)
-        rows.append({**fields.pop("prediction"), **fields})
+    fields = map(asdict, outcome.rows)
+    rows = [{**row.pop("prediction"), **row} for row in fields]
     return {"rows": rows, "audit": to_json(outcome.audits), "notes": list(outcome.notes)}

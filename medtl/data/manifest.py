@@ -103,7 +103,7 @@ class Source:
 def _manifest_of_table(source: Source) -> Manifest:
     table, columns, task = source.table, source.columns, source.task
     located, refusals, problems = _locate_rows(source)
-    if len(problems) == len(table.rows) > 1 and columns.located_by == "path":
+    if len(problems) == len(table.rows) > 1 and all(" does not exist" in text for _, text in problems):
         fix = f"paths are relative to --data, {source.folder.root}"
         raise LabelError("label-rows", f"no path is right: {problems[0][1]}", where=table.path, fix=fix)
     if columns.label:

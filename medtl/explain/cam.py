@@ -58,7 +58,7 @@ def feature_map(classifier: Classifier, image: Tensor, target: int) -> tuple[Ten
     backbone = classifier.backbone
     with evaluating(classifier):
         with torch.no_grad():
-            activation = backbone.prefix(backbone.saliency_group, place_images(image, classifier))
+            activation = backbone.between(0, backbone.saliency_group, place_images(image, classifier))
         with torch.enable_grad():
             activation = activation.detach().requires_grad_()
             score = log_odds(classifier, classifier(activation, start=backbone.saliency_group), target).sum()

@@ -82,14 +82,6 @@ class Backbone(nn.Module):
         """Names of the groups, stem first."""
         return tuple(self.groups.keys())
 
-    def prefix(self, count: int, x: Tensor) -> Tensor:
-        """Return the activations after the first `count` groups for images x."""
-        return self.between(0, count, x)
-
-    def suffix(self, count: int, x: Tensor) -> Tensor:
-        """Return the feature map for activations x that come out of the first `count` groups."""
-        return self.between(count, len(self.groups), x)
-
     def between(self, start: int, stop: int, x: Tensor) -> Tensor:
         """Run groups start to stop. The first group takes images, which are checked and normalised for it."""
         if start == 0 < stop:
@@ -105,7 +97,7 @@ class Backbone(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Return the feature map (N, num_features, *grid) of images (N, in_channels, *spatial) in [0, 1]."""
-        return self.suffix(0, x)
+        return self.between(0, len(self.groups), x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features(x)."""

@@ -242,7 +242,8 @@ class Fit:
         plan = self.plans[number]
         if not plan.cached:
             return None
-        for requested in (shared_views(self.plans, number), {plan.step: plan.views}):
+        shared, alone = shared_views(self.plans, number), {plan.step: plan.views}
+        for requested in (shared, alone) if shared != alone else (shared,):
             try:
                 train, val = self._fill_stores(requested)
             except OutputError as error:

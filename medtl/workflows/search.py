@@ -203,8 +203,12 @@ class Search:
                 lock = self._hold(trial.number)
                 if lock is None:
                     raise self.changed(f"new trial {trial.number} is already locked")
-            for dimension in self.space:
-                dimension.suggest(trial)
+            try:
+                for dimension in self.space:
+                    dimension.suggest(trial)
+            except ValueError as error:  # other choices are stored
+                lock.close()
+                raise self.changed("was started by another version of medtl") from error
             return trial, lock
 
     def _begun(self) -> list[FrozenTrial]:

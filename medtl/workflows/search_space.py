@@ -76,7 +76,9 @@ class Dimension:
 
     def stored(self, value: Any) -> Any:
         """Return a value as the database stores it: choices, which may be lists, as JSON."""
-        return value if isinstance(self.values, Range) else json.dumps(value)
+        if isinstance(self.values, Range):
+            return value
+        return json.dumps(next((one for one in self.values if one == value), value))  # 0 where that is 0.0
 
     def restored(self, stored: Any) -> Any:
         """Return the value that the database stores as `stored`."""

@@ -158,6 +158,10 @@ def test_a_misplaced_file_is_found_again_by_its_name(folder: Path) -> None:
     assert problem == "row 2: 0.PNG does not exist (did you mean images/0.png?)"
 
 
+def test_rows_without_a_path_are_listed(folder: Path) -> None:
+    assert len(problems_of(folder, "path,label\n,a\n,b\n")) == 2
+
+
 def test_where_no_path_is_right_one_line_says_what_paths_are_relative_to(folder: Path) -> None:
     rows = "".join(f"{index}.png,{'ab'[index % 2]}\n" for index in range(6))
     with pytest.raises(LabelError) as caught:

@@ -81,9 +81,11 @@ def test_features_are_a_map_that_every_split_of_the_chain_gives_to_the_bit(case)
     assert features.shape[:2] == (2, backbone.num_features)
     assert features.ndim == backbone.spatial_dims + 2
     for count in range(len(backbone.groups) + 1):
-        activation = backbone.prefix(count, x)
+        activation = backbone.between(0, count, x)
         before = activation.clone()
-        assert torch.equal(backbone.suffix(count, activation), features), backbone.layer_groups[count - 1]
+        assert torch.equal(backbone.between(count, len(backbone.groups), activation), features), (
+            backbone.layer_groups[count - 1]
+        )
         assert torch.equal(activation, before), "a group altered its input"
 
 
@@ -102,8 +104,8 @@ def test_groups_partition_the_parameters_and_the_first_one_takes_the_image(case)
 def test_gradient_reaches_every_boundary(case):
     _, backbone, x = case
     for count in range(1, len(backbone.groups) + 1):
-        activation = backbone.prefix(count, x).detach().requires_grad_()
-        weighed = backbone.suffix(count, activation).mean(dim=0).square().sum()
+        activation = backbone.between(0, count, x).detach().requires_grad_()
+        weighed = backbone.between(count, len(backbone.groups), activation).mean(dim=0).square().sum()
         (gradient,) = torch.autograd.grad(weighed, activation)
         assert gradient.isfinite().all() and gradient.abs().sum() > 0
 

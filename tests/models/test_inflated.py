@@ -67,7 +67,7 @@ def test_depth_is_not_shrunk_faster_than_the_plane(planar: str) -> None:
 def test_the_stem_keeps_every_slice() -> None:
     solid, _ = twins("inflated_resnet18", "resnet18")
     with torch.no_grad():
-        assert solid.prefix(1, torch.rand(1, 1, 7, 64, 64)).shape[2:] == (7, 16, 16)
+        assert solid.between(0, 1, torch.rand(1, 1, 7, 64, 64)).shape[2:] == (7, 16, 16)
 
 
 def test_repeated_kernels_mix_slices_and_centred_ones_start_without() -> None:
@@ -78,7 +78,7 @@ def test_repeated_kernels_mix_slices_and_centred_ones_start_without() -> None:
         other = x.clone()
         other[:, :, 5] = 0.0
         with torch.no_grad():
-            moved = (solid.prefix(1, x) - solid.prefix(1, other)).abs().amax((0, 1, 3, 4)) > 0
+            moved = (solid.between(0, 1, x) - solid.between(0, 1, other)).abs().amax((0, 1, 3, 4)) > 0
         assert bool(moved[5])
         assert bool(moved[4] and moved[6]) is mixes
 
@@ -101,9 +101,11 @@ def test_the_contract_of_backbones(name: str) -> None:
     features = backbone.features(x)
     assert features.shape[:2] == (2, backbone.num_features)
     for count in range(len(backbone.groups) + 1):
-        assert torch.equal(backbone.suffix(count, backbone.prefix(count, x)), features)
-    activation = backbone.prefix(backbone.saliency_group, x).detach().requires_grad_()
-    backbone.suffix(backbone.saliency_group, activation).sum().backward()
+        assert torch.equal(
+            backbone.between(count, len(backbone.groups), backbone.between(0, count, x)), features
+        )
+    activation = backbone.between(0, backbone.saliency_group, x).detach().requires_grad_()
+    backbone.between(backbone.saliency_group, len(backbone.groups), activation).sum().backward()
     assert activation.grad is not None and float(activation.grad.abs().sum()) > 0
 
 

@@ -345,16 +345,18 @@ def test_swa_scores_with_statistics_of_the_averaged_network(make_fit, tmp_path):
 
 
 def test_a_prefix_that_finds_no_room_is_computed_in_each_epoch(make_fit, tmp_path, monkeypatch):
+    told, asked = [], []
+
     def no_room(*_, **__):
+        asked.append(1)
         raise OutputError("cache-full", "there is no room", where="features")
 
     fit = make_fit(tmp_path / "run", schedule=ScheduleConfig(name="linear-probe", head_epochs=3))
-    told = []
     fit.watcher.note = lambda label, text: told.append(text)
     with monkeypatch.context() as patch:
         patch.setattr("medtl.training.trainer.FeatureCache.ensure", no_room)
         fit.run(resume=False)
-    assert any("no room" in line for line in told)
+    assert any("no room" in line for line in told) and len(asked) == 1
     assert not fit.plans[0].cached and len(fit.history) == 3
     assert read_header(RunFolder(tmp_path / "run").last).plans == tuple(fit.plans)
 

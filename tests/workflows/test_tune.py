@@ -592,6 +592,23 @@ def test_a_damaged_database_is_told(search: Callable[..., TuneOutcome], tmp_path
     assert caught.value.code == "study-damaged"
 
 
+def test_a_choice_may_be_written_as_another_kind_of_number(search: Callable[..., TuneOutcome]) -> None:
+    outcome = search(space="schedule.l2_sp: [0, 1]", trials=2)  # 0.0 in the recipe
+    assert {row.values["schedule.l2_sp"] for row in outcome.rows} <= {0, 1} and outcome.rows[0].recipe
+
+
+def test_a_search_with_choices_that_are_stored_otherwise_is_refused(
+    search: Callable[..., TuneOutcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = "schedule.weight_decay: [0.02, 0.01]"
+    with monkeypatch.context() as patch:
+        patch.setattr(Dimension, "stored", lambda _, value: value)
+        patch.setattr(Dimension, "restored", lambda _, value: value)
+        search(space=space, trials=1)
+    with pytest.raises(TrainingError, match="started by another version"):
+        search(space=space, trials=2)
+
+
 @pytest.mark.parametrize("name", ["study.json", "space.yaml", "config.yaml", "data.sha256"])
 def test_a_damaged_record_of_a_search_is_refused(
     name: str, search: Callable[..., TuneOutcome], tmp_path: Path
