@@ -19,7 +19,7 @@ def config() -> None:
 @config.command()
 @options.recipe
 @click.option("--stages", is_flag=True, help="Print what each stage trains, caches and costs instead.")
-@click.option("--samples", type=click.IntRange(1), help="Training images, for --stages.")
+@click.option("--samples", type=click.IntRange(1), help="How many training images, for --stages.")
 @options.as_json("the stages as one JSON list")
 def show(stages: bool, samples: int | None, as_json: bool, **recipe: Any) -> None:
     """Print the resolved recipe: every key, defaults and overrides included.

@@ -9,7 +9,7 @@ from medtl.cli.options import PATH
 
 
 @click.command()
-@click.option("--out", type=PATH, default=Path("medtl-demo"), help="Folder.")
+@click.option("--out", type=PATH, default=Path("medtl-demo"), help="Folder to write to.")
 def demo(out: Path) -> None:
     """Tour medtl on phantoms, in about a minute.
 

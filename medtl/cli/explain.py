@@ -24,9 +24,9 @@ SHORT_NAMES = {"randomisation": "random", "stability": "stable"}
 @click.argument("folder", type=PATH)
 @click.option("--out", type=PATH, required=True, help="Folder for the maps and tables.")
 @options.methods
-@click.option("--audit", "audited", is_flag=True, help="Check methods: by default all that suit the network.")
+@click.option("--audit", "audited", is_flag=True, help="Check the maps; without --method, of all methods.")
 @click.option("--masks", type=FOLDER, help="Folder of masks, named as the images are.")
-@click.option("--audit-images", type=click.IntRange(1), default=20, help="Images for the audit.")
+@click.option("--audit-images", type=click.IntRange(1), default=20, help="How many images to audit on.")
 @options.any_modality
 @options.as_json()
 def explain(run: Path, folder: Path, out: Path, as_json: bool, **settings: Any) -> int:

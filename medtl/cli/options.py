@@ -32,7 +32,7 @@ def recipe(command: Command) -> Command:
     """Add --modality, --config and --set: where a recipe comes from."""
     for option in (
         click.option(
-            "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, e.g. schedule=full."
+            "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Setting, e.g. schedule=full."
         ),
         click.option("--config", type=PATH, help="Recipe (YAML). Default: the modality's, in configs/."),
         click.option("--modality", type=MODALITIES, help="Start from the recipe of this modality."),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from medtl.pacs.peer import Gate, Tls
 
 kinds = click.option(
-    "--kind", "kinds", type=click.Choice(KINDS), multiple=True, help="Only this; repeatable. Default: all."
+    "--kind", "kinds", type=click.Choice(KINDS), multiple=True, help="One kind; repeatable. Default: all."
 )
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -122,7 +122,7 @@ def pull(source: str, ae: str, out: Path, **settings: Any) -> int:
 @click.option("--tls-cert", type=FILE, help="Our certificate (PEM): senders must then use TLS.")
 @click.option("--tls-key", type=FILE, help="Its private key (PEM), without a password.")
 @click.option("--tls-ca", type=FILE, help="CA (PEM): senders need a certificate signed by it.")
-@click.option("--send-tls-ca", type=FILE, help="CA of --send-to (PEM): use TLS there, with any --tls-cert.")
+@click.option("--send-tls-ca", type=FILE, help="CA of --send-to (PEM): send over TLS, with --tls-cert.")
 def listen(out: Path, settle: float, **options: Any) -> None:
     """Receive studies by C-STORE; score them with --score, forward results with --send-to.
 

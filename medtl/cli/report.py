@@ -16,7 +16,7 @@ from medtl.cli.options import PATH
 @click.option("--out", type=PATH, required=True, help="Folder for the pages.")
 @options.methods
 @click.option(
-    "--check-images", type=click.IntRange(0), default=6, help="Images to check the methods on, or 0."
+    "--check-images", type=click.IntRange(0), default=6, help="Images to check the maps on; 0: none."
 )
 @click.option("--audit", type=PATH, help="Quote this audit by medtl explain --audit instead of checking.")
 @click.option("--labels", type=PATH, help="Label table of SOURCE: studies predicted differently come first.")

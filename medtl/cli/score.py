@@ -21,9 +21,7 @@ FORMATS = click.Choice(["csv", "jsonl", "parquet"])
 @click.argument("run", type=PATH)
 @click.argument("folder", type=PATH)
 @click.option("--out", type=PATH, required=True, help="Folder for the tables and the journal.")
-@click.option(
-    "--with", "others", type=PATH, multiple=True, metavar="RUN", help="Ensemble with this run, too."
-)
+@click.option("--with", "others", type=PATH, multiple=True, metavar="RUN", help="Average with this run.")
 @click.option("--tta", is_flag=True, help="Average over mirror images, if training used them.")
 @click.option(
     "--precision",
@@ -43,7 +41,7 @@ FORMATS = click.Choice(["csv", "jsonl", "parquet"])
     type=FORMATS,
     multiple=True,
     default=("csv",),
-    help="Format of scores.*; repeatable.",
+    help="Format of the table; repeatable.",
 )
 @click.option("--overwrite/--resume", default=False, help="Score all again, or reuse the rows in OUT.")
 @click.option("--workers", type=click.IntRange(1), help="Processes. Default: one for each CPU.")

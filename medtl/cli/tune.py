@@ -22,11 +22,11 @@ BEST_SHOWN = 5
 @options.labels
 @click.option("--out", type=PATH, required=True, help="Folder of the search; one that exists is resumed.")
 @click.option("--trials", type=click.IntRange(1), default=20, help="Trials in total.")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Start no new trial after so long.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Start no trial after this time.")
 @click.option("--seed", default=0, help="Seed of the search.")
 @click.option("--space", type=PATH, help="What to search (YAML). Default: what suits the schedule.")
 @click.option("--metric", default="auroc", help="Validation metric to optimise.")
-@click.option("--keep", type=click.IntRange(1), default=3, help="Best trials to keep checkpoints of.")
+@click.option("--keep", type=click.IntRange(1), default=3, help="How many best trials keep checkpoints.")
 @click.option("--evaluate", is_flag=True, help="Evaluate the best trial on the test part.")
 @options.as_json()
 def tune(modality: Any, config: Path | None, out: Path, as_json: bool, **settings: Any) -> int:

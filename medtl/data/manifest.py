@@ -105,7 +105,8 @@ def _manifest_of_table(source: Source) -> Manifest:
     located, refusals, problems = _locate_rows(source)
     if len(problems) == len(table.rows) > 1 and all(" does not exist" in text for _, text in problems):
         fix = f"paths are relative to --data, {source.folder.root}"
-        raise LabelError("label-rows", f"no path is right: {problems[0][1]}", where=table.path, fix=fix)
+        reason = f"none of the paths exists: {problems[0][1]}"
+        raise LabelError("label-rows", reason, where=table.path, fix=fix)
     if columns.label:
         problems += _list_class_problems(task.classes, source.config)
     problems += _list_repeats(located, columns)

@@ -199,7 +199,7 @@ class Scoring:
 
     def stopped(self) -> StoppedError:
         """Return the error of a stopped scoring."""
-        return stopped("with all rows so far saved", self.journal.path.parent)
+        return stopped("after saving all rows so far", self.journal.path.parent)
 
     def rows(self, scan: Scan) -> Iterator[Prediction]:
         """Yield the rows of a scan that there are, in order, refusals of the scan first.

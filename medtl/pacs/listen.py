@@ -83,7 +83,7 @@ def listen_run(
                         faults.pop(study, None)
                         inbox.done(study, since)
                 time.sleep(LOOK_SECONDS)
-    raise stopped("with all that was acknowledged saved", out)
+    raise stopped("after saving all that was acknowledged", out)
 
 
 class _Scorer:

@@ -71,7 +71,7 @@ def pull_run(
             for series in service.find({"Modality": query.modality} if query.modality else {}, study):
                 for instance in service.find({}, study, series):
                     if stop():
-                        raise stopped("with all files so far saved", out)
+                        raise stopped("after saving all files so far", out)
                     results.append(_fetch(service, (study, series, instance), out))
     failures = tuple(one for one in results if isinstance(one, MedtlError))
     return PullOutcome(len(studies), results.count(True), results.count(False), failures)

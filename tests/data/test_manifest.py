@@ -167,7 +167,9 @@ def test_where_no_path_is_right_one_line_says_what_paths_are_relative_to(folder:
     with pytest.raises(LabelError) as caught:
         load(folder, f"path,label\n{rows}")
     assert caught.value.code == "label-rows" and not hasattr(caught.value, "problems")
-    assert caught.value.reason == "no path is right: 0.png does not exist (did you mean images/0.png?)"
+    assert (
+        caught.value.reason == "none of the paths exists: 0.png does not exist (did you mean images/0.png?)"
+    )
     assert caught.value.fix == f"paths are relative to --data, {folder}"
     wrong = [
         f"row {index + 2}: {index}.png does not exist (did you mean images/{index}.png?)" for index in (0, 1)

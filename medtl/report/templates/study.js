@@ -186,7 +186,7 @@
     const sliders = 0.16;  // of the width: so much more height do those of the other two need
     const [first, ...rest] = stages.map(frame).map(([width, height]) => height / width);
     const ratio = rest.reduce((sum, height) => sum + height, sliders) / Math.max(0.1, first - sliders);
-    find("[data-planes]").style.setProperty("--first", `${Math.min(4.5, Math.max(2, ratio))}fr`);
+    find("[data-planes]").style.setProperty("--first", `${Math.min(4.5, Math.max(1.2, ratio))}fr`);
   };
 
   const listen = () => {
