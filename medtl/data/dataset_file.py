@@ -167,8 +167,9 @@ def dataset_of(samples: Iterable[Sample]) -> Path | None:
 
 def check_preprocessing(folder: Path, record: DatasetRecord, config: PreprocessingConfig) -> None:
     """Raise ConfigError dataset-recipe where a dataset was prepared with other settings."""
-    for name, value in config.model_dump(mode="json").items():
-        stored = record.preprocessing.get(name)
+    values = config.model_dump(mode="json")
+    for name in PreprocessingConfig.model_fields:
+        stored, value = record.preprocessing.get(name), values.get(name)
         if stored != value:
             raise _other_recipe(folder, f"preprocessing.{name}", stored, value)
 

@@ -35,7 +35,7 @@ from medtl.data.task import Manifest, Sample, Split, Target, Task, TaskConfig, T
 from medtl.errors import LabelError, ReadError
 from medtl.imaging.medmnist import archive_labels
 from medtl.imaging.reader import scan
-from medtl.imaging.series import Series
+from medtl.imaging.series import EXACT, Reading, Series
 
 LABELS_FILE = "labels.csv"
 FLAGS = {"1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
@@ -44,14 +44,15 @@ Located = tuple[Row, Sample]  # a row whose series was found
 RowError = tuple[int, str]  # the number of the row, and one phrase
 
 
-def load_manifest(data: Path, labels: Path | None, config: TaskConfig) -> Manifest:
+def load_manifest(data: Path, labels: Path | None, config: TaskConfig, reading: Reading = EXACT) -> Manifest:
     """Read the samples of a folder, file or archive, from a label table or from the archive itself.
 
     Without `labels` the folder's labels.csv is used, or the labels inside a MedMNIST archive; a prepared
     dataset (`medtl prepare`) holds its own, and takes no others. A table has a
     column `path` (relative to the folder; for an item of an archive "file.npz#train/17"), `series_uid` or
     `study_uid`; a column `label`, or one 0/1/empty column per class (TaskConfig.classes, or named
-    label_<class>); optionally `patient_id`, `study_id`, `split`; every other column is an attribute.
+    label_<class>); optionally `patient_id`, `study_id`, `split`; every other column is an attribute. reading:
+    what the recipe asks of the readers.
 
     Raises LabelError label-table; LabelRowsError, with all problems; LeakRowsError; ReadError of the scan;
     ReadError dataset-damaged; ConfigError dataset-recipe.
@@ -64,7 +65,7 @@ def load_manifest(data: Path, labels: Path | None, config: TaskConfig) -> Manife
         return _manifest_of_archive(data, config)
     table = load_table(labels)
     columns = assign_columns(table, config)
-    return _manifest_of_table(Source(table, columns, config, Folder(data, scan(data))))
+    return _manifest_of_table(Source(table, columns, config, Folder(data, scan(data, reading=reading))))
 
 
 def targets(task: Task, samples: Sequence[Sample]) -> NDArray:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from medtl.errors import ReadError
 from medtl.imaging.image import Image, ImageFacts
-from medtl.imaging.series import Kind, Scan, Series, scan_each
+from medtl.imaging.series import EXACT, Kind, Reading, Scan, Series, scan_each
 
 NAME, TITLE = "medmnist", "MedMNIST"
 KIND: Kind = "item"
@@ -50,7 +50,7 @@ def recognises(path: Path, head: bytes) -> bool:
         return False
 
 
-def scan(files: Sequence[Path], workers: int | None = None) -> Scan:
+def scan(files: Sequence[Path], workers: int | None = None, reading: Reading = EXACT) -> Scan:
     """List every item of each archive, from the headers of its arrays alone."""
     return scan_each(_list_items, files, workers)
 

@@ -24,7 +24,7 @@ from medtl.core.files import replacing
 from medtl.errors import ReadError
 from medtl.imaging.image import Image, ImageFacts
 from medtl.imaging.nifti_header import NIFTI2_BYTES, Layout, nifti_version, read_layout
-from medtl.imaging.series import Kind, Scan, Series, scan_each
+from medtl.imaging.series import EXACT, Kind, Reading, Scan, Series, scan_each
 
 NAME, TITLE = "nifti", "NIfTI"
 KIND: Kind = "volume"
@@ -69,7 +69,7 @@ def recognises(path: Path, head: bytes) -> bool:
     return nifti_version(head) is not None
 
 
-def scan(files: Sequence[Path], workers: int | None = None) -> Scan:
+def scan(files: Sequence[Path], workers: int | None = None, reading: Reading = EXACT) -> Scan:
     """List each volume of each file as a series; refuse by the header what would not be read exactly."""
     return scan_each(_list_volumes, files, workers)
 

@@ -5,15 +5,16 @@ to the network. The configuration is the whole state, and is stored in the check
 """
 
 import warnings
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from medtl.errors import ReadError
 from medtl.imaging.image import Image
+from medtl.imaging.series import Reading
 
 if TYPE_CHECKING:  # torch and MONAI are imported where they are used: recipes need neither
     from monai.data import MetaTensor
@@ -26,6 +27,8 @@ RAS_LABELS = (("L", "R"), ("P", "A"), ("I", "S"))
 PAIR_OF = {letter: "".join(pair) for pair in RAS_LABELS for letter in pair}
 
 Percentile = Annotated[float, Field(ge=0, le=100)]
+
+READING_OPTIONS = tuple(one.name for one in fields(Reading))
 
 # Elements of a resampled image: 2 GiB of float32.
 LARGEST_GRID = 2**29
@@ -41,6 +44,11 @@ class PreprocessingConfig(BaseModel, extra="forbid", frozen=True):
     `percentile` maps the two percentiles to 0 and 1, `window` applies the file's VOI where it has one,
     `range` the two values. channels: 1, or 3 for colour. modalities and body_parts: what the model is for, in
     DICOM's terms; an image whose file names another is refused, one that names none is not.
+
+    The others ask more of the readers than exact reading. resample_uneven: resample slices that are tilted or
+    unevenly spaced to an even stack, instead of refusing them. fill_nan: give NaN the lowest value of the
+    others. volumes_as_channels: read the volumes of one file as channels of one image. invert_by_lut_shape:
+    where PresentationLUTShape contradicts PhotometricInterpretation, the former says whether low is white.
     """
 
     size: tuple[Annotated[int, Field(ge=1)], ...] = (160, 160)
@@ -52,6 +60,21 @@ class PreprocessingConfig(BaseModel, extra="forbid", frozen=True):
     channels: Literal[1, 3] = 1
     modalities: tuple[str, ...] | None = None
     body_parts: tuple[str, ...] | None = None
+    resample_uneven: bool = False
+    fill_nan: bool = False
+    volumes_as_channels: bool = False
+    invert_by_lut_shape: bool = False
+
+    @property
+    def reading(self) -> Reading:
+        """What is asked of the readers."""
+        return Reading(*(getattr(self, name) for name in READING_OPTIONS))
+
+    @model_serializer(mode="wrap")
+    def _leave_out_readings(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is not asked of the readers: a model of an earlier version keeps its identity."""
+        values = serialise(self)
+        return {name: value for name, value in values.items() if value or name not in READING_OPTIONS}
 
     @model_validator(mode="after")
     def _options_agree(self) -> "PreprocessingConfig":

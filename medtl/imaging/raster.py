@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from medtl.errors import ReadError
 from medtl.imaging.image import Image, ImageFacts, is_bomb
-from medtl.imaging.series import Kind, Scan, Series, scan_each
+from medtl.imaging.series import EXACT, Kind, Reading, Scan, Series, scan_each
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -51,7 +51,7 @@ def recognises(path: Path, head: bytes) -> bool:
     return head.startswith((PNG_MAGIC, JPEG_MAGIC))
 
 
-def scan(files: Sequence[Path], workers: int | None = None) -> Scan:
+def scan(files: Sequence[Path], workers: int | None = None, reading: Reading = EXACT) -> Scan:
     """List each file as a series; refuse by the header what would not be read exactly."""
     return scan_each(_list_image, files, workers)
 

@@ -9,13 +9,24 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from medtl.errors import ReadError
 from medtl.imaging import dicom, medmnist, nifti, raster
 from medtl.imaging.image import Image
-from medtl.imaging.series import HEAD_BYTES, SLICED_MODALITIES, Kind, Scan, Series, read_headers, unreadable
+from medtl.imaging.series import (
+    EXACT,
+    HEAD_BYTES,
+    SLICED_MODALITIES,
+    Kind,
+    Reading,
+    Scan,
+    Series,
+    read_headers,
+    unreadable,
+)
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +79,11 @@ class Format(Protocol):
     def recognises(self, path: Path, head: bytes) -> bool:
         """Say whether the content is of this format; head is the first HEAD_BYTES of the file."""
 
-    def scan(self, files: Sequence[Path], workers: int | None = None) -> Scan:
-        """List the series in files of this format by their headers; workers as for work_in_order."""
+    def scan(self, files: Sequence[Path], workers: int | None = None, reading: Reading = EXACT) -> Scan:
+        """List the series in files of this format by their headers; workers as for work_in_order.
+
+        The reader gives `reading` to each series.
+        """
 
     def read(self, series: Series) -> Image:
         """Read one series. Raises ReadError."""
@@ -103,13 +117,15 @@ def read_images(
     return images
 
 
-def scan(source: str | Path | Sequence[str | Path], *, workers: int | None = None) -> Scan:
+def scan(
+    source: str | Path | Sequence[str | Path], *, workers: int | None = None, reading: Reading = EXACT
+) -> Scan:
     """List the series in a file, a folder or a list of them, by reading headers only.
 
     The result is sorted by path. Hidden files in folders, and links that lead out of the folder, are skipped.
     workers: 1 stays in this process, more are so many child processes; by default children start where a
     folder proves large. Raises ReadError file-missing for an absent path, folder-empty where there is nothing
-    to read; TrainingError worker-lost.
+    to read; TrainingError worker-lost. reading: what a recipe asks of readers, PreprocessingConfig.reading.
     """
     roots = [Path(source)] if isinstance(source, str | Path) else [Path(path) for path in source]
     refusals: list[ReadError] = []
@@ -119,8 +135,8 @@ def scan(source: str | Path | Sequence[str | Path], *, workers: int | None = Non
     refused, left_out = _skip_others(unclaimed, named, [path for _, path in owned])
     refusals += refused
     series: list[Series] = []
-    for part in (FORMATS[name].scan(paths, workers) for name, paths in claimed.items() if paths):
-        series += part.series
+    for part in (FORMATS[name].scan(paths, workers, reading) for name, paths in claimed.items() if paths):
+        series += [replace(one, reading=reading) for one in part.series]
         left_out.update(part.left_out)
         for error in part.refusals:
             if error.code in COMPANY_CODES and Path(error.where) not in named:

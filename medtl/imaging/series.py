@@ -30,6 +30,19 @@ Header = TypeVar("Header")
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What a recipe asks of the readers beyond exact reading; each is an option of PreprocessingConfig."""
+
+    resample_uneven: bool = False
+    fill_nan: bool = False
+    volumes_as_channels: bool = False
+    invert_by_lut_shape: bool = False
+
+
+EXACT = Reading()
+
+
+@dataclass(frozen=True)
 class Series:
     """One unit to read: a DICOM series or projection, one file of another format, or one item of an archive.
 
@@ -37,7 +50,7 @@ class Series:
     that has the folder to itself, otherwise its first file. item names one of several in a file ("train/17"
     of an archive, "volume/1" of a 4D file), None otherwise. planes holds an Instance for each slice of a
     DICOM series, in order. Keys are salted hashes, empty where unknown. notes are what the scan repaired or
-    left out, one phrase each; they reach ImageFacts.notes.
+    left out, one phrase each; they reach ImageFacts.notes. reading is how the scan was asked to read it.
     """
 
     path: Path
@@ -50,6 +63,7 @@ class Series:
     study_key: str = ""
     series_key: str = ""
     notes: tuple[str, ...] = ()
+    reading: Reading = EXACT
 
     @property
     def source(self) -> str:

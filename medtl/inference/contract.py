@@ -41,8 +41,18 @@ def contract(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
+# What is asked of the readers, in words.
+READING_WORDS = {
+    "resample_uneven": "tilted or unevenly spaced slices are resampled linearly to an even stack",
+    "fill_nan": "NaN gets the lowest of the other values",
+    "volumes_as_channels": "the volumes of a file are channels of one image",
+    "invert_by_lut_shape": "PresentationLUTShape decides whether low values are white, where it is given",
+}
+
+
 def preprocessing_steps(config: PreprocessingConfig) -> Iterator[str]:
     """Yield the steps of imaging/preprocessing.py in words."""
+    yield from (words for name, words in READING_WORDS.items() if getattr(config, name))
     yield "values after the Modality LUT or rescale, larger is brighter: MONOCHROME1 is inverted"
     yield "padding values get the lowest of the others; colour becomes grey by ITU-R BT.601 for one channel"
     if len(config.size) == 3:

@@ -16,7 +16,7 @@ import torch
 
 from medtl.core import __version__
 from medtl.errors import CheckpointError, ConfigError
-from medtl.imaging.series import Series
+from medtl.imaging.series import Reading, Series
 from medtl.inference.onnx_graph import Graph
 from medtl.inference.predictor import (
     OLD_FIELDS,
@@ -52,6 +52,11 @@ class Ensemble:
     def batch_size(self) -> int:
         """How many images go through the networks together; the shape of prepared images is fixed."""
         return self.forwards[0].batch_size
+
+    @property
+    def reading(self) -> Reading:
+        """What all members ask of the readers."""
+        return self.members[0].preprocessing.reading
 
     @property
     def lead(self) -> Checkpoint:
@@ -112,6 +117,10 @@ def make_ensemble(checkpoints: Sequence[Checkpoint], *, flips: bool = False) -> 
             ours, theirs = (f"{one.task.kind} {', '.join(one.task.classes)}" for one in (first, other))
             reason = f"was trained for {theirs}, the first run for {ours}"
             fix = "give runs of the same classes, in the same order"
+            raise CheckpointError("ensemble-mixed", reason, where=other.folder, fix=fix)
+        if other.preprocessing.reading != first.preprocessing.reading:
+            reason = "was trained with other options of reading than the first run"
+            fix = "train both with the same preprocessing options"
             raise CheckpointError("ensemble-mixed", reason, where=other.folder, fix=fix)
     mirrored = [flips and one.header.augmentation.flip for one in checkpoints]
     if flips and not any(mirrored):

@@ -89,7 +89,8 @@ def _tour(modality: Modality, out: Path, watcher: Watcher) -> Tour:
 
 def _test_samples(data: Path, run: Path) -> list[Sample]:
     split = read_splits(run / "splits.csv")
-    samples = load_manifest(data, None, load_config(config=run / "config.yaml").task).samples
+    config = load_config(config=run / "config.yaml")
+    samples = load_manifest(data, None, config.task, config.preprocessing.reading).samples
     return [sample for sample in samples if split[sample.sample_id].split == "test"]
 
 

@@ -83,7 +83,8 @@ def evaluate(
     task, rule = checkpoint.task, parse_rule(threshold) if threshold else None
     shares = _prevalence(prevalence or {}, task)
     thresholds = _thresholds(checkpoint, run, rule)
-    manifest = load_manifest(data, Path(labels) if labels else None, task_config(run, task))
+    table, reading = Path(labels) if labels else None, checkpoint.preprocessing.reading
+    manifest = load_manifest(data, table, task_config(run, task), reading)
     prepared = prepare_samples(
         manifest.samples,
         checkpoint.preprocessing,

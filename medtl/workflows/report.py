@@ -103,8 +103,8 @@ def report_folder(
     if out.resolve() == run.resolve():
         reason, fix = "is the run itself", "choose a folder elsewhere"
         raise OutputError("output-unwritable", reason, where=out, fix=fix)
-    found = scan(folder)
-    named = {} if labels is None else _read_labels(folder, Path(labels), run, checkpoint.task)
+    found = scan(folder, reading=checkpoint.preprocessing.reading)
+    named = {} if labels is None else _read_labels(folder, Path(labels), run, checkpoint)
     job = _Job(checkpoint, methods, named, 0 if audit else check_images, with_identifiers)
     findings = _findings(job, found, folder, checks, watcher)
     return write_report(out, findings, job.refusals, model_card(run, checkpoint), checks)
@@ -144,9 +144,10 @@ def _read_record(record: Path, checkpoint: Checkpoint, read: Callable[[Any], T],
     return found
 
 
-def _read_labels(folder: Path, table: Path, run: Path, task: Task) -> dict[str, tuple[str, ...]]:
+def _read_labels(folder: Path, table: Path, run: Path, checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
     """Return the label of each sample by its id; in multilabel only where every finding is labelled."""
-    samples = load_manifest(folder, table, task_config(run, task)).samples
+    task, reading = checkpoint.task, checkpoint.preprocessing.reading
+    samples = load_manifest(folder, table, task_config(run, task), reading).samples
     pairs = zip([sample.sample_id for sample in samples], targets(task, samples), strict=True)
     if task.kind != "multilabel":
         return {sample_id: (task.classes[int(target)],) for sample_id, target in pairs}
@@ -269,7 +270,8 @@ def report_training(
         predictions = read_predictions(run / FILE, checkpoint.task)
         wrong = find_wrong(predictions, checkpoint.task, checkpoint.header.thresholds or ())[:WRONG_SHOWN]
         if data is not None:
-            wrong = list(_with_images(wrong, Path(data), watcher))
+            found = scan(Path(data), reading=checkpoint.preprocessing.reading)
+            wrong = list(_with_images(wrong, found, Path(data), watcher))
     evaluation = metrics.get("split", {}).get("val", {})
     seconds = metrics.get("seconds", {}).get("total")
     return write_run_page(Path(out), model_card(run, checkpoint), evaluation, seconds, wrong)
@@ -313,9 +315,11 @@ def _wrong_finding(
     return abs(float(values[worst] - truth[worst])), WrongAnswer(sample_id, predicted, label, probability)
 
 
-def _with_images(wrong: Sequence[WrongAnswer], data: Path, watcher: Watcher) -> Iterator[WrongAnswer]:
+def _with_images(
+    wrong: Sequence[WrongAnswer], found: Scan, data: Path, watcher: Watcher
+) -> Iterator[WrongAnswer]:
     """Yield each case with its image where the data have it and it can be read."""
-    series = {sample_key(source_name(one, data)): one for one in scan(data).series}
+    series = {sample_key(source_name(one, data)): one for one in found.series}
     for done, case in enumerate(wrong, start=1):
         try:
             display = make_display(read_series(series[case.sample_id]), longest_side=240)

@@ -77,8 +77,8 @@ class Run(os.PathLike[str]):
         from medtl.imaging.reader import scan
 
         root = Path(images)
-        found = scan(root)
         checkpoint = self.checkpoint.for_any_modality() if any_modality else self.checkpoint
+        found = scan(root, reading=checkpoint.preprocessing.reading)
         rows: list[Prediction] = []
         root = root if root.is_dir() else root.parent
         for scored in score_series(checkpoint, found, root, keep_images=False):

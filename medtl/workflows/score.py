@@ -65,7 +65,7 @@ def score_folder(
     ensemble = choose_engine(make_ensemble(checkpoints, flips=tta), engine, precision, watcher)
     if watch and not folder.is_dir():
         raise ReadError("file-missing", "is no folder to watch", where=folder, fix="check the path")
-    found = None if watch else scan(folder)
+    found = None if watch else scan(folder, reading=ensemble.reading)
     with open_journal(out) as journal:  # held until on_row has seen all: no other process changes it before
         _note_other_rows(out, ensemble, folder, watcher)
         scoring = Scoring(ensemble, folder, journal, formats, workers, cluster, watcher, stop)
@@ -98,7 +98,7 @@ def _watch(scoring: Scoring, settle: float) -> NoReturn:
     while True:
         listing = _listing(scoring.folder)
         if listing != seen:
-            found, complete = _at_rest(scoring.folder, settle)
+            found, complete = _at_rest(scoring, settle)
             seen, signature = listing if complete else "", _signature(found, scoring.folder)
             if signature != written and (found.series or found.refusals):
                 kept = scoring.score(found, first=not written)
@@ -114,10 +114,10 @@ def _watch(scoring: Scoring, settle: float) -> NoReturn:
             raise scoring.stopped()
 
 
-def _at_rest(folder: Path, settle: float) -> tuple[Scan, bool]:
+def _at_rest(scoring: Scoring, settle: float) -> tuple[Scan, bool]:
     """Return what of a folder no longer changes, which may be nothing yet, and whether that is all of it."""
     try:
-        found = scan(folder)
+        found = scan(scoring.folder, reading=scoring.ensemble.reading)
     except ReadError as error:
         if error.code != "folder-empty":
             raise

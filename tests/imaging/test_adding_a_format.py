@@ -20,7 +20,7 @@ import numpy as np
 
 from medtl.errors import ReadError
 from medtl.imaging.image import Image, ImageFacts
-from medtl.imaging.series import Series, scan_each
+from medtl.imaging.series import EXACT, Series, scan_each
 
 NAME, TITLE, KIND, SUFFIXES = "toy", "Toy", "image", (".toy",)
 
@@ -29,7 +29,7 @@ def recognises(path, head):
     return head.startswith(b"TOY")
 
 
-def scan(files, workers=None):
+def scan(files, workers=None, reading=EXACT):
     return scan_each(lambda path: [Series(path, (path,), NAME)], files, workers)
 
 

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from medtl.errors import ReadError
 from medtl.imaging.image import Image, ImageFacts, VoiTable, Window
-from medtl.imaging.preprocessing import PreprocessingConfig, prepare_image, to_image_grid
+from medtl.imaging.preprocessing import READING_OPTIONS, PreprocessingConfig, prepare_image, to_image_grid
+from medtl.imaging.series import Reading
 
 # Slices up, rows to the front, columns to the right: the reverse of SPL in two axes.
 SAR = np.array([[0, 0, 0.7, 10], [0, 0.7, 0, 20], [5.0, 0, 0, -30], [0, 0, 0, 1]])
@@ -161,3 +162,11 @@ def test_spacing_that_is_not_known_is_refused_by_name():
 def test_settings_that_make_no_sense_are_refused(values):
     with pytest.raises(ValidationError):
         PreprocessingConfig(**values)
+
+
+def test_what_is_not_asked_of_the_readers_leaves_no_trace_in_a_stored_recipe():
+    plain = PreprocessingConfig()
+    assert not set(READING_OPTIONS) & set(plain.model_dump())
+    asked = PreprocessingConfig(fill_nan=True)
+    assert asked.reading == Reading(fill_nan=True)
+    assert PreprocessingConfig(**asked.model_dump()) == asked

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medtl.imaging.image import Image
-from medtl.imaging.series import DICOM, Kind, Scan, Series
+from medtl.imaging.series import DICOM, EXACT, Kind, Reading, Scan, Series
 
 NAME, TITLE = DICOM, "DICOM"
 KIND: Kind = "image"
@@ -32,11 +32,11 @@ def recognises(path: Path, head: bytes) -> bool:
     return head[4:6] in FIRST_VRS or (head[3] == 0 and 0 < length <= 64)
 
 
-def scan(files: Sequence[Path], workers: int | None = None) -> Scan:
+def scan(files: Sequence[Path], workers: int | None = None, reading: Reading = EXACT) -> Scan:
     """Group the planes in files into series, from headers alone."""
     from medtl.imaging.dicom import reader
 
-    return reader.scan(files, workers)
+    return reader.scan(files, workers, reading)
 
 
 def read(series: Series) -> Image:

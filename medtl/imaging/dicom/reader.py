@@ -18,7 +18,7 @@ from medtl.imaging.dicom.instance import Instance
 from medtl.imaging.dicom.pixels import Pixels, check_decodable, decode, decode_directly
 from medtl.imaging.dicom.volumes import PlaneSet, arrange, split_planes
 from medtl.imaging.image import Image, ImageFacts, VoiTable
-from medtl.imaging.series import DICOM, SLICED_MODALITIES, Scan, Series, read_headers
+from medtl.imaging.series import DICOM, EXACT, SLICED_MODALITIES, Reading, Scan, Series, read_headers
 
 # Transfer syntaxes that lose detail whatever the header says.
 LOSSY = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless})
@@ -27,7 +27,7 @@ COPIES = "exact copies of other files"
 SHARED_UID = "another file has the same SOPInstanceUID"
 
 
-def scan(files: Sequence[Path], workers: int | None = None) -> Scan:
+def scan(files: Sequence[Path], workers: int | None = None, reading: Reading = EXACT) -> Scan:
     """Group the planes in files into series, from headers alone."""
     instances, refusals = read_headers(_read_planes, files, workers)
     unique, copies = _drop_copies(instances)
