@@ -6,6 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from medtl.errors import ReadError
+
+# Whole numbers up to here are exact in float32.
+EXACT_WHOLE = 2**24
+ROUNDED = "values beyond 2^24 were rounded to the 24 bits of float32"
 # More values than any radiograph has, out of almost no bytes, are a bomb.
 LARGE_VALUES, MOST_SHRINKING = 2**25, 500
 WINDOW_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
@@ -62,7 +67,8 @@ class ImageFacts:
     `source` is the path as the user gave it: for their own tables, never for a report. Keys are salted hashes
     (core/ids.py), empty where the file names none. `voi` is the transformation meant for display, `padding`
     the range of values outside the image; both are in the units of the pixels and come from the first slice,
-    None where it names none. `notes` are repairs and peculiarities, one phrase each.
+    None where it names none. `stacked`: the channels are no colours, but the volumes of one file or components
+    of its voxels. `notes` are repairs and peculiarities, one phrase each.
     """
 
     source: str
@@ -79,6 +85,7 @@ class ImageFacts:
     patient_key: str = ""
     study_key: str = ""
     series_key: str = ""
+    stacked: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -119,6 +126,38 @@ def find_warning(image: Image) -> ImageWarning | None:
     if image.pixels.min() == image.pixels.max():
         return ImageWarning("image-constant", "every pixel has the same value")
     return None
+
+
+def rounding_notes(values: NDArray) -> tuple[str, ...]:
+    """Return a note where some values, as a file has them, lie beyond 2^24 and lose bits in an Image."""
+    if values.dtype.kind not in "iuf" or values.dtype.itemsize <= (2 if values.dtype.kind in "iu" else 4):
+        return ()
+    far = values[(values > EXACT_WHOLE) | (values < -EXACT_WHOLE)]
+    with np.errstate(over="ignore"):
+        exact = bool((far.astype(np.float32).astype(values.dtype) == far).all())
+    return () if exact else (ROUNDED,)
+
+
+def fill_nan(pixels: NDArray[np.float32], *, allowed: bool, code: str, source: str) -> tuple[str, ...]:
+    """Give NaN in pixels (C, *spatial) the lowest value of their channel, in place; return a note on it.
+
+    Raises ReadError `code` for infinite values, for a channel of NaN alone, and for any NaN unless `allowed`.
+    """
+    with np.errstate(invalid="ignore"):
+        if np.isfinite(pixels.min()) and np.isfinite(pixels.max()):
+            return ()
+    filled = 0
+    for channel in pixels:
+        missing = np.isnan(channel)
+        if np.isinf(channel).any() or missing.all():
+            reason = "has NaN alone" if missing.all() else "has infinite or immense values"
+            raise ReadError(code, reason, where=source, fix="mask them")
+        if missing.any() and not allowed:
+            fix = "fill or mask them, or set preprocessing.fill_nan=true"
+            raise ReadError(code, "has NaN values", where=source, fix=fix)
+        channel[missing] = channel[~missing].min()
+        filled += int(missing.sum())
+    return (f"{filled} NaN were given the lowest value",)
 
 
 def is_bomb(values: int, stored_bytes: int) -> bool:
