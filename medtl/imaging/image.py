@@ -67,8 +67,8 @@ class ImageFacts:
     `source` is the path as the user gave it: for their own tables, never for a report. Keys are salted hashes
     (core/ids.py), empty where the file names none. `voi` is the transformation meant for display, `padding`
     the range of values outside the image; both are in the units of the pixels and come from the first slice,
-    None where it names none. `stacked`: the channels are no colours, but the volumes of one file or components
-    of its voxels. `notes` are repairs and peculiarities, one phrase each.
+    None where it names none. `stacked`: the channels are no colours, but the volumes of one file or the
+    components of its voxels. `notes` are repairs and peculiarities, one phrase each.
     """
 
     source: str

@@ -216,7 +216,8 @@ def _qform(header: "Header") -> tuple[NDArray[np.float64] | None, bool]:
 
 def is_regular(affine: NDArray[np.float64]) -> bool:
     """Say whether an affine is finite and does not flatten the volume."""
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    with np.errstate(all="ignore"):
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not (np.isfinite(affine).all() and np.isfinite(lengths).all() and lengths.min() > 0):
         return False
     return abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-3

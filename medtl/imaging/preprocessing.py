@@ -45,8 +45,9 @@ class PreprocessingConfig(BaseModel, extra="forbid", frozen=True):
     (a volume's depth to D, rows and columns by one factor), then padded. orientation: what increasing
     indices of a volume point to, one letter an axis (S superior, P posterior, L left). intensity:
     `percentile` maps the two percentiles to 0 and 1, `window` applies the file's VOI where it has one,
-    `range` the two values. channels: 1, 3 for colour, or the number of volumes_as_channels. modalities and body_parts: what the model is for, in
-    DICOM's terms; an image whose file names another is refused, one that names none is not.
+    `range` the two values. channels: 1, 3 for colour, or the number of volumes_as_channels. modalities and
+    body_parts: what the model is for, in DICOM's terms; an image whose file names another is refused, one
+    that names none is not.
 
     The others ask more of the readers than exact reading. resample_uneven: resample slices that are tilted or
     unevenly spaced to an even stack, instead of refusing them. fill_nan: give NaN the lowest value of the
@@ -256,10 +257,10 @@ def _scale_intensity(tensor: "MetaTensor", image: Image, config: PreprocessingCo
         return MetaTensor(torch.from_numpy(voi.apply(tensor.numpy())), affine=tensor.affine)
     if config.intensity == "range" and config.range is not None:
         return as_meta(transforms.ScaleIntensityRange(*config.range, 0.0, 1.0, clip=True)(tensor))
-    each = {"channel_wise": image.facts.stacked}
-    return as_meta(
-        transforms.ScaleIntensityRangePercentiles(*config.percentiles, 0.0, 1.0, clip=True, **each)(tensor)
+    scale = transforms.ScaleIntensityRangePercentiles(
+        *config.percentiles, 0.0, 1.0, clip=True, channel_wise=image.facts.stacked
     )
+    return as_meta(scale(tensor))
 
 
 def as_meta(tensor: object) -> "MetaTensor":

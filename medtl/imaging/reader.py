@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from medtl.errors import ReadError
-from medtl.imaging import dicom, medmnist, nifti, raster
+from medtl.imaging import analyze, dicom, medmnist, mgh, nifti, raster
 from medtl.imaging.image import Image
 from medtl.imaging.series import (
     EXACT,
@@ -90,7 +90,7 @@ class Format(Protocol):
 
 
 # In the order in which a file is offered to them.
-FORMATS: dict[str, Format] = {one.NAME: one for one in (dicom, nifti, raster, medmnist)}
+FORMATS: dict[str, Format] = {one.NAME: one for one in (dicom, nifti, mgh, analyze, raster, medmnist)}
 
 
 def read_images(
@@ -132,10 +132,12 @@ def scan(
     files, named = _list_files(roots, refusals)
     owned, unclaimed = read_headers(_owner, files, workers=1)
     claimed = {name: [path for owner, path in owned if owner == name] for name in FORMATS}
+    parts = [FORMATS[name].scan(paths, workers, reading) for name, paths in claimed.items() if paths]
+    unclaimed = _without_companions(unclaimed, parts)
     refused, left_out = _skip_others(unclaimed, named, [path for _, path in owned])
     refusals += refused
     series: list[Series] = []
-    for part in (FORMATS[name].scan(paths, workers, reading) for name, paths in claimed.items() if paths):
+    for part in parts:
         series += [replace(one, reading=reading) for one in part.series]
         left_out.update(part.left_out)
         for error in part.refusals:
@@ -220,6 +222,12 @@ def _unknown(path: Path, head: bytes) -> ReadError:
     reason = f"is {next(known, 'unknown content')}, not a {', '.join(others)} or {last} image"
     fix = "run `git lfs pull`" if head.startswith(b"version https://git-lfs") else "replace or remove it"
     return ReadError("file-unknown", reason, where=path, fix=fix)
+
+
+def _without_companions(unclaimed: Sequence[ReadError], parts: Iterable[Scan]) -> list[ReadError]:
+    """Leave out files that hold the pixels of a header beside them: such a series has both."""
+    companions = {str(path) for part in parts for one in part.series if not one.planes for path in one.files}
+    return [error for error in unclaimed if error.where not in companions]
 
 
 def _skip_others(

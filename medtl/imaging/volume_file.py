@@ -58,7 +58,8 @@ class Layout:
 
     scaling is (slope, intercept), None where stored values are meant as they are; affine is in RAS+ mm.
     components: the "volumes" are components of one volume's voxels. colours: values of a voxel that lie
-    together. family is how codes of refusals begin: "nifti" or "volume".
+    together. family is how codes of refusals begin: "nifti" or "volume". trailer: the format has something to
+    say behind its pixels.
     """
 
     shape: tuple[int, int, int]
@@ -71,6 +72,7 @@ class Layout:
     colours: int = 1
     notes: tuple[str, ...] = ()
     family: str = "nifti"
+    trailer: bool = False
 
     @property
     def volume_bytes(self) -> int:
@@ -124,7 +126,8 @@ def read_volume(series: Series, read_layout: ReadLayout, decoder: str) -> Image:
     pixels, rounded = _voxels(layout, content, numbers)
     source, family = series.source, layout.family
     filled = fill_nan(pixels, allowed=series.reading.fill_nan, code=f"{family}-not-finite", source=source)
-    trailing = [f"{content.trailing} bytes follow its pixels"] if content.trailing else []
+    unexpected = 0 if layout.trailer else content.trailing
+    trailing = [f"{unexpected} bytes follow its pixels"] if unexpected else []
     facts = ImageFacts(
         source=source,
         format=series.format,
@@ -144,13 +147,18 @@ def pixels_beside(header: Path, family: str) -> Path:
 
     Raises ReadError nifti-pair or volume-pair.
     """
-    stem = re.sub(r"\.hdr(\.gz)?$", "", header.name, flags=re.IGNORECASE)
+    stem = stem_of(header)
     suffixes = (".IMG", ".IMG.GZ") if header.name.isupper() else (".img", ".img.gz")
     found = [path for path in (header.with_name(stem + suffix) for suffix in suffixes) if path.is_file()]
     if len(found) != 1:
         reason = f"has its pixels in {stem}.img, which {'is doubled by .img.gz' if found else 'is not here'}"
         raise ReadError(f"{family}-pair", reason, where=header, fix="put that one file beside it")
     return inside(found[0], header, family)
+
+
+def stem_of(header: Path) -> str:
+    """Return the name of a pair without .hdr or .hdr.gz."""
+    return re.sub(r"\.hdr(\.gz)?$", "", header.name, flags=re.IGNORECASE)
 
 
 def inside(data: Path, header: Path, family: str) -> Path:
