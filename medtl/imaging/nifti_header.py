@@ -69,7 +69,18 @@ def read_layout(head: bytes, path: Path) -> Layout:
     plain = slope is None or (slope, inter) == (1.0, 0.0) or colours > 1
     scaling = None if plain else (float(slope), float(inter))
     affine, notes = _affine(header, shape, path)
-    return Layout(shape, count, dtype, start, scaling, affine, components, colours, notes)
+    return Layout(
+        shape,
+        count,
+        dtype,
+        start,
+        scaling,
+        affine,
+        components=components,
+        interleaved=colours,
+        colour=colours > 1,
+        notes=notes,
+    )
 
 
 def is_pair(head: bytes) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from medtl.errors import ReadError
-from medtl.imaging import analyze, dicom, medmnist, mgh, nifti, raster
+from medtl.imaging import analyze, dicom, medmnist, metaimage, mgh, nifti, nrrd, raster
 from medtl.imaging.image import Image
 from medtl.imaging.series import (
     EXACT,
@@ -90,7 +90,9 @@ class Format(Protocol):
 
 
 # In the order in which a file is offered to them.
-FORMATS: dict[str, Format] = {one.NAME: one for one in (dicom, nifti, mgh, analyze, raster, medmnist)}
+FORMATS: dict[str, Format] = {
+    one.NAME: one for one in (dicom, nifti, nrrd, metaimage, mgh, analyze, raster, medmnist)
+}
 
 
 def read_images(

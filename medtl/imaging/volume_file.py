@@ -30,7 +30,8 @@ MOST_VOXELS = 2**28
 # Bytes of a gzip file's volumes that are cached between reads; larger files are inflated for each volume.
 MOST_CACHED_BYTES = 2**28
 GZIP_MAGIC = b"\x1f\x8b"
-GZIP_WBITS = 31  # tells zlib to expect gzip's header and trailer, and to check both (RFC 1952)
+# Tell zlib to expect the header and the checksum of gzip (RFC 1952), or those of gzip or zlib (RFC 1950).
+GZIP_WBITS, ANY_WBITS = 31, 47
 
 # Bytes of all volumes of a file; of a large gzip file each volume costs inflating them all.
 MOST_BYTES = 2**33
@@ -48,7 +49,7 @@ BOMB_BYTES, BOMB_RATIO = 2**28, 100
 RAW_BYTES, PIECE_BYTES = 2**14, 2**20
 HEADER_BYTES = 540
 
-# Components of a voxel that lie together: red, green and blue are kept, alpha is not.
+# Of colours red, green and blue are kept, alpha is not.
 COLOURS = 3
 
 
@@ -57,9 +58,11 @@ class Layout:
     """What a header says about its volumes: they follow one another from byte `start`, first axis fastest.
 
     scaling is (slope, intercept), None where stored values are meant as they are; affine is in RAS+ mm.
-    components: the "volumes" are components of one volume's voxels. colours: values of a voxel that lie
-    together. family is how codes of refusals begin: "nifti" or "volume". trailer: the format has something to
-    say behind its pixels.
+    components: the "volumes" are components of one volume's voxels. interleaved: values of a voxel that lie
+    together, colours or others. flat: a projection, with columns and rows, whose affine holds sizes alone.
+    packed_from: the byte of the file at which a compressed stream begins, in whose content `start` lies;
+    None: a file is gzip as a whole, or not. family is how codes of refusals begin: "nifti" or "volume". trailer:
+    the format has something to say behind its pixels.
     """
 
     shape: tuple[int, int, int]
@@ -69,7 +72,10 @@ class Layout:
     scaling: tuple[float, float] | None
     affine: NDArray[np.float64]
     components: bool = False
-    colours: int = 1
+    interleaved: int = 1
+    colour: bool = False
+    flat: bool = False
+    packed_from: int | None = None
     notes: tuple[str, ...] = ()
     family: str = "nifti"
     trailer: bool = False
@@ -77,12 +83,17 @@ class Layout:
     @property
     def volume_bytes(self) -> int:
         """The bytes of one volume."""
-        return math.prod(self.shape) * self.colours * self.dtype.itemsize
+        return math.prod(self.shape) * self.interleaved * self.dtype.itemsize
 
     @property
     def end(self) -> int:
         """How many bytes the content of the file has at least."""
         return self.start + self.count * self.volume_bytes
+
+    @property
+    def kept(self) -> int:
+        """How many of the interleaved values are kept."""
+        return COLOURS if self.colour else self.interleaved
 
     def items(self, reading: Reading) -> list[str | None]:
         """Name the images of a file; a single one needs no name."""
@@ -133,12 +144,14 @@ def read_volume(series: Series, read_layout: ReadLayout, decoder: str) -> Image:
         format=series.format,
         decoder=decoder,
         sha256=content.sha256,
-        photometric="RGB" if layout.colours > 1 else "",
+        photometric="RGB" if layout.colour else "",
         bits=layout.dtype.itemsize * 8,
-        stacked=len(numbers) > 1,
+        stacked=len(pixels) > 1 and not layout.colour,
         notes=(*series.notes, *layout.notes, *trailing, *rounded, *filled),
     )
     spacing_mm = tuple(float(length) for length in np.linalg.norm(layout.affine[:3, :3], axis=0))
+    if layout.flat:
+        return Image(np.ascontiguousarray(pixels[..., 0].swapaxes(1, 2)), None, spacing_mm[1::-1], facts)
     return Image(pixels, layout.affine, spacing_mm, facts)
 
 
@@ -181,11 +194,11 @@ def _start_of(path: Path) -> bytes:
 
 def _check(layout: Layout, start: bytes, file_bytes: int, path: Path, reading: Reading) -> None:
     """Refuse a file that does not hold what its header announces, or would not be one image by itself."""
-    packed = start.startswith(GZIP_MAGIC)
-    channels = layout.colours * (layout.count if reading.volumes_as_channels or layout.components else 1)
+    packed = _is_packed(layout, start)
+    channels = layout.interleaved * (layout.count if reading.volumes_as_channels or layout.components else 1)
     if channels > 1 and not reading.volumes_as_channels:
         fix = "save one value per voxel, or set preprocessing.volumes_as_channels=true"
-        kind, what = ("type", "colours") if layout.colours > 1 else ("dimensions", "values")
+        kind, what = ("type", "colours") if layout.colour else ("dimensions", "values")
         reason = f"has {channels} {what} in a voxel"
         raise ReadError(f"{layout.family}-{kind}", reason, where=path, fix=fix)
     if channels * math.prod(layout.shape) > MOST_VOXELS:
@@ -213,7 +226,7 @@ def _read_content(series: Series, read_layout: ReadLayout) -> tuple[Layout, rang
             raise ReadError(f"{layout.family}-header", reason, where=path, fix="read it again")
         number = items.index(series.item)
         numbers = range(number, number + 1) if len(items) > 1 else range(layout.count)
-        several = start.startswith(GZIP_MAGIC) and len(items) > 1
+        several = _is_packed(layout, start) and len(items) > 1
         digest = hashlib.sha256(b"" if header == path else header.read_bytes())
         if not several or layout.count * layout.volume_bytes > MOST_CACHED_BYTES:
             return layout, numbers, _read_volumes(file, start, layout, numbers, path, digest)
@@ -253,9 +266,23 @@ def _read_volumes(
 ) -> Content:
     """Read a file to its end, behind the bytes that were read as its start, and keep some of its volumes."""
     raw = _hashed(file, start, digest)
-    pieces = inflate(raw, layout, path) if start.startswith(GZIP_MAGIC) else raw
+    pieces = raw
+    if _is_packed(layout, start):
+        pieces = inflate(_skip(raw, layout.packed_from or 0), layout, path)
     kept, trailing = keep_bytes(pieces, layout, numbers, path)
     return Content(kept, numbers[0], trailing, digest.hexdigest())
+
+
+def _is_packed(layout: Layout, start: bytes) -> bool:
+    return layout.packed_from is not None or start.startswith(GZIP_MAGIC)
+
+
+def _skip(raw: Iterable[bytes], count: int) -> Iterator[bytes]:
+    """Leave out the first bytes."""
+    for chunk in raw:
+        if count < len(chunk):
+            yield chunk[count:]
+        count = max(0, count - len(chunk))
 
 
 def _hashed(file: BinaryIO, chunk: bytes, digest: "hashlib._Hash") -> Iterator[bytes]:
@@ -270,7 +297,7 @@ def _voxels(layout: Layout, content: Content, numbers: range) -> tuple[NDArray[n
 
     Slice by slice, so that no float64 volume is ever in memory.
     """
-    kept = min(layout.colours, COLOURS)
+    kept = layout.kept
     pixels = np.empty((len(numbers) * kept, *layout.shape), np.float32)
     slope, inter = layout.scaling or (1.0, 0.0)
     notes: tuple[str, ...] = ()
@@ -278,10 +305,10 @@ def _voxels(layout: Layout, content: Content, numbers: range) -> tuple[NDArray[n
         stored = np.frombuffer(
             content.volumes,
             layout.dtype,
-            math.prod(layout.shape) * layout.colours,
+            math.prod(layout.shape) * layout.interleaved,
             (number - content.first) * layout.volume_bytes,
         )
-        volume = stored.reshape((layout.colours, *layout.shape), order="F")[:kept]
+        volume = stored.reshape((layout.interleaved, *layout.shape), order="F")[:kept]
         into = pixels[place * kept : (place + 1) * kept]
         with np.errstate(all="ignore"):  # what overflows is not finite, and refused
             for k in range(layout.shape[2]):
@@ -305,18 +332,19 @@ def inflated_head(first: bytes) -> bytes:
 def inflate(raw: Iterable[bytes], layout: Layout, path: Path) -> Iterator[bytes]:
     """Yield what the members of a gzip stream hold, in pieces; zlib compares the CRC of each at its end."""
     most_members = MOST_MEMBERS + layout.end // MEMBER_BYTES
-    member, left = zlib.decompressobj(GZIP_WBITS), most_members
+    bits = GZIP_WBITS if layout.packed_from is None else ANY_WBITS
+    member, left = zlib.decompressobj(bits), most_members
     try:
         for chunk in raw:
             while chunk := chunk.lstrip(b"\0") if member.eof else chunk:  # zeros may pad a finished stream
                 if member.eof:
-                    member, left = zlib.decompressobj(GZIP_WBITS), left - 1
+                    member, left = zlib.decompressobj(bits), left - 1
                 if not left:
                     raise _overlong(f"is a gzip stream of more than {most_members} members", layout, path)
                 yield member.decompress(chunk, PIECE_BYTES)
                 chunk = member.unused_data if member.eof else member.unconsumed_tail
     except zlib.error as error:
-        reason = "is a corrupt gzip stream"
+        reason = "is a corrupt gzip stream" if bits == GZIP_WBITS else "is a corrupt compressed stream"
         fix = "copy it again from its source"
         raise ReadError(f"{layout.family}-damaged", reason, where=path, fix=fix) from error
     if not member.eof:
