@@ -17,12 +17,8 @@ from medtl.imaging.series import Reading
 from tests.imaging.conftest import pattern, refusal
 
 TYPES = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64"]
-NAMES = dict(
-    zip(
-        TYPES,
-        ["UCHAR", "CHAR", "USHORT", "SHORT", "UINT", "INT", "ULONG_LONG", "LONG_LONG", "FLOAT", "DOUBLE"],
-    )
-)
+CODES = ("UCHAR", "CHAR", "USHORT", "SHORT", "UINT", "INT", "ULONG_LONG", "LONG_LONG", "FLOAT", "DOUBLE")
+NAMES = dict(zip(TYPES, CODES))
 # columns: where the axes of the file point, turned about two axes
 TURN = np.array([[0.8, -0.6, 0.0], [0.48, 0.64, -0.6], [0.36, 0.48, 0.8]])
 SPACING = (2.0, 1.5, 3.0)
