@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from pydicom.tag import Tag
-from pydicom.uid import UID, CTImageStorage, MRImageStorage
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    DigitalIntraOralXRayImageStorageForProcessing,
+    DigitalMammographyXRayImageStorageForProcessing,
+    DigitalXRayImageStorageForProcessing,
+    MRImageStorage,
+)
 
 from medtl.errors import ReadError
 from medtl.imaging.dicom.elements import FRAME_GROUP_KEYWORDS, Header, reporting_malformed
@@ -30,6 +37,19 @@ MOMENT_KEYWORDS = (
     "AcquisitionTime",
     "ContentTime",
 )
+# PresentationLUTShape: whether low values are white (PS3.3 C.11.6.1).
+INVERSE_BY_SHAPE = {"INVERSE": True, "IDENTITY": False}
+# Values of PixelPaddingValue have two bytes.
+WORD_BITS = 16
+# SOP classes of raw detector values.
+FOR_PROCESSING_CLASSES = {
+    str(one)
+    for one in (
+        DigitalXRayImageStorageForProcessing,
+        DigitalMammographyXRayImageStorageForProcessing,
+        DigitalIntraOralXRayImageStorageForProcessing,
+    )
+}
 # What an absent Modality must have been.
 MODALITIES = {str(CTImageStorage): "CT", str(MRImageStorage): "MR"}
 
@@ -75,6 +95,10 @@ def _whole(header: Header, *keywords: str, absent: int = 0) -> int:
     return absent
 
 
+def _frames(header: Header, keyword: str) -> int:
+    return _whole(header, keyword, absent=1) or 1  # some writers say 0 of the one frame that there is
+
+
 def _high_bit(header: Header, keyword: str, *stored: str) -> int:
     return _whole(header, keyword, absent=_whole(header, *stored) - 1)
 
@@ -116,12 +140,29 @@ def _window(header: Header, function: str, *keywords: str) -> Window | None:
     return Window(centre, width, named)
 
 
-def _padding(header: Header, *keywords: str) -> tuple[float, float] | None:
+def _padding(header: Header, value: str, limit: str, sign: str, *stored: str) -> tuple[float, float] | None:
     """Return the range of padding values, whose two ends come in either order (PS3.3 C.7.5.1.1.2)."""
-    value, limit = (_number(header, keyword) for keyword in keywords)
-    if value is None:
+    low = _number(header, value)
+    if low is None:
         return None
-    return (value, value) if limit is None else (min(value, limit), max(value, limit))
+    high = _number(header, limit)
+    bits, signed = _whole(header, *stored), _flag(header, sign)
+    ends = [_as_stored(end, bits, signed) for end in (low, low if high is None else high)]
+    return min(ends), max(ends)
+
+
+def _as_stored(value: float, bits: int, signed: bool) -> float:
+    """Give a value of two bytes the sign of the pixels, which writers get wrong (US for SS, SS for US)."""
+    if bits > WORD_BITS or value % 1:
+        return value
+    value %= 2**WORD_BITS
+    if signed and value >= 2 ** (WORD_BITS - 1):
+        return value - 2**WORD_BITS
+    return value - 2**bits if signed and 2 ** (bits - 1) <= value < 2**bits else value
+
+
+def _for_processing(header: Header, intent: str, sop_class: str) -> bool:
+    return _code(header, intent) == "FOR PROCESSING" or _text(header, sop_class) in FOR_PROCESSING_CLASSES
 
 
 def _has_items(header: Header, *keywords: str) -> bool:
@@ -154,15 +195,26 @@ class Instance:
     rows: Annotated[int, _whole, "Rows"]
     columns: Annotated[int, _whole, "Columns"]
     samples: Annotated[int, partial(_whole, absent=1), "SamplesPerPixel"]
-    frames: Annotated[int, partial(_whole, absent=1), "NumberOfFrames"]
+    frames: Annotated[int, _frames, "NumberOfFrames"]
+    stated_frames: Annotated[int, partial(_whole, absent=1), "NumberOfFrames"]
     photometric: Annotated[str, _code, "PhotometricInterpretation"]
+    lut_shape: Annotated[str, _code, "PresentationLUTShape"]
+    for_processing: Annotated[bool, _for_processing, "PresentationIntentType", "SOPClassUID"]
     bits_allocated: Annotated[int, _whole, "BitsAllocated"]
     bits_stored: Annotated[int, _whole, "BitsStored", "BitsAllocated"]
     high_bit: Annotated[int, _high_bit, "HighBit", "BitsStored", "BitsAllocated"]
     signed: Annotated[bool, _flag, "PixelRepresentation"]
     rescale: Annotated[tuple[float, float] | None, _rescale, "RescaleSlope", "RescaleIntercept"]
     voi: Annotated[Window | None, _window, "VOILUTFunction", "WindowCenter", "WindowWidth"]
-    padding: Annotated[tuple[float, float] | None, _padding, "PixelPaddingValue", "PixelPaddingRangeLimit"]
+    padding: Annotated[
+        tuple[float, float] | None,
+        _padding,
+        "PixelPaddingValue",
+        "PixelPaddingRangeLimit",
+        "PixelRepresentation",
+        "BitsStored",
+        "BitsAllocated",
+    ]
     burned_in: Annotated[str, _code, "BurnedInAnnotation"]
     lossy: Annotated[str, _code, "LossyImageCompression"]
     body_part: Annotated[str, _code, "BodyPartExamined"]
@@ -171,6 +223,10 @@ class Instance:
     orientation: Annotated[tuple[float, ...] | None, partial(_numbers, count=6), "ImageOrientationPatient"]
     pixel_spacing: Annotated[tuple[float, ...] | None, partial(_numbers, count=2), "PixelSpacing"]
     imager_spacing: Annotated[tuple[float, ...] | None, partial(_numbers, count=2), "ImagerPixelSpacing"]
+    film_spacing: Annotated[
+        tuple[float, ...] | None, partial(_numbers, count=2), "NominalScannedPixelSpacing"
+    ]
+    pixel_aspect: Annotated[tuple[float, ...] | None, partial(_numbers, count=2), "PixelAspectRatio"]
     slice_spacing: Annotated[float | None, _number, "SpacingBetweenSlices"]
     slice_thickness: Annotated[float | None, _number, "SliceThickness"]
     contrast: Annotated[tuple[str, ...], _texts, *CONTRAST_KEYWORDS]
@@ -186,9 +242,29 @@ class Instance:
 
     @property
     def flat_spacing(self) -> tuple[float, ...] | None:
-        """Spacing of rows and columns in mm, at the patient or else at the detector; None if unknown."""
-        known = (self.pixel_spacing, self.imager_spacing)
+        """Spacing of rows and columns in mm, at the patient or else at detector or film; None if unknown."""
+        known = (self.pixel_spacing, self.imager_spacing, self.film_spacing)
         return next((spacing for spacing in known if spacing is not None and min(spacing) > 0), None)
+
+    @property
+    def flat_aspect(self) -> float | None:
+        """Height of a pixel by its width, where that alone is known and it is not square; None otherwise."""
+        ratio = self.pixel_aspect
+        if self.flat_spacing is not None or ratio is None or min(ratio) <= 0 or ratio[0] == ratio[1]:
+            return None
+        return ratio[0] / ratio[1]
+
+    @property
+    def stored_range(self) -> tuple[float, float]:
+        """The lowest and the highest value that BitsStored bits hold."""
+        lowest = -(2.0 ** (self.bits_stored - 1)) if self.signed else 0.0
+        return lowest, lowest + 2.0**self.bits_stored - 1
+
+    def is_inverted(self, by_lut_shape: bool) -> bool:
+        """Say whether low values are white, by PresentationLUTShape where it names a shape and decides."""
+        if by_lut_shape and self.lut_shape in INVERSE_BY_SHAPE:
+            return INVERSE_BY_SHAPE[self.lut_shape]
+        return self.photometric == "MONOCHROME1"
 
     @property
     def stored_shape(self) -> tuple[int, int]:
