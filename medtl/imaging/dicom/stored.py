@@ -26,6 +26,9 @@ MOST_THREADED_VALUES = 2**26
 
 PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
+# OpenJPEG may lose bits of deeper samples.
+MOST_PRECISION = 24
+
 # How pixel data that no decoder takes are refused.
 UNDECODABLE = ("dicom-pixels", "pixel data that cannot be decoded", "copy or export it again")
 WRONG_TABLE = "its offset table is wrong: its frames are told apart by their fragments"
@@ -62,25 +65,27 @@ def stored_planes(dataset: Dataset, planes: Sequence[Instance]) -> Iterator[Stor
 def stored_values(words: NDArray, plane: Instance) -> NDArray:
     """Return what the BitsStored bits of words from HighBit down stand for; all other bits are ignored.
 
-    Raises ReadError dicom-bits where the values are in lower bits than HighBit says.
+    Raises ReadError dicom-bits where the values are in other bits than HighBit says.
     """
-    size, below = 8 * words.dtype.itemsize, plane.high_bit + 1 - plane.bits_stored
-    above = size - (plane.high_bit + 1)
-    if plane.signed:
-        words = words.view(f"{words.dtype.byteorder}i{words.dtype.itemsize}")
-        values = (words << above) >> (above + below) if above or below else words
-    else:
-        words = words.view(f"{words.dtype.byteorder}u{words.dtype.itemsize}")
-        unclean = below or (above and words.max() >> plane.bits_stored)
-        values = words >> below & (2**plane.bits_stored - 1) if unclean else words
-    if below and words.max() < 2**plane.bits_stored and (words & (2**below - 1)).any():
-        reason = f"has values below the bits that HighBit {plane.high_bit} says"
+    order, size = words.dtype.byteorder, words.dtype.itemsize
+    below, above = plane.high_bit + 1 - plane.bits_stored, 8 * size - (plane.high_bit + 1)
+    words = words.view(f"{order}u{size}")
+    low_only = below and words.max() < 2**plane.bits_stored and (words & (2**below - 1)).any()
+    if low_only or above < 0:
+        reason = f"has values in other bits than those that end at HighBit {plane.high_bit}"
         raise ReadError("dicom-bits", reason, where=plane.path, fix="export it again")
-    return values
+    if plane.signed:
+        signed = words.view(f"{order}i{size}")
+        return (signed << above) >> (above + below) if above or below else signed
+    unclean = below or (above and words.max() >> plane.bits_stored)
+    return words >> below & (2**plane.bits_stored - 1) if unclean else words
 
 
 def _fit(samples: NDArray, plane: Instance, stream: Codestream | None) -> NDArray:
     """Return the stored values that samples stand for, whatever depth and sign their codestream has."""
+    if stream and stream.precision > MOST_PRECISION and np.abs(samples).max() >= 2**MOST_PRECISION:
+        reason = f"has pixel data of {stream.precision} bits, which no decoder keeps exactly"
+        raise ReadError("dicom-pixels", reason, where=plane.path, fix="export it uncompressed")
     if stream is None or stream.precision > plane.high_bit:
         return stored_values(samples, plane)
     if stream.precision > plane.bits_stored:
@@ -179,6 +184,7 @@ def _request(dataset: Dataset, plane: Instance, stream: Codestream | None, plugi
     rows, columns = plane.stored_shape
     with reporting_malformed(plane.path):
         planar = int(dataset.get("PlanarConfiguration") or 0)
+    cell = stream.container if stream else plane.bits_allocated
     return {
         "transfer_syntax": plane.transfer_syntax,
         "plugin": plugin,
@@ -186,8 +192,8 @@ def _request(dataset: Dataset, plane: Instance, stream: Codestream | None, plugi
         "columns": columns,
         "samples_per_pixel": plane.samples,
         "photometric_interpretation": plane.photometric,
-        "bits_allocated": stream.container if stream else plane.bits_allocated,
-        "bits_stored": stream.precision if stream else plane.bits_allocated,
+        "bits_allocated": cell,
+        "bits_stored": stream.precision if stream else cell,
         "pixel_representation": int(bool(stream and stream.signed)),
         "planar_configuration": planar,
     }

@@ -23,6 +23,7 @@ DAMAGED_VOI = "a damaged VOI LUT was left out"
 SEVERAL_VOI = "has several VOI LUTs: the first one counts"
 MODALITY_UNUSABLE = ("dicom-rescale", "a Modality LUT that cannot be applied", "export it again")
 MOST_ENTRIES = 2**16
+BYTE_BITS, WORD_BITS = 8, 16
 
 
 class EmptyTableError(Exception):
@@ -81,8 +82,8 @@ def voi_of(
     # A quarter of the range is what a table of 14 bits fills that claims 16.
     bits = highest.bit_length() if highest < 2 ** (table.bits - 2) else table.bits
     notes = [SEVERAL_VOI] if len(items) > 1 else []
-    if bits != int(_descriptor(items[0])[2]):
-        notes.append(f"its VOI LUT says another depth than the {bits} bits that its entries have")
+    if bits != (stated := _descriptor(items[0])[2]):
+        notes.append(f"its VOI LUT says {stated} bits and uses {bits}, by which it is scaled")
     levels = (table.entries / (2.0**bits - 1)).astype(np.float32)
     return VoiTable(float(table.first), levels), tuple(notes)
 
@@ -125,7 +126,8 @@ def _read(item: Dataset, dataset: Dataset, values: tuple[float, float]) -> Table
     }
     order = sorted(overlaps, reverse=values[0] >= 0)
     first = max(order, key=lambda start: overlaps[start])
-    return Table(first, entries, max(bits, int(entries.max()).bit_length()))
+    stated = bits if bits <= WORD_BITS else 0
+    return Table(first, entries, max(stated, int(entries.max()).bit_length(), 1))
 
 
 def _entries(item: Dataset, count: int, bits: int, *, little_endian: bool) -> NDArray[np.uint16]:
@@ -133,8 +135,6 @@ def _entries(item: Dataset, count: int, bits: int, *, little_endian: bool) -> ND
     data = item["LUTData"].value
     if count == MOST_ENTRIES and (data is None or data == b""):
         raise EmptyTableError
-    if not 0 < bits <= 16:
-        raise ValueError("entries of no depth")
     if isinstance(data, bytes):
         order = "<" if little_endian or item["LUTData"].VR == "OB" else ">"
         words = np.frombuffer(data + b"\0" * (len(data) % 2), f"{order}u2").astype("<u2")
@@ -142,6 +142,6 @@ def _entries(item: Dataset, count: int, bits: int, *, little_endian: bool) -> ND
         words = (np.atleast_1d(np.array(data, dtype=np.int64)) % 2**16).astype("<u2")
     if len(words) == count:
         return words
-    if bits > 8 or len(words) != (count + 1) // 2:
+    if bits > BYTE_BITS or len(words) != (count + 1) // 2:
         raise ValueError("another number of entries")
     return words.view(np.uint8)[:count].astype(np.uint16)
