@@ -131,7 +131,7 @@ def rounding_notes(values: NDArray) -> tuple[str, ...]:
     if values.dtype.kind not in "iuf" or values.dtype.itemsize <= (2 if values.dtype.kind in "iu" else 4):
         return ()
     far = values[(values > EXACT_WHOLE) | (values < -EXACT_WHOLE)]
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         exact = bool((far.astype(np.float32).astype(values.dtype) == far).all())
     return () if exact else (ROUNDED,)
 

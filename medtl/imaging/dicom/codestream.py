@@ -61,12 +61,13 @@ def split_frames(data: bytes, count: int, offsets: Sequence[int]) -> tuple[list[
     by_offset = {start - begin: number for number, (start, _) in enumerate(fragments)}
     filled = [place for place in fragments if place[1] > place[0]]
     opening = [number for number, place in enumerate(filled) if _opens(data, place[0])]
-    right = not table or (len(table) == count and table[0] == 0 and set(table) <= by_offset.keys())
+    whole = len({*table}) == len(table) == count and table[0] == 0 and by_offset.keys() >= {*table}
+    right = not table or (whole and list(table) == sorted(table))
     if count == 1:
         return ([filled], not right) if len(opening) <= 1 and filled else None
     if len(filled) == count:
         return [[place] for place in filled], not right
-    if right and table and sorted(set(table)) == list(table):
+    if right and table:
         ends = [by_offset[offset] for offset in table[1:]] + [len(fragments)]
         frames = [
             [place for place in fragments[by_offset[offset] : end] if place[1] > place[0]]

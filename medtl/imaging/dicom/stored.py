@@ -135,7 +135,7 @@ def _compressed_frames(
         offsets = dataset.get("ExtendedOffsetTable") or b""
         found = split_frames(data, plane.frames, np.frombuffer(offsets, "<u8").tolist())
     if found is None:
-        reason = f"has fragments that do not form the {plane.frames} frames of its header"
+        reason = f"has fragments that do not form as many frames as its header says ({plane.frames})"
         raise ReadError("dicom-pixels", reason, where=plane.path, fix="export it again")
     frames, repaired = found
     for number in numbers:
