@@ -57,9 +57,12 @@ def modality_table(dataset: Dataset, plane: Instance) -> tuple[Table | None, tup
         if not items:
             return None, ()
         try:
-            return _read(items[0], dataset, plane.stored_range), ()
+            table, left_over = _read(items[0], dataset, plane.stored_range)
         except EmptyTableError:
             return None, (EMPTY_MODALITY,)
+        if left_over:
+            raise ValueError("more entries than it says")
+    return table, ()
 
 
 def voi_of(
@@ -71,17 +74,18 @@ def voi_of(
             items = _items(dataset, plane, "VOILUTSequence") if plane.has_tables else []
             if not items:
                 return plane.voi, ()
-            table = _read(items[0], dataset, values)
-    except EmptyTableError:
-        return plane.voi, (EMPTY_VOI,)
-    except ReadError:
-        return plane.voi, (DAMAGED_VOI,)
+            table, left_over = _read(items[0], dataset, values)
+    except ReadError as error:
+        empty = isinstance(error.__cause__, EmptyTableError)
+        return plane.voi, (EMPTY_VOI if empty else DAMAGED_VOI,)
     highest = int(table.entries.max())
     if highest == int(table.entries.min()):
         return plane.voi, (DAMAGED_VOI,)
     # A quarter of the range is what a table of 14 bits fills that claims 16.
     bits = highest.bit_length() if highest < 2 ** (table.bits - 2) else table.bits
     notes = [SEVERAL_VOI] if len(items) > 1 else []
+    if left_over:
+        notes.append(f"its VOI LUT has {left_over} entries more than it says, which are left out")
     if bits != (stated := _descriptor(items[0])[2]):
         notes.append(f"its VOI LUT says {stated} bits and uses {bits}, by which it is scaled")
     levels = (table.entries / (2.0**bits - 1)).astype(np.float32)
@@ -115,10 +119,14 @@ def _descriptor(item: Dataset) -> tuple[int, int, int]:
     return int(count) % 2**16 or MOST_ENTRIES, int(first) % 2**16, int(bits) % 2**16
 
 
-def _read(item: Dataset, dataset: Dataset, values: tuple[float, float]) -> Table:
-    """Read a table that maps values of a range. Raises EmptyTableError, ValueError and more."""
+def _read(item: Dataset, dataset: Dataset, values: tuple[float, float]) -> tuple[Table, int]:
+    """Return a table that maps values of a range, and how many entries it has beyond those that it says.
+
+    Raises EmptyTableError, ValueError and what pydicom raises.
+    """
     count, first, bits = _descriptor(item)
-    entries = _entries(item, count, bits, little_endian=dataset.original_encoding[1] is not False)
+    found = _entries(item, count, bits, little_endian=dataset.original_encoding[1] is not False)
+    entries = found[:count]
     # Values of two bytes that are coded as unsigned, or as signed, although they are not.
     overlaps = {
         start: min(values[1], start + count - 1) - max(values[0], start)
@@ -127,7 +135,7 @@ def _read(item: Dataset, dataset: Dataset, values: tuple[float, float]) -> Table
     order = sorted(overlaps, reverse=values[0] >= 0)
     first = max(order, key=lambda start: overlaps[start])
     stated = bits if bits <= WORD_BITS else 0
-    return Table(first, entries, max(stated, int(entries.max()).bit_length(), 1))
+    return Table(first, entries, max(stated, int(entries.max()).bit_length(), 1)), len(found) - count
 
 
 def _entries(item: Dataset, count: int, bits: int, *, little_endian: bool) -> NDArray[np.uint16]:
@@ -140,7 +148,7 @@ def _entries(item: Dataset, count: int, bits: int, *, little_endian: bool) -> ND
         words = np.frombuffer(data + b"\0" * (len(data) % 2), f"{order}u2").astype("<u2")
     else:
         words = (np.atleast_1d(np.array(data, dtype=np.int64)) % 2**16).astype("<u2")
-    if len(words) == count:
+    if len(words) >= count:
         return words
     if bits > BYTE_BITS or len(words) != (count + 1) // 2:
         raise ValueError("another number of entries")
