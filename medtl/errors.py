@@ -76,6 +76,7 @@ CODES: dict[str, str] = {
     "archive-too-large": "an array is larger than the limit",
     "image-modality": "the file states a modality or body part that the model was not trained on",
     "image-constant": "every pixel has the same value (a warning: the image is scored)",
+    "image-raw": "the pixels are raw detector values, for processing (a warning: the image is scored)",
     "image-dimensions": "the model takes images with a different number of axes",
     "image-too-large": "resampled to the model's spacing, the image would not fit in memory",
     "image-spacing": "the model resamples to a spacing in mm, and the file does not state its own",

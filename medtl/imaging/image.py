@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 # Whole numbers up to here are exact in float32.
 EXACT_WHOLE = 2**24
 ROUNDED = "values beyond 2^24 were rounded to the 24 bits of float32"
+RAW_VALUES = "for processing: raw detector values, not those meant for display"
 # More values than any radiograph has, out of almost no bytes, are a bomb.
 LARGE_VALUES, MOST_SHRINKING = 2**25, 500
 WINDOW_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
@@ -123,6 +124,8 @@ def find_warning(image: Image) -> ImageWarning | None:
     """Return what is suspicious about the pixels of an image, None where nothing is."""
     if image.pixels.min() == image.pixels.max():
         return ImageWarning("image-constant", "every pixel has the same value")
+    if RAW_VALUES in image.facts.notes:
+        return ImageWarning("image-raw", RAW_VALUES)
     return None
 
 

@@ -11,8 +11,11 @@ from pydicom.tag import Tag
 from pydicom.uid import (
     UID,
     CTImageStorage,
+    DigitalIntraOralXRayImageStorageForPresentation,
     DigitalIntraOralXRayImageStorageForProcessing,
+    DigitalMammographyXRayImageStorageForPresentation,
     DigitalMammographyXRayImageStorageForProcessing,
+    DigitalXRayImageStorageForPresentation,
     DigitalXRayImageStorageForProcessing,
     MRImageStorage,
 )
@@ -41,14 +44,15 @@ MOMENT_KEYWORDS = (
 INVERSE_BY_SHAPE = {"INVERSE": True, "IDENTITY": False}
 # Values of PixelPaddingValue have two bytes.
 WORD_BITS = 16
-# SOP classes of raw detector values.
-FOR_PROCESSING_CLASSES = {
-    str(one)
-    for one in (
-        DigitalXRayImageStorageForProcessing,
-        DigitalMammographyXRayImageStorageForProcessing,
-        DigitalIntraOralXRayImageStorageForProcessing,
-    )
+# What the pixels of a detector are for; PresentationIntentType says it, or else the SOP class.
+FOR_PROCESSING, FOR_PRESENTATION = "FOR PROCESSING", "FOR PRESENTATION"
+INTENTS = {
+    str(DigitalXRayImageStorageForProcessing): FOR_PROCESSING,
+    str(DigitalMammographyXRayImageStorageForProcessing): FOR_PROCESSING,
+    str(DigitalIntraOralXRayImageStorageForProcessing): FOR_PROCESSING,
+    str(DigitalXRayImageStorageForPresentation): FOR_PRESENTATION,
+    str(DigitalMammographyXRayImageStorageForPresentation): FOR_PRESENTATION,
+    str(DigitalIntraOralXRayImageStorageForPresentation): FOR_PRESENTATION,
 }
 # What an absent Modality must have been.
 MODALITIES = {str(CTImageStorage): "CT", str(MRImageStorage): "MR"}
@@ -161,8 +165,10 @@ def _as_stored(value: float, bits: int, signed: bool) -> float:
     return value - 2**bits if signed and 2 ** (bits - 1) <= value < 2**bits else value
 
 
-def _for_processing(header: Header, intent: str, sop_class: str) -> bool:
-    return _code(header, intent) == "FOR PROCESSING" or _text(header, sop_class) in FOR_PROCESSING_CLASSES
+def _intent(header: Header, intent: str, sop_class: str) -> str:
+    named = _code(header, intent)
+    known = named in (FOR_PROCESSING, FOR_PRESENTATION)
+    return named if known else INTENTS.get(_text(header, sop_class), "")
 
 
 def _has_items(header: Header, *keywords: str) -> bool:
@@ -199,7 +205,7 @@ class Instance:
     stated_frames: Annotated[int, partial(_whole, absent=1), "NumberOfFrames"]
     photometric: Annotated[str, _code, "PhotometricInterpretation"]
     lut_shape: Annotated[str, _code, "PresentationLUTShape"]
-    for_processing: Annotated[bool, _for_processing, "PresentationIntentType", "SOPClassUID"]
+    intent: Annotated[str, _intent, "PresentationIntentType", "SOPClassUID"]
     bits_allocated: Annotated[int, _whole, "BitsAllocated"]
     bits_stored: Annotated[int, _whole, "BitsStored", "BitsAllocated"]
     high_bit: Annotated[int, _high_bit, "HighBit", "BitsStored", "BitsAllocated"]

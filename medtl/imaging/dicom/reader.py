@@ -14,18 +14,17 @@ from medtl.errors import ReadError
 from medtl.imaging.dicom.fast_header import walk_header
 from medtl.imaging.dicom.frames import planes_of
 from medtl.imaging.dicom.header import read_dataset, read_header
-from medtl.imaging.dicom.instance import Instance
+from medtl.imaging.dicom.instance import FOR_PROCESSING, Instance
 from medtl.imaging.dicom.pixels import Pixels, check_decodable, decode, decode_directly
 from medtl.imaging.dicom.syntaxes import GREY
 from medtl.imaging.dicom.volumes import PlaneSet, arrange, split_planes
-from medtl.imaging.image import Image, ImageFacts, VoiTable
+from medtl.imaging.image import RAW_VALUES, Image, ImageFacts, VoiTable
 from medtl.imaging.series import DICOM, EXACT, SLICED_MODALITIES, Reading, Scan, Series, read_headers
 
 # Transfer syntaxes that lose detail whatever the header says.
 LOSSY = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless})
 BURNED_IN = "has burned-in annotation"
 COPIES = "exact copies of other files"
-FOR_PROCESSING = "for processing: raw detector values, not those meant for display"
 SHARED_UID = "another file has the same SOPInstanceUID"
 
 
@@ -90,8 +89,8 @@ def notes_of(plane: Instance, by_lut_shape: bool = False) -> Iterator[str]:
     """Yield what a user should know about a header, one phrase each."""
     yield from _notes_of_polarity(plane, by_lut_shape)
     yield from _notes_of_bits(plane)
-    if plane.for_processing:
-        yield FOR_PROCESSING
+    if plane.intent == FOR_PROCESSING:
+        yield RAW_VALUES
     if plane.flat_aspect is not None:
         yield f"pixels {plane.flat_aspect:.4g} times as high as wide, of unknown spacing"
     if plane.burned_in == "YES":

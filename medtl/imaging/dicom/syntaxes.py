@@ -25,12 +25,12 @@ NAMES = {
     "1.2.840.10008.1.2.8.1": "Deflated Image Frame Compression",
 }
 # What to do about kinds that are not decoded, by what their keyword or their name begins with.
-VIDEO = "it is a video: export the frame that is meant as an image"
+VIDEO = "export the frame that is meant as an image (it is a video)"
 FIXES = {
     "MPEG": VIDEO,
     "HEVC": VIDEO,
     "SMPTE": VIDEO,
-    "JPIP": "its pixel data are on a server: fetch it again with them",
+    "JPIP": "fetch it again with its pixel data, which are on a server",
     "JPEG XL": "convert it with dcm2dcm of dcm4che (5.34.1 or later), or fetch it uncompressed",
     "JPEGSpectralSelection": "rewrite it uncompressed with dcmdjpeg of DCMTK",
     "JPEGFullProgression": "rewrite it uncompressed with dcmdjpeg of DCMTK",
