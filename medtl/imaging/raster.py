@@ -181,7 +181,8 @@ def _open(file: IO[bytes], path: Path, kind: str) -> "Picture":
 
     # Limits of our own are checked here; what follows the first picture of a JPEG is not read.
     warnings.filterwarnings("ignore", category=PillowImage.DecompressionBombWarning)
-    warnings.filterwarnings("ignore", message="Image appears to be a malformed MPO file")
+    for message in ("Image appears to be a malformed MPO file", "Corrupt EXIF data"):
+        warnings.filterwarnings("ignore", message=message)
     picture = None
     with reporting_damage(path), suppress(PillowImage.DecompressionBombError):
         picture = PillowImage.open(file, formats=(kind,))
@@ -223,7 +224,11 @@ def _pixels(picture: "Picture", path: Path) -> tuple[NDArray, list[str]]:
 
 def _is_turned(picture: "Picture") -> bool | None:
     """Return whether EXIF states another orientation than upright; None where it cannot be read."""
+    from PIL import Image as PillowImage
+
     try:
+        # Not by getexif, which is silent where opening has met the damage before.
+        PillowImage.Exif().load(picture.info.get("exif", b""))
         return picture.getexif().get(ORIENTATION_TAG, 1) in range(2, 9)
     except DAMAGE:
         return None
