@@ -24,6 +24,7 @@ PROCESSES = {
     JPEG_LS: "JPEG-LS",
 }
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
+END_MARKER = bytes((0xFF, END_OF_IMAGE))
 # Restart markers, the start of an image and TEM stand alone; all others have a length.
 ALONE = frozenset({*range(0xD0, 0xD9), 0x01})
 
@@ -85,6 +86,8 @@ def decode(data: bytes, frame: Frame, path: Path) -> NDArray:
     Raises ReadError raster-damaged, raster-too-large.
     """
     check_bytes(frame.height * frame.width, len(data), path)
+    if END_MARKER not in data:  # a JPEG-LS decoder would look for it for seconds
+        raise damaged(path)
     syntax, plugin, _ = DECODERS[frame.process]
     request = {
         "transfer_syntax": syntax,
