@@ -82,6 +82,7 @@ def read(series: Series) -> Image:
 
 def notes_of(plane: Instance) -> Iterator[str]:
     """Yield what a user should know about a header, one phrase each."""
+    yield from plane.repairs
     if plane.photometric == "MONOCHROME1":
         yield "inverted from MONOCHROME1"
     if plane.burned_in == "YES":
