@@ -38,9 +38,7 @@ def planes_of(parsed: Parsed) -> list[Instance]:
 def several_frames(instance: Instance) -> ReadError:
     """Return the refusal of frames of which nothing says where they lie."""
     reason = f"has {instance.frames} frames without positions, as a cine has"
-    return ReadError(
-        "dicom-multiframe", reason, where=instance.path, fix="export the frame that is meant"
-    )
+    return ReadError("dicom-multiframe", reason, where=instance.path, fix="export the frame that is meant")
 
 
 def _frames(parsed: Parsed, header: Header, instance: Instance) -> list[Instance]:

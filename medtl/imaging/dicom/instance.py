@@ -96,7 +96,7 @@ def _ordinal(header: Header, keyword: str) -> int | None:
 
 
 def _can_be_cut(rows: int, columns: int) -> bool:
-    """Say whether tiles of LEAST_TILE or more, n side by side and n or n - 1 one above another, fill a plane."""
+    """Say whether tiles, n side by side and n or n - 1 one above another, fill a plane."""
     return any(
         columns % side == 0
         and columns // side >= LEAST_TILE
@@ -237,7 +237,7 @@ class Instance:
 
     @property
     def may_be_tiled(self) -> bool:
-        """Whether it may be a sheet of tiles: it says so, or is an MR image that does not say where it lies."""
+        """Whether it may be a sheet of tiles: it says so, or is an MR image that says not where it lies."""
         unplaced = self.modality == "MR" and self.position is None
         return not TILED.isdisjoint(self.image_type) or (unplaced and _can_be_cut(self.rows, self.columns))
 

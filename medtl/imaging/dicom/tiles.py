@@ -22,8 +22,8 @@ from medtl.imaging.dicom.instance import Instance, describe
 # Scanners write some tens of tiles.
 MOST_TILES = 2**12
 
-# Private elements that say how tiles lie, by group and the last byte of the element. Siemens: the image header,
-# and the number of tiles of newer scanners. United Imaging: the number of tiles, and an item for each tile.
+# Private elements that say how tiles lie, by group and the last byte of the element. Siemens: the image
+# header, and the number of tiles of newer scanners. United Imaging: the number, and an item for each tile.
 SIEMENS_GROUP, CSA_HEADER = 0x0029, 0x10
 SIEMENS_COUNT = (0x0019, 0x0A)
 GRID_COUNT, GRID_ITEMS = (0x0065, 0x50), (0x0065, 0x51)
@@ -65,9 +65,7 @@ def unknown_layout(instance: Instance, maker: str = "Siemens mosaic") -> ReadErr
     return ReadError("dicom-mosaic", reason, where=instance.path, fix=fix)
 
 
-def _grid(
-    dataset: Dataset, items: list[Dataset], header: Header, instance: Instance
-) -> list[Instance]:
+def _grid(dataset: Dataset, items: list[Dataset], header: Header, instance: Instance) -> list[Instance]:
     """Return the tiles of a grid, each of which has an item with its position."""
     count = _grid_count(dataset) or len(items)
     tiles = [
@@ -79,9 +77,9 @@ def _grid(
     even = instance.rows % rows == 0 and instance.columns % columns == 0
     if not (0 < count == len(tiles) and even and all(tile.position for tile in tiles)):
         raise unknown_layout(instance, "United Imaging grid")
-    size = {"rows": instance.rows // rows, "columns": instance.columns // columns}
+    high, wide = instance.rows // rows, instance.columns // columns
     return [
-        replace(tile, **size, frame=index, mosaic=columns, mosaic_rows=rows)
+        replace(tile, frame=index, rows=high, columns=wide, mosaic=columns, mosaic_rows=rows)
         for index, tile in enumerate(tiles)
     ]
 
