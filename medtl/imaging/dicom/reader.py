@@ -14,6 +14,7 @@ from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
 from medtl.core.ids import hash_identifier
 from medtl.errors import ReadError
+from medtl.imaging.dicom.contents import Contents
 from medtl.imaging.dicom.fast_header import walk_header
 from medtl.imaging.dicom.frames import planes_of, several_frames
 from medtl.imaging.dicom.header import read_dataset, read_header
@@ -131,27 +132,21 @@ def _read_planes(path: Path) -> list[Instance]:
 
 def _drop_copies(files: Sequence[list[Instance]]) -> tuple[list[list[Instance]], Counter[Path]]:
     """Drop files that repeat an instance exactly; return the others, and how many copies each has."""
+    uses = Counter(planes[0].sop_uid for planes in files)
     unique: list[list[Instance]] = []
-    seen: dict[str, list[Instance]] = defaultdict(list)
+    seen: dict[tuple, Contents] = defaultdict(Contents)
     copies: Counter[Path] = Counter()
     for planes in files:
-        instance = planes[0]
-        twins = seen[instance.sop_uid] if instance.sop_uid else []
-        original = next((twin for twin in twins if _same_content(twin, instance)), None)
+        first = planes[0]
+        original = None
+        if first.sop_uid and uses[first.sop_uid] > 1:  # others have no copies
+            header = (first.sop_uid, first.series_uid, first.number, first.position, first.frames)
+            original = seen[header].find_or_keep(first.path)
         if original is not None:
-            copies[original.path] += 1
+            copies[original] += 1
         else:
-            twins.append(instance)
             unique.append(planes)
     return unique, copies
-
-
-def _same_content(one: Instance, other: Instance) -> bool:
-    """Compare two files by bytes, then element by element: a copy may have a new file meta group."""
-    first, second = one.path.read_bytes(), other.path.read_bytes()
-    if first == second:
-        return True
-    return read_dataset(one.path, first).dataset == read_dataset(other.path, second).dataset
 
 
 def _name_groups(groups: Sequence[PlaneSet]) -> list[tuple[Path, str | None]]:

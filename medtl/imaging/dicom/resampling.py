@@ -53,9 +53,12 @@ def even_grid(along_mm: NDArray[np.float64], aside: NDArray[np.float64], rows: i
 def resample(
     volume: NDArray[np.float32], offsets: NDArray[np.float64], shape: tuple[int, int, int], outside: float
 ) -> NDArray[np.float32]:
-    """Return a volume (C, D, H, W), whose slices begin at offsets (D, 3), on a grid of another shape."""
+    """Return a volume (C, D, H, W), whose slices begin at offsets (D, 3), on a grid of another shape.
+
+    `outside` is the value of what no slice covers, or only one of the two between which it lies.
+    """
     result = np.empty((len(volume), *shape), np.float32)
-    shifted = lru_cache(maxsize=2)(partial(_shifted, volume, offsets, shape[1:], outside))
+    shifted = lru_cache(maxsize=2)(partial(_shifted, volume, offsets, shape[1:]))
     steps = offsets[:, 0]
     for index in range(shape[0]):
         below = int(np.clip(np.searchsorted(steps, index, "right") - 1, 0, len(steps) - 2))
@@ -63,6 +66,7 @@ def resample(
         one = shifted(below + 1) if share == 1 else shifted(below)
         between = 0 < share < 1
         result[:, index] = one + share * (shifted(below + 1) - one) if between else one
+    result[np.isnan(result)] = outside
     return result
 
 
@@ -70,14 +74,13 @@ def _shifted(
     volume: NDArray[np.float32],
     offsets: NDArray[np.float64],
     size: tuple[int, int],
-    outside: float,
     index: int,
 ) -> NDArray[np.float32]:
-    """Return one slice (C, H, W) on the rows and columns of the grid."""
+    """Return one slice (C, H, W) on the rows and columns of the grid, NaN where it does not cover them."""
     from scipy.ndimage import affine_transform
 
     shift = offsets[index, 1:]
     if not shift.any() and volume.shape[2:] == size:
         return volume[:, index]
-    options = {"output_shape": size, "output": np.float32, "order": 1, "cval": outside}
+    options = {"output_shape": size, "output": np.float32, "order": 1, "cval": np.nan}
     return np.stack([affine_transform(plane, [1, 1], -shift, **options) for plane in volume[:, index]])
