@@ -32,7 +32,7 @@ MOST_PRECISION = 24
 # How pixel data that no decoder takes are refused.
 UNDECODABLE = ("dicom-pixels", "pixel data that cannot be decoded", "copy or export it again")
 WRONG_TABLE = "its offset table is wrong: its frames are told apart by their fragments"
-ZEROS_AT_END = "zeros before the end of its JPEG-LS codestream were skipped"
+TIDIED = "the end of its JPEG-LS codestream was put right"
 
 
 class Stored(NamedTuple):
@@ -173,7 +173,7 @@ def _decode_tidied(frame: bytes, request: dict, plane: Instance) -> tuple[NDArra
     except FrameRefusedError:
         for attempt in tidied(frame) if plane.transfer_syntax in JPEG_LS else ():
             try:
-                return decode_frame(attempt, request, values), (ZEROS_AT_END,)
+                return decode_frame(attempt, request, values), (TIDIED,)
             except FrameRefusedError:
                 continue
         raise
