@@ -64,11 +64,12 @@ CODES: dict[str, str] = {
     "nifti-type": "medtl does not read this data type",
     "nifti-affine": "sform and qform are missing, singular or contradictory",
     "nifti-not-finite": "some voxel values are NaN or infinite",
-    # reading PNG and JPEG
+    # reading PNG, JPEG, TIFF, BMP and WebP
     "raster-damaged": "the image is corrupt or incomplete",
     "raster-too-large": "the image is larger than the limit",
     "raster-frames": "the file holds several frames, which medtl does not read",
-    "raster-colour": "medtl does not read this colour model or bit depth",
+    "raster-colour": "medtl does not read this colour model, bit depth or compression",
+    "raster-not-finite": "some pixel values are NaN or infinite",
     # reading archives of arrays
     "archive-damaged": "the archive is corrupt or incomplete",
     "archive-layout": "the archive does not contain MedMNIST's arrays",
