@@ -22,7 +22,7 @@ from tests.imaging.conftest import (
 )
 
 PLANES = pattern(4, 24, 20)
-REPAIRED = "its offset table is wrong: its frames are told apart by their fragments"
+REPAIRED = "its offset table is wrong: fragments show where its frames begin"
 
 
 def compress(plane: np.ndarray, precision: int = 12) -> bytes:
