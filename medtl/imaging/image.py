@@ -139,6 +139,17 @@ def rounding_notes(values: NDArray) -> tuple[str, ...]:
     return () if exact else (ROUNDED,)
 
 
+def without_padding(image: Image) -> NDArray[np.float32]:
+    """Return the pixels, in which padding has the lowest value of the others and so looks like background."""
+    if image.facts.padding is None:
+        return image.pixels
+    low, high = image.facts.padding
+    padded = (image.pixels >= low) & (image.pixels <= high)
+    if padded.all() or not padded.any():
+        return image.pixels
+    return np.where(padded, image.pixels[~padded].min(), image.pixels)
+
+
 def is_bomb(values: int, stored_bytes: int) -> bool:
     """Say whether so many pixel values cannot honestly come from so few bytes."""
     return values > max(LARGE_VALUES, MOST_SHRINKING * stored_bytes)

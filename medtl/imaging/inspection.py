@@ -13,7 +13,7 @@ import numpy as np
 from medtl.imaging.dicom import reader as dicom
 from medtl.imaging.dicom import terms
 from medtl.imaging.dicom.instance import Instance
-from medtl.imaging.dicom.volumes import arrange
+from medtl.imaging.dicom.stacks import arrange
 from medtl.imaging.image import Image, ImageWarning, find_warning
 from medtl.imaging.reader import FORMATS
 from medtl.imaging.series import Kind, Series
@@ -171,6 +171,7 @@ def size_text(size: Sequence[float]) -> str:
 def _with_plane(inspection: Inspection, series: Series) -> Inspection:
     plane: Instance = series.planes[0]
     count = len(series.planes)
+    stack = arrange(series.planes, str(series.path), series.reading.resample_uneven) if count > 1 else None
     return replace(
         inspection,
         kind="volume" if count > 1 else "image",
@@ -180,8 +181,8 @@ def _with_plane(inspection: Inspection, series: Series) -> Inspection:
         photometric=terms.shown_photometric(plane.photometric),
         intent=plane.intent.lower(),
         bits=plane.bits_stored,
-        matrix=(*([count] if count > 1 else []), plane.rows, plane.columns),
-        spacing_mm=arrange(series.planes, str(series.path)).spacing_mm if count > 1 else plane.flat_spacing,
+        matrix=stack.shape if stack else (plane.rows, plane.columns),
+        spacing_mm=stack.spacing_mm if stack else plane.flat_spacing,
         windowed=plane.voi is not None,
         missing=tuple(keyword for keyword, absent in _expected(plane, count) if absent),
         notes=(*inspection.notes, *dicom.notes_of(plane)),

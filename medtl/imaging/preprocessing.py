@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from medtl.errors import ReadError
-from medtl.imaging.image import Image
+from medtl.imaging.image import Image, without_padding
 from medtl.imaging.series import Reading
 
 if TYPE_CHECKING:  # torch and MONAI are imported where they are used: recipes need neither
@@ -113,7 +113,7 @@ def prepare_image(image: Image, config: PreprocessingConfig) -> PreparedImage:
     from monai.data import MetaTensor
 
     _check_kind(image, config)
-    pixels = _without_padding(image)
+    pixels = without_padding(image)
     if pixels.shape[0] != config.channels:
         pixels = np.repeat(to_grey(pixels)[None], config.channels, axis=0)
     tensor = MetaTensor(torch.from_numpy(pixels), affine=torch.from_numpy(image_affine(image)))
@@ -165,17 +165,6 @@ def _check_kind(image: Image, config: PreprocessingConfig) -> None:
             reason = f"is of another {what}: the model is for {', '.join(allowed)}"
             fix = "leave it out, or allow it by preprocessing.modalities or --any-modality"
             raise ReadError("image-modality", reason, where=facts.source, fix=fix)
-
-
-def _without_padding(image: Image) -> NDArray[np.float32]:
-    """Give padding the lowest value of the other pixels, so that it looks like background."""
-    if image.facts.padding is None:
-        return image.pixels
-    low, high = image.facts.padding
-    padded = (image.pixels >= low) & (image.pixels <= high)
-    if padded.all() or not padded.any():
-        return image.pixels
-    return np.where(padded, image.pixels[~padded].min(), image.pixels)
 
 
 def _resample(tensor: "MetaTensor", image: Image, config: PreprocessingConfig) -> "MetaTensor":

@@ -18,11 +18,13 @@ from pydicom.uid import (
     DigitalXRayImageStorageForPresentation,
     DigitalXRayImageStorageForProcessing,
     MRImageStorage,
+    SecondaryCaptureImageStorage,
 )
 
 from medtl.errors import ReadError
 from medtl.imaging.dicom.elements import FRAME_GROUP_KEYWORDS, Header, reporting_malformed
 from medtl.imaging.image import WINDOW_FUNCTIONS, Window
+from medtl.imaging.series import SLICED_MODALITIES
 
 # Elements that distinguish echoes, time points and b-values within one series.
 CONTRAST_KEYWORDS = ("EchoTime", "TemporalPositionIdentifier", "DiffusionBValue")
@@ -54,6 +56,12 @@ INTENTS = {
     str(DigitalMammographyXRayImageStorageForPresentation): FOR_PRESENTATION,
     str(DigitalIntraOralXRayImageStorageForPresentation): FOR_PRESENTATION,
 }
+# Words of ImageType for a sheet of tiles: a Siemens mosaic, a United Imaging grid.
+TILED = frozenset({"MOSAIC", "VFRAME"})
+
+# Rows or columns of the smallest tile.
+LEAST_TILE = 16
+
 # What an absent Modality must have been.
 MODALITIES = {str(CTImageStorage): "CT", str(MRImageStorage): "MR"}
 
@@ -100,7 +108,31 @@ def _whole(header: Header, *keywords: str, absent: int = 0) -> int:
 
 
 def _frames(header: Header, keyword: str) -> int:
-    return _whole(header, keyword, absent=1) or 1  # some writers say 0 of the one frame that there is
+    """Return the number of frames; an empty one, or zero, is that of a file with one frame."""
+    return _whole(header, keyword) or 1
+
+
+def _ordinal(header: Header, keyword: str) -> int | None:
+    """Return a whole number that nothing depends on: None where there is none."""
+    try:
+        return int(header[keyword][0])
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError):
+        return None
+
+
+def _can_be_cut(rows: int, columns: int) -> bool:
+    """Say whether tiles, n side by side and n or n - 1 one above another, fill a plane."""
+    return any(
+        columns % side == 0
+        and columns // side >= LEAST_TILE
+        and any(rows % high == 0 and rows // high >= LEAST_TILE for high in (side, side - 1))
+        for side in range(2, columns // LEAST_TILE + 1)
+    )
+
+
+def _is_captured(header: Header, keyword: str) -> bool:
+    """Say whether the SOP class is Secondary Capture, of one frame or several (PS3.4 B.5)."""
+    return _text(header, keyword).startswith(SecondaryCaptureImageStorage)
 
 
 def _high_bit(header: Header, keyword: str, *stored: str) -> int:
@@ -238,8 +270,13 @@ class Instance:
     contrast: Annotated[tuple[str, ...], _texts, *CONTRAST_KEYWORDS]
     moments: Annotated[tuple[str, ...], _texts, *MOMENT_KEYWORDS]
     has_tables: Annotated[bool, _has_items, "ModalityLUTSequence", "VOILUTSequence"]
+    number: Annotated[int | None, _ordinal, "InstanceNumber"]
+    temporal_positions: Annotated[int | None, _ordinal, "NumberOfTemporalPositions"]
+    captured: Annotated[bool, _is_captured, "SOPClassUID"]
     frame: int = 0
     mosaic: int = 1
+    mosaic_rows: int = 1
+    repairs: tuple[str, ...] = ()
 
     @property
     def values(self) -> int:
@@ -275,7 +312,19 @@ class Instance:
     @property
     def stored_shape(self) -> tuple[int, int]:
         """Rows and columns of the stored frame that the plane is, or is a tile of."""
-        return self.rows * self.mosaic, self.columns * self.mosaic
+        return self.rows * self.mosaic_rows, self.columns * self.mosaic
+
+    @property
+    def may_be_tiled(self) -> bool:
+        """Whether it may be a sheet of tiles: it says so, or is an MR image that says not where it lies."""
+        unplaced = self.modality == "MR" and self.position is None
+        return not TILED.isdisjoint(self.image_type) or (unplaced and _can_be_cut(self.rows, self.columns))
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether it is a picture of slices or of text, such as a screen save, and not a slice itself."""
+        derived = self.captured or ("SECONDARY" in self.image_type and self.orientation is None)
+        return derived and self.position is None and self.modality in SLICED_MODALITIES
 
 
 SOURCES: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
