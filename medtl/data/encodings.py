@@ -88,9 +88,9 @@ def known_encoding(name: str) -> str:
     """Return Python's name of an encoding. Raises ValueError, which names the nearest."""
     if found := _codec_of_text(name):
         return found
-    aliases = encodings.aliases.aliases
-    near = difflib.get_close_matches(name.casefold().replace("-", "_"), aliases, n=1)
-    hint = f", did you mean {aliases[near[0]]}?" if near else " in Python's list of standard encodings"
+    known = {**encodings.aliases.aliases, **{one: one for one in encodings.aliases.aliases.values()}}
+    near = difflib.get_close_matches(name.casefold().replace("-", "_"), known, n=1)
+    hint = f", did you mean {known[near[0]]}?" if near else " in Python's list of standard encodings"
     raise ValueError(f"no encoding {name!r}{hint}")
 
 
