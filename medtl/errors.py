@@ -75,11 +75,12 @@ CODES: dict[str, str] = {
     "volume-affine": "where the volume lies in the patient is missing, singular or unknown",
     "volume-not-finite": "some voxel values are NaN or infinite",
     "volume-decoder": "the reading process crashed, or exceeded its limit of time or memory",
-    # reading PNG and JPEG
+    # reading PNG, JPEG, TIFF, BMP and WebP
     "raster-damaged": "the image is corrupt or incomplete",
     "raster-too-large": "the image is larger than the limit",
     "raster-frames": "the file holds several frames, which medtl does not read",
-    "raster-colour": "medtl does not read this colour model or bit depth",
+    "raster-colour": "medtl does not read this colour model, bit depth or compression",
+    "raster-not-finite": "some pixel values are NaN or infinite",
     # reading archives of arrays
     "archive-damaged": "the archive is corrupt or incomplete",
     "archive-layout": "the archive does not contain MedMNIST's arrays",
@@ -87,6 +88,7 @@ CODES: dict[str, str] = {
     "archive-too-large": "an array is larger than the limit",
     "image-modality": "the file states a modality or body part that the model was not trained on",
     "image-constant": "every pixel has the same value (a warning: the image is scored)",
+    "image-raw": "the pixels are raw detector values, for processing (a warning: the image is scored)",
     "image-dimensions": "the model takes images with a different number of axes",
     "image-channels": "the model takes images with a different number of channels",
     "image-too-large": "resampled to the model's spacing, the image would not fit in memory",

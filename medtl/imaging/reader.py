@@ -58,8 +58,6 @@ OTHER_CONTENT = {
     (b"pk\x03\x04",): "a zip archive of something else",
     (b"%pdf",): "a PDF",
     (b"\x7felf", b"mz"): "a program",
-    (b"ii*\x00", b"mm\x00*"): "TIFF",
-    (b"bm",): "BMP",
     (b"gif8",): "GIF",
 }
 
@@ -140,8 +138,11 @@ def scan(
     refusals += refused
     series: list[Series] = []
     for part in parts:
-        series += [replace(one, reading=reading) for one in part.series]
+        company = [one.company for one in part.series if one.company and one.path not in named]
+        kept = [one for one in part.series if not one.company or one.path in named]
+        series += [replace(one, reading=reading) for one in kept]
         left_out.update(part.left_out)
+        left_out.update(company)
         for error in part.refusals:
             if error.code in COMPANY_CODES and Path(error.where) not in named:
                 left_out[SKIPPED_NAMES[error.code]] += 1
