@@ -19,6 +19,9 @@ from medtl.imaging.dicom.resampling import even_grid
 EVEN_MM = 0.02
 EVEN_SHARE = 0.01
 
+# The first is no allowance for slices that are themselves hundredths of a millimetre apart.
+MOST_WRITTEN = 0.2
+
 # Real direction cosines are off by their rounding, up to 1e-4; beyond 1e-3 they are wrong.
 UNIT_TOLERANCE = 1e-3
 SAME_ORIENTATION = 1e-4
@@ -226,7 +229,8 @@ def _check_even(slices: _Slices, where: str) -> None:
     step, strays, usual = slices.step, slices.strays, float(np.median(slices.gaps))
     rounding = 2 * slices.rounding_mm
     jitter = min(slices.jitter_mm, MOST_JITTER * usual)
-    if np.abs(strays @ slices.normal).max() > max(EVEN_MM, EVEN_SHARE * usual, rounding, jitter):
+    written = min(EVEN_MM, MOST_WRITTEN * usual)
+    if np.abs(strays @ slices.normal).max() > max(written, EVEN_SHARE * usual, rounding, jitter):
         raise _uneven(slices, where)
     length = float(np.linalg.norm(step))
     tilt = float(np.linalg.norm(step - np.dot(step, slices.normal) * slices.normal)) / length
