@@ -234,7 +234,7 @@ def _check_even(slices: _Slices, where: str) -> None:
         raise _uneven(slices, where)
     length = float(np.linalg.norm(step))
     tilt = float(np.linalg.norm(step - np.dot(step, slices.normal) * slices.normal)) / length
-    if tilt > MOST_TILT:
+    if tilt > MOST_TILT and tilt * length * len(slices.gaps) > EVEN_MM:
         reason = f"slices are sheared by {np.degrees(np.arcsin(tilt)):.1f} degrees (gantry tilt)"
         fix = f"resample it to a straight stack, or {RESAMPLE}"
         raise ReadError("series-tilted", reason, where=where, fix=fix)
