@@ -198,7 +198,10 @@ def _to_spacing(tensor: "MetaTensor", image: Image, spacing_mm: tuple[float, ...
 
 
 def _fitted_shape(tensor: "MetaTensor", image: Image, size: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the largest shape within `size` that keeps the proportions of rows and columns in mm."""
+    """Return the largest shape within `size` that keeps the proportions of rows and columns in mm.
+
+    Where their spacing is unknown, the ratio of a pixel's sides counts, and otherwise pixels are square.
+    """
     extents = np.array(tensor.shape[-2:]) * _grid_spacing(tensor, image)[-2:]
     scale = min(size[-2:] / extents)
     rows, columns = np.maximum(1, np.round(extents * scale)).astype(int)
@@ -208,7 +211,7 @@ def _fitted_shape(tensor: "MetaTensor", image: Image, size: tuple[int, ...]) -> 
 def _grid_spacing(tensor: "MetaTensor", image: Image) -> NDArray[np.float64]:
     if image.affine is not None:
         return np.linalg.norm(np.asarray(tensor.affine)[:3, :3], axis=0)
-    return np.ones(2) if image.spacing_mm is None else np.array(image.spacing_mm)
+    return np.array(image.spacing_mm or (image.facts.pixel_aspect or 1.0, 1.0))
 
 
 def _scale_intensity(tensor: "MetaTensor", image: Image, config: PreprocessingConfig) -> "MetaTensor":

@@ -58,8 +58,6 @@ OTHER_CONTENT = {
     (b"pk\x03\x04",): "a zip archive of something else",
     (b"%pdf",): "a PDF",
     (b"\x7felf", b"mz"): "a program",
-    (b"ii*\x00", b"mm\x00*"): "TIFF",
-    (b"bm",): "BMP",
     (b"gif8",): "GIF",
 }
 

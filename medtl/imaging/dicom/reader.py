@@ -18,12 +18,13 @@ from medtl.imaging.dicom.contents import Contents
 from medtl.imaging.dicom.fast_header import walk_header
 from medtl.imaging.dicom.frames import planes_of, several_frames
 from medtl.imaging.dicom.header import read_dataset, read_header
-from medtl.imaging.dicom.instance import Instance
+from medtl.imaging.dicom.instance import FOR_PROCESSING, Instance
 from medtl.imaging.dicom.pixels import MOST_VALUES, Pixels, check_decodable, decode, decode_directly
 from medtl.imaging.dicom.resampling import resample
 from medtl.imaging.dicom.stacks import Stack, arrange
+from medtl.imaging.dicom.syntaxes import GREY
 from medtl.imaging.dicom.volumes import PlaneSet, split_planes
-from medtl.imaging.image import Image, ImageFacts, VoiTable, without_padding
+from medtl.imaging.image import RAW_VALUES, Image, ImageFacts, VoiTable, without_padding
 from medtl.imaging.series import DICOM, EXACT, SLICED_MODALITIES, Reading, Scan, Series, read_headers
 
 # Transfer syntaxes that lose detail whatever the header says.
@@ -59,7 +60,10 @@ def read(series: Series) -> Image:
     by_file: dict[Path, list[Instance]] = defaultdict(list)
     for plane in series.planes:
         by_file[plane.path].append(plane)
-    decoded = [pixels for path, planes in by_file.items() for pixels in _decode_file(path, planes, digest)]
+    inverting = series.reading.invert_by_lut_shape
+    decoded = [
+        pixels for path, planes in by_file.items() for pixels in _decode_file(path, planes, digest, inverting)
+    ]
     pixels, first = decoded[0], decoded[0].plane
     facts = ImageFacts(
         source=series.source,
@@ -73,10 +77,11 @@ def read(series: Series) -> Image:
         bits=first.bits_stored,
         voi=pixels.voi,
         padding=pixels.padding,
+        pixel_aspect=first.flat_aspect if len(decoded) == 1 else None,
         patient_key=hash_identifier(first.patient_id),
         study_key=hash_identifier(first.study_uid),
         series_key=hash_identifier(first.series_uid),
-        notes=(*series.notes, *dict.fromkeys(_notes_of_slices(decoded))),
+        notes=(*series.notes, *dict.fromkeys(_notes_of_slices(decoded, inverting))),
     )
     if len(decoded) == 1:
         return Image(np.ascontiguousarray(pixels.values, np.float32), None, first.flat_spacing, facts)
@@ -98,11 +103,15 @@ def _resampled(image: Image, stack: Stack, offsets: NDArray[np.float64]) -> Imag
     return replace(image, pixels=volume, facts=replace(image.facts, padding=None))
 
 
-def notes_of(plane: Instance) -> Iterator[str]:
+def notes_of(plane: Instance, by_lut_shape: bool = False) -> Iterator[str]:
     """Yield what a user should know about a header, one phrase each."""
     yield from plane.repairs
-    if plane.photometric == "MONOCHROME1":
-        yield "inverted from MONOCHROME1"
+    yield from _notes_of_polarity(plane, by_lut_shape)
+    yield from _notes_of_bits(plane)
+    if plane.intent == FOR_PROCESSING:
+        yield RAW_VALUES
+    if plane.flat_aspect is not None:
+        yield f"pixels {plane.flat_aspect:.4g} times as high as wide, of unknown spacing"
     if plane.burned_in == "YES":
         yield BURNED_IN
     if plane.lossy == "01" or plane.transfer_syntax in LOSSY:
@@ -111,10 +120,30 @@ def notes_of(plane: Instance) -> Iterator[str]:
         yield "was derived from other images"
 
 
-def _notes_of_slices(decoded: Sequence[Pixels]) -> Iterator[str]:
+def _notes_of_polarity(plane: Instance, by_lut_shape: bool) -> Iterator[str]:
+    inverted = plane.is_inverted(by_lut_shape)
+    if plane.photometric in GREY and inverted != plane.is_inverted(not by_lut_shape):
+        counted = plane.lut_shape if by_lut_shape else plane.photometric
+        yield f"PresentationLUTShape {plane.lut_shape} contradicts {plane.photometric}: {counted} counts"
+    elif plane.photometric == "MONOCHROME1":
+        yield "inverted from MONOCHROME1"
+
+
+def _notes_of_bits(plane: Instance) -> Iterator[str]:
+    if plane.stated_frames < 1:
+        yield "NumberOfFrames is 0: it has one frame"
+    if plane.high_bit >= plane.bits_stored:
+        yield "its values are in the upper bits of their words, as HighBit says"
+    low, high = plane.stored_range
+    if plane.padding is not None and not (low <= plane.padding[1] and plane.padding[0] <= high):
+        yield "its padding value is one that no pixel can have"
+
+
+def _notes_of_slices(decoded: Sequence[Pixels], by_lut_shape: bool) -> Iterator[str]:
     """Yield the notes of each header, and where slices differ so that the first one decides."""
     for one in decoded:
-        yield from notes_of(one.plane)
+        yield from notes_of(one.plane, by_lut_shape)
+        yield from one.notes
     windows = {one.voi for one in decoded if not isinstance(one.voi, VoiTable)}
     for what, values in (("window", windows), ("padding", {one.padding for one in decoded})):
         if len(values) > 1:
@@ -212,7 +241,9 @@ def _check_size(stack: Stack, where: Path) -> None:
         raise ReadError("dicom-too-large", reason, where=where, fix="split it or leave slices out")
 
 
-def _decode_file(path: Path, planes: Sequence[Instance], digest: "hashlib._Hash") -> list[Pixels]:
+def _decode_file(
+    path: Path, planes: Sequence[Instance], digest: "hashlib._Hash", by_lut_shape: bool
+) -> list[Pixels]:
     """Decode the planes of a series that one file holds; parse it again where it has changed."""
     with path.open("rb") as file:
         status, data = os.fstat(file.fileno()), file.read()
@@ -221,7 +252,7 @@ def _decode_file(path: Path, planes: Sequence[Instance], digest: "hashlib._Hash"
     digest.update(data)
     place = planes[0].place
     if place and (place.size, place.time_ns) == (status.st_size, status.st_mtime_ns):
-        direct = decode_directly(data, planes, place)
+        direct = decode_directly(data, planes, place, by_lut_shape)
         if direct is not None:
             return direct
     parsed = read_dataset(path, data)
@@ -231,4 +262,4 @@ def _decode_file(path: Path, planes: Sequence[Instance], digest: "hashlib._Hash"
     planes = [now[plane.frame] for plane in planes]
     for plane in planes:
         check_decodable(plane, str(path), len(planes))
-    return decode(parsed.dataset, planes)
+    return decode(parsed.dataset, planes, by_lut_shape)
