@@ -27,6 +27,9 @@ UNIT_TOLERANCE = 1e-3
 SAME_ORIENTATION = 1e-4
 SAME_SPACING = 1e-4
 
+# Orientations are one where the last pixel of a slice moves by no more than this share of a pixel.
+SAME_CORNER = 0.5
+
 # What slices of slightly different orientation may move along the normal, of the distance of slices.
 MOST_JITTER = 0.1
 
@@ -104,6 +107,7 @@ def arrange(instances: Sequence[Instance], where: str, resample_uneven: bool = F
     _check_geometry(instances, where)
     slices = _in_order(instances)
     _check_apart(slices, where)
+    _check_orientations(slices, where)
     try:
         _check_even(slices, where)
     except ReadError as error:
@@ -114,7 +118,14 @@ def arrange(instances: Sequence[Instance], where: str, resample_uneven: bool = F
     return _even(slices)
 
 
-def corner_shift(plane: Instance, orientation: Sequence[float]) -> float:
+def turns_no_pixel(plane: Instance, orientation: Sequence[float]) -> bool:
+    """Say whether another orientation moves the last pixel of a plane by no more than SAME_CORNER of one."""
+    apart = np.abs(np.subtract(plane.orientation or (), orientation)).max()
+    pixel = min(plane.pixel_spacing or (0.0,))
+    return bool(apart <= UNIT_TOLERANCE and _corner_shift(plane, orientation) <= SAME_CORNER * pixel)
+
+
+def _corner_shift(plane: Instance, orientation: Sequence[float]) -> float:
     """Return how far the last pixel of a plane moves where it has another orientation, in mm."""
     spacing = plane.pixel_spacing or (0.0, 0.0)
     row, column = np.subtract(plane.orientation or orientation, orientation).reshape(2, 3)
@@ -168,7 +179,7 @@ def _in_order(instances: Sequence[Instance]) -> _Slices:
         column,
         normal,
         gaps=np.diff(positions @ normal),
-        jitter_mm=max(corner_shift(one, cosines.tolist()) for one in turned),
+        jitter_mm=max(_corner_shift(one, cosines.tolist()) for one in turned),
         rounding_mm=0.0 if _lie_on_line(positions) else _rounding(positions, normal),
     )
 
@@ -222,6 +233,18 @@ def _check_apart(slices: _Slices, where: str) -> None:
     names = " and ".join(one.path.name for one in slices.ordered[place : place + 2])
     fix = "export time points, echoes or copies as separate series"
     raise ReadError("series-positions", f"{names} lie at the same position", where=where, fix=fix)
+
+
+def _check_orientations(slices: _Slices, where: str) -> None:
+    """Refuse slices that are turned against the others by more than a stack of one orientation allows."""
+    common = [*slices.row, *slices.column]
+    for orientation, one in {one.orientation: one for one in slices.ordered}.items():
+        if orientation is not None and not turns_no_pixel(one, common):
+            turns = np.linalg.norm(np.subtract(orientation, common).reshape(2, 3), axis=1)
+            degrees = np.degrees(turns.max())
+            reason = f"{one.path.name} is turned by {degrees:.2f} degrees against the other slices"
+            fix = "export it again, or the turned slices as a series of their own"
+            raise ReadError("series-geometry", reason, where=where, fix=fix)
 
 
 def _check_even(slices: _Slices, where: str) -> None:

@@ -1,4 +1,4 @@
-"""Copies are told by their bytes, or by their elements; each file is read a few times, however many there are."""
+"""Copies are told by their bytes or elements; each file is read a few times, however many there are."""
 
 from collections.abc import Callable
 from io import BytesIO

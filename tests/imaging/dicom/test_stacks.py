@@ -78,15 +78,36 @@ def large(k: int, dataset: Dataset) -> None:
     dataset.PixelSpacing = [0.7, 0.7]
 
 
-@pytest.mark.parametrize(("by", "volumes"), [(2e-4, 1), (5e-4, 1), (9e-4, 2)])
-def test_what_a_turn_does_to_the_corner_decides(make_series: Callable, by: float, volumes: int) -> None:
-    """Row and column cosines turn by 5e-4: the far corner of 512 pixels moves by 0.36 of one."""
+@pytest.mark.parametrize("by", [2e-4, 9e-4])
+def test_what_a_turn_does_to_the_corner_decides(make_series: Callable, by: float) -> None:
+    """Turned by 9e-4, the far corner of 512 pixels is 0.33 of one from where half of the turn has it."""
 
     def change(k: int, dataset: Dataset) -> None:
         large(k, dataset)
         jitter(1, 3, by=by)(k, dataset)
 
-    assert len(scan(make_series(instances=4, change=change)[0].parent).series) == volumes
+    (series,) = scan(make_series(instances=4, change=change)[0].parent).series
+    assert len(series.files) == 4 and "differ in orientation" in series.notes[0]
+
+
+@pytest.mark.parametrize("turned", [(5,), (0,), (11,), range(1, 12, 2)], ids=["one", "first", "last", "half"])
+@pytest.mark.parametrize("by", [4e-3, 0.0175])
+def test_slices_turned_among_others_are_refused_by_name(
+    make_series: Callable, turned: Sequence[int], by: float
+) -> None:
+    """Nothing is missing, and half a volume is none."""
+    error = refusal(make_series(instances=12, change=jitter(*turned, by=by))[0].parent)
+    turn = np.degrees(by) / (1 if len(turned) == 1 else 2)
+    assert error.code == "series-geometry" and f"turned by {turn:.2f} degrees" in error.reason
+
+
+def test_a_slice_of_quite_another_orientation_is_an_image_of_its_own(make_series: Callable) -> None:
+    def change(k: int, dataset: Dataset) -> None:
+        if k == 5:
+            dataset.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+
+    images = read_images(make_series(instances=6, change=change)[0].parent)
+    assert sorted(image.pixels.ndim for image in images) == [3, 4]
 
 
 def test_moments_that_only_a_small_turn_distinguishes_stay_apart(make_series: Callable) -> None:
