@@ -336,10 +336,9 @@ def _resampled(slices: _Slices) -> Stack:
     grid = even_grid(places @ slices.normal, aside, first.rows, first.columns)
     axes = [slices.normal * grid.step_mm, slices.column * spacing[0], slices.row * spacing[1]]
     origin = slices.positions[0] + grid.first[0] * axes[1] + grid.first[1] * axes[2]
-    causes = [f"{slices.gaps.min():.3f} to {slices.gaps.max():.3f} mm apart"]
-    if aside.any():
-        causes.append(f"shifted by up to {np.ptp(aside, axis=0).max():.1f} pixels")
-    note = f"resampled to an even {grid.step_mm:.3f} mm: its slices are {' and '.join(causes)}"
+    gaps, shifts = slices.gaps, np.ptp(aside, axis=0)
+    note = f"resampled to an even {grid.step_mm:.3f} mm: its slices are {gaps.min():.3f}"
+    note += f" to {gaps.max():.3f} mm apart, and shifted by up to {shifts.max():.1f} pixels"
     return Stack(
         slices.ordered,
         _ras_affine([*axes, origin]),

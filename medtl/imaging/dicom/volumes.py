@@ -50,7 +50,8 @@ def split_planes(planes: Sequence[Instance]) -> list[PlaneSet]:
         uid = plane.series_uid or str(plane.path.parent)
         whole = (plane.patient_id, plane.study_uid, uid)
         alone = plane.is_picture and (plane.captured or _study_of(plane) in sliced)
-        series[whole if _is_sliced(plane) and not alone else (plane.path, plane.frame)].append(plane)
+        own = (plane.path,) if alone else (plane.path, plane.frame)
+        series[whole if _is_sliced(plane) and not alone else own].append(plane)
     stacks = [one for members in series.values() for one in _split(members, SPLITS, ())]
     sets = [_with_differences(one) for stack in stacks for one in _split_moments(stack)]
     return [replace(one, beside_slices=_is_beside(one.planes[0], sliced)) for one in sets]
