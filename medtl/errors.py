@@ -191,7 +191,12 @@ class MedtlError(Exception):
 
 
 class ReadError(MedtlError):
-    """A file or series cannot be read exactly, so it is not read at all."""
+    """A file or series cannot be read exactly, so it is not read at all.
+
+    kind: what the file is instead of an image that medtl reads, in a word or two; "" where that is not known.
+    """
+
+    kind: str = ""
 
 
 class LabelError(MedtlError):

@@ -4,11 +4,9 @@ Formats are recognised by content, never by extension. To add one, write a modul
 names, and add it to FORMATS.
 """
 
-import logging
-import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -16,19 +14,20 @@ from typing import Protocol
 from medtl.errors import ReadError
 from medtl.imaging import dicom, medmnist, nifti, raster
 from medtl.imaging.image import Image
+from medtl.imaging.incomplete import DAMAGE_CODES, refuse_incomplete
+from medtl.imaging.listing import Listing
+from medtl.imaging.other_content import TEXT, UNKNOWN, ZEROS, describe
 from medtl.imaging.series import (
     EXACT,
     HEAD_BYTES,
-    SLICED_MODALITIES,
     Kind,
     Reading,
     Scan,
     Series,
+    SeriesId,
     read_headers,
     unreadable,
 )
-
-log = logging.getLogger(__name__)
 
 # Objects that are normal beside images in a folder: skipped, and refused only where the user names the file.
 COMPANY_CODES = frozenset({"dicom-no-image", "dicom-localizer"})
@@ -42,26 +41,8 @@ SKIPPED_NAMES = {
     "file-unknown": "files of other formats",
     "file-unreadable": "files that cannot be read",
 }
-
-# Refusals of a file that may have been a slice of the series beside it.
-DAMAGE_CODES = frozenset(
-    {"dicom-header", "dicom-transfer-syntax", "dicom-truncated"}
-    | {"file-empty", "file-unknown", "file-unreadable"}
-)
-
-# How content that medtl does not read begins.
-OTHER_CONTENT = {
-    (b"version https://git-lfs",): "a Git LFS pointer",
-    (b"<!doctype", b"<html"): "an HTML page",
-    (b"<?xml",): "XML",
-    (b"\x1f\x8b",): "damaged gzip, or gzip of something else",
-    (b"pk\x03\x04",): "a zip archive of something else",
-    (b"%pdf",): "a PDF",
-    (b"\x7felf", b"mz"): "a program",
-    (b"ii*\x00", b"mm\x00*"): "TIFF",
-    (b"bm",): "BMP",
-    (b"gif8",): "GIF",
-}
+# Kinds of skipped files that a line names before it counts the others.
+MOST_KINDS = 4
 
 
 class Format(Protocol):
@@ -128,26 +109,29 @@ def scan(
     to read; TrainingError worker-lost. reading: what a recipe asks of readers, PreprocessingConfig.reading.
     """
     roots = [Path(source)] if isinstance(source, str | Path) else [Path(path) for path in source]
-    refusals: list[ReadError] = []
-    files, named = _list_files(roots, refusals)
-    owned, unclaimed = read_headers(_owner, files, workers=1)
+    listing = Listing(roots)
+    owned, unclaimed = read_headers(_owner, listing.files, workers=1)
     claimed = {name: [path for owner, path in owned if owner == name] for name in FORMATS}
-    refused, left_out = _skip_others(unclaimed, named, [path for _, path in owned])
-    refusals += refused
+    others, left_out = _sort_out(unclaimed, listing.named, claimed)
+    refusals = [*listing.refusals, *others]
+    left_out.update(listing.left_out)
+    damaged = _list_damaged(others, claimed[dicom.NAME])
     series: list[Series] = []
+    owners: dict[str, SeriesId] = {}
     for part in (FORMATS[name].scan(paths, workers, reading) for name, paths in claimed.items() if paths):
         series += [replace(one, reading=reading) for one in part.series]
+        owners.update(part.owners)
         left_out.update(part.left_out)
         for error in part.refusals:
-            if error.code in COMPANY_CODES and Path(error.where) not in named:
-                left_out[SKIPPED_NAMES[error.code]] += 1
+            if error.code in COMPANY_CODES and Path(error.where) not in listing.named:
+                left_out[_skipped_name(error)] += 1
             else:
                 refusals.append(error)
+        damaged += [error for error in part.refusals if error.code in DAMAGE_CODES]
     if not series and not refusals:
-        reason = f"holds no readable image ({left_out.total()} other files)"
-        where = roots[0] if roots else ""
-        raise ReadError("folder-empty", reason, where=where, fix="name a folder of DICOM, NIfTI, PNG or JPEG")
-    series, refusals = _refuse_incomplete(series, refusals)
+        raise _nothing_in(roots, left_out)
+    folders = {path.parent for path in claimed[dicom.NAME]}
+    series, refusals = refuse_incomplete(series, refusals, damaged, owners, folders)
     return Scan(
         tuple(sorted(series, key=lambda one: one.path.parts)),
         tuple(sorted(refusals, key=lambda error: Path(error.where).parts)),
@@ -170,34 +154,6 @@ def read_series(series: Series) -> Image:
         raise error.with_traceback(None)  # noqa: B904
 
 
-def _list_files(roots: Iterable[Path], refusals: list[ReadError]) -> tuple[list[Path], set[Path]]:
-    """Return all files, sorted and without repeats, and those among them that the user named one by one."""
-    files: set[Path] = set()
-    named: set[Path] = set()
-    for root in roots:
-        if root.is_dir():
-            files.update(_walk(root, refusals))
-        elif root.exists():
-            named.add(root)
-        else:
-            raise ReadError("file-missing", "does not exist", where=root, fix="check the path")
-    return sorted(files | named, key=lambda path: path.parts), named
-
-
-def _walk(root: Path, refusals: list[ReadError]) -> Iterator[Path]:
-    def refuse(error: OSError) -> None:
-        refusals.append(unreadable(Path(error.filename or root), error))
-
-    bounds = root.resolve()
-    for folder, folders, names in os.walk(root, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (Path(folder, name) for name in names if not name.startswith(".")):
-            if path.is_symlink() and not (path.exists() and path.resolve().is_relative_to(bounds)):
-                log.warning("skipped a link that leads nowhere or out of the folder: %s", path)
-            else:
-                yield path
-
-
 def _owner(path: Path) -> tuple[str, Path]:
     """Return the first format that recognises a file, and the file. Raises ReadError where none does."""
     if not stat.S_ISREG(path.stat().st_mode):
@@ -214,56 +170,68 @@ def _owner(path: Path) -> tuple[str, Path]:
 
 
 def _unknown(path: Path, head: bytes) -> ReadError:
-    start = head.lstrip().lower()
-    known = (name for magics, name in OTHER_CONTENT.items() if start.startswith(magics))
+    content = describe(path, head)
     *others, last = (one.TITLE for one in FORMATS.values())
-    reason = f"is {next(known, 'unknown content')}, not a {', '.join(others)} or {last} image"
-    fix = "run `git lfs pull`" if head.startswith(b"version https://git-lfs") else "replace or remove it"
-    return ReadError("file-unknown", reason, where=path, fix=fix)
+    reason = f"is {content.kind}, not a {', '.join(others)} or {last} image"
+    error = ReadError("file-unknown", reason, where=path, fix=content.fix)
+    error.kind = content.kind if content not in (TEXT, UNKNOWN) else ""
+    return error
 
 
-def _skip_others(
-    unclaimed: Sequence[ReadError], named: set[Path], images: Sequence[Path]
+def _sort_out(
+    unclaimed: Sequence[ReadError], named: Set[Path], claimed: Mapping[str, Sequence[Path]]
 ) -> tuple[list[ReadError], Counter[str]]:
     """Return refusals of what is meant to be an image, and count the files that just lie beside images."""
     suffixes = tuple(suffix for one in FORMATS.values() for suffix in one.SUFFIXES)
-    # An empty file that is named like the images in its folder is taken for one of them.
-    like_images = {(path.parent, path.suffix) for path in images}
+    # A file without content that is named like the images in its folder is taken for one of them.
+    like_images = _namings(path for paths in claimed.values() for path in paths)
     refused, skipped = [], Counter[str]()
     for error in unclaimed:
         path = Path(error.where)
-        empty_image = error.code == "file-empty" and (path.parent, path.suffix) in like_images
-        if path in named or path.name.lower().endswith(suffixes) or empty_image:
+        meant = path.name.lower().endswith(suffixes) or (_is_blank(error) and _naming(path) in like_images)
+        if path in named or meant:
             refused.append(error)
         else:
-            suffix = f" ({path.suffix.lower()})" if error.code == "file-unknown" and path.suffix else ""
-            skipped[SKIPPED_NAMES[error.code] + suffix] += 1
+            skipped[_skipped_name(error)] += 1
     return refused, skipped
 
 
-def _refuse_incomplete(
-    series: Sequence[Series], refusals: Sequence[ReadError]
-) -> tuple[list[Series], list[ReadError]]:
-    """Refuse sliced series that have a damaged file beside them: it may have been one of their slices.
-
-    The refusal of the file then becomes the refusal of the series, so that each study is reported once.
-    """
-    damage = {Path(error.where).parent: error for error in reversed(refusals) if _may_be_slice(error)}
-    sliced = [one for one in series if one.modality in SLICED_MODALITIES]
-    homes = {one.path: {path.parent for path in one.files} for one in sliced}
-    for where in (Path(error.where) for error in refusals if error.code.startswith("series-")):
-        homes[where] = {where if where.is_dir() else where.parent}
-    torn = {path: damage[min(own & damage.keys())] for path, own in homes.items() if own & damage.keys()}
-    explained = {Path(error.where).parent for error in torn.values()}
-    left = [one for one in refusals if not (_may_be_slice(one) and Path(one.where).parent in explained)]
-    left = [one for one in left if Path(one.where) not in torn]
-    for path, error in torn.items():
-        reason = f"a slice may be missing: {Path(error.where).name} {error.reason}"
-        left.append(ReadError(error.code, reason, where=path, fix=error.fix))
-    return [one for one in series if one.path not in torn], left
+def _list_damaged(others: Sequence[ReadError], dicom_files: Sequence[Path]) -> list[ReadError]:
+    """Return refusals that may be of slices: named as DICOM, or without content and named as that beside it."""
+    like_slices = _namings(dicom_files)
+    return [
+        error
+        for error in others
+        if error.code in DAMAGE_CODES
+        and (
+            error.where.lower().endswith(dicom.SUFFIXES)
+            or (_is_blank(error) and _naming(Path(error.where)) in like_slices)
+        )
+    ]
 
 
-def _may_be_slice(error: ReadError) -> bool:
-    path = Path(error.where)
-    others = tuple(suffix for one in FORMATS.values() if one is not dicom for suffix in one.SUFFIXES)
-    return error.code in DAMAGE_CODES and not (path.is_dir() or path.name.lower().endswith(others))
+def _is_blank(error: ReadError) -> bool:
+    return error.code in ("file-empty", "file-unreadable") or error.kind == ZEROS.kind
+
+
+def _namings(paths: Iterable[Path]) -> set[tuple[Path, str]]:
+    return set(map(_naming, paths))
+
+
+def _naming(path: Path) -> tuple[Path, str]:
+    return path.parent, path.suffix
+
+
+def _skipped_name(error: ReadError) -> str:
+    suffix = Path(error.where).suffix.lower() if error.code == "file-unknown" else ""
+    kind = error.kind or suffix
+    return SKIPPED_NAMES[error.code] + (f" ({kind})" if kind else "")
+
+
+def _nothing_in(roots: Sequence[Path], left_out: Counter[str]) -> ReadError:
+    named = [f"{count} {name}" for name, count in left_out.most_common(MOST_KINDS)]
+    rest = left_out.total() - sum(count for _, count in left_out.most_common(MOST_KINDS))
+    held = ", ".join([*named, *([f"{rest} others"] if rest else [])]) or "no file"
+    where = roots[0] if roots else ""
+    fix = "name a folder of DICOM, NIfTI, PNG or JPEG"
+    return ReadError("folder-empty", f"holds no readable image, but {held}", where=where, fix=fix)

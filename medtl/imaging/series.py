@@ -26,6 +26,9 @@ CHUNK_FILES = 64
 ALONE_SECONDS = 0.5
 
 Kind = Literal["image", "volume", "item"]
+
+# The keys of patient, study and series; one without a UID is known by its folder.
+SeriesId = tuple[str, str, str]
 Header = TypeVar("Header")
 
 
@@ -66,6 +69,11 @@ class Series:
     reading: Reading = EXACT
 
     @property
+    def identity(self) -> SeriesId:
+        """Which series of slices this is, or is a part of."""
+        return self.patient_key, self.study_key, self.series_key or str(self.files[0].parent)
+
+    @property
     def source(self) -> str:
         """The path, with the item behind it where it has one: "archive.npz#train/17"."""
         return f"{self.path}#{self.item}" if self.item else str(self.path)
@@ -73,11 +81,15 @@ class Series:
 
 @dataclass(frozen=True)
 class Scan:
-    """What a folder holds: series to read, refusals, and how many files were skipped, by reason."""
+    """What a folder holds: series to read, refusals, and how many files were skipped, by reason.
+
+    owners: the series that a refused file or series is, by the refusal's `where`; for the reader alone.
+    """
 
     series: tuple[Series, ...]
     refusals: tuple[ReadError, ...]
     left_out: Mapping[str, int] = field(default_factory=dict)
+    owners: Mapping[str, SeriesId] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def skipped(self) -> int:

@@ -114,7 +114,10 @@ def _check_is_image(dataset: Dataset, path: Path) -> None:
     kind = UID(str(*named) or str(dataset.file_meta.get("MediaStorageSOPClassUID", "")))
     if not names_image(kind) and (kind.keyword or "Rows" not in dataset):
         name = kind.name if kind.keyword else "an object of unknown kind"
-        raise ReadError("dicom-no-image", f"is not an image: {name}", where=path, fix="name image files only")
+        reason, fix = f"is not an image: {name}", "name image files only"
+        error = ReadError("dicom-no-image", reason, where=path, fix=fix)
+        error.kind = name.removesuffix(" Storage")
+        raise error
     if "Rows" not in dataset or "Columns" not in dataset:
         raise _truncated(path)  # pydicom returns an empty dataset where the file is cut short
 

@@ -14,10 +14,12 @@ from medtl.errors import ReadError
 from medtl.imaging.dicom.fast_header import walk_header
 from medtl.imaging.dicom.frames import planes_of
 from medtl.imaging.dicom.header import read_dataset, read_header
+from medtl.imaging.dicom.identity import identity_of, read_identity
 from medtl.imaging.dicom.instance import Instance
 from medtl.imaging.dicom.pixels import Pixels, check_decodable, decode, decode_directly
 from medtl.imaging.dicom.volumes import PlaneSet, arrange, split_planes
 from medtl.imaging.image import Image, ImageFacts, VoiTable
+from medtl.imaging.incomplete import DAMAGE_CODES
 from medtl.imaging.series import DICOM, EXACT, SLICED_MODALITIES, Reading, Scan, Series, read_headers
 
 # Transfer syntaxes that lose detail whatever the header says.
@@ -31,6 +33,9 @@ def scan(files: Sequence[Path], workers: int | None = None, reading: Reading = E
     """Group the planes in files into series, from headers alone."""
     instances, refusals = read_headers(_read_planes, files, workers)
     unique, copies = _drop_copies(instances)
+    damaged = [error.where for error in refusals if error.code in DAMAGE_CODES]
+    named = ((where, read_identity(Path(where))) for where in damaged)
+    owners = {where: owner for where, owner in named if owner is not None}
     uses = Counter(planes[0].sop_uid for planes in unique)
     groups = split_planes([plane for planes in unique for plane in planes])
     series: list[Series] = []
@@ -43,7 +48,9 @@ def scan(files: Sequence[Path], workers: int | None = None, reading: Reading = E
             series.append(_series(group.planes, where, item, notes))
         except ReadError as error:
             refusals.append(error)
-    return Scan(tuple(series), tuple(refusals), {COPIES: copies.total()} if copies else {})
+            owners[error.where] = identity_of(group.planes[0])
+    left_out = {COPIES: copies.total()} if copies else {}
+    return Scan(tuple(series), tuple(refusals), left_out, owners)
 
 
 def read(series: Series) -> Image:
