@@ -71,9 +71,10 @@ CODES: dict[str, str] = {
     "raster-colour": "medtl does not read this colour model or bit depth",
     # reading archives of arrays
     "archive-damaged": "the archive is corrupt or incomplete",
+    "archive-packed": "the zip archive is encrypted, nested or packed in a way that medtl does not read",
     "archive-layout": "the archive does not contain MedMNIST's arrays",
     "archive-item": "the archive has no such item",
-    "archive-too-large": "an array is larger than the limit",
+    "archive-too-large": "an array or a packed file is larger than the limit",
     "image-modality": "the file states a modality or body part that the model was not trained on",
     "image-constant": "every pixel has the same value (a warning: the image is scored)",
     "image-dimensions": "the model takes images with a different number of axes",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from medtl.core.ids import hash_identifier
 from medtl.errors import ReadError
+from medtl.imaging.containers import exists
 from medtl.imaging.series import Scan, Series
 
 
@@ -103,12 +104,12 @@ class Folder:
         try:
             name, item = self._split(cell)
             path = self._path_of(name)
-            exists, inside = path.exists(), path.resolve().is_relative_to(self.resolved_root)
+            there, inside = exists(path), path.resolve().is_relative_to(self.resolved_root)
         except (OSError, RuntimeError, ValueError) as error:
             raise NoSeriesError(f"{cell} is not a usable path") from error
         if not inside:
             raise NoSeriesError(f"{cell} leads out of the folder")
-        if not exists:
+        if not there:
             near = self.by_last_part.get(name.replace("\\", "/").rsplit("/", 1)[-1].casefold())
             raise NoSeriesError(f"{name} does not exist" + (f" (did you mean {near}?)" if near else ""))
         return self._find_existing(path, name) if item is None else self._find_item(path, name, item)
@@ -131,12 +132,12 @@ class Folder:
     def _split(self, cell: str) -> tuple[str, str | None]:
         """Part a path from the item after its last "#", unless that is in the name of a file."""
         name, mark, item = cell.rpartition("#")
-        return (name, item) if mark and not self._path_of(cell).exists() else (cell, None)
+        return (name, item) if mark and not exists(self._path_of(cell)) else (cell, None)
 
     def _path_of(self, cell: str) -> Path:
         """Return the path that a cell means; a table from another system may have backslashes."""
         path = Path(os.path.normpath(self.root / cell))
-        return path if path.exists() else Path(os.path.normpath(self.root / cell.replace("\\", "/")))
+        return path if exists(path) else Path(os.path.normpath(self.root / cell.replace("\\", "/")))
 
     def _find_existing(self, path: Path, cell: str) -> Series:
         name = self._name_of(path)

@@ -89,9 +89,9 @@ def _rows(
         else:
             sound.append(one)
     for error in refusals:
-        owner = owners.get(error.where)
-        if error.code.startswith("series-") and owner in torn:
-            rows.append(_incomplete(Path(error.where), torn[owner]))
+        lacking = torn.get(owners[error.where]) if error.where in owners else None
+        if error.code.startswith("series-") and lacking:
+            rows.append(_incomplete(Path(error.where), lacking))
         elif error.where not in named:
             rows.append(error)
     return sound, rows

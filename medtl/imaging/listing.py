@@ -42,7 +42,7 @@ class Listing:
         self.files = sorted(self._found | self.named, key=lambda path: path.parts)
 
     def _walk(self, top: str) -> None:
-        waiting = [(top, os.path.realpath(top))]
+        waiting = [(top, os.path.realpath(top).rstrip(os.sep))]
         while waiting:
             folder, real = waiting.pop()
             if real in self._walked:
@@ -57,7 +57,7 @@ class Listing:
             for entry in inside:
                 if entry.name.startswith("."):
                     continue
-                own = os.path.join(real, entry.name)
+                own = f"{real}{os.sep}{entry.name}"
                 if entry.is_symlink() or (entry.is_dir() and os.path.realpath(own) != own):  # or a junction
                     self._links.append(entry.path)
                 elif entry.is_dir():

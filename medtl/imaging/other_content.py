@@ -1,15 +1,15 @@
 """CONTENT THAT IS NOT READ -> what it is, by its first bytes or else by its name, and what to do with it."""
 
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from medtl.imaging.containers import GZIP_MAGIC, UNPACK, gunzipped_head
+
 REPLACE = "replace or remove it"
 TO_NIFTI = "convert it to NIfTI, for example with {}"
 TO_PNG = "convert it to PNG, for example with {}"
-UNPACK = "unpack it, and name the folder"
 SAVE_ARRAY = "save its images as NIfTI or PNG, or all of them in MedMNIST's layout"
 FRAMES = "save the frames that are meant as PNG, for example with ffmpeg"
 IMAGEMAGICK = TO_PNG.format("ImageMagick")
@@ -26,8 +26,8 @@ class Content(NamedTuple):
 UNKNOWN, TEXT = Content("unknown content"), Content("text")
 ZEROS = Content("a file of zeros", "copy it again from its source")
 TEXT_BYTES = re.compile(rb"[\t\n\r -~\x80-\xff]+")
-GZIP_MAGIC, GZIP_WBITS = b"\x1f\x8b", 31
-DAMAGED_GZIP = Content("damaged gzip, or gzip of something else", "copy it again, or unpack it")
+DAMAGED_GZIP = Content("damaged gzip", "copy it again from its source")
+OTHER_GZIP = Content("gzip of something else", "unpack it, if it holds an image")
 
 # How content begins: (offset, bytes, what it is), the longer ones first where one begins with another.
 MAGICS: tuple[tuple[int, bytes, Content], ...] = (
@@ -114,9 +114,10 @@ def describe(path: Path, head: bytes) -> Content:
     if not head.strip(b"\0"):
         return ZEROS
     found = next(_matches(head, MAGICS), None) or next(_matches(head.lstrip().lower(), TEXT_MAGICS), None)
+    found = found or _by_name(path.name)
     if found is None and head.startswith(GZIP_MAGIC):
-        found = _inside_gzip(head)
-    return found or _by_name(path.name) or (TEXT if TEXT_BYTES.fullmatch(head) else UNKNOWN)
+        return _inside_gzip(head)
+    return found or (TEXT if TEXT_BYTES.fullmatch(head) else UNKNOWN)
 
 
 def _matches(head: bytes, magics: Iterable[tuple[int, bytes, Content]]) -> Iterator[Content]:
@@ -124,12 +125,11 @@ def _matches(head: bytes, magics: Iterable[tuple[int, bytes, Content]]) -> Itera
 
 
 def _inside_gzip(head: bytes) -> Content:
-    try:
-        inner = zlib.decompressobj(GZIP_WBITS).decompress(head, len(head))
-    except zlib.error:
-        return DAMAGED_GZIP
+    inner = gunzipped_head(head)
     found = next(_matches(inner, MAGICS), None)
-    return Content(f"gzip of {found.kind.removeprefix('a ')}", found.fix) if found else DAMAGED_GZIP
+    if found is None:
+        return OTHER_GZIP if inner else DAMAGED_GZIP
+    return Content(f"gzip of {found.kind.removeprefix('a ')}", found.fix)
 
 
 def _by_name(name: str) -> Content | None:

@@ -13,10 +13,11 @@ from typing import Protocol
 
 from medtl.errors import ReadError
 from medtl.imaging import dicom, medmnist, nifti, raster
+from medtl.imaging.containers import UNPACK, ZIP_MAGIC, list_members, open_file, other_kind
 from medtl.imaging.image import Image
 from medtl.imaging.incomplete import DAMAGE_CODES, refuse_incomplete
 from medtl.imaging.listing import Listing
-from medtl.imaging.other_content import TEXT, UNKNOWN, ZEROS, describe
+from medtl.imaging.other_content import TEXT, UNKNOWN, ZEROS, Content, describe
 from medtl.imaging.series import (
     EXACT,
     HEAD_BYTES,
@@ -41,6 +42,10 @@ SKIPPED_NAMES = {
     "file-unknown": "files of other formats",
     "file-unreadable": "files that cannot be read",
 }
+# Refusals of an archive that may hold images: never only counted.
+ARCHIVE_CODES = frozenset({"archive-damaged", "archive-packed", "archive-too-large"})
+ZIP = "zip"
+
 # Kinds of skipped files that a line names before it counts the others.
 MOST_KINDS = 4
 
@@ -110,8 +115,7 @@ def scan(
     """
     roots = [Path(source)] if isinstance(source, str | Path) else [Path(path) for path in source]
     listing = Listing(roots)
-    owned, unclaimed = read_headers(_owner, listing.files, workers=1)
-    claimed = {name: [path for owner, path in owned if owner == name] for name in FORMATS}
+    claimed, unclaimed = _claim(listing.files)
     others, left_out = _sort_out(unclaimed, listing.named, claimed)
     refusals = [*listing.refusals, *others]
     left_out.update(listing.left_out)
@@ -129,7 +133,7 @@ def scan(
                 refusals.append(error)
         damaged += [error for error in part.refusals if error.code in DAMAGE_CODES]
     if not series and not refusals:
-        raise _nothing_in(roots, left_out)
+        raise _nothing_in(roots, left_out, unclaimed)
     folders = {path.parent for path in claimed[dicom.NAME]}
     series, refusals = refuse_incomplete(series, refusals, damaged, owners, folders)
     return Scan(
@@ -154,42 +158,106 @@ def read_series(series: Series) -> Image:
         raise error.with_traceback(None)  # noqa: B904
 
 
+def _claim(files: Sequence[Path]) -> tuple[dict[str, list[Path]], list[ReadError]]:
+    """Return the files of each format, those in zip archives included, and refusals of what is in none."""
+    owned, unclaimed = read_headers(_owner, files, workers=1)
+    claimed: dict[str, list[Path]] = {name: [] for name in (*FORMATS, ZIP)}
+    for name, path in owned:
+        claimed[name].append(path)
+    for archive in claimed.pop(ZIP):
+        try:
+            members, others = _claim_members(archive)
+        except ReadError as error:
+            members, others = [], [error]
+        claimed[dicom.NAME] += members
+        unclaimed += others
+    return claimed, unclaimed
+
+
+def _claim_members(archive: Path) -> tuple[list[Path], list[ReadError]]:
+    """Return the DICOM files in a zip archive, and refusals of its other files.
+
+    An archive without any is refused as a whole. Raises ReadError archive-*.
+    """
+    kind = other_kind(archive)
+    if kind:
+        raise _other(archive, Content(kind))
+    members, others = read_headers(_checked_member, list_members(archive), workers=1)
+    if members or any(error.code == "archive-packed" for error in others):
+        return members, others
+    names = [Path(error.where).name.lower() for error in others]
+    images = Counter(suffix for name in names for suffix in _image_suffixes() if name.endswith(suffix))
+    if not images:
+        raise _other(archive, Content("a zip archive without images"))
+    reason = f"holds {images.most_common(1)[0][0]} files, and only DICOM is read from a zip archive"
+    raise ReadError("archive-packed", reason, where=archive, fix=UNPACK)
+
+
+def _checked_member(path: Path) -> Path:
+    """Return a member that is DICOM. Raises ReadError for another."""
+    head = _head(path)
+    if head.startswith(ZIP_MAGIC) or path.name.lower().endswith(".zip"):
+        reason, fix = "is an archive inside an archive", "unpack the outer one, and name the folder"
+        raise ReadError("archive-packed", reason, where=path, fix=fix)
+    if not dicom.recognises(path, head):
+        raise _unknown(path, head)
+    return path
+
+
 def _owner(path: Path) -> tuple[str, Path]:
     """Return the first format that recognises a file, and the file. Raises ReadError where none does."""
     if not stat.S_ISREG(path.stat().st_mode):
         # Opening a pipe or a device could block for ever.
         raise ReadError("file-unknown", "is a pipe, socket or device", where=path, fix="remove it")
-    with path.open("rb") as file:
-        head = file.read(HEAD_BYTES)
-    if not head:
-        raise ReadError("file-empty", "has no bytes", where=path, fix="copy it again from its source")
+    head = _head(path)
     for name, one in FORMATS.items():
         if one.recognises(path, head):
             return name, path
+    if head.startswith(ZIP_MAGIC):
+        return ZIP, path
     raise _unknown(path, head)
 
 
+def _head(path: Path) -> bytes:
+    with open_file(path) as file:
+        head = file.read(HEAD_BYTES)
+    if not head:
+        raise ReadError("file-empty", "has no bytes", where=path, fix="copy it again from its source")
+    return head
+
+
 def _unknown(path: Path, head: bytes) -> ReadError:
+    """Return the refusal of content that no format recognises."""
     content = describe(path, head)
+    if content not in (TEXT, UNKNOWN):
+        return _other(path, content)
     *others, last = (one.TITLE for one in FORMATS.values())
     reason = f"is {content.kind}, not a {', '.join(others)} or {last} image"
-    error = ReadError("file-unknown", reason, where=path, fix=content.fix)
-    error.kind = content.kind if content not in (TEXT, UNKNOWN) else ""
+    return ReadError("file-unknown", reason, where=path, fix=content.fix)
+
+
+def _other(path: Path, content: Content) -> ReadError:
+    error = ReadError("file-unknown", f"is {content.kind}, which is not read", where=path, fix=content.fix)
+    error.kind = content.kind
     return error
+
+
+def _image_suffixes() -> tuple[str, ...]:
+    return tuple(suffix for one in FORMATS.values() for suffix in one.SUFFIXES)
 
 
 def _sort_out(
     unclaimed: Sequence[ReadError], named: Set[Path], claimed: Mapping[str, Sequence[Path]]
 ) -> tuple[list[ReadError], Counter[str]]:
     """Return refusals of what is meant to be an image, and count the files that just lie beside images."""
-    suffixes = tuple(suffix for one in FORMATS.values() for suffix in one.SUFFIXES)
+    suffixes = _image_suffixes()
     # A file without content that is named like the images in its folder is taken for one of them.
     like_images = _namings(path for paths in claimed.values() for path in paths)
     refused, skipped = [], Counter[str]()
     for error in unclaimed:
         path = Path(error.where)
         meant = path.name.lower().endswith(suffixes) or (_is_blank(error) and _naming(path) in like_images)
-        if path in named or meant:
+        if path in named or meant or error.code in ARCHIVE_CODES:
             refused.append(error)
         else:
             skipped[_skipped_name(error)] += 1
@@ -197,7 +265,7 @@ def _sort_out(
 
 
 def _list_damaged(others: Sequence[ReadError], dicom_files: Sequence[Path]) -> list[ReadError]:
-    """Return refusals that may be of slices: named as DICOM, or without content and named as that beside it."""
+    """Return refusals that may be of slices: named as DICOM, or without content and named like that."""
     like_slices = _namings(dicom_files)
     return [
         error
@@ -228,10 +296,12 @@ def _skipped_name(error: ReadError) -> str:
     return SKIPPED_NAMES[error.code] + (f" ({kind})" if kind else "")
 
 
-def _nothing_in(roots: Sequence[Path], left_out: Counter[str]) -> ReadError:
-    named = [f"{count} {name}" for name, count in left_out.most_common(MOST_KINDS)]
+def _nothing_in(roots: Sequence[Path], left_out: Counter[str], unclaimed: Sequence[ReadError]) -> ReadError:
+    """Return the error that says what a folder without images holds instead."""
+    named = [f"{name}: {count}" for name, count in left_out.most_common(MOST_KINDS)]
     rest = left_out.total() - sum(count for _, count in left_out.most_common(MOST_KINDS))
-    held = ", ".join([*named, *([f"{rest} others"] if rest else [])]) or "no file"
+    held = ", ".join([*named, *([f"others: {rest}"] if rest else [])]) or "nothing else"
+    fixes = {error.fix for error in unclaimed if error.kind}
+    fix = fixes.pop() if len(fixes) == 1 else "name a folder of DICOM, NIfTI, PNG or JPEG"
     where = roots[0] if roots else ""
-    fix = "name a folder of DICOM, NIfTI, PNG or JPEG"
-    return ReadError("folder-empty", f"holds no readable image, but {held}", where=where, fix=fix)
+    return ReadError("folder-empty", f"holds no readable image ({held})", where=where, fix=fix)

@@ -12,6 +12,7 @@ from medtl.core.files import PathLike, read_json
 from medtl.core.journal import open_journal
 from medtl.core.progress import SILENT, Watcher, never
 from medtl.errors import ReadError
+from medtl.imaging.containers import status_of
 from medtl.imaging.reader import scan
 from medtl.imaging.series import Scan
 from medtl.inference.ensemble import Ensemble, make_ensemble
@@ -131,7 +132,7 @@ def _at_rest(scoring: Scoring, settle: float) -> tuple[Scan, bool]:
 def _rests(paths: Iterable[Path], settle: float) -> bool:
     """Return whether paths exist and were left alone: copying may set a file's time, not its inode's."""
     try:
-        return time.time() - max(path.stat().st_ctime for path in paths) >= settle
+        return time.time() - max(status_of(path).st_ctime for path in paths) >= settle
     except OSError:
         return False
 

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from medtl.imaging.containers import gunzipped_head
 from medtl.imaging.image import Image
 from medtl.imaging.series import DICOM, EXACT, Kind, Reading, Scan, Series
 
 NAME, TITLE = DICOM, "DICOM"
 KIND: Kind = "image"
-SUFFIXES: tuple[str, ...] = (".dcm",)
+SUFFIXES: tuple[str, ...] = (".dcm", ".dcm.gz")
 
 PREAMBLE_BYTES = 128
 # Value representations that the first elements of a file may have.
@@ -23,7 +24,11 @@ sys.modules.setdefault("dl", None)  # type: ignore[arg-type]
 
 
 def recognises(path: Path, head: bytes) -> bool:
-    """Look for DICM after the preamble, or for a first element where there is none (PS3.10 7.1)."""
+    """Look for DICM after the preamble, or for a first element where there is none (PS3.10 7.1).
+
+    In the file, or in the gzip stream that it holds.
+    """
+    head = gunzipped_head(head)
     if head[PREAMBLE_BYTES : PREAMBLE_BYTES + 4] == b"DICM":
         return True
     group, length = head[:2], int.from_bytes(head[4:8], "little")

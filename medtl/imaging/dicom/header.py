@@ -14,6 +14,7 @@ from pydicom.tag import Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from medtl.errors import ReadError
+from medtl.imaging.containers import GZIP_MAGIC, gunzip, open_file, size_and_time
 from medtl.imaging.dicom.elements import reporting_malformed, silence_warnings, values_of
 from medtl.imaging.dicom.instance import KEYWORDS_BY_TAG, Place
 from medtl.imaging.series import HEAD_BYTES
@@ -45,7 +46,7 @@ class Parsed:
 
 def read_header(path: Path) -> Parsed:
     """Read the header of one file. Raises ReadError dicom-header, -truncated, -transfer-syntax, -no-image."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         if file.read(4).startswith(PROGRAM_MAGICS):
             reason = "begins with a program"
             raise ReadError("file-unknown", reason, where=path, fix="copy it from its source")
@@ -63,8 +64,7 @@ def read_header(path: Path) -> Parsed:
 
 def place_of(pixels: tuple[int, int], file: BinaryIO) -> Place | None:
     """Return where a file keeps its pixel data, from locate_pixels; None where they are compressed."""
-    status = os.fstat(file.fileno())
-    return Place(*pixels, status.st_size, status.st_mtime_ns) if pixels[1] != UNDEFINED_LENGTH else None
+    return Place(*pixels, *size_and_time(file)) if pixels[1] != UNDEFINED_LENGTH else None
 
 
 def read_dataset(path: Path, data: bytes) -> Parsed:
@@ -87,9 +87,11 @@ def parse(file: BinaryIO, path: Path, *, header_only: bool) -> Parsed:
 
 
 def inflated(file: BinaryIO, path: Path) -> BinaryIO:
-    """Return the stream, inflated up to a limit where it is deflated; pydicom would inflate without one."""
+    """Return the stream, inflated up to a limit where it is gzip or deflated; pydicom would have no limit."""
     head = file.read(HEAD_BYTES)
     file.seek(0)
+    if head.startswith(GZIP_MAGIC):
+        return inflated(BytesIO(gunzip(file.read(), path)), path)
     if DeflatedExplicitVRLittleEndian.encode() not in head:
         return file
     data = file.read()

@@ -6,12 +6,13 @@ from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag, Tag
 
 from medtl.core.ids import hash_identifier
+from medtl.imaging.containers import open_file
 from medtl.imaging.dicom.elements import silence_warnings, values_of
 from medtl.imaging.dicom.header import inflated
 from medtl.imaging.dicom.instance import Instance
 from medtl.imaging.series import SeriesId
 
-TAGS = [Tag(keyword) for keyword in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")]
+TAGS = tuple(Tag(keyword) for keyword in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID"))
 
 
 def identity_of(plane: Instance) -> SeriesId:
@@ -24,8 +25,8 @@ def read_identity(path: Path) -> SeriesId | None:
     """Return the series that a damaged file names; None where it names none, or is cut before it does."""
     silence_warnings()
     try:
-        with path.open("rb") as file:
-            dataset = read_partial(inflated(file, path), _is_behind, force=True, specific_tags=TAGS)
+        with open_file(path) as file:
+            dataset = read_partial(inflated(file, path), _is_behind, force=True, specific_tags=[*TAGS])
         texts = ["\\".join(map(str, values_of(dataset, tag))) if tag in dataset else "" for tag in TAGS]
     except Exception:  # it is damaged: pydicom raises nearly anything
         return None

@@ -1,7 +1,6 @@
 """HEADERS -> series; a series -> one volume; a projection or single slice -> one image."""
 
 import hashlib
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
 from medtl.core.ids import hash_identifier
 from medtl.errors import ReadError
+from medtl.imaging.containers import open_file, read_bytes, size_and_time
 from medtl.imaging.dicom.fast_header import walk_header
 from medtl.imaging.dicom.frames import planes_of
 from medtl.imaging.dicom.header import read_dataset, read_header
@@ -49,8 +49,8 @@ def scan(files: Sequence[Path], workers: int | None = None, reading: Reading = E
         except ReadError as error:
             refusals.append(error)
             owners[error.where] = identity_of(group.planes[0])
-    left_out = {COPIES: copies.total()} if copies else {}
-    return Scan(tuple(series), tuple(refusals), left_out, owners)
+    repeated = {COPIES: copies.total()} if copies else {}
+    return Scan(tuple(series), tuple(refusals), repeated, owners)
 
 
 def read(series: Series) -> Image:
@@ -137,7 +137,7 @@ def _drop_copies(files: Sequence[list[Instance]]) -> tuple[list[list[Instance]],
 
 def _same_content(one: Instance, other: Instance) -> bool:
     """Compare two files by bytes, then element by element: a copy may have a new file meta group."""
-    first, second = one.path.read_bytes(), other.path.read_bytes()
+    first, second = read_bytes(one.path), read_bytes(other.path)
     if first == second:
         return True
     return read_dataset(one.path, first).dataset == read_dataset(other.path, second).dataset
@@ -185,13 +185,13 @@ def _series(planes: Sequence[Instance], where: Path, item: str | None, notes: Se
 
 def _decode_file(path: Path, planes: Sequence[Instance], digest: "hashlib._Hash") -> list[Pixels]:
     """Decode the planes of a series that one file holds; parse it again where it has changed."""
-    with path.open("rb") as file:
-        status, data = os.fstat(file.fileno()), file.read()
+    with open_file(path) as file:
+        facts, data = size_and_time(file), file.read()
     if not data:
         raise ReadError("file-empty", "has no bytes", where=path, fix="copy it again from its source")
     digest.update(data)
     place = planes[0].place
-    if place and (place.size, place.time_ns) == (status.st_size, status.st_mtime_ns):
+    if place and (place.size, place.time_ns) == facts:
         direct = decode_directly(data, planes, place)
         if direct is not None:
             return direct
