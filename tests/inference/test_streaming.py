@@ -259,6 +259,14 @@ def test_runs_of_other_classes_are_not_ensembled(task: Task, make_checkpoint: Ma
     assert caught.value.code == "ensemble-mixed"
 
 
+def test_runs_that_ask_something_else_of_the_readers_are_not_ensembled(make_checkpoint: Make) -> None:
+    first, other = make_checkpoint(), make_checkpoint()
+    asked = other.preprocessing.model_copy(update={"fill_nan": True})
+    other = replace(other, header=other.header.model_copy(update={"preprocessing": asked}))
+    with pytest.raises(CheckpointError, match="other options of reading"):
+        make_ensemble([first, other])
+
+
 def test_mirror_images_are_averaged_where_training_saw_them(make_checkpoint: Make, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(augmentation=AugmentationConfig(flip=True))
     for index in range(3):
