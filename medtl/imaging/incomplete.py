@@ -16,7 +16,7 @@ from medtl.imaging.series import SLICED_MODALITIES, Series, SeriesId
 # Refusals of a file that may have been a slice.
 DAMAGE_CODES = frozenset(
     {"dicom-header", "dicom-transfer-syntax", "dicom-truncated"}
-    | {"file-empty", "file-unknown", "file-unreadable"}
+    | {"archive-damaged", "file-empty", "file-unknown", "file-unreadable"}
 )
 DOUBT = "a damaged file beside it may have been one of its slices"
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from medtl.core.progress import SILENT, Watcher
 from medtl.errors import ReadError
 from medtl.imaging import dicom, medmnist, nifti, raster
 from medtl.imaging.containers import UNPACK, ZIP_MAGIC, list_members, open_file, other_kind
@@ -25,9 +26,9 @@ from medtl.imaging.series import (
     Reading,
     Scan,
     Series,
-    SeriesId,
     read_headers,
     unreadable,
+    watching,
 )
 
 # Objects that are normal beside images in a folder: skipped, and refused only where the user names the file.
@@ -104,38 +105,39 @@ def read_images(
 
 
 def scan(
-    source: str | Path | Sequence[str | Path], *, workers: int | None = None, reading: Reading = EXACT
+    source: str | Path | Sequence[str | Path],
+    *,
+    workers: int | None = None,
+    reading: Reading = EXACT,
+    watcher: Watcher = SILENT,
 ) -> Scan:
     """List the series in a file, a folder or a list of them, by reading headers only.
 
-    The result is sorted by path. Hidden files in folders, and links that lead out of the folder, are skipped.
-    workers: 1 stays in this process, more are so many child processes; by default children start where a
-    folder proves large. Raises ReadError file-missing for an absent path, folder-empty where there is nothing
-    to read; TrainingError worker-lost. reading: what a recipe asks of readers, PreprocessingConfig.reading.
+    The result is sorted by path. A zip archive is a folder. Hidden files in folders are skipped, and links
+    that lead out of the folder. workers: 1 stays in this process, more are so many child processes; by
+    default children start where a folder proves large. reading: what a recipe asks of readers,
+    PreprocessingConfig.reading. Raises ReadError file-missing for an absent path, folder-empty where there is
+    nothing to read; TrainingError worker-lost.
     """
     roots = [Path(source)] if isinstance(source, str | Path) else [Path(path) for path in source]
     listing = Listing(roots)
-    claimed, unclaimed = _claim(listing.files)
+    with watching(watcher, "looking at files", len(listing.files)):
+        claimed, unclaimed = _claim(listing.files)
     others, left_out = _sort_out(unclaimed, listing.named, claimed)
-    refusals = [*listing.refusals, *others]
     left_out.update(listing.left_out)
-    damaged = _list_damaged(others, claimed[dicom.NAME])
-    series: list[Series] = []
-    owners: dict[str, SeriesId] = {}
-    for part in (FORMATS[name].scan(paths, workers, reading) for name, paths in claimed.items() if paths):
-        series += [replace(one, reading=reading) for one in part.series]
-        owners.update(part.owners)
-        left_out.update(part.left_out)
-        for error in part.refusals:
-            if error.code in COMPANY_CODES and Path(error.where) not in listing.named:
-                left_out[_skipped_name(error)] += 1
-            else:
-                refusals.append(error)
-        damaged += [error for error in part.refusals if error.code in DAMAGE_CODES]
+    with watching(watcher, "reading headers", sum(map(len, claimed.values()))):
+        parts = {
+            name: FORMATS[name].scan(paths, workers, reading) for name, paths in claimed.items() if paths
+        }
+    series = [replace(one, reading=reading) for part in parts.values() for one in part.series]
+    refusals = [*listing.refusals, *others, *_refused(parts.values(), listing.named, left_out)]
     if not series and not refusals:
         raise _nothing_in(roots, left_out, unclaimed)
+    planes = parts.get(dicom.NAME, Scan((), ()))
+    damaged = _list_damaged(others, claimed[dicom.NAME])
+    damaged += [error for error in planes.refusals if error.code in DAMAGE_CODES]
     folders = {path.parent for path in claimed[dicom.NAME]}
-    series, refusals = refuse_incomplete(series, refusals, damaged, owners, folders)
+    series, refusals = refuse_incomplete(series, refusals, damaged, planes.owners, folders)
     return Scan(
         tuple(sorted(series, key=lambda one: one.path.parts)),
         tuple(sorted(refusals, key=lambda error: Path(error.where).parts)),
@@ -183,7 +185,7 @@ def _claim_members(archive: Path) -> tuple[list[Path], list[ReadError]]:
     if kind:
         raise _other(archive, Content(kind))
     members, others = read_headers(_checked_member, list_members(archive), workers=1)
-    if members or any(error.code == "archive-packed" for error in others):
+    if members or any(error.code in ARCHIVE_CODES for error in others):
         return members, others
     names = [Path(error.where).name.lower() for error in others]
     images = Counter(suffix for name in names for suffix in _image_suffixes() if name.endswith(suffix))
@@ -264,6 +266,19 @@ def _sort_out(
     return refused, skipped
 
 
+def _refused(parts: Iterable[Scan], named: Set[Path], left_out: Counter[str]) -> list[ReadError]:
+    """Return what the formats refused, and count in left_out what they skipped."""
+    refused = []
+    for part in parts:
+        left_out.update(part.left_out)
+        for error in part.refusals:
+            if error.code in COMPANY_CODES and Path(error.where) not in named:
+                left_out[_skipped_name(error)] += 1
+            else:
+                refused.append(error)
+    return refused
+
+
 def _list_damaged(others: Sequence[ReadError], dicom_files: Sequence[Path]) -> list[ReadError]:
     """Return refusals that may be of slices: named as DICOM, or without content and named like that."""
     like_slices = _namings(dicom_files)
@@ -279,7 +294,7 @@ def _list_damaged(others: Sequence[ReadError], dicom_files: Sequence[Path]) -> l
 
 
 def _is_blank(error: ReadError) -> bool:
-    return error.code in ("file-empty", "file-unreadable") or error.kind == ZEROS.kind
+    return error.code in ("archive-damaged", "file-empty", "file-unreadable") or error.kind == ZEROS.kind
 
 
 def _namings(paths: Iterable[Path]) -> set[tuple[Path, str]]:

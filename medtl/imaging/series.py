@@ -1,6 +1,8 @@
 """Series: the units that are read, labelled and scored, as the headers of their files describe them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from medtl.core.parallel import work_in_order
+from medtl.core.progress import Watcher
 from medtl.errors import ReadError
 
 # Enough for the magic numbers of every format and the first elements of a DICOM file without preamble.
@@ -105,6 +108,30 @@ def unreadable(path: Path, error: OSError) -> ReadError:
     return ReadError("file-unreadable", f"cannot be read: {reason}", where=path, fix="check its permissions")
 
 
+def _ignore(count: int) -> None:
+    pass
+
+
+_report: ContextVar[Callable[[int], None]] = ContextVar("_report", default=_ignore)
+
+
+@contextmanager
+def watching(watcher: Watcher, what: str, total: int) -> Iterator[None]:
+    """Show the watcher how many of the files read_headers has read in this block."""
+    done = 0
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        watcher.progress(what, done, total)
+
+    token = _report.set(report)
+    try:
+        yield
+    finally:
+        _report.reset(token)
+
+
 def scan_each(
     list_series: Callable[[Path], list[Series]], files: Sequence[Path], workers: int | None
 ) -> Scan:
@@ -127,6 +154,7 @@ def read_headers(
     for results in work_in_order(partial(_read_chunk, read_one), chunks, workers, ALONE_SECONDS):
         for result in results:
             refusals.append(result) if isinstance(result, ReadError) else headers.append(result)
+        _report.get()(len(results))
     return headers, refusals
 
 
