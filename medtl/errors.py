@@ -64,11 +64,12 @@ CODES: dict[str, str] = {
     "nifti-type": "medtl does not read this data type",
     "nifti-affine": "sform and qform are missing, singular or contradictory",
     "nifti-not-finite": "some voxel values are NaN or infinite",
-    # reading PNG and JPEG
+    # reading PNG, JPEG, TIFF, BMP and WebP
     "raster-damaged": "the image is corrupt or incomplete",
     "raster-too-large": "the image is larger than the limit",
     "raster-frames": "the file holds several frames, which medtl does not read",
-    "raster-colour": "medtl does not read this colour model or bit depth",
+    "raster-colour": "medtl does not read this colour model, bit depth or compression",
+    "raster-not-finite": "some pixel values are NaN or infinite",
     # reading archives of arrays
     "archive-damaged": "the archive is corrupt or incomplete",
     "archive-packed": "the zip archive is encrypted, nested or packed in a way that medtl does not read",
@@ -77,6 +78,7 @@ CODES: dict[str, str] = {
     "archive-too-large": "an array or a packed file is larger than the limit",
     "image-modality": "the file states a modality or body part that the model was not trained on",
     "image-constant": "every pixel has the same value (a warning: the image is scored)",
+    "image-raw": "the pixels are raw detector values, for processing (a warning: the image is scored)",
     "image-dimensions": "the model takes images with a different number of axes",
     "image-too-large": "resampled to the model's spacing, the image would not fit in memory",
     "image-spacing": "the model resamples to a spacing in mm, and the file does not state its own",

@@ -1,21 +1,24 @@
-"""Read a label table as text: CSV of any usual encoding and delimiter, or Parquet -> rows of named cells."""
+"""Read a label table as text: CSV of any delimiter, or Parquet -> rows of named cells."""
 
 import csv
 import difflib
 import io
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from medtl.core.files import PathLike
+from medtl.data.encodings import EncodingError, decode
 from medtl.data.task import TaskConfig
 from medtl.errors import LINE_LIMIT, LabelError, SplitError, one_line
 
 DELIMITERS = (",", ";", "\t")
-NOT_UTF8 = "the label table is not UTF-8; it was read as Windows-1252: check letters with accents"
 CLASS_PREFIX = "label_"
+# How Excel's files begin: zip, and the container of older versions.
+WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 
 # What other tables call a column, as compared_name returns it.
 SERIES_NAMES = ("seriesuid", "seriesinstanceuid")
@@ -60,8 +63,10 @@ class LeakRowsError(SplitError):
         super().__init__("patient-leak", self.problems[0] + more, where=where, fix="split by patient_id")
 
 
-def load_table(path: PathLike) -> Table:
-    """Read a CSV (comma, semicolon or tab; UTF-8, UTF-16 with a mark, or Windows-1252) or Parquet table.
+def load_table(path: PathLike, encoding: str | None = None) -> Table:
+    """Read a CSV (comma, semicolon or tab) or Parquet table.
+
+    encoding: of a CSV without a byte order mark; by default UTF-8, or Windows-1252 where that is certain.
 
     Raises LabelError file-missing, file-unreadable, label-table; LabelRowsError for rows that are too long.
 
@@ -73,7 +78,12 @@ def load_table(path: PathLike) -> Table:
     content = read_table(path)
     if content.startswith(b"PAR1"):
         return _table_of_lines(path, _parquet_lines(path), ())
-    text, notes = _decode(path, content)
+    if content.startswith(WORKBOOKS):
+        raise table_error(path, "is a spreadsheet file, not CSV", "save it from there as CSV UTF-8")
+    try:
+        text, notes = decode(content, encoding)
+    except EncodingError as error:
+        raise table_error(path, *error.args) from error
     header = next((line for line in text.splitlines() if line.strip()), "")
     delimiter = max(DELIMITERS, key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
     try:
@@ -96,24 +106,30 @@ def read_table(path: Path) -> bytes:
 
 def compared_name(name: str) -> str:
     """Return a column name as it is compared: without case, spaces, "_" and "-"."""
-    return re.sub(r"[\s_\-]+", "", name).casefold()
+    return re.sub(r"[\s_\-]+", "", one_form(name)).casefold()
+
+
+def one_form(text: str) -> str:
+    """Return a text in Unicode's composed form: é may be one character or two, and looks the same."""
+    return unicodedata.normalize("NFC", text)
+
+
+def in_one_form(table: Table, locator: str, names: Iterable[str]) -> Table:
+    """Return a table whose cells are in one form, which is that of `names` for these.
+
+    Paths and UIDs, in the column `locator`, stay as they are: file names differ by their form.
+    """
+    forms = {one_form(name): name for name in names}
+    rows = []
+    for row in table.rows:
+        cells = {name: forms.get(one_form(cell), one_form(cell)) for name, cell in row.cells.items()}
+        rows.append(replace(row, cells={**cells, locator: row.cells[locator]}))
+    return replace(table, rows=tuple(rows))
 
 
 def table_error(path: Path, reason: str, fix: str) -> LabelError:
     """Return the error of a table that cannot be understood as a whole."""
     return LabelError("label-table", reason, where=path, fix=fix)
-
-
-def _decode(path: Path, content: bytes) -> tuple[str, tuple[str, ...]]:
-    marked = content.startswith((b"\xff\xfe", b"\xfe\xff"))
-    for encoding, notes in (("utf-16" if marked else "utf-8-sig", ()), ("cp1252", (NOT_UTF8,))):
-        try:
-            text = content.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        if "\0" not in text:
-            return text, notes
-    raise table_error(path, "is not text", "save the table as CSV in UTF-8")
 
 
 def _parquet_lines(path: Path) -> list[list[str]]:
@@ -135,7 +151,7 @@ def _table_of_lines(path: Path, lines: list[list[str]], notes: tuple[str, ...]) 
     if len(filled) < 2:
         reason = "has a header and no rows" if filled else "is empty"
         raise table_error(path, reason, "give a header and a row for each sample")
-    header = [name.strip() for name in filled[0][1]]
+    header = [one_form(name.strip()) for name in filled[0][1]]
     while not header[-1]:
         header.pop()
     seen: dict[str, str] = {}

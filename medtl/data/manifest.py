@@ -26,6 +26,7 @@ from medtl.data.labels import (
     Table,
     assign_columns,
     compared_name,
+    in_one_form,
     listed,
     load_table,
     table_error,
@@ -63,8 +64,9 @@ def load_manifest(data: Path, labels: Path | None, config: TaskConfig, reading: 
         labels = data / LABELS_FILE
     if labels is None:
         return _manifest_of_archive(data, config)
-    table = load_table(labels)
+    table = load_table(labels, config.encoding)
     columns = assign_columns(table, config)
+    table = in_one_form(table, columns.locator, config.classes or ())
     return _manifest_of_table(Source(table, columns, config, Folder(data, scan(data, reading=reading))))
 
 

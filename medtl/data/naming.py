@@ -5,6 +5,7 @@ label table, a path or UID, leads back to the one Series that it names.
 """
 
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -135,9 +136,17 @@ class Folder:
         return (name, item) if mark and not exists(self._path_of(cell)) else (cell, None)
 
     def _path_of(self, cell: str) -> Path:
-        """Return the path that a cell means; a table from another system may have backslashes."""
-        path = Path(os.path.normpath(self.root / cell))
-        return path if exists(path) else Path(os.path.normpath(self.root / cell.replace("\\", "/")))
+        """Return the path that a cell means; a table from another system may have backslashes.
+
+        Letters with accents are one character or two: macOS and others differ in which they store.
+        """
+        slashes = cell.replace("\\", "/")
+        spellings = (cell, slashes, *(unicodedata.normalize(form, slashes) for form in ("NFC", "NFD")))
+        for spelling in dict.fromkeys(spellings):
+            path = Path(os.path.normpath(self.root / spelling))
+            if exists(path):
+                break
+        return path
 
     def _find_existing(self, path: Path, cell: str) -> Series:
         name = self._name_of(path)

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, field_validator, model_validator
 
+from medtl.data.encodings import known_encoding
 from medtl.errors import ReadError
 from medtl.imaging.series import Series
 
@@ -43,7 +44,8 @@ class TaskConfig(BaseModel, extra="forbid", frozen=True, coerce_numbers_to_str=T
     """What the user says about the task; the label table says the rest.
 
     classes: in the order of the outputs; in binary the last one is positive. Needed for a table with one
-    column per class, unless those columns are named label_<class>.
+    column per class, unless those columns are named label_<class>. encoding: of the label table, as Python
+    names it (gbk, shift_jis, cp1251, cp1252); needed where it is not UTF-8 and not certainly Windows-1252.
     """
 
     kind: TaskKind | None = None
@@ -51,6 +53,12 @@ class TaskConfig(BaseModel, extra="forbid", frozen=True, coerce_numbers_to_str=T
     label_column: str = "label"
     path_column: str = "path"
     patient_column: str = "patient_id"
+    encoding: str | None = None
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_known(cls, name: str | None) -> str | None:
+        return None if name is None else known_encoding(name)
 
     @model_validator(mode="after")
     def _classes_fit(self) -> "TaskConfig":

@@ -49,8 +49,7 @@ def make_display(
     spacing = image.spacing_mm
     if image.affine is not None:
         grids, spacing = _to_axial(grids, image.affine)
-    factor = min(1.0, longest_side / max(grids[0].shape[-2:]))
-    shrunk = [_shrink(grid, factor) for grid in grids]
+    shrunk = [_shrink(grid, _shown_size(grid, image, longest_side)) for grid in grids]
     if spacing is not None:
         sizes = zip(spacing, grids[0].shape, shrunk[0].shape, strict=True)
         spacing = tuple(step * (before / after) for step, before, after in sizes)
@@ -78,9 +77,16 @@ def _to_axial(
     return list(axial.numpy()), tuple(float(value) for value in spacing)
 
 
-def _shrink(grid: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
-    if factor >= 1:
+def _shown_size(grid: NDArray[np.float32], image: Image, longest_side: int) -> tuple[int, int]:
+    """Return rows and columns for a screen, in proportion where only the sides of a pixel are known."""
+    rows, columns = grid.shape[-2:]
+    tall = rows * (image.facts.pixel_aspect or 1.0)
+    factor = min(1.0, longest_side / max(tall, columns))
+    return max(1, round(tall * factor)), max(1, round(columns * factor))
+
+
+def _shrink(grid: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    if size == grid.shape[-2:]:
         return grid
-    size = tuple(max(1, round(extent * factor)) for extent in grid.shape[-2:])
     slices = torch.from_numpy(np.ascontiguousarray(grid)).reshape(-1, 1, *grid.shape[-2:])
     return F.interpolate(slices, size=size, mode="area").reshape(*grid.shape[:-2], *size).numpy()

@@ -6,6 +6,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+# Whole numbers up to here are exact in float32.
+EXACT_WHOLE = 2**24
+ROUNDED = "values beyond 2^24 were rounded to the 24 bits of float32"
+RAW_VALUES = "for processing: raw detector values, not those meant for display"
 # More values than any radiograph has, out of almost no bytes, are a bomb.
 LARGE_VALUES, MOST_SHRINKING = 2**25, 500
 WINDOW_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
@@ -62,7 +66,8 @@ class ImageFacts:
     `source` is the path as the user gave it: for their own tables, never for a report. Keys are salted hashes
     (core/ids.py), empty where the file names none. `voi` is the transformation meant for display, `padding`
     the range of values outside the image; both are in the units of the pixels and come from the first slice,
-    None where it names none. `notes` are repairs and peculiarities, one phrase each.
+    None where it names none. `pixel_aspect` is the height of a pixel by its width, where the file says only
+    that and they differ. `notes` are repairs and peculiarities, one phrase each.
     """
 
     source: str
@@ -76,6 +81,7 @@ class ImageFacts:
     bits: int = 0
     voi: Voi | None = None
     padding: tuple[float, float] | None = None
+    pixel_aspect: float | None = None
     patient_key: str = ""
     study_key: str = ""
     series_key: str = ""
@@ -118,7 +124,30 @@ def find_warning(image: Image) -> ImageWarning | None:
     """Return what is suspicious about the pixels of an image, None where nothing is."""
     if image.pixels.min() == image.pixels.max():
         return ImageWarning("image-constant", "every pixel has the same value")
+    if RAW_VALUES in image.facts.notes:
+        return ImageWarning("image-raw", RAW_VALUES)
     return None
+
+
+def rounding_notes(values: NDArray) -> tuple[str, ...]:
+    """Return a note where some values, as a file has them, lie beyond 2^24 and lose bits in an Image."""
+    if values.dtype.kind not in "iuf" or values.dtype.itemsize <= (2 if values.dtype.kind in "iu" else 4):
+        return ()
+    far = values[(values > EXACT_WHOLE) | (values < -EXACT_WHOLE)]
+    with np.errstate(over="ignore", invalid="ignore"):
+        exact = bool((far.astype(np.float32).astype(values.dtype) == far).all())
+    return () if exact else (ROUNDED,)
+
+
+def without_padding(image: Image) -> NDArray[np.float32]:
+    """Return the pixels, in which padding has the lowest value of the others and so looks like background."""
+    if image.facts.padding is None:
+        return image.pixels
+    low, high = image.facts.padding
+    padded = (image.pixels >= low) & (image.pixels <= high)
+    if padded.all() or not padded.any():
+        return image.pixels
+    return np.where(padded, image.pixels[~padded].min(), image.pixels)
 
 
 def is_bomb(values: int, stored_bytes: int) -> bool:

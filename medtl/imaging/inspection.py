@@ -13,7 +13,7 @@ import numpy as np
 from medtl.imaging.dicom import reader as dicom
 from medtl.imaging.dicom import terms
 from medtl.imaging.dicom.instance import Instance
-from medtl.imaging.dicom.volumes import arrange
+from medtl.imaging.dicom.stacks import arrange
 from medtl.imaging.image import Image, ImageWarning, find_warning
 from medtl.imaging.reader import FORMATS
 from medtl.imaging.series import Kind, Series
@@ -38,8 +38,10 @@ class Intensity(NamedTuple):
 class Inspection:
     """What is worth knowing about one series; keys are salted hashes.
 
-    kind: "item" where only pixels show whether it is an image or a volume. matrix and spacing_mm follow the
-    spatial axes of the image; empty and None where unknown. missing: DICOM keywords that the file lacks.
+    kind: "item" where only pixels show whether it is an image or a volume. intent: "for processing" where
+    the values are those of the detector, "for presentation", or "" where unknown. matrix and spacing_mm
+    follow the spatial axes of the image; empty and None where unknown. missing: DICOM keywords that the file
+    lacks.
     """
 
     format: str
@@ -50,6 +52,7 @@ class Inspection:
     transfer_syntax: str = ""
     decoder: str = ""
     photometric: str = ""
+    intent: str = ""
     bits: int = 0
     matrix: tuple[int, ...] = ()
     spacing_mm: tuple[float, ...] | None = None
@@ -97,6 +100,7 @@ class Group:
     transfer_syntaxes: dict[str, int]
     decoders: dict[str, int]
     photometric: dict[str, int]
+    intents: dict[str, int]
     bits: dict[str, int]
     windowed: int
     extremes: tuple[float, float] | None
@@ -167,6 +171,7 @@ def size_text(size: Sequence[float]) -> str:
 def _with_plane(inspection: Inspection, series: Series) -> Inspection:
     plane: Instance = series.planes[0]
     count = len(series.planes)
+    stack = arrange(series.planes, str(series.path), series.reading.resample_uneven) if count > 1 else None
     return replace(
         inspection,
         kind="volume" if count > 1 else "image",
@@ -174,9 +179,10 @@ def _with_plane(inspection: Inspection, series: Series) -> Inspection:
         view=terms.shown_view(plane.view),
         transfer_syntax=plane.transfer_syntax.name if plane.transfer_syntax.keyword else terms.NOT_SHOWN,
         photometric=terms.shown_photometric(plane.photometric),
+        intent=plane.intent.lower(),
         bits=plane.bits_stored,
-        matrix=(*([count] if count > 1 else []), plane.rows, plane.columns),
-        spacing_mm=arrange(series.planes, str(series.path)).spacing_mm if count > 1 else plane.flat_spacing,
+        matrix=stack.shape if stack else (plane.rows, plane.columns),
+        spacing_mm=stack.spacing_mm if stack else plane.flat_spacing,
         windowed=plane.voi is not None,
         missing=tuple(keyword for keyword, absent in _expected(plane, count) if absent),
         notes=(*inspection.notes, *dicom.notes_of(plane)),
@@ -218,6 +224,7 @@ def _group(members: Sequence[Inspection]) -> Group:
         transfer_syntaxes=_tally(one.transfer_syntax for one in members),
         decoders=_tally(one.decoder for one in members),
         photometric=_tally(one.photometric for one in members),
+        intents=_tally(one.intent for one in members),
         bits=_tally(str(one.bits or "") for one in members),
         windowed=sum(one.windowed for one in members),
         extremes=(min(intensities).lowest, max(one.highest for one in intensities)) if intensities else None,

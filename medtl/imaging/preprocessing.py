@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from medtl.errors import ReadError
-from medtl.imaging.image import Image
+from medtl.imaging.image import Image, without_padding
 from medtl.imaging.series import Reading
 
 if TYPE_CHECKING:  # torch and MONAI are imported where they are used: recipes need neither
@@ -113,7 +113,7 @@ def prepare_image(image: Image, config: PreprocessingConfig) -> PreparedImage:
     from monai.data import MetaTensor
 
     _check_kind(image, config)
-    pixels = _without_padding(image)
+    pixels = without_padding(image)
     if pixels.shape[0] != config.channels:
         pixels = np.repeat(to_grey(pixels)[None], config.channels, axis=0)
     tensor = MetaTensor(torch.from_numpy(pixels), affine=torch.from_numpy(image_affine(image)))
@@ -167,17 +167,6 @@ def _check_kind(image: Image, config: PreprocessingConfig) -> None:
             raise ReadError("image-modality", reason, where=facts.source, fix=fix)
 
 
-def _without_padding(image: Image) -> NDArray[np.float32]:
-    """Give padding the lowest value of the other pixels, so that it looks like background."""
-    if image.facts.padding is None:
-        return image.pixels
-    low, high = image.facts.padding
-    padded = (image.pixels >= low) & (image.pixels <= high)
-    if padded.all() or not padded.any():
-        return image.pixels
-    return np.where(padded, image.pixels[~padded].min(), image.pixels)
-
-
 def _resample(tensor: "MetaTensor", image: Image, config: PreprocessingConfig) -> "MetaTensor":
     from monai import transforms
 
@@ -209,7 +198,10 @@ def _to_spacing(tensor: "MetaTensor", image: Image, spacing_mm: tuple[float, ...
 
 
 def _fitted_shape(tensor: "MetaTensor", image: Image, size: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the largest shape within `size` that keeps the proportions of rows and columns in mm."""
+    """Return the largest shape within `size` that keeps the proportions of rows and columns in mm.
+
+    Where their spacing is unknown, the ratio of a pixel's sides counts, and otherwise pixels are square.
+    """
     extents = np.array(tensor.shape[-2:]) * _grid_spacing(tensor, image)[-2:]
     scale = min(size[-2:] / extents)
     rows, columns = np.maximum(1, np.round(extents * scale)).astype(int)
@@ -219,7 +211,7 @@ def _fitted_shape(tensor: "MetaTensor", image: Image, size: tuple[int, ...]) -> 
 def _grid_spacing(tensor: "MetaTensor", image: Image) -> NDArray[np.float64]:
     if image.affine is not None:
         return np.linalg.norm(np.asarray(tensor.affine)[:3, :3], axis=0)
-    return np.ones(2) if image.spacing_mm is None else np.array(image.spacing_mm)
+    return np.array(image.spacing_mm or (image.facts.pixel_aspect or 1.0, 1.0))
 
 
 def _scale_intensity(tensor: "MetaTensor", image: Image, config: PreprocessingConfig) -> "MetaTensor":

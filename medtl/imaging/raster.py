@@ -1,15 +1,17 @@
-"""Read PNG and JPEG: one file becomes one two-dimensional image of one or three channels.
+"""Read PNG, JPEG, TIFF, BMP and WebP: one file becomes one two-dimensional image of one or three channels.
 
-The EXIF orientation is applied, as every viewer does. An alpha channel is dropped. Colour whose three
-channels are equal everywhere is grey that was stored as colour, and becomes one channel.
+The orientation that EXIF or TIFF states is applied, as every viewer does. An alpha channel is dropped. Colour
+whose three channels are equal everywhere is grey that was stored as colour, and becomes one channel. What
+libtiff or a DICOM decoder reads is read in a child process.
 """
 
 import hashlib
 import io
-import struct
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -17,23 +19,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtl.errors import ReadError
-from medtl.imaging.image import Image, ImageFacts, is_bomb
+from medtl.imaging import raster_jpeg, raster_png, raster_tiff
+from medtl.imaging.image import Image, ImageFacts
+from medtl.imaging.raster_faults import (
+    DAMAGE,
+    check_bytes,
+    check_pixels,
+    damaged,
+    reporting_damage,
+    too_large,
+)
 from medtl.imaging.series import EXACT, Kind, Reading, Scan, Series, scan_each
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-NAME, TITLE = "raster", "PNG, JPEG"
+NAME, TITLE = "raster", "PNG, JPEG, TIFF, BMP, WebP"
 KIND: Kind = "image"
-SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg")
+SUFFIXES: tuple[str, ...] = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jls", ".ljpeg"),
+    *(".tif", ".tiff", ".bmp", ".dib", ".webp"),
+)
 
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-JPEG_MAGIC = b"\xff\xd8\xff"
-PNG_COLOUR_TYPES = frozenset({2, 4, 6})
 ORIENTATION_TAG = 0x0112
 
-# Pixels in one image. Below pillow's own limit, and checked before anything is decompressed.
-MOST_PIXELS = 2**26
+# The sizes that the header behind a BMP's file header may have; a text may begin with BM, too.
+BMP_HEADERS = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
 
 # What each mode of pillow is converted to; a mode that is not here is refused.
 TARGET_MODES = {
@@ -42,13 +53,24 @@ TARGET_MODES = {
     **{mode: mode for mode in ("I;16", "I;16B", "I")},
 }
 
-# What pillow raises on files that are damaged.
-DAMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error)
+# Whole numbers up to this one are exact in float32.
+MOST_EXACT = 2**24
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Values (H, W) or (H, W, 3), upright, and what is to be said about them."""
+
+    values: NDArray
+    photometric: str
+    bits: int
+    decoder: str
+    notes: list[str]
 
 
 def recognises(path: Path, head: bytes) -> bool:
-    """Look for the magic of PNG or JPEG."""
-    return head.startswith((PNG_MAGIC, JPEG_MAGIC))
+    """Look for the magic of one of the formats."""
+    return _kind(head) is not None
 
 
 def scan(files: Sequence[Path], workers: int | None = None, reading: Reading = EXACT) -> Scan:
@@ -57,95 +79,176 @@ def scan(files: Sequence[Path], workers: int | None = None, reading: Reading = E
 
 
 def read(series: Series) -> Image:
-    """Read one image. Raises ReadError raster-damaged, -too-large, -frames, -colour."""
-    import PIL
-
+    """Read one image. Raises ReadError raster-damaged, -too-large, -frames, -colour, -not-finite."""
     path = series.files[0]
     data = path.read_bytes()
-    if data.startswith(PNG_MAGIC):
-        _check_png(data, path)
-    picture = _open(io.BytesIO(data), path)
-    values = picture.width * picture.height * len(picture.getbands())
-    if is_bomb(values, len(data)):
-        reason = f"has {len(data)} bytes for {values} values"
-        raise ReadError("raster-too-large", reason, where=path, fix="shrink it")
-    pixels, notes = _pixels(picture, path)
+    decoded = _decode(data, path)
+    channels, notes = _channels(decoded.values, path)
     facts = ImageFacts(
         source=series.source,
         format=NAME,
-        decoder=f"pillow {PIL.__version__}",
+        decoder=decoded.decoder,
         sha256=hashlib.sha256(data).hexdigest(),
-        photometric=picture.mode,
-        bits=16 if picture.mode.startswith("I") else 8,
-        notes=(*series.notes, *notes),
+        photometric=decoded.photometric,
+        bits=decoded.bits,
+        notes=(*series.notes, *decoded.notes, *notes),
     )
-    return Image(pixels, None, None, facts)
+    return Image(channels, None, None, facts)
+
+
+def _kind(head: bytes) -> str | None:
+    if head.startswith(raster_png.MAGIC):
+        return "PNG"
+    if head.startswith(raster_jpeg.MAGIC):
+        return "JPEG"
+    if head.startswith(raster_tiff.MAGICS):
+        return "TIFF"
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return "WEBP"
+    return "BMP" if head.startswith(b"BM") and int.from_bytes(head[14:18], "little") in BMP_HEADERS else None
 
 
 def _list_image(path: Path) -> list[Series]:
     with path.open("rb") as file:
-        _open(file, path)
+        kind = _kind(file.read(32))
+        file.seek(0)
+        if kind == "TIFF":
+            raster_tiff.find_page(file, path)
+        elif kind == "JPEG":
+            frame = _jpeg_frame(file, path)
+            if frame.in_pillow:
+                _open(file, path, kind)
+        elif kind == "PNG":
+            _open_png(file, path, whole=False)
+        elif kind is not None:
+            _open(file, path, kind)
     return [Series(path, (path,), NAME)]
 
 
-def _open(file: IO[bytes], path: Path) -> "Picture":
+def _decode(data: bytes, path: Path) -> Decoded:
+    kind, file = _kind(data), io.BytesIO(data)
+    if kind == "TIFF":
+        page = raster_tiff.find_page(file, path)
+        values = raster_tiff.decode(data, page, path)
+        return Decoded(values, page.photometric, page.bits, _named("pillow"), page.notes)
+    notes = []
+    if kind == "JPEG":
+        frame = _jpeg_frame(file, path)
+        notes += ["the first picture of several"] if frame.multi_picture else []
+        if not frame.in_pillow:
+            values = raster_jpeg.decode(data, frame, path)
+            decoder = _named(raster_jpeg.DECODERS[frame.process][2])
+            return Decoded(values, "L", frame.bits, decoder, notes)
+    if kind is None:
+        raise damaged(path)
+    picture = _open_png(file, path, whole=True) if kind == "PNG" else _open(file, path, kind)
+    check_bytes(picture.width * picture.height * len(picture.getbands()), len(data), path)
+    mode = picture.mode
+    values, more = _pixels(picture, path)
+    return Decoded(values, mode, 16 if mode.startswith("I") else 8, _named("pillow"), notes + more)
+
+
+def _named(distribution: str) -> str:
+    return f"{distribution} {version(distribution)}"
+
+
+def _jpeg_frame(file: IO[bytes], path: Path) -> raster_jpeg.Frame:
+    """Return a JPEG's frame header. Raises ReadError raster-damaged, -too-large, -colour."""
+    frame = raster_jpeg.find_frame(file)
+    file.seek(0)
+    if frame is None or not frame.width or not frame.height:
+        raise damaged(path)
+    check_pixels(frame.width * frame.height, path)
+    raster_jpeg.check_decodable(frame, path)
+    return frame
+
+
+def _open_png(file: IO[bytes], path: Path, whole: bool) -> "Picture":
+    try:
+        with reporting_damage(path):
+            data = raster_png.essential(file, whole)
+    except raster_png.AnimationError as error:
+        raise _several_frames(path) from error
+    if raster_png.is_deep_colour(data):
+        reason = "has 16 bits per colour or an alpha channel beside 16 bits"
+        raise ReadError("raster-colour", reason, where=path, fix="save it as 16-bit grey or 8-bit RGB")
+    return _open(io.BytesIO(data), path, "PNG")
+
+
+def _open(file: IO[bytes], path: Path, kind: str) -> "Picture":
     """Open lazily: the header is read and checked, no pixel is decompressed."""
     from PIL import Image as PillowImage
 
-    # Limits of our own are checked here.
+    # Limits of our own are checked here; what follows the first picture of a JPEG is not read.
     warnings.filterwarnings("ignore", category=PillowImage.DecompressionBombWarning)
+    for message in ("Image appears to be a malformed MPO file", "Corrupt EXIF data"):
+        warnings.filterwarnings("ignore", message=message)
     picture = None
-    with _reporting_damage(path), suppress(PillowImage.DecompressionBombError):
-        picture = PillowImage.open(file, formats=("PNG", "JPEG"))
-    if picture is None or picture.width * picture.height > MOST_PIXELS:
-        reason = f"has more than {MOST_PIXELS} pixels"
-        raise ReadError("raster-too-large", reason, where=path, fix="shrink it")
-    if getattr(picture, "n_frames", 1) > 1:
-        raise ReadError("raster-frames", "has several frames", where=path, fix="save each frame as a file")
+    with reporting_damage(path), suppress(PillowImage.DecompressionBombError):
+        picture = PillowImage.open(file, formats=(kind,))
+    if picture is None:
+        raise too_large("has too many pixels", path)
+    check_pixels(picture.width * picture.height, path)
+    if kind == "WEBP" and getattr(picture, "n_frames", 1) > 1:
+        raise _several_frames(path)
     if picture.mode not in TARGET_MODES:
         reason = f"has colour model {picture.mode}"
         raise ReadError("raster-colour", reason, where=path, fix="save it as grey or RGB")
     return picture
 
 
-def _check_png(data: bytes, path: Path) -> None:
-    """Check every chunk's CRC, which pillow does not while it decodes, and the depth of colour."""
-    depth, colour_type = data[24:26] if len(data) > 25 else (0, 0)
-    if depth == 16 and colour_type in PNG_COLOUR_TYPES:
-        # pillow would cut it to 8 bits silently.
-        reason = "has 16 bits per colour or an alpha channel beside 16 bits"
-        raise ReadError("raster-colour", reason, where=path, fix="save it as 16-bit grey or 8-bit RGB")
-    with _reporting_damage(path):
-        _open(io.BytesIO(data), path).verify()
+def _several_frames(path: Path) -> ReadError:
+    return ReadError("raster-frames", "has several frames", where=path, fix="save each frame as a file")
 
 
-def _pixels(picture: "Picture", path: Path) -> tuple[NDArray[np.float32], list[str]]:
-    """Decompress to (C, H, W), upright."""
+def _pixels(picture: "Picture", path: Path) -> tuple[NDArray, list[str]]:
+    """Decompress to (H, W) or (H, W, 3), upright."""
     from PIL import ImageOps
 
     notes = []
-    with _reporting_damage(path):
+    with reporting_damage(path):
         picture.load()
-        turned = picture.getexif().get(ORIENTATION_TAG, 1) != 1
+        turned = _is_turned(picture)
         upright = ImageOps.exif_transpose(picture) if turned else picture
-        values = np.asarray(upright.convert(TARGET_MODES[picture.mode]), dtype=np.float32)
-    if turned:
+        values = np.asarray(upright.convert(TARGET_MODES[picture.mode]))
+    if turned is None:
+        notes.append("EXIF orientation cannot be read: taken as upright")
+    elif turned:
         notes.append("turned by its EXIF orientation")
     if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
         notes.append("alpha dropped")
     if picture.mode == "P":
         notes.append("palette converted to RGB")
-    if values.ndim == 2:
-        return values[None], notes
-    if (values == values[..., :1]).all():
-        return np.ascontiguousarray(values[None, ..., 0]), [*notes, "grey stored as colour"]
-    return np.ascontiguousarray(np.moveaxis(values, -1, 0)), notes
+    return values, notes
 
 
-@contextmanager
-def _reporting_damage(path: Path) -> Iterator[None]:
+def _is_turned(picture: "Picture") -> bool | None:
+    """Return whether EXIF states another orientation than upright; None where it cannot be read."""
+    from PIL import Image as PillowImage
+
     try:
-        yield
-    except DAMAGE as error:
-        fix = "copy it again from its source"
-        raise ReadError("raster-damaged", "is corrupt or incomplete", where=path, fix=fix) from error
+        # Not by getexif, which is silent where opening has met the damage before.
+        PillowImage.Exif().load(picture.info.get("exif", b""))
+        return picture.getexif().get(ORIENTATION_TAG, 1) in range(2, 9)
+    except DAMAGE:
+        return None
+
+
+def _channels(values: NDArray, path: Path) -> tuple[NDArray[np.float32], list[str]]:
+    """Return values as float32 (C, H, W), of one channel where all are equal."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        reason = "has values that are NaN or infinite"
+        raise ReadError("raster-not-finite", reason, where=path, fix="save it with finite values")
+    notes = []
+    if (
+        values.dtype.itemsize > 2
+        and values.dtype.kind != "f"
+        and np.abs(values.astype(np.int64)).max() > MOST_EXACT
+    ):
+        notes.append("values beyond 2^24 are rounded to float32")
+    pixels = values.astype(np.float32)
+    if pixels.ndim == 2:
+        return pixels[None], notes
+    if (pixels == pixels[..., :1]).all():
+        return np.ascontiguousarray(pixels[None, ..., 0]), [*notes, "grey stored as colour"]
+    return np.ascontiguousarray(np.moveaxis(pixels, -1, 0)), notes

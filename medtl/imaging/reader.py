@@ -125,12 +125,12 @@ def scan(
         claimed, unclaimed = _claim(listing.files)
     others, left_out = _sort_out(unclaimed, listing.named, claimed)
     left_out.update(listing.left_out)
-    with watching(watcher, "reading headers", sum(map(len, claimed.values()))):
-        parts = {
-            name: FORMATS[name].scan(paths, workers, reading) for name, paths in claimed.items() if paths
-        }
-    series = [replace(one, reading=reading) for part in parts.values() for one in part.series]
-    refusals = [*listing.refusals, *others, *_refused(parts.values(), listing.named, left_out)]
+    held = {name: paths for name, paths in claimed.items() if paths}
+    with watching(watcher, "reading headers", sum(map(len, held.values()))):
+        parts = {name: FORMATS[name].scan(paths, workers, reading) for name, paths in held.items()}
+    found, refused = _gather(parts.values(), listing.named, left_out)
+    series = [replace(one, reading=reading) for one in found]
+    refusals = [*listing.refusals, *others, *refused]
     if not series and not refusals:
         raise _nothing_in(roots, left_out, unclaimed)
     planes = parts.get(dicom.NAME, Scan((), ()))
@@ -266,17 +266,24 @@ def _sort_out(
     return refused, skipped
 
 
-def _refused(parts: Iterable[Scan], named: Set[Path], left_out: Counter[str]) -> list[ReadError]:
-    """Return what the formats refused, and count in left_out what they skipped."""
-    refused = []
+def _gather(
+    parts: Iterable[Scan], named: Set[Path], left_out: Counter[str]
+) -> tuple[list[Series], list[ReadError]]:
+    """Return what the formats list and refuse; count in left_out what just accompanies images."""
+    series, refused = [], []
     for part in parts:
         left_out.update(part.left_out)
+        for one in part.series:
+            if one.company and one.path not in named:
+                left_out[one.company] += 1
+            else:
+                series.append(one)
         for error in part.refusals:
             if error.code in COMPANY_CODES and Path(error.where) not in named:
                 left_out[_skipped_name(error)] += 1
             else:
                 refused.append(error)
-    return refused
+    return series, refused
 
 
 def _list_damaged(others: Sequence[ReadError], dicom_files: Sequence[Path]) -> list[ReadError]:

@@ -57,6 +57,8 @@ class Series:
     of an archive, "volume/1" of a 4D file), None otherwise. planes holds an Instance for each slice of a
     DICOM series, in order. Keys are salted hashes, empty where unknown. notes are what the scan repaired or
     left out, one phrase each; they reach ImageFacts.notes. reading is how the scan was asked to read it.
+    company names what only accompanies other images, such as a screen save: it is left out, and counted by
+    this name, unless the user named its file.
     """
 
     path: Path
@@ -70,6 +72,7 @@ class Series:
     series_key: str = ""
     notes: tuple[str, ...] = ()
     reading: Reading = EXACT
+    company: str = ""
 
     @property
     def identity(self) -> SeriesId:

@@ -36,7 +36,7 @@ from medtl.report.contact_sheet import (
 from medtl.report.findings import Refusal
 
 # Badges of tiles on the sheet, by the code of a warning or by a note.
-BADGES = {"image-constant": "constant pixels", BURNED_IN: "burned-in text"}
+BADGES = {"image-constant": "constant pixels", "image-raw": "raw values", BURNED_IN: "burned-in text"}
 # Names that a line lists before it counts the others.
 MOST_NAMED = 4
 # Images in memory at once; compressed ones are decoded in processes of their own.
@@ -154,6 +154,7 @@ def describe_group(group: Group) -> dict[str, str]:
         "Matrix": _sizes_text(group.matrices),
         "Spacing in mm": _spacing_text(group),
         "Photometric": _counts_text(group.photometric),
+        "Intent": _counts_text(group.intents),
         "Bits stored": _counts_text(group.bits),
         "Values": _values_text(group),
         "Windows": f"{group.windowed:,} of {group.count:,} have one" if group.format == "dicom" else "",

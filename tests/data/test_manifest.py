@@ -1,6 +1,7 @@
 """Label tables are understood exactly, or every problem in them is listed with its row."""
 
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,7 @@ from medtl.core.ids import hash_identifier
 from medtl.data.labels import LabelRowsError, LeakRowsError
 from medtl.data.manifest import load_manifest, targets
 from medtl.data.task import Manifest, Task, TaskConfig, has_patient_id
-from medtl.errors import LabelError, ReadError, SplitError
+from medtl.errors import LINE_LIMIT, LabelError, ReadError, SplitError
 from tests.waiting import slowness
 
 NOTHING = TaskConfig()
@@ -45,6 +46,14 @@ def problems_of(folder: Path, text: str, config: TaskConfig = NOTHING) -> tuple[
         load(folder, text, config)
     assert caught.value.code == "label-rows"
     return caught.value.problems
+
+
+def refused(folder: Path, text: bytes, config: TaskConfig = NOTHING) -> LabelError:
+    with pytest.raises(LabelError) as caught:
+        load(folder, text, config)
+    line = str(caught.value)
+    assert len(line) <= LINE_LIMIT and "\n" not in line
+    return caught.value
 
 
 PLAIN = "path,label\nimages/0.png,normal\nimages/1.png,lesion\nimages/2.png,normal\n"
@@ -95,6 +104,46 @@ def test_a_table_in_an_old_encoding_is_read_with_a_note(folder: Path) -> None:
     manifest = load(folder, PLAIN.replace("lesion", "lésion").encode("cp1252"))
     assert manifest.task.classes == ("normal", "lésion")
     assert "Windows-1252" in manifest.notes[0]
+
+
+def test_a_table_in_another_encoding_is_refused_until_the_recipe_names_it(folder: Path) -> None:
+    words = PLAIN.replace("lesion", "肺炎").replace("normal", "正常").encode("gbk")
+    error = refused(folder, words)
+    assert error.code == "label-table" and "task.encoding" in error.fix
+    manifest = load(folder, words, TaskConfig(encoding="GBK"))
+    assert manifest.task.classes == ("正常", "肺炎")
+
+
+def test_a_wrong_encoding_is_one_line(folder: Path) -> None:
+    words = PLAIN.replace("lesion", "肺炎").encode("gbk")
+    error = refused(folder, words, TaskConfig(encoding="utf-8"))
+    assert error.code == "label-table" and "utf-8" in error.reason
+
+
+@pytest.mark.parametrize("start", [b"PK\x03\x04", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"], ids=["xlsx", "xls"])
+def test_a_workbook_is_named(folder: Path, start: bytes) -> None:
+    error = refused(folder, start + bytes(100))
+    assert error.code == "label-table" and "spreadsheet" in error.reason and "CSV" in error.fix
+
+
+def test_one_text_in_two_unicode_forms_is_one_class(folder: Path) -> None:
+    two = unicodedata.normalize("NFD", "lésion")
+    text = (
+        f"path,label,site\nimages/0.png,normal,Köln\nimages/1.png,lésion,Ko\u0308ln\nimages/2.png,{two},Köln"
+    )
+    manifest = load(folder, text)
+    assert manifest.task.classes == ("normal", "lésion")
+    assert {sample.attributes["site"] for sample in manifest.samples} == {"Köln"}
+    named = load(folder, text, TaskConfig(classes=("normal", two)))
+    assert named.task.classes == ("normal", two) and [one.target for one in named.samples] == [0, 1, 1]
+
+
+@pytest.mark.parametrize(("stored", "written"), [("NFD", "NFC"), ("NFC", "NFD"), ("NFD", "NFD")])
+def test_a_path_is_found_in_either_unicode_form(folder: Path, stored: str, written: str) -> None:
+    names = [unicodedata.normalize(form, "Müller.png") for form in (stored, written)]
+    (folder / "images/0.png").rename(folder / "images" / names[0])
+    manifest = load(folder, PLAIN.replace("0.png", names[1]))
+    assert len(manifest.samples) == 3
 
 
 def test_words_that_table_readers_take_for_missing_stay_classes(folder: Path) -> None:

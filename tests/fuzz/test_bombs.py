@@ -11,7 +11,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from tests.imaging.conftest import (
     pattern,
     save,
 )
+from tests.imaging.tiff_files import Page, build_tiff
 from tests.waiting import PATIENCE, slowness
 
 MOST_SECONDS = 2.0
@@ -318,12 +319,8 @@ def overlapping(count: int) -> bytes:
     start, end = content.rindex(b"PK\1\2"), content.rindex(b"PK\5\6")
     listed = content[start:end]
     members = b"".join(listed[:-5] + f"{number:05d}".encode() for number in range(count))
-    return (
-        content[:start]
-        + members
-        + b"PK\5\6"
-        + struct.pack("<4H2LH", 0, 0, count, count, len(members), start, 0)
-    )
+    end = struct.pack("<4H2LH", 0, 0, count, count, len(members), start, 0)
+    return content[:start] + members + b"PK\5\6" + end
 
 
 def long_list(mebibytes: int) -> bytes:
@@ -343,6 +340,49 @@ def gzip_dicom(mebibytes: int) -> bytes:
     return b"\x1f\x8b\x08\0\0\0\0\0\0\x03" + head + deflated_zeros(mebibytes) + b"\x03\0" + bytes(8)
 
 
+def blank_tiff(side: int, data: bytes = b"", tile: int = 0) -> bytes:
+    """Return a grey TIFF of any announced size, whose one strip or tile is deflated."""
+    shape = {322: tile, 323: tile} if tile else {278: side}
+    page = Page(np.zeros((1, 1), np.uint8), compression=8, tags={256: side, 257: side, **shape})
+    file = build_tiff(replace(page, tile=1) if tile else page)
+    strip = zlib.compress(b"\0")
+    return file.replace(strip, data or strip) if len(data) <= len(strip) else _appended(file, data)
+
+
+def _appended(file: bytes, data: bytes) -> bytes:
+    """Put a longer strip behind a TIFF of one."""
+    place = struct.pack("<2HL", 273, 4, 1)
+    count = struct.pack("<2HL", 279, 4, 1)
+    changed = bytearray(file)
+    for entry, value in ((place, len(file)), (count, len(data))):
+        start = file.index(entry) + len(entry)
+        changed[start : start + 4] = struct.pack("<L", value)
+    return bytes(changed) + data
+
+
+def many_pages(count: int) -> bytes:
+    """Return a TIFF of so many directories without an entry, each of which leads to the next."""
+    links = (struct.pack("<HL", 0, 8 + 6 * (number + 1)) for number in range(count - 1))
+    return b"II*\0" + struct.pack("<L", 8) + b"".join(links) + struct.pack("<HL", 0, 0)
+
+
+def blank_webp(side: int) -> bytes:
+    """Return a lossless WebP of one colour, whose decoder asks for memory when it is made."""
+    stream = BytesIO()
+    PillowImage.new("RGB", (64, 64)).save(stream, "WEBP", lossless=True)
+    data = bytearray(stream.getvalue())
+    place = data.index(b"VP8L") + 9
+    bits = (side - 1) | (side - 1) << 14
+    data[place : place + 4] = struct.pack("<L", struct.unpack_from("<L", data, place)[0] >> 28 << 28 | bits)
+    return bytes(data)
+
+
+def packed_bmp(side: int) -> bytes:
+    """Return a run-length encoded BMP, which may end before its rows do (BI_RLE8)."""
+    head = struct.pack("<L2l2H6L", 40, side, side, 1, 8, 1, 4, 0, 0, 256, 0)
+    return struct.pack("<2sL2HL", b"BM", 1084, 0, 0, 1078) + head + bytes(1024) + b"\xff\0\0\1"
+
+
 OTHERS: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "PNG of 60000 x 60000": ("a.png", lambda: png(60000, 60000), "raster-too-large"),
     "PNG of 60000 x 60000, with its rows": (
@@ -355,11 +395,16 @@ OTHERS: dict[str, tuple[str, Callable[[], bytes], str]] = {
         lambda: png(6000, 6000, 6, zlib_zeros(138)),
         "raster-too-large",
     ),
-    "PNG with 2 GiB of text": (
-        "a.png",
-        lambda: png(8, 8, data=zlib.compress(bytes(72)), extra=_chunk(b"zTXt", b"a\0\0" + zlib_zeros(2048))),
-        "raster-damaged",
-    ),
+    "TIFF of 60000 x 60000": ("a.tif", lambda: blank_tiff(60000), "raster-too-large"),
+    "blank TIFF of 8000 x 8000": ("a.tif", lambda: blank_tiff(8000, zlib_zeros(64)), "raster-too-large"),
+    "TIFF of a tile of 60000 x 60000": ("a.tif", lambda: blank_tiff(64, tile=60000), "raster-too-large"),
+    "TIFF of a tile of 8000 x 8000": ("a.tif", lambda: blank_tiff(64, tile=8000), "raster-too-large"),
+    "TIFF of pages in a long row": ("a.tif", lambda: many_pages(200_000), "raster-frames"),
+    "WebP of 16383 x 16383": ("a.webp", lambda: blank_webp(16383), "raster-too-large"),
+    "BMP of 60000 x 60000": ("a.bmp", lambda: packed_bmp(60000), "raster-too-large"),
+    "packed BMP of 8000 x 8000": ("a.bmp", lambda: packed_bmp(8000), "raster-too-large"),
+    "JPEG-LS of 65535 x 65535": ("a.jls", lambda: announced_jpeg_ls(65535, 65535), "raster-too-large"),
+    "JPEG-LS of 8000 x 8000": ("a.jls", lambda: announced_jpeg_ls(8000, 8000), "raster-too-large"),
     "JPEG of 65500 x 65500": ("a.jpg", lambda: announced_jpeg(65500, 65500), "raster-too-large"),
     "npz that announces images of 10 GB": (
         "a.npz",
@@ -429,6 +474,15 @@ def test_a_bomb_of_another_format_is_refused(
 ) -> None:
     (tmp_path / name).write_bytes(build())
     check(tmp_path / name, code)
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iCCP"])
+def test_metadata_that_is_a_bomb_is_not_inflated(tmp_path: Path, kind: bytes) -> None:
+    extra = _chunk(kind, b"a\0\0" + zlib_zeros(2048))
+    (tmp_path / "a.png").write_bytes(png(8, 8, data=zlib.compress(bytes(72)), extra=extra))
+    outcome = read_apart(tmp_path / "a.png")
+    assert (outcome.error, outcome.images, outcome.codes) == ("", 1, [])
+    assert outcome.seconds < MOST_SECONDS * slowness() and outcome.mebibytes < MOST_MEBIBYTES
 
 
 def test_a_sound_file_is_read_by_the_same_measure(tmp_path: Path) -> None:

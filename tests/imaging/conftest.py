@@ -247,7 +247,7 @@ def compress_with_jpeg(dataset: Dataset, quality: int = 90) -> Dataset:
     PillowImage.fromarray(dataset.pixel_array).save(stream, "JPEG", quality=quality)
     if dataset.SamplesPerPixel == 3:
         dataset.PhotometricInterpretation = "YBR_FULL_422"
-    return _encapsulate(dataset, stream.getvalue(), JPEGBaseline8Bit)
+    return encapsulate_frames(dataset, stream.getvalue(), JPEGBaseline8Bit)
 
 
 def compress_with_lossless_jpeg(dataset: Dataset) -> Dataset:
@@ -280,7 +280,7 @@ def _compress_with_gdcm(dataset: Dataset, name: str, syntax: UID) -> Dataset:
         writer.SetImage(change.GetOutput())
         assert writer.Write()
         stream = get_frame(dcmread(packed).PixelData, 0, number_of_frames=1)
-    return _encapsulate(dataset, stream, syntax)
+    return encapsulate_frames(dataset, stream, syntax)
 
 
 def compress_with_htj2k(dataset: Dataset, syntax: UID = HTJ2KLossless) -> Dataset:
@@ -292,11 +292,12 @@ def compress_with_htj2k(dataset: Dataset, syntax: UID = HTJ2KLossless) -> Datase
     stream = imagecodecs.htj2k_encode(pixels, None if lossless else 0.001, reversible=lossless, tlm=True)
     if dataset.SamplesPerPixel == 3:
         dataset.PhotometricInterpretation = "YBR_RCT" if lossless else "YBR_ICT"
-    return _encapsulate(dataset, stream, syntax)
+    return encapsulate_frames(dataset, stream, syntax)
 
 
-def _encapsulate(dataset: Dataset, stream: bytes, syntax: UID) -> Dataset:
-    dataset.PixelData = encapsulate([stream])
+def encapsulate_frames(dataset: Dataset, stream: bytes, syntax: UID) -> Dataset:
+    """Put a compressed frame, or whole encapsulated pixel data, into a dataset."""
+    dataset.PixelData = stream if stream.startswith(b"\xfe\xff\x00\xe0") else encapsulate([stream])
     dataset["PixelData"].VR = "OB"
     dataset["PixelData"].is_undefined_length = True
     dataset.file_meta.TransferSyntaxUID = syntax

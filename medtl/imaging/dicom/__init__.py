@@ -3,6 +3,7 @@
 This is the format as medtl.imaging.reader knows it. pydicom is imported with the first DICOM file.
 """
 
+import struct
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,25 +17,46 @@ KIND: Kind = "image"
 SUFFIXES: tuple[str, ...] = (".dcm", ".dcm.gz")
 
 PREAMBLE_BYTES = 128
-# Value representations that the first elements of a file may have.
-FIRST_VRS = frozenset({b"UL", b"OB", b"UI", b"SH", b"AE", b"CS", b"DA", b"TM"})
+# The groups with which a data set without preamble begins, and how many of its elements are looked at.
+FIRST_GROUPS = (0x0002, 0x0008)
+FIRST_ELEMENTS = 3
+# Value representations whose length takes four bytes, behind two that are zero (PS3.5 7.1.2).
+LONG_VRS = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"UC", b"UN", b"UR", b"UT"})
 
 # pydicom imports gdcm, which takes any folder named dl in the working directory for a module that it needs.
 sys.modules.setdefault("dl", None)  # type: ignore[arg-type]
 
 
 def recognises(path: Path, head: bytes) -> bool:
-    """Look for DICM after the preamble, or for a first element where there is none (PS3.10 7.1).
+    """Look for DICM after the preamble, or for the first elements where there is none (PS3.10 7.1).
 
     In the file, or in the gzip stream that it holds.
     """
     head = gunzipped_head(head)
     if head[PREAMBLE_BYTES : PREAMBLE_BYTES + 4] == b"DICM":
         return True
-    group, length = head[:2], int.from_bytes(head[4:8], "little")
-    if group not in (b"\x02\x00", b"\x08\x00") or len(head) < PREAMBLE_BYTES:
-        return False
-    return head[4:6] in FIRST_VRS or (head[3] == 0 and 0 < length <= 64)
+    return len(head) >= PREAMBLE_BYTES and any(_begins_data_set(head, order) for order in "<>")
+
+
+def _begins_data_set(head: bytes, order: str) -> bool:
+    """Say whether elements in ascending order of their tags follow one another from the first byte on."""
+    at = before = 0
+    for _ in range(FIRST_ELEMENTS):
+        if at + 12 > len(head):
+            return before > 0
+        group, number, vr, length = struct.unpack_from(order + "HH2sH", head, at)
+        explicit = vr.isalpha() and vr.isupper()
+        if not explicit and order == ">":  # big-endian files are explicit
+            return False
+        wide = not explicit or vr in LONG_VRS
+        start = at + (12 if explicit and wide else 8)
+        if wide:
+            (length,) = struct.unpack_from(order + "L", head, start - 4)
+        tag = group << 16 | number
+        if tag <= before or (not before and group not in FIRST_GROUPS) or length % 2 or length > 2**16:
+            return False
+        at, before = start + length, tag
+    return True
 
 
 def scan(files: Sequence[Path], workers: int | None = None, reading: Reading = EXACT) -> Scan:

@@ -5,6 +5,7 @@ Request and reply are a line of JSON followed by bytes: {"size": n, ...} and the
 decoders print is discarded.
 """
 
+import io
 import json
 import os
 import sys
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 from pydicom.uid import UID, JPEGExtended12Bit, JPEGLosslessSV1
+
+TIFF = "libtiff"
 
 # What a decoder may take beyond what the process holds once its libraries are loaded.
 MEMORY_BYTES = 2**30
@@ -39,7 +42,12 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
 
 
 def decode_frame(frame: bytes, transfer_syntax: str, plugin: str, **options: Any) -> NDArray:
-    """Decode one frame, without its encapsulation, to (H, W) or (H, W, 3); YBR becomes RGB."""
+    """Decode one frame, without its encapsulation, to (H, W) or (H, W, 3); YBR becomes RGB.
+
+    A frame for the plugin TIFF is a file, of which `options` names the mode that pillow converts it to.
+    """
+    if plugin == TIFF:
+        return _decode_tiff(frame, **options)
     if transfer_syntax == JPEGExtended12Bit and options["bits_stored"] > 8:
         # gdcm goes by the frame itself, but pydicom refuses to pass it 12 bits under their own name.
         transfer_syntax = JPEGLosslessSV1
@@ -48,6 +56,14 @@ def decode_frame(frame: bytes, transfer_syntax: str, plugin: str, **options: Any
         encapsulate([frame]), decoding_plugin=plugin, **described
     )
     return np.ascontiguousarray(values)
+
+
+def _decode_tiff(data: bytes, mode: str) -> NDArray:
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(data), formats=("TIFF",))
+    picture.load()
+    return np.ascontiguousarray(picture.convert(mode) if mode not in ("", picture.mode) else picture)
 
 
 def _limit_memory() -> None:

@@ -67,7 +67,7 @@ def walk_header(path: Path) -> Instance | None:
             return None
         place = place_of(pixels, file)
     instance = describe(header, path, syntax, place)
-    return None if "MOSAIC" in instance.image_type or instance.frames > 1 else instance
+    return None if instance.may_be_tiled or instance.frames > 1 else instance
 
 
 def _read(file: BinaryIO) -> tuple[Header, uid.UID, tuple[int, int]]:

@@ -3,7 +3,7 @@
 import os
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -11,12 +11,19 @@ from typing import BinaryIO
 import pydicom
 from pydicom import Dataset
 from pydicom.tag import Tag
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from medtl.errors import ReadError
 from medtl.imaging.containers import GZIP_MAGIC, gunzip, open_file, size_and_time
 from medtl.imaging.dicom.elements import reporting_malformed, silence_warnings, values_of
 from medtl.imaging.dicom.instance import KEYWORDS_BY_TAG, Place
+from medtl.imaging.dicom.tiles import PRIVATE_TAGS
 from medtl.imaging.series import HEAD_BYTES
 
 # What a preamble may not begin with: the file would run (PS3.10 7.5).
@@ -26,9 +33,8 @@ PIXEL_VRS = frozenset({b"OB", b"OW", b"OF", b"OD", b"UN"})
 UNDEFINED_LENGTH = 0xFFFFFFFF
 SOP_CLASS_TAG = Tag("SOPClassUID")
 
-# The image header that Siemens scanners keep in private elements, and the number of tiles of newer ones.
-SIEMENS_TAGS = (0x00290010, 0x00291010, 0x00291110, 0x00190010, 0x0019100A)
-HEADER_TAGS = [*KEYWORDS_BY_TAG, *map(Tag, SIEMENS_TAGS)]
+HEADER_TAGS = [*KEYWORDS_BY_TAG, *PRIVATE_TAGS]
+SYNTAX_BY_BYTES = "names no transfer syntax: its bytes say which"
 
 # Bytes that a deflated file may inflate to.
 MOST_INFLATED_BYTES = 2**27
@@ -36,12 +42,16 @@ MOST_INFLATED_BYTES = 2**27
 
 @dataclass(frozen=True, eq=False)
 class Parsed:
-    """A DICOM file parsed by pydicom: whole, or up to its pixel data, whose place is then known."""
+    """A DICOM file parsed by pydicom: whole, or up to its pixel data, whose place is then known.
+
+    repairs: what the file left to its bytes, one phrase each.
+    """
 
     path: Path
     dataset: Dataset
     transfer_syntax: UID
     place: Place | None = None
+    repairs: tuple[str, ...] = ()
 
 
 def read_header(path: Path) -> Parsed:
@@ -58,8 +68,10 @@ def read_header(path: Path) -> Parsed:
             pixels = locate_pixels(stream.read(12), start, stream.seek(0, os.SEEK_END), little_endian)
         if pixels is None:
             raise _truncated(path)
+        if parsed.repairs and pixels[1] == UNDEFINED_LENGTH:
+            raise _unnamed_syntax(path)
         place = place_of(pixels, file) if stream is file else None
-    return Parsed(path, parsed.dataset, parsed.transfer_syntax, place)
+    return replace(parsed, place=place)
 
 
 def place_of(pixels: tuple[int, int], file: BinaryIO) -> Place | None:
@@ -79,11 +91,25 @@ def parse(file: BinaryIO, path: Path, *, header_only: bool) -> Parsed:
     with reporting_malformed(path):
         dataset = pydicom.dcmread(file, force=True, stop_before_pixels=header_only, specific_tags=tags)
         syntax = dataset.file_meta.get("TransferSyntaxUID")
-        if not syntax or not isinstance(syntax, str):  # two values are none
-            fix = "export it again, with file meta information"
-            raise ReadError("dicom-transfer-syntax", "does not name its transfer syntax", where=path, fix=fix)
+        if syntax and not isinstance(syntax, str):  # two values
+            raise _unnamed_syntax(path)
         _check_is_image(dataset, path)
-    return Parsed(path, dataset, UID(syntax))
+        if syntax:
+            return Parsed(path, dataset, UID(syntax))
+        return Parsed(path, dataset, _uncompressed_syntax(dataset), repairs=(SYNTAX_BY_BYTES,))
+
+
+def _uncompressed_syntax(dataset: Dataset) -> UID:
+    """Return the syntax of uncompressed files as which pydicom has parsed a dataset, by its first bytes."""
+    implicit, little_endian = dataset.original_encoding
+    if implicit:
+        return ImplicitVRLittleEndian
+    return ExplicitVRLittleEndian if little_endian else ExplicitVRBigEndian
+
+
+def _unnamed_syntax(path: Path) -> ReadError:
+    reason, fix = "does not name the transfer syntax", "export it again, with file meta information"
+    return ReadError("dicom-transfer-syntax", f"{reason} of its compressed pixels", where=path, fix=fix)
 
 
 def inflated(file: BinaryIO, path: Path) -> BinaryIO:

@@ -1,24 +1,31 @@
 """HEADERS -> series; a series -> one volume; a projection or single slice -> one image."""
 
 import hashlib
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
 from medtl.core.ids import hash_identifier
 from medtl.errors import ReadError
-from medtl.imaging.containers import open_file, read_bytes, size_and_time
+from medtl.imaging.containers import open_file, size_and_time
+from medtl.imaging.dicom.contents import Contents
 from medtl.imaging.dicom.fast_header import walk_header
-from medtl.imaging.dicom.frames import planes_of
+from medtl.imaging.dicom.frames import planes_of, several_frames
 from medtl.imaging.dicom.header import read_dataset, read_header
 from medtl.imaging.dicom.identity import identity_of, read_identity
-from medtl.imaging.dicom.instance import Instance
-from medtl.imaging.dicom.pixels import Pixels, check_decodable, decode, decode_directly
-from medtl.imaging.dicom.volumes import PlaneSet, arrange, split_planes
-from medtl.imaging.image import Image, ImageFacts, VoiTable
+from medtl.imaging.dicom.instance import FOR_PROCESSING, Instance
+from medtl.imaging.dicom.pixels import MOST_VALUES, Pixels, check_decodable, decode, decode_directly
+from medtl.imaging.dicom.resampling import resample
+from medtl.imaging.dicom.stacks import Stack, arrange
+from medtl.imaging.dicom.syntaxes import GREY
+from medtl.imaging.dicom.volumes import PlaneSet, split_planes
+from medtl.imaging.image import RAW_VALUES, Image, ImageFacts, VoiTable, without_padding
 from medtl.imaging.incomplete import DAMAGE_CODES
 from medtl.imaging.series import DICOM, EXACT, SLICED_MODALITIES, Reading, Scan, Series, read_headers
 
@@ -26,6 +33,7 @@ from medtl.imaging.series import DICOM, EXACT, SLICED_MODALITIES, Reading, Scan,
 LOSSY = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless})
 BURNED_IN = "has burned-in annotation"
 COPIES = "exact copies of other files"
+PICTURES = "screen saves and other pictures beside slices"
 SHARED_UID = "another file has the same SOPInstanceUID"
 
 
@@ -45,7 +53,7 @@ def scan(files: Sequence[Path], workers: int | None = None, reading: Reading = E
         if any(one.sop_uid and uses[one.sop_uid] > 1 for one in group.planes):
             notes.append(SHARED_UID)
         try:
-            series.append(_series(group.planes, where, item, notes))
+            series.append(_series(replace(group, notes=tuple(notes)), where, item, reading))
         except ReadError as error:
             refusals.append(error)
             owners[error.where] = identity_of(group.planes[0])
@@ -59,7 +67,10 @@ def read(series: Series) -> Image:
     by_file: dict[Path, list[Instance]] = defaultdict(list)
     for plane in series.planes:
         by_file[plane.path].append(plane)
-    decoded = [pixels for path, planes in by_file.items() for pixels in _decode_file(path, planes, digest)]
+    inverting = series.reading.invert_by_lut_shape
+    decoded = [
+        pixels for path, planes in by_file.items() for pixels in _decode_file(path, planes, digest, inverting)
+    ]
     pixels, first = decoded[0], decoded[0].plane
     facts = ImageFacts(
         source=series.source,
@@ -73,24 +84,41 @@ def read(series: Series) -> Image:
         bits=first.bits_stored,
         voi=pixels.voi,
         padding=pixels.padding,
+        pixel_aspect=first.flat_aspect if len(decoded) == 1 else None,
         patient_key=hash_identifier(first.patient_id),
         study_key=hash_identifier(first.study_uid),
         series_key=hash_identifier(first.series_uid),
-        notes=(*series.notes, *dict.fromkeys(_notes_of_slices(decoded))),
+        notes=(*series.notes, *dict.fromkeys(_notes_of_slices(decoded, inverting))),
     )
     if len(decoded) == 1:
         return Image(np.ascontiguousarray(pixels.values, np.float32), None, first.flat_spacing, facts)
-    stack = arrange([one.plane for one in decoded], str(series.path))
+    stack = arrange([one.plane for one in decoded], str(series.path), series.reading.resample_uneven)
     values = {(one.plane.path, one.plane.frame): one.values for one in decoded}
     slices = [values[one.path, one.frame] for one in stack.instances]
     volume = np.stack(slices, axis=1, dtype=np.float32, casting="same_kind")  # (C, D, H, W)
-    return Image(volume, stack.affine, stack.spacing_mm, facts)
+    image = Image(volume, stack.affine, stack.spacing_mm, facts)
+    return image if stack.offsets is None else _resampled(image, stack, stack.offsets)
 
 
-def notes_of(plane: Instance) -> Iterator[str]:
+def _resampled(image: Image, stack: Stack, offsets: NDArray[np.float64]) -> Image:
+    """Resample slices to the grid of their stack; padding, and what no slice covers, get the lowest value.
+
+    To interpolate between padding and its neighbours would make values that are neither.
+    """
+    pixels = without_padding(image)
+    volume = resample(pixels, offsets, stack.shape, float(pixels.min()))
+    return replace(image, pixels=volume, facts=replace(image.facts, padding=None))
+
+
+def notes_of(plane: Instance, by_lut_shape: bool = False) -> Iterator[str]:
     """Yield what a user should know about a header, one phrase each."""
-    if plane.photometric == "MONOCHROME1":
-        yield "inverted from MONOCHROME1"
+    yield from plane.repairs
+    yield from _notes_of_polarity(plane, by_lut_shape)
+    yield from _notes_of_bits(plane)
+    if plane.intent == FOR_PROCESSING:
+        yield RAW_VALUES
+    if plane.flat_aspect is not None:
+        yield f"pixels {plane.flat_aspect:.4g} times as high as wide, of unknown spacing"
     if plane.burned_in == "YES":
         yield BURNED_IN
     if plane.lossy == "01" or plane.transfer_syntax in LOSSY:
@@ -99,10 +127,30 @@ def notes_of(plane: Instance) -> Iterator[str]:
         yield "was derived from other images"
 
 
-def _notes_of_slices(decoded: Sequence[Pixels]) -> Iterator[str]:
+def _notes_of_polarity(plane: Instance, by_lut_shape: bool) -> Iterator[str]:
+    inverted = plane.is_inverted(by_lut_shape)
+    if plane.photometric in GREY and inverted != plane.is_inverted(not by_lut_shape):
+        counted = plane.lut_shape if by_lut_shape else plane.photometric
+        yield f"PresentationLUTShape {plane.lut_shape} contradicts {plane.photometric}: {counted} counts"
+    elif plane.photometric == "MONOCHROME1":
+        yield "inverted from MONOCHROME1"
+
+
+def _notes_of_bits(plane: Instance) -> Iterator[str]:
+    if plane.stated_frames < 1:
+        yield "NumberOfFrames is 0: it has one frame"
+    if plane.high_bit >= plane.bits_stored:
+        yield "its values are in the upper bits of their words, as HighBit says"
+    low, high = plane.stored_range
+    if plane.padding is not None and not (low <= plane.padding[1] and plane.padding[0] <= high):
+        yield "its padding value is one that no pixel can have"
+
+
+def _notes_of_slices(decoded: Sequence[Pixels], by_lut_shape: bool) -> Iterator[str]:
     """Yield the notes of each header, and where slices differ so that the first one decides."""
     for one in decoded:
-        yield from notes_of(one.plane)
+        yield from notes_of(one.plane, by_lut_shape)
+        yield from one.notes
     windows = {one.voi for one in decoded if not isinstance(one.voi, VoiTable)}
     for what, values in (("window", windows), ("padding", {one.padding for one in decoded})):
         if len(values) > 1:
@@ -120,27 +168,21 @@ def _read_planes(path: Path) -> list[Instance]:
 
 def _drop_copies(files: Sequence[list[Instance]]) -> tuple[list[list[Instance]], Counter[Path]]:
     """Drop files that repeat an instance exactly; return the others, and how many copies each has."""
+    uses = Counter(planes[0].sop_uid for planes in files)
     unique: list[list[Instance]] = []
-    seen: dict[str, list[Instance]] = defaultdict(list)
+    seen: dict[tuple, Contents] = defaultdict(Contents)
     copies: Counter[Path] = Counter()
     for planes in files:
-        instance = planes[0]
-        twins = seen[instance.sop_uid] if instance.sop_uid else []
-        original = next((twin for twin in twins if _same_content(twin, instance)), None)
+        first = planes[0]
+        original = None
+        if first.sop_uid and uses[first.sop_uid] > 1:  # others have no copies
+            header = (first.sop_uid, first.series_uid, first.number, first.position, first.frames)
+            original = seen[header].find_or_keep(first.path)
         if original is not None:
-            copies[original.path] += 1
+            copies[original] += 1
         else:
-            twins.append(instance)
             unique.append(planes)
     return unique, copies
-
-
-def _same_content(one: Instance, other: Instance) -> bool:
-    """Compare two files by bytes, then element by element: a copy may have a new file meta group."""
-    first, second = read_bytes(one.path), read_bytes(other.path)
-    if first == second:
-        return True
-    return read_dataset(one.path, first).dataset == read_dataset(other.path, second).dataset
 
 
 def _name_groups(groups: Sequence[PlaneSet]) -> list[tuple[Path, str | None]]:
@@ -163,12 +205,18 @@ def _name_groups(groups: Sequence[PlaneSet]) -> list[tuple[Path, str | None]]:
     return names
 
 
-def _series(planes: Sequence[Instance], where: Path, item: str | None, notes: Sequence[str]) -> Series:
+def _series(group: PlaneSet, where: Path, item: str | None, reading: Reading) -> Series:
     """Turn planes into a Series, in slice order. Raises ReadError where they cannot become one image."""
-    first = planes[0]
+    planes, first = group.planes, group.planes[0]
+    if first.is_picture and first.frames > 1:
+        raise _several_pictures(group)
     for plane in planes:
         check_decodable(plane, str(where), len(planes))
-    ordered = arrange(planes, str(where)).instances if len(planes) > 1 else planes
+    ordered, repairs = planes, tuple[str, ...]()
+    if len(planes) > 1:
+        stack = arrange(planes, str(where), reading.resample_uneven)
+        ordered, repairs = stack.instances, stack.notes
+        _check_size(stack, where)
     return Series(
         path=where,
         files=tuple(dict.fromkeys(plane.path for plane in ordered)),
@@ -179,11 +227,30 @@ def _series(planes: Sequence[Instance], where: Path, item: str | None, notes: Se
         patient_key=hash_identifier(first.patient_id),
         study_key=hash_identifier(first.study_uid),
         series_key=hash_identifier(first.series_uid),
-        notes=tuple(notes),
+        notes=(*group.notes, *repairs),
+        company=PICTURES if group.beside_slices else "",
     )
 
 
-def _decode_file(path: Path, planes: Sequence[Instance], digest: "hashlib._Hash") -> list[Pixels]:
+def _several_pictures(group: PlaneSet) -> ReadError:
+    """Return the refusal of a Secondary Capture of several frames; beside slices it is skipped."""
+    first = group.planes[0]
+    if not group.beside_slices:
+        return several_frames(first)
+    reason = f"is no image of its study but {first.frames} pictures of others"
+    return ReadError("dicom-no-image", reason, where=first.path, fix="name image files only")
+
+
+def _check_size(stack: Stack, where: Path) -> None:
+    size = math.prod(stack.shape) * stack.instances[0].samples
+    if size > MOST_VALUES:
+        reason = f"would have {size} values once resampled, more than {MOST_VALUES}"
+        raise ReadError("dicom-too-large", reason, where=where, fix="split it or leave slices out")
+
+
+def _decode_file(
+    path: Path, planes: Sequence[Instance], digest: "hashlib._Hash", by_lut_shape: bool
+) -> list[Pixels]:
     """Decode the planes of a series that one file holds; parse it again where it has changed."""
     with open_file(path) as file:
         facts, data = size_and_time(file), file.read()
@@ -192,7 +259,7 @@ def _decode_file(path: Path, planes: Sequence[Instance], digest: "hashlib._Hash"
     digest.update(data)
     place = planes[0].place
     if place and (place.size, place.time_ns) == facts:
-        direct = decode_directly(data, planes, place)
+        direct = decode_directly(data, planes, place, by_lut_shape)
         if direct is not None:
             return direct
     parsed = read_dataset(path, data)
@@ -202,4 +269,4 @@ def _decode_file(path: Path, planes: Sequence[Instance], digest: "hashlib._Hash"
     planes = [now[plane.frame] for plane in planes]
     for plane in planes:
         check_decodable(plane, str(path), len(planes))
-    return decode(parsed.dataset, planes)
+    return decode(parsed.dataset, planes, by_lut_shape)

@@ -31,7 +31,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from medtl.imaging.dicom.pixels import DECODERS, NATIVE
+from medtl.imaging.dicom.syntaxes import DECODERS, NATIVE
 from medtl.imaging.reader import read_images
 from tests.imaging.conftest import (
     build_dataset,

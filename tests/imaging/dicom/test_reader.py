@@ -302,7 +302,7 @@ def test_a_truncated_file_is_refused_by_name(
 def test_a_codestream_of_another_size_is_refused_before_it_is_decoded(
     make_radiograph: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medtl.imaging.dicom.pixels.decode_frame", lambda *a, **k: pytest.fail("decoded"))
+    monkeypatch.setattr("medtl.imaging.dicom.stored.decode_frame", lambda *a, **k: pytest.fail("decoded"))
     for syntax in (JPEG2000Lossless, JPEGLSLossless):
         dataset = pydicom.dcmread(make_radiograph(pattern(64, 64), syntax=syntax))
         dataset.Rows, dataset.Columns = 32, 32
@@ -525,7 +525,7 @@ def test_a_sound_series_beside_an_image_that_is_not_read_stays(
 ) -> None:
     folder = make_series()[0].parent
     make_radiograph(name=f"{folder.name}/cine.dcm", NumberOfFrames=5)
-    make_series(patient=2, folder=f"{folder.name}/below", change=override(None, HighBit=15))
+    make_series(patient=2, folder=f"{folder.name}/below", change=override(None, HighBit=10))
     found = scan(folder)
     assert [len(series.files) for series in found.series] == [3]
     assert sorted(error.code for error in found.refusals) == ["dicom-bits", "dicom-multiframe"]
