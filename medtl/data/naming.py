@@ -8,6 +8,7 @@ import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 from medtl.core.ids import hash_identifier
@@ -173,7 +174,15 @@ class Folder:
     def _name_of(self, path: Path) -> str:
         """Return the name by which the scan knows a path that may lead through links."""
         names = relative_name(path, self.root), relative_name(path.resolve(), self.resolved_root)
-        return next((name for name in names if name in self.by_file or name in self.by_folder), names[0])
+        known = next((name for name in names if name in self.by_file or name in self.by_folder), None)
+        return known or self._by_target.get(path.resolve(), names[0])
+
+    @cached_property
+    def _by_target(self) -> dict[Path, str]:
+        """The names of files, and of their folders, by the places to which links lead."""
+        files = [file for series in self.scanned.series for file in series.files]
+        places = [place for file in files for place in (file, file.parent)]
+        return {place.resolve(): relative_name(place, self.root) for place in dict.fromkeys(places)}
 
     def _one_of_file(self, name: str, cell: str) -> Series:
         found = self._only(self.by_file[name], cell)

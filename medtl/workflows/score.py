@@ -66,7 +66,7 @@ def score_folder(
     ensemble = choose_engine(make_ensemble(checkpoints, flips=tta), engine, precision, watcher)
     if watch and not folder.is_dir():
         raise ReadError("file-missing", "is no folder to watch", where=folder, fix="check the path")
-    found = None if watch else scan(folder, reading=ensemble.reading)
+    found = None if watch else scan(folder, reading=ensemble.reading, watcher=watcher)
     with open_journal(out) as journal:  # held until on_row has seen all: no other process changes it before
         _note_other_rows(out, ensemble, folder, watcher)
         scoring = Scoring(ensemble, folder, journal, formats, workers, cluster, watcher, stop)
