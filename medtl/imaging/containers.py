@@ -148,7 +148,7 @@ def gunzipped_head(head: bytes) -> bytes:
     if not head.startswith(GZIP_MAGIC):
         return head
     try:
-        return zlib.decompressobj(GZIP_WBITS).decompress(head, len(head))
+        return zlib.decompressobj(GZIP_WBITS).decompress(head, RAW_BYTES)
     except zlib.error:
         return b""
 

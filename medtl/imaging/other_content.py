@@ -41,7 +41,7 @@ MAGICS: tuple[tuple[int, bytes, Content], ...] = (
     (0, b"MATLAB 5.0", Content("a MATLAB file", SAVE_ARRAY)),
     (0, b"MATLAB 7.3", Content("a MATLAB file", SAVE_ARRAY)),
     (0, b"\x93NUMPY", Content("a NumPy array", SAVE_ARRAY)),
-    (0, b"\x80\x04", Content("a Python pickle", SAVE_ARRAY)),
+    *((0, b"\x80" + bytes([version]), Content("a Python pickle", SAVE_ARRAY)) for version in (2, 3, 4, 5)),
     (0, b"CDF\x01", Content("MINC or netCDF", NIBABEL)),
     (0, b"CDF\x02", Content("MINC or netCDF", NIBABEL)),
     (0, b"MATRIX7", Content("ECAT", NIBABEL)),

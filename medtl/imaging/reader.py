@@ -48,7 +48,7 @@ ARCHIVE_CODES = frozenset({"archive-damaged", "archive-packed", "archive-too-lar
 ZIP = "zip"
 
 # Kinds of skipped files that a line names before it counts the others.
-MOST_KINDS = 4
+MOST_KINDS = 3
 
 
 class Format(Protocol):
@@ -320,10 +320,18 @@ def _skipped_name(error: ReadError) -> str:
 
 def _nothing_in(roots: Sequence[Path], left_out: Counter[str], unclaimed: Sequence[ReadError]) -> ReadError:
     """Return the error that says what a folder without images holds instead."""
-    named = [f"{name}: {count}" for name, count in left_out.most_common(MOST_KINDS)]
-    rest = left_out.total() - sum(count for _, count in left_out.most_common(MOST_KINDS))
-    held = ", ".join([*named, *([f"others: {rest}"] if rest else [])]) or "nothing else"
+    most = left_out.most_common(MOST_KINDS)
+    named = [f"{_short(name)}: {count}" for name, count in most]
+    rest = left_out.total() - sum(count for _, count in most)
+    held = ", ".join([*named, *([f"others: {rest}"] if rest else [])]) or "no file"
     fixes = {error.fix for error in unclaimed if error.kind}
     fix = fixes.pop() if len(fixes) == 1 else "name a folder of DICOM, NIfTI, PNG or JPEG"
     where = roots[0] if roots else ""
     return ReadError("folder-empty", f"holds no readable image ({held})", where=where, fix=fix)
+
+
+def _short(skipped_name: str) -> str:
+    """Return the kind in the name of skipped files, where it has one: "GIF", "DICOM Basic Text SR"."""
+    kind = skipped_name.removeprefix(f"{SKIPPED_NAMES['file-unknown']} (")
+    kind = kind.replace(f"{SKIPPED_NAMES['dicom-no-image']} (", "DICOM ")
+    return kind if kind == skipped_name else kind.removesuffix(")")

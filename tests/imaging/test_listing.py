@@ -42,9 +42,8 @@ def test_a_linked_folder_outside_is_counted(files: Callable[..., Path]) -> None:
 
 
 def test_a_linked_folder_is_followed_where_nothing_else_leads(files: Callable[..., Path]) -> None:
-    root = files(
-        **{"in__.store__one__a": "a", "in__.store__b": "b"}, in__x="-> in/.store/one", in__y="-> in/.store/b"
-    )
+    stored = {"in__.store__one__a": "a", "in__.store__b": "b"}
+    root = files(**stored, in__x="-> in/.store/one", in__y="-> in/.store/b")
     assert listed(root) == (["x/a", "y"], {})
 
 
