@@ -8,12 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from medtl.imaging.containers import gunzipped_head
 from medtl.imaging.image import Image
 from medtl.imaging.series import DICOM, EXACT, Kind, Reading, Scan, Series
 
 NAME, TITLE = DICOM, "DICOM"
 KIND: Kind = "image"
-SUFFIXES: tuple[str, ...] = (".dcm",)
+SUFFIXES: tuple[str, ...] = (".dcm", ".dcm.gz")
 
 PREAMBLE_BYTES = 128
 # The groups with which a data set without preamble begins, how long its first element may be, and how many of
@@ -29,7 +30,11 @@ sys.modules.setdefault("dl", None)  # type: ignore[arg-type]
 
 
 def recognises(path: Path, head: bytes) -> bool:
-    """Look for DICM after the preamble, or for the first elements where there is none (PS3.10 7.1)."""
+    """Look for DICM after the preamble, or for the first elements where there is none (PS3.10 7.1).
+
+    In the file, or in the gzip stream that it holds.
+    """
+    head = gunzipped_head(head)
     if head[PREAMBLE_BYTES : PREAMBLE_BYTES + 4] == b"DICM":
         return True
     return len(head) >= PREAMBLE_BYTES and any(_begins_data_set(head, order) for order in "<>")

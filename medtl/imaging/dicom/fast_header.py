@@ -6,7 +6,6 @@ other byte orders, deflated files, tags out of order, unknown value representati
 needed, and all refusals.
 """
 
-import os
 import struct
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +16,7 @@ from pydicom import uid
 from pydicom.datadict import dictionary_VR
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, VR
 
+from medtl.imaging.containers import open_file, size_and_time
 from medtl.imaging.dicom.elements import FRAME_GROUP_KEYWORDS, Header, Values, decoded_values
 from medtl.imaging.dicom.header import (
     PIXEL_TAGS,
@@ -63,7 +63,7 @@ def walk_header(path: Path) -> Instance | None:
 
     Raises ReadError dicom-header as describe does.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         try:
             header, syntax, pixels = _read(file)
         except (NotPlainError, struct.error, RecursionError):  # cut short, or nested without end
@@ -75,7 +75,7 @@ def walk_header(path: Path) -> Instance | None:
 
 def _read(file: BinaryIO) -> tuple[Header, uid.UID, tuple[int, int]]:
     """Read as much of a file as its header needs; return its values and where its pixel data are."""
-    data, file_bytes = b"", os.fstat(file.fileno()).st_size
+    data, (file_bytes, _) = b"", size_and_time(file)
     for window in WINDOWS:
         data += file.read(window - len(data))
         with suppress(struct.error):  # beyond the window
