@@ -84,8 +84,8 @@ def test_the_original_is_read_once_for_all_of_its_copies(
     for number in range(1, 20):
         (tmp_path / f"in/{number}.dcm").write_bytes(content)
     reads = []
-    read = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: reads.append(path) or read(path))
+    read = contents.read_bytes
+    monkeypatch.setattr(contents, "read_bytes", lambda path: reads.append(path) or read(path))
     assert copies(tmp_path / "in") == (1, 19)
     assert len(reads) == 1
 
