@@ -129,6 +129,16 @@ def find_warning(image: Image) -> ImageWarning | None:
     return None
 
 
+def rounding_notes(values: NDArray) -> tuple[str, ...]:
+    """Return a note where some values, as a file has them, lie beyond 2^24 and lose bits in an Image."""
+    if values.dtype.kind not in "iuf" or values.dtype.itemsize <= (2 if values.dtype.kind in "iu" else 4):
+        return ()
+    far = values[(values > EXACT_WHOLE) | (values < -EXACT_WHOLE)]
+    with np.errstate(over="ignore", invalid="ignore"):
+        exact = bool((far.astype(np.float32).astype(values.dtype) == far).all())
+    return () if exact else (ROUNDED,)
+
+
 def without_padding(image: Image) -> NDArray[np.float32]:
     """Return the pixels, in which padding has the lowest value of the others and so looks like background."""
     if image.facts.padding is None:
@@ -138,16 +148,6 @@ def without_padding(image: Image) -> NDArray[np.float32]:
     if padded.all() or not padded.any():
         return image.pixels
     return np.where(padded, image.pixels[~padded].min(), image.pixels)
-
-
-def rounding_notes(values: NDArray) -> tuple[str, ...]:
-    """Return a note where some values, as a file has them, lie beyond 2^24 and lose bits in an Image."""
-    if values.dtype.kind not in "iuf" or values.dtype.itemsize <= (2 if values.dtype.kind in "iu" else 4):
-        return ()
-    far = values[(values > EXACT_WHOLE) | (values < -EXACT_WHOLE)]
-    with np.errstate(over="ignore", invalid="ignore"):
-        exact = bool((far.astype(np.float32).astype(values.dtype) == far).all())
-    return () if exact else (ROUNDED,)
 
 
 def is_bomb(values: int, stored_bytes: int) -> bool:

@@ -313,3 +313,30 @@ def _transformation(dataset: Dataset) -> tuple[float, float]:
 def test_a_real_series(shared_data: Path, tmp_path: Path, convert: Callable, name: str) -> None:
     shutil.copytree(shared_data / "brain-mri-dicom" / name, tmp_path / "in")
     assert_equal(read_images(tmp_path / "in"), convert(tmp_path / "in"), 1)
+
+
+# The one known difference
+
+
+@pytest.mark.parametrize("precise", [False, True], ids=["displayed", "precise"])
+def test_philips_volumes_have_the_displayed_values(
+    make_series: Callable, dcm2niix: str, tmp_path: Path, precise: bool
+) -> None:
+    """dcm2niix divides by the slope and by a private scale slope, unless it is asked not to."""
+    slope, scale = 1.5, 0.02
+
+    def make_philips(number: int, dataset: Dataset) -> None:
+        dataset.Manufacturer, dataset.RescaleSlope, dataset.RescaleIntercept = "Philips", slope, 0
+        block = dataset.private_block(0x2005, "Philips MR Imaging DD 001", create=True)
+        block.add_new(0x0E, "FL", scale)
+
+    (folder,) = {path.parent for path in make_series(instances=4, change=make_philips)}
+    (image,) = read_images(folder)
+    choice = ["-p", "y" if precise else "n"]
+    command = [dcm2niix, *choice, "-z", "n", "-b", "n", "-f", "a", "-o", str(tmp_path), str(folder)]
+    subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
+    reference: Any = nibabel.load(tmp_path / "a.nii")
+    expected, _ = canonical(reference.get_fdata(), reference.affine)
+    voxels, _ = canonical(image.pixels[0], image.affine)
+    factor = slope * scale if precise else 1
+    np.testing.assert_allclose(voxels, expected * factor, rtol=1e-5)

@@ -42,12 +42,6 @@ MOMENT_KEYWORDS = (
     "AcquisitionTime",
     "ContentTime",
 )
-# Words of ImageType for a sheet of tiles: a Siemens mosaic, a United Imaging grid.
-TILED = frozenset({"MOSAIC", "VFRAME"})
-
-# Rows or columns of the smallest tile.
-LEAST_TILE = 16
-
 # PresentationLUTShape: whether low values are white (PS3.3 C.11.6.1).
 INVERSE_BY_SHAPE = {"INVERSE": True, "IDENTITY": False}
 # Values of PixelPaddingValue have two bytes.
@@ -62,6 +56,12 @@ INTENTS = {
     str(DigitalMammographyXRayImageStorageForPresentation): FOR_PRESENTATION,
     str(DigitalIntraOralXRayImageStorageForPresentation): FOR_PRESENTATION,
 }
+# Words of ImageType for a sheet of tiles: a Siemens mosaic, a United Imaging grid.
+TILED = frozenset({"MOSAIC", "VFRAME"})
+
+# Rows or columns of the smallest tile.
+LEAST_TILE = 16
+
 # What an absent Modality must have been.
 MODALITIES = {str(CTImageStorage): "CT", str(MRImageStorage): "MR"}
 
