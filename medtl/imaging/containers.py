@@ -283,7 +283,7 @@ def _list(archive: Path) -> list[zipfile.ZipInfo]:
     except (*DAMAGE, OSError) as error:
         if (
             isinstance(error, OSError) and error.errno != errno.EINVAL
-        ):  # which is a place before the first byte
+        ):  # a place before the first byte
             raise
         reason = "is a corrupt or incomplete zip archive"
         raise ReadError("archive-damaged", reason, where=archive, fix=COPY) from error
