@@ -11,7 +11,7 @@ demo: $(VENV)/.offline  ## install with the offline weights and run the whole to
 test: $(VENV)/.dev  ## install what the tests need and run them
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-fuzz: $(VENV)/.dev  ## 10,000 mutated DICOM files, read or refused: several minutes
+fuzz: $(VENV)/.dev  ## 10,000 mutated DICOM files and thousands of other formats, read or refused: several minutes
 	$(BIN)/python -m pytest -n 2 -m long tests/fuzz
 
 long: $(VENV)/.dev  ## the contract tests of every backbone, the large ones too: about ten minutes

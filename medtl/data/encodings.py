@@ -22,6 +22,8 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+# What a table needs to be read in any case.
+SAVE_MARKED = "save it as CSV UTF-8 with a byte order mark"
 # Codecs of Python that are not encodings of text files.
 NO_ENCODINGS = frozenset(
     {"idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "mbcs", "oem"}
@@ -88,9 +90,9 @@ def known_encoding(name: str) -> str:
     """Return Python's name of an encoding. Raises ValueError, which names the nearest."""
     if found := _codec_of_text(name):
         return found
-    aliases = encodings.aliases.aliases
-    near = difflib.get_close_matches(name.casefold().replace("-", "_"), aliases, n=1)
-    hint = f", did you mean {aliases[near[0]]}?" if near else " in Python's list of standard encodings"
+    known = {**encodings.aliases.aliases, **{one: one for one in encodings.aliases.aliases.values()}}
+    near = difflib.get_close_matches(name.casefold().replace("-", "_"), known, n=1)
+    hint = f", did you mean {known[near[0]]}?" if near else " in Python's list of standard encodings"
     raise ValueError(f"no encoding {name!r}{hint}")
 
 
@@ -98,13 +100,12 @@ def _decode_as(content: bytes, encoding: str, marked: bool) -> str:
     text = _try(content, encoding)
     wide = codecs.lookup(encoding).name.startswith(("utf-16", "utf-32"))
     if text is None or "\0" in text or (wide and b"\0" not in content):
-        fix = "save it again as CSV in UTF-8" if marked else "set task.encoding to the encoding that it is in"
+        fix = "save it again as CSV UTF-8" if marked else f"{SAVE_MARKED}, or correct task.encoding"
         raise EncodingError(f"is not text in {encoding}", fix)
     if not marked and not codecs.lookup(encoding).name.startswith("utf") and not content.isascii():
         other = _try(content, "utf-8")
         if other is not None and other != text:
-            fix = "save it as CSV in UTF-8 with a byte order mark"
-            raise EncodingError(f"may be in UTF-8 or in {encoding}", fix)
+            raise EncodingError(f"may be in UTF-8 or in {encoding}", SAVE_MARKED)
     return text
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from medtl.errors import ReadError
 from medtl.imaging import raster_jpeg, raster_png, raster_tiff
-from medtl.imaging.image import Image, ImageFacts
+from medtl.imaging.image import Image, ImageFacts, rounding_notes
 from medtl.imaging.raster_faults import (
     DAMAGE,
     check_bytes,
@@ -52,9 +52,6 @@ TARGET_MODES = {
     **dict.fromkeys(("P", "PA", "RGB", "RGBA"), "RGB"),
     **{mode: mode for mode in ("I;16", "I;16B", "I")},
 }
-
-# Whole numbers up to this one are exact in float32.
-MOST_EXACT = 2**24
 
 
 @dataclass(frozen=True)
@@ -239,13 +236,7 @@ def _channels(values: NDArray, path: Path) -> tuple[NDArray[np.float32], list[st
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         reason = "has values that are NaN or infinite"
         raise ReadError("raster-not-finite", reason, where=path, fix="save it with finite values")
-    notes = []
-    if (
-        values.dtype.itemsize > 2
-        and values.dtype.kind != "f"
-        and np.abs(values.astype(np.int64)).max() > MOST_EXACT
-    ):
-        notes.append("values beyond 2^24 are rounded to float32")
+    notes = list(rounding_notes(values))
     pixels = values.astype(np.float32)
     if pixels.ndim == 2:
         return pixels[None], notes

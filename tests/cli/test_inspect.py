@@ -51,7 +51,7 @@ def test_a_mixed_folder_is_told_in_full(mixed: Path) -> None:
     for text in (
         "CR images (DICOM)",
         "MR volumes (DICOM)",
-        "Images (PNG, JPEG)",
+        "Images (PNG, JPEG, TIFF, BMP, WebP)",
         "CHEST (1)",
         "8 x 16 x 16 (1)",
         "Explicit VR Little Endian",

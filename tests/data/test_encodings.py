@@ -127,6 +127,7 @@ def test_what_is_no_encoding_is_refused(given: str) -> None:
         known_encoding(given)
 
 
-def test_the_nearest_encoding_is_named() -> None:
-    with pytest.raises(ValueError, match="did you mean shift_jis"):
-        known_encoding("shift-jsi")
+@pytest.mark.parametrize(("given", "near"), [("shift-jsi", "shift_jis"), ("gkb", "gbk")])
+def test_the_nearest_encoding_is_named(given: str, near: str) -> None:
+    with pytest.raises(ValueError, match=f"did you mean {near}"):
+        known_encoding(given)

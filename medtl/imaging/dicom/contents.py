@@ -12,9 +12,6 @@ from medtl.imaging.containers import open_file, read_bytes, size_and_time
 from medtl.imaging.dicom.elements import reporting_malformed
 from medtl.imaging.dicom.header import read_dataset
 
-# Copies are read into it: a new one for each would cost more than comparing them.
-BUFFER = bytearray(2**18)
-
 
 class Contents:
     """Contents of files that say the same about themselves, each with the first file that has it.
@@ -59,15 +56,9 @@ class Contents:
 
 
 def _same_bytes(original: Path, path: Path) -> bool:
-    content, at = _content(original), 0
+    content = _content(original)
     with open_file(path) as file:
-        if size_and_time(file)[0] != len(content):
-            return False
-        while count := file.readinto(BUFFER):  # type: ignore[attr-defined]
-            if not content.startswith(memoryview(BUFFER)[:count], at):
-                return False
-            at += count
-    return at == len(content)
+        return size_and_time(file)[0] == len(content) and file.read() == content
 
 
 @lru_cache(maxsize=1)

@@ -96,7 +96,8 @@ def parse(file: BinaryIO, path: Path, *, header_only: bool) -> Parsed:
         _check_is_image(dataset, path)
         if syntax:
             return Parsed(path, dataset, UID(syntax))
-        return Parsed(path, dataset, _uncompressed_syntax(dataset), repairs=(SYNTAX_BY_BYTES,))
+        dataset.file_meta.TransferSyntaxUID = _uncompressed_syntax(dataset)  # pixels are decoded by it
+    return Parsed(path, dataset, dataset.file_meta.TransferSyntaxUID, repairs=(SYNTAX_BY_BYTES,))
 
 
 def _uncompressed_syntax(dataset: Dataset) -> UID:

@@ -217,8 +217,10 @@ class Instance:
     mm; rescale is (slope, intercept); voi is the first window; padding the lowest and highest stored value
     outside the image; all are None where absent or invalid. contrast and moments hold the values of
     CONTRAST_KEYWORDS and MOMENT_KEYWORDS. frame counts the planes of a file from 0; frames is how many the
-    file has; mosaic is how many tiles a mosaic has side by side (1: no mosaic). has_tables: the file has a
-    Modality or VOI LUT. place is None where the pixel data are compressed.
+    file has; mosaic is how many tiles a sheet has side by side (1: no sheet), mosaic_rows how many one above
+    another. has_tables: the file has a Modality or VOI LUT. place is None where pixel data are compressed.
+    number and temporal_positions are InstanceNumber and NumberOfTemporalPositions; captured: the SOP class is
+    Secondary Capture. repairs are what the header left to its bytes, one phrase each.
     """
 
     path: Path
