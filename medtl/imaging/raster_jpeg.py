@@ -34,6 +34,8 @@ DECODERS = {
     LOSSLESS: ("1.2.840.10008.1.2.4.57", "gdcm", "python-gdcm"),
     JPEG_LS: ("1.2.840.10008.1.2.4.81", "pyjpegls", "pyjpegls"),
 }
+# The depths that it decodes.
+DEPTHS = {EXTENDED: range(12, 13), LOSSLESS: range(9, 17), JPEG_LS: range(2, 17)}
 # What pillow decodes exactly, in 8 bits.
 IN_PILLOW = frozenset({BASELINE, EXTENDED, PROGRESSIVE, LOSSLESS, 0xC9, 0xCA})
 
@@ -52,7 +54,7 @@ class Frame:
     @property
     def in_pillow(self) -> bool:
         """Whether pillow decodes it."""
-        return self.bits == 8 and self.process in IN_PILLOW
+        return self.bits == 8 and self.process in IN_PILLOW and self.components in (1, 3, 4)
 
 
 def find_frame(file: IO[bytes]) -> Frame | None:
@@ -73,10 +75,9 @@ def find_frame(file: IO[bytes]) -> Frame | None:
 
 def check_decodable(frame: Frame, path: Path) -> None:
     """Raise ReadError raster-colour where neither pillow nor another decoder reads such a frame."""
-    if frame.in_pillow or (frame.process in DECODERS and frame.components == 1 and frame.bits <= 16):
+    if frame.in_pillow or (frame.components == 1 and frame.bits in DEPTHS.get(frame.process, ())):
         return
-    colour = "grey" if frame.components == 1 else "colour"
-    reason = f"is {PROCESSES[frame.process]} JPEG of {frame.bits} bits in {colour}"
+    reason = f"is {PROCESSES[frame.process]} JPEG of {frame.components} x {frame.bits} bits"
     raise ReadError("raster-colour", reason, where=path, fix="convert it to PNG")
 
 

@@ -363,7 +363,15 @@ def test_deep_jpeg_in_colour_is_named(tmp_path: Path) -> None:
     values = pattern(16, 24, 3, top=4095)
     (tmp_path / "a.jpg").write_bytes(imagecodecs.jpeg_encode(values, bitspersample=12, level=95))
     error = refusal(tmp_path / "a.jpg")
-    assert error.code == "raster-colour" and "12 bits" in error.reason
+    assert error.code == "raster-colour" and "3 x 12 bits" in error.reason
+
+
+def test_a_jpeg_of_two_components_is_named(tmp_path: Path) -> None:
+    data = jpeg(pattern(16, 24, 3, dtype="uint8", top=255))
+    place = data.index(b"\xff\xc0") + 9
+    (tmp_path / "a.jpg").write_bytes(data[:place] + b"\2" + data[place + 1 :])
+    error = refusal(tmp_path / "a.jpg")
+    assert error.code == "raster-colour" and "2 x 8 bits" in error.reason
 
 
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
