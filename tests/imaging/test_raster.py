@@ -271,6 +271,18 @@ def test_the_first_picture_of_a_phone_is_read_with_a_note(tmp_path: Path, furthe
     assert image.facts.notes == ("the first picture of several",)
 
 
+def test_an_index_of_one_picture_needs_no_note(tmp_path: Path) -> None:
+    photo = PillowImage.fromarray(pattern(64, 80, 3, dtype="uint8", top=255))
+    photo.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[photo.resize((40, 32))])
+    two, one = (struct.pack("<HHLL", 0xB001, 4, 1, count) for count in (2, 1))
+    data = (tmp_path / "a.jpg").read_bytes()
+    assert data.count(two) == 1
+    (tmp_path / "a.jpg").write_bytes(data.replace(two, one))
+    image = read_one(tmp_path / "a.jpg")
+    np.testing.assert_array_equal(image.pixels, shown(jpeg(np.asarray(photo))))
+    assert image.facts.notes == ()
+
+
 def test_a_damaged_index_of_pictures_costs_nothing(tmp_path: Path) -> None:
     photo = PillowImage.fromarray(pattern(64, 80, 3, dtype="uint8", top=255))
     photo.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[photo.resize((40, 32))])
