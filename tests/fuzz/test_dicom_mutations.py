@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import jpeg_ls
 import numpy as np
 import pytest
 from numpy.random import Generator
 from pydicom import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import UID, ComputedRadiographyImageStorage, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from medtl.errors import CODES, LINE_LIMIT, ReadError
@@ -21,6 +23,7 @@ from tests.imaging.conftest import (
     build_mosaic,
     compress_with_jpeg,
     compress_with_lossless_jpeg,
+    encapsulate_frames,
     pattern,
     save,
 )
@@ -71,6 +74,26 @@ def build_frames() -> Dataset:
     return build_enhanced(pattern(4, 16, 12), positions, AXIAL, frame_RescaleSlope=[1, 2, 3, 4])
 
 
+def build_packed_tables() -> Dataset:
+    """Return signed values in the upper bits, with tables of bytes and padding."""
+    table = Dataset()
+    table.LUTDescriptor, table.LUTData, table.ModalityLUTType = [256, 65408, 8], bytes(range(256)), "US"
+    table["LUTDescriptor"].VR, table["LUTData"].VR = "US", "OW"
+    words = (pattern(40, 36, top=255) << 8).astype("int16")
+    dataset = build_dataset(words, ComputedRadiographyImageStorage, BitsStored=8, HighBit=15)
+    dataset.PixelPaddingValue = -100
+    dataset.ModalityLUTSequence = dataset.VOILUTSequence = [table]
+    return dataset
+
+
+def build_compressed_frames() -> Dataset:
+    """Return an enhanced image of four frames in JPEG-LS, each of several fragments."""
+    dataset = build_frames()
+    frames = np.frombuffer(dataset.PixelData, "uint16").reshape(4, 16, 12)
+    streams = [bytes(jpeg_ls.encode_buffer(frame.tobytes(), 16, 12, 1, 12)) for frame in frames]
+    return encapsulate_frames(dataset, encapsulate(streams, fragments_per_frame=3), JPEGLSLossless)
+
+
 KINDS: dict[str, Callable[[], Dataset]] = {
     "uncompressed": build_radiograph,
     "RLE": lambda: build_compressed(RLELossless, "pylibjpeg"),
@@ -81,6 +104,8 @@ KINDS: dict[str, Callable[[], Dataset]] = {
     "tables": build_with_tables,
     "JPEG Lossless": lambda: compress_with_lossless_jpeg(build_radiograph()),
     "enhanced": build_frames,
+    "packed tables": build_packed_tables,
+    "compressed frames": build_compressed_frames,
     "mosaic": lambda: build_mosaic(pattern(7, 8, 6)),
 }
 

@@ -105,12 +105,13 @@ def _opens(data: bytes, start: int) -> bool:
 
 
 def tidied(frame: bytes) -> Iterator[bytes]:
-    """Yield a frame without some of the zeros before its end marker, and without what follows that marker.
+    """Yield a frame with its end marker, and without some of the zeros before it.
 
     Some writers of JPEG-LS put zeros there, which CharLS refuses; the last one may be a part of the image.
     """
-    body = frame[: frame.rfind(JPEG_END)] if JPEG_END in frame else frame
+    ended = JPEG_END in frame
+    body = frame[: frame.rfind(JPEG_END)] if ended else frame
     zeros = len(body) - len(body.rstrip(b"\0"))
-    for count in sorted({1, 2, 3, zeros - 1, zeros}):
-        if 0 < count <= zeros:
+    for count in sorted({0, 1, 2, 3, zeros - 1, zeros}):
+        if int(ended) <= count <= zeros:
             yield body[: len(body) - count] + JPEG_END

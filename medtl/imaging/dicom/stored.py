@@ -1,4 +1,4 @@
-"""PIXEL DATA -> stored values: what the bits of a frame stand for, whoever decodes them."""
+"""PIXEL DATA -> stored values: what the bits of a frame stand for, in any transfer syntax."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -31,8 +31,8 @@ MOST_PRECISION = 24
 
 # How pixel data that no decoder takes are refused.
 UNDECODABLE = ("dicom-pixels", "pixel data that cannot be decoded", "copy or export it again")
-WRONG_TABLE = "its offset table is wrong: its frames are told apart by their fragments"
-ZEROS_AT_END = "zeros before the end of its JPEG-LS codestream were skipped"
+WRONG_TABLE = "its offset table is wrong: fragments show where its frames begin"
+TIDIED = "the end of its JPEG-LS codestream was put right"
 
 
 class Stored(NamedTuple):
@@ -173,14 +173,14 @@ def _decode_tidied(frame: bytes, request: dict, plane: Instance) -> tuple[NDArra
     except FrameRefusedError:
         for attempt in tidied(frame) if plane.transfer_syntax in JPEG_LS else ():
             try:
-                return decode_frame(attempt, request, values), (ZEROS_AT_END,)
+                return decode_frame(attempt, request, values), (TIDIED,)
             except FrameRefusedError:
                 continue
         raise
 
 
 def _request(dataset: Dataset, plane: Instance, stream: Codestream | None, plugin: str) -> dict:
-    """Return what a decoder is told: the codestream's own depth and sign, so that it alters neither."""
+    """Return what a decoder needs: the codestream's own depth and sign, so that it alters neither."""
     rows, columns = plane.stored_shape
     with reporting_malformed(plane.path):
         planar = int(dataset.get("PlanarConfiguration") or 0)
