@@ -33,12 +33,12 @@ CODES: dict[str, str] = {
     "dicom-header": "the DICOM header cannot be parsed, or contradicts itself",
     "dicom-no-image": "the DICOM file holds something other than an image",
     "dicom-localizer": "the DICOM file is a localizer (scout) image",
-    "dicom-transfer-syntax": "the DICOM file does not state its transfer syntax",
+    "dicom-transfer-syntax": "the DICOM file does not state the transfer syntax of its compressed pixels",
     "dicom-undecoded": "medtl does not decode this transfer syntax",
     "dicom-bits": "BitsAllocated, BitsStored and HighBit contradict each other",
     "dicom-photometric": "medtl does not read this photometric interpretation",
     "dicom-multiframe": "the DICOM file holds frames without positions, such as a cine loop",
-    "dicom-mosaic": "a Siemens mosaic does not state how its tiles are arranged",
+    "dicom-mosaic": "a mosaic or grid of slices does not state how its tiles are arranged",
     "dicom-too-large": "the image is larger than the limit",
     "dicom-truncated": "the DICOM file ends before its pixel data does",
     "dicom-pixels": "the pixel data cannot be decoded",
@@ -72,9 +72,10 @@ CODES: dict[str, str] = {
     "raster-not-finite": "some pixel values are NaN or infinite",
     # reading archives of arrays
     "archive-damaged": "the archive is corrupt or incomplete",
+    "archive-packed": "the zip archive is encrypted, nested or packed in a way that medtl does not read",
     "archive-layout": "the archive does not contain MedMNIST's arrays",
     "archive-item": "the archive has no such item",
-    "archive-too-large": "an array is larger than the limit",
+    "archive-too-large": "an array or a packed file is larger than the limit",
     "image-modality": "the file states a modality or body part that the model was not trained on",
     "image-constant": "every pixel has the same value (a warning: the image is scored)",
     "image-raw": "the pixels are raw detector values, for processing (a warning: the image is scored)",
@@ -193,7 +194,12 @@ class MedtlError(Exception):
 
 
 class ReadError(MedtlError):
-    """A file or series cannot be read exactly, so it is not read at all."""
+    """A file or series cannot be read exactly, so it is not read at all.
+
+    kind: what the file is instead of an image that medtl reads, in a word or two; "" where that is not known.
+    """
+
+    kind: str = ""
 
 
 class LabelError(MedtlError):

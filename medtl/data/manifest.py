@@ -16,6 +16,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from medtl.core.progress import SILENT, Watcher
 from medtl.data.dataset_file import is_dataset, load_dataset
 from medtl.data.labels import (
     PATIENT_NAMES,
@@ -45,7 +46,13 @@ Located = tuple[Row, Sample]  # a row whose series was found
 RowError = tuple[int, str]  # the number of the row, and one phrase
 
 
-def load_manifest(data: Path, labels: Path | None, config: TaskConfig, reading: Reading = EXACT) -> Manifest:
+def load_manifest(
+    data: Path,
+    labels: Path | None,
+    config: TaskConfig,
+    reading: Reading = EXACT,
+    watcher: Watcher = SILENT,
+) -> Manifest:
     """Read the samples of a folder, file or archive, from a label table or from the archive itself.
 
     Without `labels` the folder's labels.csv is used, or the labels inside a MedMNIST archive; a prepared
@@ -67,7 +74,8 @@ def load_manifest(data: Path, labels: Path | None, config: TaskConfig, reading: 
     table = load_table(labels, config.encoding)
     columns = assign_columns(table, config)
     table = in_one_form(table, columns.locator, config.classes or ())
-    return _manifest_of_table(Source(table, columns, config, Folder(data, scan(data, reading=reading))))
+    folder = Folder(data, scan(data, reading=reading, watcher=watcher))
+    return _manifest_of_table(Source(table, columns, config, folder))
 
 
 def targets(task: Task, samples: Sequence[Sample]) -> NDArray:

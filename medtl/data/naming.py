@@ -8,10 +8,12 @@ import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 from medtl.core.ids import hash_identifier
 from medtl.errors import ReadError
+from medtl.imaging.containers import exists
 from medtl.imaging.series import Scan, Series
 
 
@@ -104,12 +106,12 @@ class Folder:
         try:
             name, item = self._split(cell)
             path = self._path_of(name)
-            exists, inside = path.exists(), path.resolve().is_relative_to(self.resolved_root)
+            there, inside = exists(path), path.resolve().is_relative_to(self.resolved_root)
         except (OSError, RuntimeError, ValueError) as error:
             raise NoSeriesError(f"{cell} is not a usable path") from error
         if not inside:
             raise NoSeriesError(f"{cell} leads out of the folder")
-        if not exists:
+        if not there:
             near = self.by_last_part.get(name.replace("\\", "/").rsplit("/", 1)[-1].casefold())
             raise NoSeriesError(f"{name} does not exist" + (f" (did you mean {near}?)" if near else ""))
         return self._find_existing(path, name) if item is None else self._find_item(path, name, item)
@@ -132,7 +134,7 @@ class Folder:
     def _split(self, cell: str) -> tuple[str, str | None]:
         """Part a path from the item after its last "#", unless that is in the name of a file."""
         name, mark, item = cell.rpartition("#")
-        return (name, item) if mark and not self._path_of(cell).exists() else (cell, None)
+        return (name, item) if mark and not exists(self._path_of(cell)) else (cell, None)
 
     def _path_of(self, cell: str) -> Path:
         """Return the path that a cell means; a table from another system may have backslashes.
@@ -143,7 +145,7 @@ class Folder:
         spellings = (cell, slashes, *(unicodedata.normalize(form, slashes) for form in ("NFC", "NFD")))
         for spelling in dict.fromkeys(spellings):
             path = Path(os.path.normpath(self.root / spelling))
-            if path.exists():
+            if exists(path):
                 break
         return path
 
@@ -172,7 +174,15 @@ class Folder:
     def _name_of(self, path: Path) -> str:
         """Return the name by which the scan knows a path that may lead through links."""
         names = relative_name(path, self.root), relative_name(path.resolve(), self.resolved_root)
-        return next((name for name in names if name in self.by_file or name in self.by_folder), names[0])
+        known = next((name for name in names if name in self.by_file or name in self.by_folder), None)
+        return known or self._by_target.get(path.resolve(), names[0])
+
+    @cached_property
+    def _by_target(self) -> dict[Path, str]:
+        """The names of files, and of their folders, by the places to which links lead."""
+        files = [file for series in self.scanned.series for file in series.files]
+        places = [place for file in files for place in (file, file.parent)]
+        return {place.resolve(): relative_name(place, self.root) for place in dict.fromkeys(places)}
 
     def _one_of_file(self, name: str, cell: str) -> Series:
         found = self._only(self.by_file[name], cell)

@@ -31,6 +31,7 @@ from medtl.core.staging import StagingFolder, journal_line, remove_folder
 from medtl.data.dataset_file import DATASET_FILE, check_preprocessing, dataset_of, read_record
 from medtl.data.task import Manifest, Sample
 from medtl.errors import LabelError, OutputError, ReadError
+from medtl.imaging.containers import status_of
 from medtl.imaging.image import ImageWarning, find_warning
 from medtl.imaging.preprocessing import PreprocessingConfig, prepare_image
 from medtl.imaging.reader import read_series
@@ -260,7 +261,7 @@ class Job:
             facts = []
             for path in sample.series.files:
                 try:
-                    status = path.stat()
+                    status = status_of(path)
                     facts.append((str(path.resolve()), status.st_size, status.st_mtime_ns))
                 except OSError:  # it is refused later
                     facts.append((str(path), -1, -1))

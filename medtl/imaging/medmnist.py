@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtl.errors import ReadError
+from medtl.imaging.containers import ZIP_MAGIC, holds
 from medtl.imaging.image import Image, ImageFacts
 from medtl.imaging.series import EXACT, Kind, Reading, Scan, Series, scan_each
 
@@ -24,7 +25,6 @@ NAME, TITLE = "medmnist", "MedMNIST"
 KIND: Kind = "item"
 SUFFIXES: tuple[str, ...] = (".npz",)
 
-ZIP_MAGIC = b"PK\x03\x04"
 PARTS = ("train", "val", "test")
 # Bytes of one array, decompressed. Checked by its header, before it is decompressed.
 MOST_BYTES = 2**31
@@ -41,13 +41,7 @@ Shape = tuple[int, ...]
 
 def recognises(path: Path, head: bytes) -> bool:
     """Look for a zip archive that lists an array of images."""
-    if not head.startswith(ZIP_MAGIC):
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(f"{part}_images.npy" in archive.namelist() for part in PARTS)
-    except (zipfile.BadZipFile, ValueError, EOFError):
-        return False
+    return head.startswith(ZIP_MAGIC) and holds(path, [f"{part}_images.npy" for part in PARTS])
 
 
 def scan(files: Sequence[Path], workers: int | None = None, reading: Reading = EXACT) -> Scan:

@@ -4,31 +4,32 @@ Formats are recognised by content, never by extension. To add one, write a modul
 names, and add it to FORMATS.
 """
 
-import logging
-import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from medtl.core.progress import SILENT, Watcher
 from medtl.errors import ReadError
 from medtl.imaging import dicom, medmnist, nifti, raster
+from medtl.imaging.containers import UNPACK, ZIP_MAGIC, list_members, open_file, other_kind
 from medtl.imaging.image import Image
+from medtl.imaging.incomplete import DAMAGE_CODES, refuse_incomplete
+from medtl.imaging.listing import Listing
+from medtl.imaging.other_content import TEXT, UNKNOWN, ZEROS, Content, describe
 from medtl.imaging.series import (
     EXACT,
     HEAD_BYTES,
-    SLICED_MODALITIES,
     Kind,
     Reading,
     Scan,
     Series,
     read_headers,
     unreadable,
+    watching,
 )
-
-log = logging.getLogger(__name__)
 
 # Objects that are normal beside images in a folder: skipped, and refused only where the user names the file.
 COMPANY_CODES = frozenset({"dicom-no-image", "dicom-localizer"})
@@ -42,24 +43,12 @@ SKIPPED_NAMES = {
     "file-unknown": "files of other formats",
     "file-unreadable": "files that cannot be read",
 }
+# Refusals of an archive that may hold images: never only counted.
+ARCHIVE_CODES = frozenset({"archive-damaged", "archive-packed", "archive-too-large"})
+ZIP = "zip"
 
-# Refusals of a file that may have been a slice of the series beside it.
-DAMAGE_CODES = frozenset(
-    {"dicom-header", "dicom-transfer-syntax", "dicom-truncated"}
-    | {"file-empty", "file-unknown", "file-unreadable"}
-)
-
-# How content that medtl does not read begins.
-OTHER_CONTENT = {
-    (b"version https://git-lfs",): "a Git LFS pointer",
-    (b"<!doctype", b"<html"): "an HTML page",
-    (b"<?xml",): "XML",
-    (b"\x1f\x8b",): "damaged gzip, or gzip of something else",
-    (b"pk\x03\x04",): "a zip archive of something else",
-    (b"%pdf",): "a PDF",
-    (b"\x7felf", b"mz"): "a program",
-    (b"gif8",): "GIF",
-}
+# Kinds of skipped files that a line names before it counts the others.
+MOST_KINDS = 3
 
 
 class Format(Protocol):
@@ -116,39 +105,39 @@ def read_images(
 
 
 def scan(
-    source: str | Path | Sequence[str | Path], *, workers: int | None = None, reading: Reading = EXACT
+    source: str | Path | Sequence[str | Path],
+    *,
+    workers: int | None = None,
+    reading: Reading = EXACT,
+    watcher: Watcher = SILENT,
 ) -> Scan:
     """List the series in a file, a folder or a list of them, by reading headers only.
 
-    The result is sorted by path. Hidden files in folders, and links that lead out of the folder, are skipped.
-    workers: 1 stays in this process, more are so many child processes; by default children start where a
-    folder proves large. Raises ReadError file-missing for an absent path, folder-empty where there is nothing
-    to read; TrainingError worker-lost. reading: what a recipe asks of readers, PreprocessingConfig.reading.
+    The result is sorted by path. A zip archive is a folder. Hidden files in folders are skipped, and links
+    that lead out of the folder. workers: 1 stays in this process, more are so many child processes; by
+    default children start where a folder proves large. reading: what a recipe asks of readers,
+    PreprocessingConfig.reading. Raises ReadError file-missing for an absent path, folder-empty where there is
+    nothing to read; TrainingError worker-lost.
     """
     roots = [Path(source)] if isinstance(source, str | Path) else [Path(path) for path in source]
-    refusals: list[ReadError] = []
-    files, named = _list_files(roots, refusals)
-    owned, unclaimed = read_headers(_owner, files, workers=1)
-    claimed = {name: [path for owner, path in owned if owner == name] for name in FORMATS}
-    refused, left_out = _skip_others(unclaimed, named, [path for _, path in owned])
-    refusals += refused
-    series: list[Series] = []
-    for part in (FORMATS[name].scan(paths, workers, reading) for name, paths in claimed.items() if paths):
-        company = [one.company for one in part.series if one.company and one.path not in named]
-        kept = [one for one in part.series if not one.company or one.path in named]
-        series += [replace(one, reading=reading) for one in kept]
-        left_out.update(part.left_out)
-        left_out.update(company)
-        for error in part.refusals:
-            if error.code in COMPANY_CODES and Path(error.where) not in named:
-                left_out[SKIPPED_NAMES[error.code]] += 1
-            else:
-                refusals.append(error)
+    listing = Listing(roots)
+    with watching(watcher, "looking at files", len(listing.files)):
+        claimed, unclaimed = _claim(listing.files)
+    others, left_out = _sort_out(unclaimed, listing.named, claimed)
+    left_out.update(listing.left_out)
+    held = {name: paths for name, paths in claimed.items() if paths}
+    with watching(watcher, "reading headers", sum(map(len, held.values()))):
+        parts = {name: FORMATS[name].scan(paths, workers, reading) for name, paths in held.items()}
+    found, refused = _gather(parts.values(), listing.named, left_out)
+    series = [replace(one, reading=reading) for one in found]
+    refusals = [*listing.refusals, *others, *refused]
     if not series and not refusals:
-        reason = f"holds no readable image ({left_out.total()} other files)"
-        where = roots[0] if roots else ""
-        raise ReadError("folder-empty", reason, where=where, fix="name a folder of DICOM, NIfTI, PNG or JPEG")
-    series, refusals = _refuse_incomplete(series, refusals)
+        raise _nothing_in(roots, left_out, unclaimed)
+    planes = parts.get(dicom.NAME, Scan((), ()))
+    damaged = _list_damaged(others, claimed[dicom.NAME])
+    damaged += [error for error in planes.refusals if error.code in DAMAGE_CODES]
+    folders = {path.parent for path in claimed[dicom.NAME]}
+    series, refusals = refuse_incomplete(series, refusals, damaged, planes.owners, folders)
     return Scan(
         tuple(sorted(series, key=lambda one: one.path.parts)),
         tuple(sorted(refusals, key=lambda error: Path(error.where).parts)),
@@ -171,32 +160,50 @@ def read_series(series: Series) -> Image:
         raise error.with_traceback(None)  # noqa: B904
 
 
-def _list_files(roots: Iterable[Path], refusals: list[ReadError]) -> tuple[list[Path], set[Path]]:
-    """Return all files, sorted and without repeats, and those among them that the user named one by one."""
-    files: set[Path] = set()
-    named: set[Path] = set()
-    for root in roots:
-        if root.is_dir():
-            files.update(_walk(root, refusals))
-        elif root.exists():
-            named.add(root)
-        else:
-            raise ReadError("file-missing", "does not exist", where=root, fix="check the path")
-    return sorted(files | named, key=lambda path: path.parts), named
+def _claim(files: Sequence[Path]) -> tuple[dict[str, list[Path]], list[ReadError]]:
+    """Return the files of each format, those in zip archives included, and refusals of what is in none."""
+    owned, unclaimed = read_headers(_owner, files, workers=1)
+    claimed: dict[str, list[Path]] = {name: [] for name in (*FORMATS, ZIP)}
+    for name, path in owned:
+        claimed[name].append(path)
+    for archive in claimed.pop(ZIP):
+        try:
+            members, others = _claim_members(archive)
+        except ReadError as error:
+            members, others = [], [error]
+        claimed[dicom.NAME] += members
+        unclaimed += others
+    return claimed, unclaimed
 
 
-def _walk(root: Path, refusals: list[ReadError]) -> Iterator[Path]:
-    def refuse(error: OSError) -> None:
-        refusals.append(unreadable(Path(error.filename or root), error))
+def _claim_members(archive: Path) -> tuple[list[Path], list[ReadError]]:
+    """Return the DICOM files in a zip archive, and refusals of its other files.
 
-    bounds = root.resolve()
-    for folder, folders, names in os.walk(root, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (Path(folder, name) for name in names if not name.startswith(".")):
-            if path.is_symlink() and not (path.exists() and path.resolve().is_relative_to(bounds)):
-                log.warning("skipped a link that leads nowhere or out of the folder: %s", path)
-            else:
-                yield path
+    An archive without any is refused as a whole. Raises ReadError archive-*.
+    """
+    kind = other_kind(archive)
+    if kind:
+        raise _other(archive, Content(kind))
+    members, others = read_headers(_checked_member, list_members(archive), workers=1)
+    if members or any(error.code in ARCHIVE_CODES for error in others):
+        return members, others
+    names = [Path(error.where).name.lower() for error in others]
+    images = Counter(suffix for name in names for suffix in _image_suffixes() if name.endswith(suffix))
+    if not images:
+        raise _other(archive, Content("a zip archive without images"))
+    reason = f"holds {images.most_common(1)[0][0]} files, and only DICOM is read from a zip archive"
+    raise ReadError("archive-packed", reason, where=archive, fix=UNPACK)
+
+
+def _checked_member(path: Path) -> Path:
+    """Return a member that is DICOM. Raises ReadError for another."""
+    head = _head(path)
+    if head.startswith(ZIP_MAGIC) or path.name.lower().endswith(".zip"):
+        reason, fix = "is an archive inside an archive", "unpack the outer one, and name the folder"
+        raise ReadError("archive-packed", reason, where=path, fix=fix)
+    if not dicom.recognises(path, head):
+        raise _unknown(path, head)
+    return path
 
 
 def _owner(path: Path) -> tuple[str, Path]:
@@ -204,67 +211,127 @@ def _owner(path: Path) -> tuple[str, Path]:
     if not stat.S_ISREG(path.stat().st_mode):
         # Opening a pipe or a device could block for ever.
         raise ReadError("file-unknown", "is a pipe, socket or device", where=path, fix="remove it")
-    with path.open("rb") as file:
-        head = file.read(HEAD_BYTES)
-    if not head:
-        raise ReadError("file-empty", "has no bytes", where=path, fix="copy it again from its source")
+    head = _head(path)
     for name, one in FORMATS.items():
         if one.recognises(path, head):
             return name, path
+    if head.startswith(ZIP_MAGIC):
+        return ZIP, path
     raise _unknown(path, head)
 
 
+def _head(path: Path) -> bytes:
+    with open_file(path) as file:
+        head = file.read(HEAD_BYTES)
+    if not head:
+        raise ReadError("file-empty", "has no bytes", where=path, fix="copy it again from its source")
+    return head
+
+
 def _unknown(path: Path, head: bytes) -> ReadError:
-    start = head.lstrip().lower()
-    known = (name for magics, name in OTHER_CONTENT.items() if start.startswith(magics))
+    """Return the refusal of content that no format recognises."""
+    content = describe(path, head)
+    if content not in (TEXT, UNKNOWN):
+        return _other(path, content)
     *others, last = (one.TITLE for one in FORMATS.values())
-    reason = f"is {next(known, 'unknown content')}, not a {', '.join(others)} or {last} image"
-    fix = "run `git lfs pull`" if head.startswith(b"version https://git-lfs") else "replace or remove it"
-    return ReadError("file-unknown", reason, where=path, fix=fix)
+    reason = f"is {content.kind}, not a {', '.join(others)} or {last} image"
+    return ReadError("file-unknown", reason, where=path, fix=content.fix)
 
 
-def _skip_others(
-    unclaimed: Sequence[ReadError], named: set[Path], images: Sequence[Path]
+def _other(path: Path, content: Content) -> ReadError:
+    error = ReadError("file-unknown", f"is {content.kind}, which is not read", where=path, fix=content.fix)
+    error.kind = content.kind
+    return error
+
+
+def _image_suffixes() -> tuple[str, ...]:
+    return tuple(suffix for one in FORMATS.values() for suffix in one.SUFFIXES)
+
+
+def _sort_out(
+    unclaimed: Sequence[ReadError], named: Set[Path], claimed: Mapping[str, Sequence[Path]]
 ) -> tuple[list[ReadError], Counter[str]]:
     """Return refusals of what is meant to be an image, and count the files that just lie beside images."""
-    suffixes = tuple(suffix for one in FORMATS.values() for suffix in one.SUFFIXES)
-    # An empty file that is named like the images in its folder is taken for one of them.
-    like_images = {(path.parent, path.suffix) for path in images}
+    suffixes = _image_suffixes()
+    # A file without content that is named like the images in its folder is taken for one of them.
+    like_images = _namings(path for paths in claimed.values() for path in paths)
     refused, skipped = [], Counter[str]()
     for error in unclaimed:
         path = Path(error.where)
-        empty_image = error.code == "file-empty" and (path.parent, path.suffix) in like_images
-        if path in named or path.name.lower().endswith(suffixes) or empty_image:
+        meant = path.name.lower().endswith(suffixes) or (_is_blank(error) and _naming(path) in like_images)
+        if path in named or meant or error.code in ARCHIVE_CODES:
             refused.append(error)
         else:
-            suffix = f" ({path.suffix.lower()})" if error.code == "file-unknown" and path.suffix else ""
-            skipped[SKIPPED_NAMES[error.code] + suffix] += 1
+            skipped[_skipped_name(error)] += 1
     return refused, skipped
 
 
-def _refuse_incomplete(
-    series: Sequence[Series], refusals: Sequence[ReadError]
+def _gather(
+    parts: Iterable[Scan], named: Set[Path], left_out: Counter[str]
 ) -> tuple[list[Series], list[ReadError]]:
-    """Refuse sliced series that have a damaged file beside them: it may have been one of their slices.
-
-    The refusal of the file then becomes the refusal of the series, so that each study is reported once.
-    """
-    damage = {Path(error.where).parent: error for error in reversed(refusals) if _may_be_slice(error)}
-    sliced = [one for one in series if one.modality in SLICED_MODALITIES]
-    homes = {one.path: {path.parent for path in one.files} for one in sliced}
-    for where in (Path(error.where) for error in refusals if error.code.startswith("series-")):
-        homes[where] = {where if where.is_dir() else where.parent}
-    torn = {path: damage[min(own & damage.keys())] for path, own in homes.items() if own & damage.keys()}
-    explained = {Path(error.where).parent for error in torn.values()}
-    left = [one for one in refusals if not (_may_be_slice(one) and Path(one.where).parent in explained)]
-    left = [one for one in left if Path(one.where) not in torn]
-    for path, error in torn.items():
-        reason = f"a slice may be missing: {Path(error.where).name} {error.reason}"
-        left.append(ReadError(error.code, reason, where=path, fix=error.fix))
-    return [one for one in series if one.path not in torn], left
+    """Return what the formats list and refuse; count in left_out what just accompanies images."""
+    series, refused = [], []
+    for part in parts:
+        left_out.update(part.left_out)
+        for one in part.series:
+            if one.company and one.path not in named:
+                left_out[one.company] += 1
+            else:
+                series.append(one)
+        for error in part.refusals:
+            if error.code in COMPANY_CODES and Path(error.where) not in named:
+                left_out[_skipped_name(error)] += 1
+            else:
+                refused.append(error)
+    return series, refused
 
 
-def _may_be_slice(error: ReadError) -> bool:
-    path = Path(error.where)
-    others = tuple(suffix for one in FORMATS.values() if one is not dicom for suffix in one.SUFFIXES)
-    return error.code in DAMAGE_CODES and not (path.is_dir() or path.name.lower().endswith(others))
+def _list_damaged(others: Sequence[ReadError], dicom_files: Sequence[Path]) -> list[ReadError]:
+    """Return refusals that may be of slices: named as DICOM, or without content and named like that."""
+    like_slices = _namings(dicom_files)
+    return [
+        error
+        for error in others
+        if error.code in DAMAGE_CODES
+        and (
+            error.where.lower().endswith(dicom.SUFFIXES)
+            or (_is_blank(error) and _naming(Path(error.where)) in like_slices)
+        )
+    ]
+
+
+def _is_blank(error: ReadError) -> bool:
+    return error.code in ("archive-damaged", "file-empty", "file-unreadable") or error.kind == ZEROS.kind
+
+
+def _namings(paths: Iterable[Path]) -> set[tuple[Path, str]]:
+    return set(map(_naming, paths))
+
+
+def _naming(path: Path) -> tuple[Path, str]:
+    return path.parent, path.suffix
+
+
+def _skipped_name(error: ReadError) -> str:
+    suffix = Path(error.where).suffix.lower() if error.code == "file-unknown" else ""
+    kind = error.kind or suffix
+    return SKIPPED_NAMES[error.code] + (f" ({kind})" if kind else "")
+
+
+def _nothing_in(roots: Sequence[Path], left_out: Counter[str], unclaimed: Sequence[ReadError]) -> ReadError:
+    """Return the error that says what a folder without images holds instead."""
+    most = left_out.most_common(MOST_KINDS)
+    named = [f"{_short(name)}: {count}" for name, count in most]
+    rest = left_out.total() - sum(count for _, count in most)
+    held = ", ".join([*named, *([f"others: {rest}"] if rest else [])]) or "no file"
+    fixes = {error.fix for error in unclaimed if error.kind}
+    fix = fixes.pop() if len(fixes) == 1 else "name a folder of DICOM, NIfTI, PNG or JPEG"
+    where = roots[0] if roots else ""
+    return ReadError("folder-empty", f"holds no readable image ({held})", where=where, fix=fix)
+
+
+def _short(skipped_name: str) -> str:
+    """Return the kind in the name of skipped files, where it has one: "GIF", "DICOM Basic Text SR"."""
+    kind = skipped_name.removeprefix(f"{SKIPPED_NAMES['file-unknown']} (")
+    kind = kind.replace(f"{SKIPPED_NAMES['dicom-no-image']} (", "DICOM ")
+    return kind if kind == skipped_name else kind.removesuffix(")")

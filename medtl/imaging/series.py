@@ -1,6 +1,8 @@
 """Series: the units that are read, labelled and scored, as the headers of their files describe them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from medtl.core.parallel import work_in_order
+from medtl.core.progress import Watcher
 from medtl.errors import ReadError
 
 # Enough for the magic numbers of every format and the first elements of a DICOM file without preamble.
@@ -26,6 +29,9 @@ CHUNK_FILES = 64
 ALONE_SECONDS = 0.5
 
 Kind = Literal["image", "volume", "item"]
+
+# The keys of patient, study and series; one without a UID is known by its folder.
+SeriesId = tuple[str, str, str]
 Header = TypeVar("Header")
 
 
@@ -69,6 +75,11 @@ class Series:
     company: str = ""
 
     @property
+    def identity(self) -> SeriesId:
+        """Which series of slices this is, or is a part of."""
+        return self.patient_key, self.study_key, self.series_key or str(self.files[0].parent)
+
+    @property
     def source(self) -> str:
         """The path, with the item behind it where it has one: "archive.npz#train/17"."""
         return f"{self.path}#{self.item}" if self.item else str(self.path)
@@ -76,11 +87,15 @@ class Series:
 
 @dataclass(frozen=True)
 class Scan:
-    """What a folder holds: series to read, refusals, and how many files were skipped, by reason."""
+    """What a folder holds: series to read, refusals, and how many files were skipped, by reason.
+
+    owners: the series that a refused file or series is, by the refusal's `where`; for the reader alone.
+    """
 
     series: tuple[Series, ...]
     refusals: tuple[ReadError, ...]
     left_out: Mapping[str, int] = field(default_factory=dict)
+    owners: Mapping[str, SeriesId] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def skipped(self) -> int:
@@ -94,6 +109,30 @@ def unreadable(path: Path, error: OSError) -> ReadError:
         return ReadError("file-missing", "does not exist any more", where=path, fix="check the path")
     reason = (error.strerror or type(error).__name__).lower()
     return ReadError("file-unreadable", f"cannot be read: {reason}", where=path, fix="check its permissions")
+
+
+def _ignore(count: int) -> None:
+    pass
+
+
+_report: ContextVar[Callable[[int], None]] = ContextVar("_report", default=_ignore)
+
+
+@contextmanager
+def watching(watcher: Watcher, what: str, total: int) -> Iterator[None]:
+    """Show the watcher how many of the files read_headers has read in this block."""
+    done = 0
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        watcher.progress(what, done, total)
+
+    token = _report.set(report)
+    try:
+        yield
+    finally:
+        _report.reset(token)
 
 
 def scan_each(
@@ -118,6 +157,7 @@ def read_headers(
     for results in work_in_order(partial(_read_chunk, read_one), chunks, workers, ALONE_SECONDS):
         for result in results:
             refusals.append(result) if isinstance(result, ReadError) else headers.append(result)
+        _report.get()(len(results))
     return headers, refusals
 
 

@@ -18,7 +18,8 @@ from medtl.core.journal import Journal, JournalEntry, journal_damaged
 from medtl.core.parallel import work_in_order
 from medtl.core.progress import SILENT, StoppedError, Watcher, never, stopped
 from medtl.data.naming import check_names, sample_key, source_name
-from medtl.errors import CheckpointError, TrainingError
+from medtl.errors import CheckpointError, ReadError, TrainingError
+from medtl.imaging.containers import read_bytes, status_of
 from medtl.imaging.series import Scan, Series
 from medtl.inference.ensemble import Ensemble, predict_batch
 from medtl.inference.on_ray import Job, work_on_ray
@@ -53,7 +54,7 @@ def list_units(scan: Scan, root: Path) -> Iterator[Unit]:
 def stamp_of(series: Series) -> str:
     """Return a key of the sizes and times of a series' files; "" if one is gone."""
     try:
-        found = [path.stat() for path in series.files]
+        found = [status_of(path) for path in series.files]
     except OSError:
         return ""
     # A program that restores the modification time still changes st_ctime.
@@ -161,8 +162,8 @@ class Scoring:
         digest = hashlib.sha256()  # as reading a series computes it
         try:
             for path in unit.series.files:
-                digest.update(path.read_bytes())
-        except OSError:
+                digest.update(read_bytes(path))
+        except (OSError, ReadError):
             return False
         if entry.content != digest.hexdigest():
             return False

@@ -84,7 +84,7 @@ def evaluate(
     shares = _prevalence(prevalence or {}, task)
     thresholds = _thresholds(checkpoint, run, rule)
     table, reading = Path(labels) if labels else None, checkpoint.preprocessing.reading
-    manifest = load_manifest(data, table, task_config(run, task), reading)
+    manifest = load_manifest(data, table, task_config(run, task), reading, watcher)
     prepared = prepare_samples(
         manifest.samples,
         checkpoint.preprocessing,

@@ -90,7 +90,7 @@ def explain_folder(
         check_method(method, checkpoint.classifier)
     rows: list[ExplainedRow] = []
     cases: list[Case] = []
-    found = scan(folder, reading=checkpoint.preprocessing.reading)
+    found = scan(folder, reading=checkpoint.preprocessing.reading, watcher=watcher)
     total = len(found.series) + len(found.refusals)
     for done, scored in enumerate(score_series(checkpoint, found, folder, batch_size=1), start=1):
         rows += _explain_study(checkpoint, scored, shown, out)

@@ -113,7 +113,7 @@ def inspect_folder(
     120
     """
     folder = Path(folder)
-    found = scan(folder)
+    found = scan(folder, watcher=watcher)
     refused = [_issue(refused_name(error, folder), error) for error in found.refusals]
     picker = TilePicker(len(found.series))
     inspected: list[tuple[str, Inspection]] = []

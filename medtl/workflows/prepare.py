@@ -56,7 +56,7 @@ def prepare(
         raise ConfigError("dataset-recipe", reason, where=data, fix=fix)
     table = Path(labels) if labels else data / LABELS_FILE
     labels = table if labels or table.is_file() else None
-    manifest = load_manifest(data, labels, config.task, config.preprocessing.reading)
+    manifest = load_manifest(data, labels, config.task, config.preprocessing.reading, watcher)
     note_all(watcher, manifest.notes)
     decoded = 0
 

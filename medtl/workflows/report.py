@@ -103,7 +103,7 @@ def report_folder(
     if out.resolve() == run.resolve():
         reason, fix = "is the run itself", "choose a folder elsewhere"
         raise OutputError("output-unwritable", reason, where=out, fix=fix)
-    found = scan(folder, reading=checkpoint.preprocessing.reading)
+    found = scan(folder, reading=checkpoint.preprocessing.reading, watcher=watcher)
     named = {} if labels is None else _read_labels(folder, Path(labels), run, checkpoint)
     job = _Job(checkpoint, methods, named, 0 if audit else check_images, with_identifiers)
     findings = _findings(job, found, folder, checks, watcher)
@@ -270,7 +270,7 @@ def report_training(
         predictions = read_predictions(run / FILE, checkpoint.task)
         wrong = find_wrong(predictions, checkpoint.task, checkpoint.header.thresholds or ())[:WRONG_SHOWN]
         if data is not None:
-            found = scan(Path(data), reading=checkpoint.preprocessing.reading)
+            found = scan(Path(data), reading=checkpoint.preprocessing.reading, watcher=watcher)
             wrong = list(_with_images(wrong, found, Path(data), watcher))
     evaluation = metrics.get("split", {}).get("val", {})
     seconds = metrics.get("seconds", {}).get("total")

@@ -78,7 +78,7 @@ class Run(os.PathLike[str]):
 
         root = Path(images)
         checkpoint = self.checkpoint.for_any_modality() if any_modality else self.checkpoint
-        found = scan(root, reading=checkpoint.preprocessing.reading)
+        found = scan(root, reading=checkpoint.preprocessing.reading, watcher=watcher)
         rows: list[Prediction] = []
         root = root if root.is_dir() else root.parent
         for scored in score_series(checkpoint, found, root, keep_images=False):

@@ -12,6 +12,7 @@ from medtl.core.files import PathLike, read_json
 from medtl.core.journal import open_journal
 from medtl.core.progress import SILENT, Watcher, never
 from medtl.errors import ReadError
+from medtl.imaging.containers import status_of
 from medtl.imaging.reader import scan
 from medtl.imaging.series import Scan
 from medtl.inference.ensemble import Ensemble, make_ensemble
@@ -65,7 +66,7 @@ def score_folder(
     ensemble = choose_engine(make_ensemble(checkpoints, flips=tta), engine, precision, watcher)
     if watch and not folder.is_dir():
         raise ReadError("file-missing", "is no folder to watch", where=folder, fix="check the path")
-    found = None if watch else scan(folder, reading=ensemble.reading)
+    found = None if watch else scan(folder, reading=ensemble.reading, watcher=watcher)
     with open_journal(out) as journal:  # held until on_row has seen all: no other process changes it before
         _note_other_rows(out, ensemble, folder, watcher)
         scoring = Scoring(ensemble, folder, journal, formats, workers, cluster, watcher, stop)
@@ -131,7 +132,7 @@ def _at_rest(scoring: Scoring, settle: float) -> tuple[Scan, bool]:
 def _rests(paths: Iterable[Path], settle: float) -> bool:
     """Return whether paths exist and were left alone: copying may set a file's time, not its inode's."""
     try:
-        return time.time() - max(path.stat().st_ctime for path in paths) >= settle
+        return time.time() - max(status_of(path).st_ctime for path in paths) >= settle
     except OSError:
         return False
 

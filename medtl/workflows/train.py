@@ -164,7 +164,7 @@ def _follow_run(job: TrainJob, data: Path, labels: Path | None) -> None:
 
 def open_data(data: Path, labels: Path | None, config: RunConfig, watcher: Watcher) -> OpenedData:
     """Read, prepare and split a labelled folder. Raises MedtlError."""
-    manifest = load_manifest(data, labels, config.task, config.preprocessing.reading)
+    manifest = load_manifest(data, labels, config.task, config.preprocessing.reading, watcher)
     # An impossible split is refused before hours of reading.
     split_samples(manifest.samples, manifest.task, config.split)
     note_all(watcher, manifest.notes)

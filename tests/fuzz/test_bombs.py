@@ -299,6 +299,47 @@ def npz(shape: tuple[int, ...], mebibytes: int = 0) -> bytes:
     return buffer.getvalue()
 
 
+def zipped_zeros(mebibytes: int, declared: int) -> bytes:
+    """Return a zip archive whose one member, a radiograph with zeros behind it, announces a size."""
+    buffer = BytesIO()
+    radiograph().save_as(buffer, enforce_file_format=True)
+    packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+    body = packer.compress(buffer.getvalue()) + packer.flush(zlib.Z_FULL_FLUSH)
+    body += deflated_zeros(mebibytes) + b"\x03\0"
+    facts = struct.pack("<3L2H", 0, len(body), declared, 5, 0)
+    local = b"PK\3\4" + struct.pack("<5H", 20, 0, 8, 0, 0) + facts + b"a.dcm"
+    listed = b"PK\1\2" + struct.pack("<6H", 20, 20, 0, 8, 0, 0) + facts + bytes(14) + b"a.dcm"
+    end = b"PK\5\6" + struct.pack("<4H2LH", 0, 0, 1, 1, len(listed), len(local) + len(body), 0)
+    return local + body + listed + end
+
+
+def overlapping(count: int) -> bytes:
+    """Return a zip archive whose many members are one and the same compressed megabytes."""
+    content = zipped_zeros(100, 100 * 2**20)
+    start, end = content.rindex(b"PK\1\2"), content.rindex(b"PK\5\6")
+    listed = content[start:end]
+    members = b"".join(listed[:-5] + f"{number:05d}".encode() for number in range(count))
+    end = struct.pack("<4H2LH", 0, 0, count, count, len(members), start, 0)
+    return content[:start] + members + b"PK\5\6" + end
+
+
+def long_list(mebibytes: int) -> bytes:
+    """Return a zip archive of very many empty members."""
+    listed = b"PK\1\2" + bytes(42)
+    members = listed * (mebibytes * 2**20 // len(listed))
+    end = struct.pack("<4H2LH", 0, 0, 65535, 65535, len(members), 30, 0)
+    return b"PK\3\4" + bytes(26) + members + b"PK\5\6" + end
+
+
+def gzip_dicom(mebibytes: int) -> bytes:
+    """Return a gzip stream of a radiograph with zeros behind it."""
+    buffer = BytesIO()
+    radiograph().save_as(buffer, enforce_file_format=True)
+    packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+    head = packer.compress(buffer.getvalue()) + packer.flush(zlib.Z_FULL_FLUSH)
+    return b"\x1f\x8b\x08\0\0\0\0\0\0\x03" + head + deflated_zeros(mebibytes) + b"\x03\0" + bytes(8)
+
+
 def blank_tiff(side: int, data: bytes = b"", tile: int = 0) -> bytes:
     """Return a grey TIFF of any announced size, whose one strip or tile is deflated."""
     shape = {322: tile, 323: tile} if tile else {278: side}
@@ -400,6 +441,12 @@ OTHERS: dict[str, tuple[str, Callable[[], bytes], str]] = {
         lambda: gzip_nifti((64, 64, 128, 3072), "int16", 3072),
         "nifti-too-large",
     ),
+    "gzip of DICOM with 4 GiB": ("a.dcm.gz", lambda: gzip_dicom(4096), "archive-too-large"),
+    "zip that announces 2 GiB": ("a.zip", lambda: zipped_zeros(2048, 2**31), "archive-too-large"),
+    "zip that hides 2 GiB": ("a.zip", lambda: zipped_zeros(2048, 10_000), "archive-damaged"),
+    "zip of 60,000 overlapping members": ("a.zip", lambda: overlapping(60_000), "archive-packed"),
+    "zip with a list of 100 MiB": ("a.zip", lambda: long_list(100), "archive-too-large"),
+    "zip with a list of 8 MiB": ("a.zip", lambda: long_list(8), "file-unknown"),
     "NIfTI of 32767 cubed": (
         "a.nii.gz",
         lambda: gzip_nifti((32767, 32767, 32767), "int16", 1),

@@ -219,6 +219,47 @@ def build_mosaic(
     return dataset
 
 
+def build_grid(
+    tiles: np.ndarray,
+    first: Sequence[float] = (-10.0, -20.0, 30.0),
+    orientation: Sequence[float] = AXIAL,
+    gap: float = 2.5,
+    downwards: bool = False,
+    block: int = 0x10,
+    **elements: Any,
+) -> Dataset:
+    """Return a United Imaging grid of tiles (N, h, w), each of which has an item with its position (LPS mm).
+
+    As its maker lays it out: ceil(sqrt(N)) columns, and as many rows as are needed.
+    """
+    count, rows, columns = tiles.shape
+    wide = math.ceil(math.sqrt(count))
+    sheet = np.zeros((math.ceil(count / wide) * rows, wide * columns), dtype=tiles.dtype)
+    for index, tile in enumerate(tiles):
+        top, left = index // wide * rows, index % wide * columns
+        sheet[top : top + rows, left : left + columns] = tile
+    normal = np.cross(orientation[:3], orientation[3:]) * (-1 if downwards else 1)
+    dataset = build_dataset(
+        sheet,
+        MRImageStorage,
+        **{
+            "BitsStored": 12,
+            "Manufacturer": "UIH",
+            "ImageType": ["ORIGINAL", "PRIMARY", "M", "VFRAME"],
+            "ImageOrientationPatient": [float(v) for v in orientation],
+            "SpacingBetweenSlices": gap,
+            "SliceThickness": gap,
+            **elements,
+        },
+    )
+    places = [np.array(first, float) + index * gap * normal for index in range(count)]
+    items = [_item(ImagePositionPatient=[round(float(v), 6) for v in place]) for place in places]
+    dataset.add_new((0x0065, block), "LO", "Image Private Header")
+    dataset.add_new((0x0065, block << 8 | 0x50), "DS", str(count))
+    dataset.add_new((0x0065, block << 8 | 0x51), "SQ", items)
+    return dataset
+
+
 def csa_header(count: int, normal: Sequence[float] | np.ndarray) -> bytes:
     """Write the three fields that say how a mosaic is laid out, in the CSA2 format of Siemens scanners."""
     fields = {

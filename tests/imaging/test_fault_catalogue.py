@@ -278,8 +278,7 @@ FILES: list[Case] = [
 # 13 to 21: headers
 
 
-def _no_syntax(kit: Kit) -> Path:
-    path = kit.radiograph()
+def _forget_syntax(path: Path) -> Path:
     dataset = pydicom.dcmread(path)
     del dataset.file_meta.TransferSyntaxUID
     dataset.save_as(path, implicit_vr=False, little_endian=True, enforce_file_format=False)
@@ -377,7 +376,18 @@ def _other_model(kit: Kit) -> Path:
 
 
 HEADERS: list[Case] = [
-    (13, "no transfer syntax", _no_syntax, "dicom-transfer-syntax"),
+    (
+        13,
+        "no transfer syntax",
+        lambda kit: _forget_syntax(kit.radiograph()),
+        Reads([FLAT[None]], "its bytes say which"),
+    ),
+    (
+        13,
+        "no transfer syntax of compressed pixels",
+        lambda kit: _forget_syntax(kit.radiograph(syntax=RLELossless)),
+        "dicom-transfer-syntax",
+    ),
     (
         13,
         "two transfer syntaxes",

@@ -170,7 +170,7 @@ def test_skipped_files_are_counted_by_kind(
         "files of other formats (.txt)": 2,
         "files of other formats": 1,
         "localizers": 1,
-        "DICOM objects other than images": 1,
+        "DICOM objects other than images (Basic Text SR)": 1,
         "exact copies of other files": 1,
         "empty files": 1,
     }

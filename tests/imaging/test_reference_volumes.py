@@ -17,7 +17,7 @@ from pydicom import Dataset
 
 from medtl.imaging.image import Image
 from medtl.imaging.reader import read_images
-from tests.imaging.conftest import AXIAL, build_enhanced, build_mosaic, pattern, save
+from tests.imaging.conftest import AXIAL, build_enhanced, build_grid, build_mosaic, pattern, save
 from tests.waiting import PATIENCE
 
 SAGITTAL = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
@@ -164,6 +164,23 @@ def test_a_dynamic_series(make_series: Callable, convert: Callable, keyword: str
     assert_equal(read_images(paths[0].parent), convert(paths[0].parent), times)
 
 
+@pytest.mark.parametrize("by_position", [True, False], ids=["position after position", "time after time"])
+def test_time_points_that_only_numbers_tell_apart(
+    make_series: Callable, convert: Callable, by_position: bool
+) -> None:
+    """As GE scanners write functional series."""
+    times, slices = 4, 5
+
+    def moment(k: int, dataset: Dataset) -> None:
+        time, place = divmod(k, slices)
+        dataset.ImagePositionPatient = [0, 0, 3.0 * place]
+        dataset.InstanceNumber = 1 + (k if by_position else place * times + time)
+        dataset.NumberOfTemporalPositions, dataset.Manufacturer = times, "GE MEDICAL SYSTEMS"
+
+    paths = make_series(instances=times * slices, change=moment)
+    assert_equal(read_images(paths[0].parent), convert(paths[0].parent), times)
+
+
 # Several planes in one file
 
 
@@ -212,6 +229,37 @@ def test_mosaics_of_one_dynamic_series(tmp_path: Path, convert: Callable) -> Non
     for time in range(3):
         dataset = build_mosaic(
             pattern(4, 8, 8, seed=time), InstanceNumber=time + 1, AcquisitionNumber=time + 1
+        )
+        dataset.AcquisitionTime = dataset.ContentTime = f"12000{time}"
+        save(dataset, tmp_path / "in" / f"{time}.dcm")
+    assert_equal(read_images(tmp_path / "in"), convert(tmp_path / "in"), 3)
+
+
+@pytest.mark.parametrize("downwards", [False, True], ids=["up", "down"])
+@pytest.mark.parametrize("name", ["axial", "sagittal", "coronal", "oblique axial", "tilted coronal"])
+def test_a_united_imaging_grid(tmp_path: Path, convert: Callable, name: str, downwards: bool) -> None:
+    dataset = build_grid(
+        pattern(11, 16, 18),
+        orientation=ORIENTATIONS[name],
+        gap=3.25,
+        downwards=downwards,
+        PixelSpacing=[2.0, 1.5],
+        InstanceNumber=1,
+    )
+    save(dataset, tmp_path / "in" / "a.dcm")
+    assert_equal(read_images(tmp_path / "in"), convert(tmp_path / "in"), 1)
+
+
+@pytest.mark.parametrize("count", [2, 3, 6, 12, 20, 27])
+def test_a_united_imaging_grid_of_any_number_of_tiles(tmp_path: Path, convert: Callable, count: int) -> None:
+    save(build_grid(pattern(count, 16, 18), InstanceNumber=1), tmp_path / "in" / "a.dcm")
+    assert_equal(read_images(tmp_path / "in"), convert(tmp_path / "in"), 1)
+
+
+def test_united_imaging_grids_of_one_dynamic_series(tmp_path: Path, convert: Callable) -> None:
+    for time in range(3):
+        dataset = build_grid(
+            pattern(6, 16, 18, seed=time), InstanceNumber=time + 1, AcquisitionNumber=time + 1
         )
         dataset.AcquisitionTime = dataset.ContentTime = f"12000{time}"
         save(dataset, tmp_path / "in" / f"{time}.dcm")

@@ -8,26 +8,33 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from medtl.imaging.containers import gunzipped_head
 from medtl.imaging.image import Image
 from medtl.imaging.series import DICOM, EXACT, Kind, Reading, Scan, Series
 
 NAME, TITLE = DICOM, "DICOM"
 KIND: Kind = "image"
-SUFFIXES: tuple[str, ...] = (".dcm",)
+SUFFIXES: tuple[str, ...] = (".dcm", ".dcm.gz")
 
 PREAMBLE_BYTES = 128
-# The groups with which a data set without preamble begins, and how many of its elements are looked at.
-FIRST_GROUPS = (0x0002, 0x0008)
+# The groups with which a data set without preamble begins, how long its first element may be, and how many of
+# its elements are looked at.
+FIRST_GROUPS, MOST_FIRST_BYTES = (0x0002, 0x0008), 512
 FIRST_ELEMENTS = 3
-# Value representations whose length takes four bytes, behind two that are zero (PS3.5 7.1.2).
-LONG_VRS = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"UC", b"UN", b"UR", b"UT"})
+# Value representations whose length takes two bytes, and four behind two that are zero (PS3.5 7.1.2).
+SHORT_VRS = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
+LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 
 # pydicom imports gdcm, which takes any folder named dl in the working directory for a module that it needs.
 sys.modules.setdefault("dl", None)  # type: ignore[arg-type]
 
 
 def recognises(path: Path, head: bytes) -> bool:
-    """Look for DICM after the preamble, or for the first elements where there is none (PS3.10 7.1)."""
+    """Look for DICM after the preamble, or for the first elements where there is none (PS3.10 7.1).
+
+    In the file, or in the gzip stream that it holds.
+    """
+    head = gunzipped_head(head)
     if head[PREAMBLE_BYTES : PREAMBLE_BYTES + 4] == b"DICM":
         return True
     return len(head) >= PREAMBLE_BYTES and any(_begins_data_set(head, order) for order in "<>")
@@ -40,15 +47,13 @@ def _begins_data_set(head: bytes, order: str) -> bool:
         if at + 12 > len(head):
             return before > 0
         group, number, vr, length = struct.unpack_from(order + "HH2sH", head, at)
-        explicit = vr.isalpha() and vr.isupper()
-        if not explicit and order == ">":  # big-endian files are explicit
+        if vr not in SHORT_VRS:
+            (length,) = struct.unpack_from(order + "L", head, at + (8 if vr in LONG_VRS else 4))
+        start, tag = at + (12 if vr in LONG_VRS else 8), group << 16 | number
+        first = not before and (group not in FIRST_GROUPS or length > MOST_FIRST_BYTES)
+        if first or tag <= before or length % 2 or length > 2**16:
             return False
-        wide = not explicit or vr in LONG_VRS
-        start = at + (12 if explicit and wide else 8)
-        if wide:
-            (length,) = struct.unpack_from(order + "L", head, start - 4)
-        tag = group << 16 | number
-        if tag <= before or (not before and group not in FIRST_GROUPS) or length % 2 or length > 2**16:
+        if order == ">" and vr not in SHORT_VRS | LONG_VRS:  # big-endian files are explicit
             return False
         at, before = start + length, tag
     return True

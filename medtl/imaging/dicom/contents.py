@@ -8,6 +8,7 @@ from pydicom import Dataset
 from pydicom import Sequence as Items
 
 from medtl.errors import ReadError
+from medtl.imaging.containers import open_file, read_bytes, size_and_time
 from medtl.imaging.dicom.elements import reporting_malformed
 from medtl.imaging.dicom.header import read_dataset
 
@@ -37,8 +38,8 @@ class Contents:
         try:
             if _same_bytes(self._first, path):
                 return self._first
-            digest = hashlib.sha256(path.read_bytes()).digest()
-        except OSError:
+            digest = hashlib.sha256(read_bytes(path)).digest()
+        except (OSError, ReadError):
             return None  # reading it says why
         if digest in self._by_bytes:
             return self._by_bytes[digest]
@@ -58,11 +59,11 @@ class Contents:
 
 
 def _same_bytes(original: Path, path: Path) -> bool:
-    if original.stat().st_size != path.stat().st_size:
-        return False
     content, at = _content(original), 0
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(BUFFER):
+    with open_file(path) as file:
+        if size_and_time(file)[0] != len(content):
+            return False
+        while count := file.readinto(BUFFER):  # type: ignore[attr-defined]
             if not content.startswith(memoryview(BUFFER)[:count], at):
                 return False
             at += count
@@ -72,7 +73,7 @@ def _same_bytes(original: Path, path: Path) -> bool:
 @lru_cache(maxsize=1)
 def _content(path: Path) -> bytes:
     """Return the content of a file, kept while its copies are compared with it."""
-    return path.read_bytes()
+    return read_bytes(path)
 
 
 def _digest_of_elements(path: Path) -> bytes | None:
@@ -80,7 +81,7 @@ def _digest_of_elements(path: Path) -> bytes | None:
     digest = hashlib.sha256()
     try:
         with reporting_malformed(path):
-            _add(digest, read_dataset(path, path.read_bytes()).dataset)
+            _add(digest, read_dataset(path, read_bytes(path)).dataset)
     except (OSError, ReadError):
         return None
     return digest.digest()

@@ -6,7 +6,6 @@ other byte orders, deflated files, tags out of order, unknown value representati
 needed, and all refusals.
 """
 
-import os
 import struct
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +16,7 @@ from pydicom import uid
 from pydicom.datadict import dictionary_VR
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, VR
 
+from medtl.imaging.containers import open_file, size_and_time
 from medtl.imaging.dicom.elements import FRAME_GROUP_KEYWORDS, Header, Values, decoded_values
 from medtl.imaging.dicom.header import (
     PIXEL_TAGS,
@@ -27,6 +27,7 @@ from medtl.imaging.dicom.header import (
     place_of,
 )
 from medtl.imaging.dicom.instance import KEYWORDS_BY_TAG, Instance, describe
+from medtl.imaging.dicom.tiles import GRID_TAGS
 from medtl.imaging.series import HEAD_BYTES
 
 # Bytes that are read of a file: at first, and where the header is longer. A longer one is left to pydicom.
@@ -40,7 +41,9 @@ VR_NAMES = {vr.value.encode(): vr.value for vr in VR if len(vr.value) == 2}
 LONG_VRS = frozenset(vr.value.encode() for vr in EXPLICIT_VR_LENGTH_32)
 SHORT_VRS = frozenset(VR_NAMES) - LONG_VRS
 KINDS_BY_TAG = {int(tag): dictionary_VR(tag) for tag in KEYWORDS_BY_TAG}
+GRID = "United Imaging grid"
 NEEDED = {int(tag): keyword for tag, keyword in KEYWORDS_BY_TAG.items()}
+NEEDED |= dict.fromkeys(map(int, GRID_TAGS), GRID)  # which pydicom has to read
 
 ITEM, SEQUENCE_END, ITEM_END = 0xFFFEE000, 0xFFFEE0DD, b"\xfe\xff\x0d\xe0"
 
@@ -60,7 +63,7 @@ def walk_header(path: Path) -> Instance | None:
 
     Raises ReadError dicom-header as describe does.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         try:
             header, syntax, pixels = _read(file)
         except (NotPlainError, struct.error, RecursionError):  # cut short, or nested without end
@@ -72,7 +75,7 @@ def walk_header(path: Path) -> Instance | None:
 
 def _read(file: BinaryIO) -> tuple[Header, uid.UID, tuple[int, int]]:
     """Read as much of a file as its header needs; return its values and where its pixel data are."""
-    data, file_bytes = b"", os.fstat(file.fileno()).st_size
+    data, (file_bytes, _) = b"", size_and_time(file)
     for window in WINDOWS:
         data += file.read(window - len(data))
         with suppress(struct.error):  # beyond the window
@@ -155,8 +158,10 @@ def _implicit_element(data: bytes, at: int) -> Element:
 
 def _values(content: bytes, tag: int, kind: str, header: Header) -> Values:
     """Decode the value of an element as pydicom does."""
+    if NEEDED[tag] in FRAME_GROUP_KEYWORDS or NEEDED[tag] == GRID:
+        raise NotPlainError
     kind = kind if kind and kind != "UN" else KINDS_BY_TAG[tag]
-    if NEEDED[tag] in FRAME_GROUP_KEYWORDS or (kind == "SQ" and content):
+    if kind == "SQ" and content:
         raise NotPlainError
     if kind == "SQ":
         return (0,)

@@ -11,7 +11,7 @@ from medtl.imaging.dicom.elements import FRAME_GROUP_KEYWORDS, Header, reporting
 from medtl.imaging.dicom.functional_groups import flatten
 from medtl.imaging.dicom.header import Parsed
 from medtl.imaging.dicom.instance import HEADER_KEYWORDS, KEYWORDS_BY_TAG, TILED, Instance, describe
-from medtl.imaging.dicom.tiles import tiles_of, unknown_layout
+from medtl.imaging.dicom.tiles import GRID_TAGS, tiles_of, unknown_layout
 
 
 def planes_of(parsed: Parsed) -> list[Instance]:
@@ -30,7 +30,7 @@ def planes_of(parsed: Parsed) -> list[Instance]:
             planes = _frames(parsed, header, instance)
         elif instance.frames > 1 and not instance.is_picture:
             raise several_frames(instance)
-        if len(planes) == 1 and planes[0].may_be_tiled:
+        if len(planes) == 1 and (planes[0].may_be_tiled or not GRID_TAGS.isdisjoint(dataset.keys())):
             planes = tiles_of(dataset, header, planes[0])
     return [replace(plane, repairs=parsed.repairs) for plane in planes] if parsed.repairs else planes
 

@@ -20,6 +20,7 @@ from pydicom.uid import (
 )
 
 from medtl.errors import ReadError
+from medtl.imaging.containers import GZIP_MAGIC, gunzip, open_file, size_and_time
 from medtl.imaging.dicom.elements import reporting_malformed, silence_warnings, values_of
 from medtl.imaging.dicom.instance import KEYWORDS_BY_TAG, Place
 from medtl.imaging.dicom.tiles import PRIVATE_TAGS
@@ -55,7 +56,7 @@ class Parsed:
 
 def read_header(path: Path) -> Parsed:
     """Read the header of one file. Raises ReadError dicom-header, -truncated, -transfer-syntax, -no-image."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         if file.read(4).startswith(PROGRAM_MAGICS):
             reason = "begins with a program"
             raise ReadError("file-unknown", reason, where=path, fix="copy it from its source")
@@ -75,8 +76,7 @@ def read_header(path: Path) -> Parsed:
 
 def place_of(pixels: tuple[int, int], file: BinaryIO) -> Place | None:
     """Return where a file keeps its pixel data, from locate_pixels; None where they are compressed."""
-    status = os.fstat(file.fileno())
-    return Place(*pixels, status.st_size, status.st_mtime_ns) if pixels[1] != UNDEFINED_LENGTH else None
+    return Place(*pixels, *size_and_time(file)) if pixels[1] != UNDEFINED_LENGTH else None
 
 
 def read_dataset(path: Path, data: bytes) -> Parsed:
@@ -96,7 +96,8 @@ def parse(file: BinaryIO, path: Path, *, header_only: bool) -> Parsed:
         _check_is_image(dataset, path)
         if syntax:
             return Parsed(path, dataset, UID(syntax))
-        return Parsed(path, dataset, _uncompressed_syntax(dataset), repairs=(SYNTAX_BY_BYTES,))
+        dataset.file_meta.TransferSyntaxUID = _uncompressed_syntax(dataset)  # pixels are decoded by it
+    return Parsed(path, dataset, dataset.file_meta.TransferSyntaxUID, repairs=(SYNTAX_BY_BYTES,))
 
 
 def _uncompressed_syntax(dataset: Dataset) -> UID:
@@ -113,9 +114,11 @@ def _unnamed_syntax(path: Path) -> ReadError:
 
 
 def inflated(file: BinaryIO, path: Path) -> BinaryIO:
-    """Return the stream, inflated up to a limit where it is deflated; pydicom would inflate without one."""
+    """Return the stream, inflated up to a limit where it is gzip or deflated; pydicom would have no limit."""
     head = file.read(HEAD_BYTES)
     file.seek(0)
+    if head.startswith(GZIP_MAGIC):
+        return inflated(BytesIO(gunzip(file.read(), path)), path)
     if DeflatedExplicitVRLittleEndian.encode() not in head:
         return file
     data = file.read()
@@ -140,7 +143,10 @@ def _check_is_image(dataset: Dataset, path: Path) -> None:
     kind = UID(str(*named) or str(dataset.file_meta.get("MediaStorageSOPClassUID", "")))
     if not names_image(kind) and (kind.keyword or "Rows" not in dataset):
         name = kind.name if kind.keyword else "an object of unknown kind"
-        raise ReadError("dicom-no-image", f"is not an image: {name}", where=path, fix="name image files only")
+        reason, fix = f"is not an image: {name}", "name image files only"
+        error = ReadError("dicom-no-image", reason, where=path, fix=fix)
+        error.kind = name.removesuffix(" Storage")
+        raise error
     if "Rows" not in dataset or "Columns" not in dataset:
         raise _truncated(path)  # pydicom returns an empty dataset where the file is cut short
 

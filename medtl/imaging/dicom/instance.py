@@ -66,7 +66,7 @@ LEAST_TILE = 16
 MODALITIES = {str(CTImageStorage): "CT", str(MRImageStorage): "MR"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where a file keeps its uncompressed pixel data, in bytes, and the file's size and time when scanned."""
 
@@ -207,7 +207,7 @@ def _has_items(header: Header, *keywords: str) -> bool:
     return any(header.get(keyword, (0,)) != (0,) for keyword in keywords)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Instance:
     """What a DICOM file says about one plane. Identifiers leave the readers only as hashes.
 
@@ -217,8 +217,10 @@ class Instance:
     mm; rescale is (slope, intercept); voi is the first window; padding the lowest and highest stored value
     outside the image; all are None where absent or invalid. contrast and moments hold the values of
     CONTRAST_KEYWORDS and MOMENT_KEYWORDS. frame counts the planes of a file from 0; frames is how many the
-    file has; mosaic is how many tiles a mosaic has side by side (1: no mosaic). has_tables: the file has a
-    Modality or VOI LUT. place is None where the pixel data are compressed.
+    file has; mosaic is how many tiles a sheet has side by side (1: no sheet), mosaic_rows how many one above
+    another. has_tables: the file has a Modality or VOI LUT. place is None where pixel data are compressed.
+    number and temporal_positions are InstanceNumber and NumberOfTemporalPositions; captured: the SOP class is
+    Secondary Capture. repairs are what the header left to its bytes, one phrase each.
     """
 
     path: Path
@@ -336,11 +338,31 @@ HEADER_KEYWORDS = {keyword for _, keywords in SOURCES.values() for keyword in ke
 KEYWORDS_BY_TAG = {Tag(keyword): keyword for keyword in HEADER_KEYWORDS.union(FRAME_GROUP_KEYWORDS)}
 
 
+# What was made of elements of earlier planes: most planes of a series have it in common, and share it.
+_shared: dict[Any, Any] = {}
+MOST_SHARED = 2**14
+
+
+def _read_shared(name: str, header: Header) -> Any:
+    read, keywords = SOURCES[name]
+    stored = tuple(header.get(keyword) for keyword in keywords)
+    try:
+        return _shared[name, stored]
+    except (KeyError, TypeError):  # or values that cannot be a key
+        value = read(header, *keywords)
+    # As keys, 1 and 1.0 are one: only text and whole numbers are shared.
+    if all(isinstance(one, str | int) for values in stored if values for one in values):
+        if len(_shared) >= MOST_SHARED:
+            _shared.clear()
+        _shared[name, stored] = value
+    return value
+
+
 def describe(header: Header, path: Path, transfer_syntax: UID, place: Place | None) -> Instance:
     """Turn the flat header of a plane into an Instance. Raises ReadError dicom-header."""
     with reporting_malformed(path):
-        values = {name: read(header, *keywords) for name, (read, keywords) in SOURCES.items()}
-    instance = Instance(path, transfer_syntax, place, **values)
+        values = {name: _read_shared(name, header) for name in SOURCES}
+    instance = Instance(path, _shared.setdefault(transfer_syntax, transfer_syntax), place, **values)
     if min(instance.rows, instance.columns, instance.samples, instance.frames) < 1:
         raise ReadError("dicom-header", "has no valid image size", where=path, fix="export it again")
     return instance

@@ -11,6 +11,7 @@ import pydicom
 from pydicom import Dataset
 
 from medtl.errors import ReadError
+from medtl.imaging.containers import open_file
 from medtl.imaging.dicom.elements import reporting_malformed, silence_warnings
 from medtl.imaging.dicom.header import inflated
 from medtl.imaging.series import DICOM, Series, unreadable
@@ -76,7 +77,7 @@ def read_texts(series: Series, keywords: Iterable[str]) -> dict[str, str]:
         return {}
     path, tags = series.files[0], list(keywords)
     try:
-        with path.open("rb") as file, reporting_malformed(path):
+        with open_file(path) as file, reporting_malformed(path):
             header = _parse(file, path, tags)
             return {keyword: str(header.get(keyword) or "").strip() for keyword in tags}
     except (OSError, ReadError):
@@ -85,7 +86,7 @@ def read_texts(series: Series, keywords: Iterable[str]) -> dict[str, str]:
 
 def _read_source(path: Path, series: Series) -> SourceFile:
     try:
-        with path.open("rb") as file, reporting_malformed(path):
+        with open_file(path) as file, reporting_malformed(path):
             header = _parse(file, path)
             header.decode()
             absent = [keyword for keyword in IDENTIFYING if not str(header.get(keyword) or "")]

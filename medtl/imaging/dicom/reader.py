@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,10 +13,12 @@ from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
 from medtl.core.ids import hash_identifier
 from medtl.errors import ReadError
+from medtl.imaging.containers import open_file, size_and_time
 from medtl.imaging.dicom.contents import Contents
 from medtl.imaging.dicom.fast_header import walk_header
 from medtl.imaging.dicom.frames import planes_of, several_frames
 from medtl.imaging.dicom.header import read_dataset, read_header
+from medtl.imaging.dicom.identity import identity_of, read_identity
 from medtl.imaging.dicom.instance import FOR_PROCESSING, Instance
 from medtl.imaging.dicom.pixels import MOST_VALUES, Pixels, check_decodable, decode, decode_directly
 from medtl.imaging.dicom.resampling import resample
@@ -25,6 +26,7 @@ from medtl.imaging.dicom.stacks import Stack, arrange
 from medtl.imaging.dicom.syntaxes import GREY
 from medtl.imaging.dicom.volumes import PlaneSet, split_planes
 from medtl.imaging.image import RAW_VALUES, Image, ImageFacts, VoiTable, without_padding
+from medtl.imaging.incomplete import DAMAGE_CODES
 from medtl.imaging.series import DICOM, EXACT, SLICED_MODALITIES, Reading, Scan, Series, read_headers
 
 # Transfer syntaxes that lose detail whatever the header says.
@@ -39,6 +41,9 @@ def scan(files: Sequence[Path], workers: int | None = None, reading: Reading = E
     """Group the planes in files into series, from headers alone."""
     instances, refusals = read_headers(_read_planes, files, workers)
     unique, copies = _drop_copies(instances)
+    damaged = [error.where for error in refusals if error.code in DAMAGE_CODES]
+    named = ((where, read_identity(Path(where))) for where in damaged)
+    owners = {where: owner for where, owner in named if owner is not None}
     uses = Counter(planes[0].sop_uid for planes in unique)
     groups = split_planes([plane for planes in unique for plane in planes])
     series: list[Series] = []
@@ -51,7 +56,9 @@ def scan(files: Sequence[Path], workers: int | None = None, reading: Reading = E
             series.append(_series(replace(group, notes=tuple(notes)), where, item, reading))
         except ReadError as error:
             refusals.append(error)
-    return Scan(tuple(series), tuple(refusals), {COPIES: copies.total()} if copies else {})
+            owners[error.where] = identity_of(group.planes[0])
+    repeated = {COPIES: copies.total()} if copies else {}
+    return Scan(tuple(series), tuple(refusals), repeated, owners)
 
 
 def read(series: Series) -> Image:
@@ -245,13 +252,13 @@ def _decode_file(
     path: Path, planes: Sequence[Instance], digest: "hashlib._Hash", by_lut_shape: bool
 ) -> list[Pixels]:
     """Decode the planes of a series that one file holds; parse it again where it has changed."""
-    with path.open("rb") as file:
-        status, data = os.fstat(file.fileno()), file.read()
+    with open_file(path) as file:
+        facts, data = size_and_time(file), file.read()
     if not data:
         raise ReadError("file-empty", "has no bytes", where=path, fix="copy it again from its source")
     digest.update(data)
     place = planes[0].place
-    if place and (place.size, place.time_ns) == (status.st_size, status.st_mtime_ns):
+    if place and (place.size, place.time_ns) == facts:
         direct = decode_directly(data, planes, place, by_lut_shape)
         if direct is not None:
             return direct

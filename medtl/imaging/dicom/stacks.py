@@ -19,10 +19,16 @@ from medtl.imaging.dicom.resampling import even_grid
 EVEN_MM = 0.02
 EVEN_SHARE = 0.01
 
+# The first is no allowance for slices that are themselves hundredths of a millimetre apart.
+MOST_WRITTEN = 0.2
+
 # Real direction cosines are off by their rounding, up to 1e-4; beyond 1e-3 they are wrong.
 UNIT_TOLERANCE = 1e-3
 SAME_ORIENTATION = 1e-4
 SAME_SPACING = 1e-4
+
+# Orientations are one where the last pixel of a slice moves by no more than this share of a pixel.
+SAME_CORNER = 0.5
 
 # What slices of slightly different orientation may move along the normal, of the distance of slices.
 MOST_JITTER = 0.1
@@ -101,6 +107,7 @@ def arrange(instances: Sequence[Instance], where: str, resample_uneven: bool = F
     _check_geometry(instances, where)
     slices = _in_order(instances)
     _check_apart(slices, where)
+    _check_orientations(slices, where)
     try:
         _check_even(slices, where)
     except ReadError as error:
@@ -111,7 +118,14 @@ def arrange(instances: Sequence[Instance], where: str, resample_uneven: bool = F
     return _even(slices)
 
 
-def corner_shift(plane: Instance, orientation: Sequence[float]) -> float:
+def turns_no_pixel(plane: Instance, orientation: Sequence[float]) -> bool:
+    """Say whether another orientation moves the last pixel of a plane by no more than SAME_CORNER of one."""
+    apart = np.abs(np.subtract(plane.orientation or (), orientation)).max()
+    pixel = min(plane.pixel_spacing or (0.0,))
+    return bool(apart <= UNIT_TOLERANCE and _corner_shift(plane, orientation) <= SAME_CORNER * pixel)
+
+
+def _corner_shift(plane: Instance, orientation: Sequence[float]) -> float:
     """Return how far the last pixel of a plane moves where it has another orientation, in mm."""
     spacing = plane.pixel_spacing or (0.0, 0.0)
     row, column = np.subtract(plane.orientation or orientation, orientation).reshape(2, 3)
@@ -165,7 +179,7 @@ def _in_order(instances: Sequence[Instance]) -> _Slices:
         column,
         normal,
         gaps=np.diff(positions @ normal),
-        jitter_mm=max(corner_shift(one, cosines.tolist()) for one in turned),
+        jitter_mm=max(_corner_shift(one, cosines.tolist()) for one in turned),
         rounding_mm=0.0 if _lie_on_line(positions) else _rounding(positions, normal),
     )
 
@@ -221,16 +235,29 @@ def _check_apart(slices: _Slices, where: str) -> None:
     raise ReadError("series-positions", f"{names} lie at the same position", where=where, fix=fix)
 
 
+def _check_orientations(slices: _Slices, where: str) -> None:
+    """Refuse slices that are turned against the others by more than a stack of one orientation allows."""
+    common = [*slices.row, *slices.column]
+    for orientation, one in {one.orientation: one for one in slices.ordered}.items():
+        if orientation is not None and not turns_no_pixel(one, common):
+            turns = np.linalg.norm(np.subtract(orientation, common).reshape(2, 3), axis=1)
+            degrees = np.degrees(turns.max())
+            reason = f"{one.path.name} is turned by {degrees:.2f} degrees against the other slices"
+            fix = "export it again, or the turned slices as a series of their own"
+            raise ReadError("series-geometry", reason, where=where, fix=fix)
+
+
 def _check_even(slices: _Slices, where: str) -> None:
     """Check that slices, ordered along the normal, follow one another by `step` on a straight line."""
     step, strays, usual = slices.step, slices.strays, float(np.median(slices.gaps))
     rounding = 2 * slices.rounding_mm
     jitter = min(slices.jitter_mm, MOST_JITTER * usual)
-    if np.abs(strays @ slices.normal).max() > max(EVEN_MM, EVEN_SHARE * usual, rounding, jitter):
+    written = min(EVEN_MM, MOST_WRITTEN * usual)
+    if np.abs(strays @ slices.normal).max() > max(written, EVEN_SHARE * usual, rounding, jitter):
         raise _uneven(slices, where)
     length = float(np.linalg.norm(step))
     tilt = float(np.linalg.norm(step - np.dot(step, slices.normal) * slices.normal)) / length
-    if tilt > MOST_TILT:
+    if tilt > MOST_TILT and tilt * length * len(slices.gaps) > EVEN_MM:
         reason = f"slices are sheared by {np.degrees(np.arcsin(tilt)):.1f} degrees (gantry tilt)"
         fix = f"resample it to a straight stack, or {RESAMPLE}"
         raise ReadError("series-tilted", reason, where=where, fix=fix)
@@ -309,10 +336,9 @@ def _resampled(slices: _Slices) -> Stack:
     grid = even_grid(places @ slices.normal, aside, first.rows, first.columns)
     axes = [slices.normal * grid.step_mm, slices.column * spacing[0], slices.row * spacing[1]]
     origin = slices.positions[0] + grid.first[0] * axes[1] + grid.first[1] * axes[2]
-    causes = [f"{slices.gaps.min():.3f} to {slices.gaps.max():.3f} mm apart"]
-    if aside.any():
-        causes.append(f"shifted by up to {np.ptp(aside, axis=0).max():.1f} pixels")
-    note = f"resampled to an even {grid.step_mm:.3f} mm: its slices are {' and '.join(causes)}"
+    gaps, shifts = slices.gaps, np.ptp(aside, axis=0)
+    note = f"resampled to an even {grid.step_mm:.3f} mm: its slices are {gaps.min():.3f}"
+    note += f" to {gaps.max():.3f} mm apart, and shifted by up to {shifts.max():.1f} pixels"
     return Stack(
         slices.ordered,
         _ras_affine([*axes, origin]),

@@ -37,6 +37,7 @@ PRIVATE_TAGS = [
     ),
 ]
 
+GRID_TAGS = frozenset(Tag(GRID_ITEMS[0], block << 8 | GRID_ITEMS[1]) for block in PRIVATE_BLOCKS)
 ITEM = b"\xfe\xff\x00\xe0"
 
 # No MR scanner images a slice higher and wider than this.
@@ -46,7 +47,7 @@ MOST_FIELD_MM = 500.0
 def tiles_of(dataset: Dataset, header: Header, instance: Instance) -> list[Instance]:
     """Return the tiles of a sheet, or the plane itself where it is none. Raises ReadError dicom-mosaic."""
     items = _grid_items(dataset)
-    if items is not None or "VFRAME" in instance.image_type:
+    if "VFRAME" in instance.image_type or (items and all("ImagePositionPatient" in item for item in items)):
         return _grid(dataset, items or [], header, instance)
     count, normal = _mosaic_layout(dataset, instance)
     if "MOSAIC" in instance.image_type or count > 1:
@@ -85,7 +86,7 @@ def _grid(dataset: Dataset, items: list[Dataset], header: Header, instance: Inst
 
 
 def _grid_items(dataset: Dataset) -> list[Dataset] | None:
-    """Return the items that say where the tiles of a grid lie, None where there are none."""
+    """Return the items that say where the tiles of a grid lie, None where no element holds any."""
     tag = _find(dataset, *GRID_ITEMS)
     if tag is None:
         return None
@@ -107,10 +108,13 @@ def _grid_count(dataset: Dataset) -> int:
     return int(float(text))
 
 
-def _find(dataset: Dataset, group: int, number: int) -> BaseTag | None:
-    """Return the tag of a private element, in whichever block it is."""
-    tags = (Tag(group, block << 8 | number) for block in PRIVATE_BLOCKS)
-    return next((tag for tag in tags if tag in dataset), None)
+def _find(dataset: Dataset, group: int, number: int, creator: str = "") -> BaseTag | None:
+    """Return the tag of a private element, in whichever block it is; of this creator where one is given."""
+    for block in PRIVATE_BLOCKS:
+        tag, owner = Tag(group, block << 8 | number), dataset.get(Tag(group, block))
+        if tag in dataset and (not creator or (owner is not None and str(owner.value).strip() == creator)):
+            return tag
+    return None
 
 
 def _mosaic(count: int, normal: np.ndarray | None, instance: Instance) -> list[Instance]:
@@ -137,25 +141,19 @@ def _mosaic(count: int, normal: np.ndarray | None, instance: Instance) -> list[I
 
 def _mosaic_layout(dataset: Dataset, instance: Instance) -> tuple[int, np.ndarray | None]:
     """Return the number of tiles and the direction in which they follow one another, in LPS."""
-    header = None
-    if _find(dataset, SIEMENS_GROUP, CSA_HEADER) is not None:
-        warnings.filterwarnings("ignore", message="The DICOM readers are highly experimental")
-        from nibabel.nicom import csareader
+    warnings.filterwarnings("ignore", message="The DICOM readers are highly experimental")
+    from nibabel.nicom import csareader
 
-        header = csareader.get_csa_header(dataset, "image")
+    tag = _find(dataset, SIEMENS_GROUP, CSA_HEADER, "SIEMENS CSA HEADER")
+    header = csareader.read(dataset[tag].value) if tag is not None else None
     count = csareader.get_n_mosaic(header) if header else None
     normal = csareader.get_slice_normal(header) if header else None
-    tag = _find(dataset, *SIEMENS_COUNT)
-    if count is None and tag is not None and _is_of_siemens(dataset, tag):
+    tag = _find(dataset, *SIEMENS_COUNT, "SIEMENS MR HEADER")
+    if count is None and tag is not None:
         count = int(dataset[tag].value)
     if normal is None and instance.orientation:
         normal = np.cross(instance.orientation[:3], instance.orientation[3:])
     return count or 0, normal
-
-
-def _is_of_siemens(dataset: Dataset, tag: BaseTag) -> bool:
-    creator = dataset.get(Tag(tag.group, tag.element >> 8))
-    return creator is not None and str(creator.value).upper().startswith("SIEMENS")
 
 
 def _is_unnamed_sheet(instance: Instance) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtl.imaging.dicom.instance import CONTRAST_KEYWORDS, MOMENT_KEYWORDS, Instance
-from medtl.imaging.dicom.stacks import EVEN_MM, SAME_ORIENTATION, UNIT_TOLERANCE, corner_shift
+from medtl.imaging.dicom.stacks import EVEN_MM, SAME_ORIENTATION, turns_no_pixel
 from medtl.imaging.series import SLICED_MODALITIES
 
 # Elements of which every plane of a volume may have its own value, so that only their order distinguishes.
@@ -23,8 +23,8 @@ TIMES = frozenset({"TriggerTime", "AcquisitionDateTime", "AcquisitionTime", "Con
 Parts = list[list[Instance]]
 NamedSplit = tuple[str, Callable[[list[Instance]], Parts]]
 
-# Orientations are one where the far corner of a plane moves by less than this share of a pixel.
-SAME_CORNER = 0.5
+# Two degrees: slices that are turned by less, and lie among others, are no stack of their own.
+TURNED = 0.035
 
 # Planes nearer to one another than this share of their mean distance are several at one position.
 CLUMPED = 0.25
@@ -50,7 +50,8 @@ def split_planes(planes: Sequence[Instance]) -> list[PlaneSet]:
         uid = plane.series_uid or str(plane.path.parent)
         whole = (plane.patient_id, plane.study_uid, uid)
         alone = plane.is_picture and (plane.captured or _study_of(plane) in sliced)
-        series[whole if _is_sliced(plane) and not alone else (plane.path, plane.frame)].append(plane)
+        own = (plane.path,) if alone else (plane.path, plane.frame)
+        series[whole if _is_sliced(plane) and not alone else own].append(plane)
     stacks = [one for members in series.values() for one in _split(members, SPLITS, ())]
     sets = [_with_differences(one) for stack in stacks for one in _split_moments(stack)]
     return [replace(one, beside_slices=_is_beside(one.planes[0], sliced)) for one in sets]
@@ -117,12 +118,41 @@ def _by_sheet(planes: list[Instance]) -> Parts:
     return _gather(planes, [plane.path if plane.mosaic > 1 else None for plane in planes])
 
 
-def _by_orientation(planes: list[Instance], same: Callable[[Instance, Instance], bool]) -> Parts:
+def _by_orientation(planes: list[Instance]) -> Parts:
+    """Split planes by orientation; what lies among slices that are hardly turned against it stays with them.
+
+    The stack then says whether the turn matters: to split it would halve a volume without a word.
+    """
+    parts: Parts = []
+    for part in _by_likeness(planes, _alike):
+        among = next((other for other in parts if _lies_among(part, other)), None)
+        among.extend(part) if among else parts.append(part)
+    return parts
+
+
+def _by_exact_orientation(planes: list[Instance]) -> Parts:
+    parts = _by_likeness(planes, _exactly_alike)
+    return parts if min(map(len, parts)) > 1 else [planes]
+
+
+def _by_likeness(planes: Sequence[Instance], alike: Callable[[Instance, Instance], bool]) -> Parts:
     parts: Parts = []
     for plane in planes:
-        part = next((part for part in parts if same(plane, part[0])), None)
+        part = next((part for part in parts if alike(plane, part[0])), None)
         part.append(plane) if part else parts.append([plane])
     return parts
+
+
+def _lies_among(part: Sequence[Instance], other: Sequence[Instance]) -> bool:
+    """Say whether slices, or a single one, lie where others do and are turned by less than TURNED of them."""
+    if part[0].orientation is None or other[0].orientation is None or _apart(part[0], other[0]) > TURNED:
+        return False
+    along = _along([*other, *part])
+    if along is None:
+        return False
+    one, two = along[len(other) :], along[: len(other)]
+    overlap = one.min() < two.max() and two.min() < one.max()
+    return bool(overlap or min(len(part), len(other)) == 1)
 
 
 def _exactly_alike(one: Instance, other: Instance) -> bool:
@@ -138,16 +168,11 @@ def _alike(one: Instance, other: Instance) -> bool:
         return True
     if one.orientation is None or other.orientation is None or one.pixel_spacing is None:
         return False
-    near = corner_shift(one, other.orientation) <= SAME_CORNER * min(one.pixel_spacing)
-    return near and _apart(one, other) <= UNIT_TOLERANCE
+    return turns_no_pixel(one, other.orientation)
 
 
 def _apart(one: Instance, other: Instance) -> float:
     return float(np.abs(np.subtract(one.orientation or (), other.orientation or ())).max())
-
-
-def _by_exact_orientation(planes: list[Instance]) -> Parts:
-    return _by_orientation(planes, _exactly_alike)
 
 
 def _by_number(planes: list[Instance]) -> Parts:
@@ -192,7 +217,7 @@ def _by_moment(planes: list[Instance], number: int) -> Parts:
 SPLITS: tuple[NamedSplit, ...] = (
     ("file", _by_sheet),
     ("matrix", _by_matrix),
-    ("orientation", partial(_by_orientation, same=_alike)),
+    ("orientation", _by_orientation),
 )
 MOMENT_SPLITS: tuple[NamedSplit, ...] = (
     ("echo, time or b-value", _by_contrast),

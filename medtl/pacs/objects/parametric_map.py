@@ -19,15 +19,18 @@ def parametric_map(result: StudyResult) -> ParametricMap:
 
     Raises ReadError result-no-frame if the slices lack a frame of reference.
     """
-    headers = result.headers()
+    assert result.image.affine is not None
+    headers, first_position = result.headers(), (RAS_TO_LPS @ result.image.affine)[:3, 3].round(6)
     for header in headers:
         header.SliceThickness = header.get("SliceThickness")  # highdicom requires the attribute
+        if "ImagePositionPatient" not in header and "PerFrameFunctionalGroupsSequence" not in header:
+            # A grid of slices, which says in private elements where they lie; highdicom requires one place.
+            header.ImagePositionPatient = first_position.tolist()
     frame_of_reference = str(headers[0].get("FrameOfReferenceUID") or "")
     if not frame_of_reference:
         where, fix = result.image.facts.source, "leave out --kind map"
         reason = "lacks FrameOfReferenceUID, so a map has no position in the patient"
         raise ReadError("result-no-frame", reason, where=where, fix=fix)
-    assert result.image.affine is not None
     levels: NDArray[np.uint16] = np.round(np.clip(result.heatmap, 0, 1) * TOP).astype(np.uint16)
     written = ParametricMap(
         source_images=headers,

@@ -309,14 +309,22 @@ def test_a_codestream_of_another_size_is_refused_before_it_is_decoded(
         assert refusal(save(dataset, tmp_path / "lies.dcm")).code == "dicom-pixels"
 
 
-def test_no_transfer_syntax_is_refused(make_radiograph: Callable) -> None:
-    path = make_radiograph()
+@pytest.mark.parametrize("syntax", [None, RLELossless], ids=["uncompressed", "compressed"])
+def test_without_a_transfer_syntax_the_bytes_decide_what_is_not_compressed(
+    make_radiograph: Callable, syntax: UID | None
+) -> None:
+    path = make_radiograph(syntax=syntax)
     dataset = pydicom.dcmread(path)
     del dataset.file_meta.TransferSyntaxUID
     buffer = BytesIO()
     dataset.save_as(buffer, implicit_vr=False, little_endian=True, enforce_file_format=False)
     path.write_bytes(buffer.getvalue())
-    assert refusal(path).code == "dicom-transfer-syntax"
+    if syntax is None:
+        image = read_one(path)
+        np.testing.assert_array_equal(image.pixels[0], pattern(12, 10))
+        assert image.facts.notes == ("names no transfer syntax: its bytes say which",)
+    else:
+        assert refusal(path).code == "dicom-transfer-syntax"
 
 
 @pytest.mark.parametrize("syntax", [MPEG2MPML, JPIPHTJ2KReferenced, UID("1.2.3.4")], ids=str)

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom import Dataset
+from pydicom.uid import UID, MRImageStorage, SecondaryCaptureImageStorage
 
 from medtl.data.naming import source_name
 from medtl.imaging.dicom.frames import planes_of
 from medtl.imaging.dicom.header import read_header
 from medtl.imaging.dicom.volumes import PlaneSet, split_planes
 from medtl.imaging.reader import read_images, scan
-from tests.imaging.conftest import fixed_uid, pattern, refusal
+from tests.imaging.conftest import build_dataset, fixed_uid, pattern, refusal, save
 
 Change = Callable[[int, Dataset], object]
 
@@ -217,3 +218,179 @@ def test_volumes_of_one_folder_are_named_by_their_first_files_and_read_apart(
 def test_a_volume_keeps_its_name_whatever_the_order_of_files(make_series: Callable, tmp_path: Path) -> None:
     paths = make_series(instances=6, change=at_places(3, AcquisitionNumber=[1, 1, 1, 2, 2, 2]))
     assert scan(paths) == scan(paths[::-1]) == scan(tmp_path / "mr")
+
+
+# Time points that only numbers tell apart
+
+
+def dynamic(times: int, places: int, number: Callable[[int, int], int], **elements: Any) -> Change:
+    """Put slice k at time k // places and position k % places, numbered by both."""
+
+    def change(k: int, dataset: Dataset) -> None:
+        time, place = divmod(k, places)
+        dataset.ImagePositionPatient = [0, 0, 3.0 * place]
+        dataset.InstanceNumber, dataset.NumberOfTemporalPositions = number(time, place), times
+        for keyword, value in elements.items():
+            setattr(dataset, keyword, value) if value is not None else delattr(dataset, keyword)
+
+    return change
+
+
+NUMBERED: dict[str, Callable[[int, int], int]] = {
+    "position after position": lambda time, place: 1 + 3 * time + place,
+    "position after position, downwards": lambda time, place: 3 + 3 * time - place,
+    "time after time": lambda time, place: 1 + 2 * place + time,
+    "from another number on": lambda time, place: 901 + 3 * time + place,
+    "from a negative number on": lambda time, place: -2 + 3 * time + place,
+    "interleaved positions": lambda time, place: 1 + 3 * time + (0, 2, 1)[place],
+}
+
+
+@pytest.mark.parametrize("number", NUMBERED.values(), ids=NUMBERED)
+def test_numbers_tell_time_points_apart_where_the_header_says_how_many(
+    deal: Callable, number: Callable[[int, int], int]
+) -> None:
+    groups = deal(dynamic(2, 3, number))
+    assert sorted(sorted(one) for one in numbers(groups)) == [[0, 1, 2], [3, 4, 5]]
+    note = "one of 2 parts of its series, separated by instance number"
+    assert {group.notes for group in groups} == {(note,)}
+
+
+UNNUMBERED: dict[str, Change] = {
+    "no number of time points": dynamic(2, 3, NUMBERED["time after time"], NumberOfTemporalPositions=None),
+    "another number of time points": dynamic(2, 3, NUMBERED["time after time"], NumberOfTemporalPositions=3),
+    "one time point": dynamic(2, 3, NUMBERED["time after time"], NumberOfTemporalPositions=1),
+    "a gap in the numbers": dynamic(2, 3, lambda time, place: 1 + 4 * time + place),
+    "numbers in no order": dynamic(2, 3, lambda time, place: (4, 1, 3, 2, 6, 5)[3 * time + place]),
+    "numbers that repeat": dynamic(2, 3, lambda time, place: 1 + place),
+    "no numbers": dynamic(2, 3, NUMBERED["time after time"], InstanceNumber=None),
+    "numbers beyond all sense": dynamic(2, 3, NUMBERED["time after time"], InstanceNumber=2**31 - 1),
+}
+
+
+@pytest.mark.parametrize("change", UNNUMBERED.values(), ids=UNNUMBERED)
+def test_numbers_that_do_not_say_which_time_it_is_split_nothing(
+    deal: Callable, tmp_path: Path, change: Change
+) -> None:
+    (group,) = deal(change)
+    assert len(group.planes) == 6
+    assert refusal(tmp_path / "mr").code == "series-positions"
+
+
+def test_a_position_that_lacks_a_time_point_is_refused(deal: Callable, tmp_path: Path) -> None:
+    (group,) = deal(dynamic(2, 3, NUMBERED["position after position"]), instances=5)
+    assert len(group.planes) == 5
+    assert refusal(tmp_path / "mr").code == "series-positions"
+
+
+def test_numbers_help_where_b_values_tell_only_some_volumes_apart(deal: Callable) -> None:
+    """One volume without weighting, and two directions that have no element of their own."""
+
+    def change(k: int, dataset: Dataset) -> None:
+        dynamic(3, 3, NUMBERED["position after position"])(k, dataset)
+        dataset.DiffusionBValue = 0 if k < 3 else 1000
+
+    assert numbers(deal(change, instances=9)) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+
+
+def test_an_element_that_distinguishes_goes_before_the_numbers(deal: Callable) -> None:
+    groups = deal(dynamic(2, 3, NUMBERED["position after position"], TriggerTime="0"))
+    assert len(groups) == 2
+    groups = deal(at_places(3, TriggerTime=[0] * 3 + [400] * 3, NumberOfTemporalPositions=[2] * 6))
+    assert {note for group in groups for note in group.notes} == {
+        "one of 2 parts of its series, separated by TriggerTime"
+    }
+
+
+# Pictures beside slices
+
+
+@pytest.fixture
+def add_picture(tmp_path: Path) -> Callable[..., Path]:
+    """Return a writer of a screen save of the study that make_series writes."""
+
+    def add(name: str, sop_class: UID = SecondaryCaptureImageStorage, **elements: Any) -> Path:
+        dataset = build_dataset(
+            pattern(20, 16, dtype="uint8", top=255),
+            sop_class,
+            **{
+                "Modality": "MR",
+                "ImageType": ["DERIVED", "SECONDARY"],
+                "PatientID": "CANARY-1",
+                "StudyInstanceUID": fixed_uid("study", 1),
+                "SeriesInstanceUID": fixed_uid("pictures"),
+                "PixelSpacing": None,
+                **elements,
+            },
+        )
+        return save(dataset, tmp_path / name)
+
+    return add
+
+
+PICTURE_KINDS: dict[str, dict[str, Any]] = {
+    "secondary captures": {},
+    "captures of several frames": {"NumberOfFrames": 4},
+    "captures in the series of the slices": {"SeriesInstanceUID": fixed_uid("series", 1, "mr")},
+    "MR images that are derived": {"sop_class": MRImageStorage},
+    "screen saves of another image type": {"ImageType": ["ORIGINAL", "PRIMARY"]},
+}
+
+
+@pytest.mark.parametrize("kind", PICTURE_KINDS.values(), ids=PICTURE_KINDS)
+def test_pictures_beside_slices_are_counted(
+    make_series: Callable, add_picture: Callable, tmp_path: Path, kind: dict[str, Any]
+) -> None:
+    make_series()
+    for number in range(2):
+        add_picture(f"mr/screen{number}.dcm", **kind)
+    found = scan(tmp_path)
+    assert [len(series.files) for series in found.series] == [3] and not found.refusals
+    assert found.skipped == 2
+
+
+def test_a_picture_that_is_named_is_read(
+    make_series: Callable, add_picture: Callable, tmp_path: Path
+) -> None:
+    paths, picture = make_series(), add_picture("mr/screen.dcm")
+    assert scan(tmp_path).left_out == {"screen saves and other pictures beside slices": 1}
+    for source in (picture, [*paths, picture]):
+        image = next(one for one in read_images(source) if one.facts.source == str(picture))
+        np.testing.assert_array_equal(image.pixels, pattern(1, 20, 16, dtype="uint8", top=255))
+    frames = add_picture("mr/frames.dcm", NumberOfFrames=4)
+    assert refusal([*paths, frames]).code == "dicom-no-image"
+
+
+def test_a_study_of_pictures_alone_is_read_image_by_image(add_picture: Callable, tmp_path: Path) -> None:
+    """As films that were scanned."""
+    for number in range(3):
+        add_picture(f"films/{number}.dcm", Modality="CT")
+    images = read_images(tmp_path / "films")
+    assert [image.pixels.shape for image in images] == [(1, 20, 16)] * 3
+    assert (
+        refusal(add_picture("films/frames.dcm", Modality="CT", NumberOfFrames=4)).code == "dicom-multiframe"
+    )
+
+
+def test_pictures_of_another_study_stay(make_series: Callable, add_picture: Callable, tmp_path: Path) -> None:
+    make_series()
+    add_picture("mr/other.dcm", StudyInstanceUID=fixed_uid("study", 2))
+    found = scan(tmp_path)
+    assert len(found.series) == 2 and found.skipped == 0
+
+
+def test_a_capture_with_a_position_is_a_slice(make_series: Callable, tmp_path: Path) -> None:
+    def change(k: int, dataset: Dataset) -> None:
+        dataset.SOPClassUID = SecondaryCaptureImageStorage
+
+    make_series(change=change, Modality="MR")
+    assert [image.pixels.shape[1] for image in read_images(tmp_path)] == [3]
+
+
+def test_slices_that_lost_their_geometry_are_no_pictures(make_series: Callable, tmp_path: Path) -> None:
+    def change(k: int, dataset: Dataset) -> None:
+        dataset.ImageType = ["DERIVED", "SECONDARY"]
+        del dataset.ImagePositionPatient, dataset.ImageOrientationPatient
+
+    make_series(change=change)
+    assert refusal(tmp_path).code == "series-geometry"

@@ -13,8 +13,17 @@ from pydicom.uid import ComputedRadiographyImageStorage, MRImageStorage
 from medtl.data.task import Task
 from medtl.imaging.dicom.patient import read_sources
 from medtl.imaging.reader import read_series, scan
+from medtl.imaging.series import Reading
 from medtl.pacs.objects.result import ModelIdentity, StudyResult
-from tests.imaging.conftest import build_dataset, build_enhanced, build_mosaic, fixed_uid, pattern, save
+from tests.imaging.conftest import (
+    build_dataset,
+    build_enhanced,
+    build_grid,
+    build_mosaic,
+    fixed_uid,
+    pattern,
+    save,
+)
 
 # Not axial, not square, and not the identity in any axis.
 OBLIQUE = (0.0, 0.8, -0.6, 1.0, 0.0, 0.0)
@@ -36,7 +45,12 @@ IDENTITY = {
     "StudyInstanceUID": fixed_uid("result study"),
     "SeriesInstanceUID": fixed_uid("result series"),
 }
-KINDS = ("radiograph", "series", "enhanced", "second echo", "mosaic")
+KINDS = ("radiograph", "series", "enhanced", "second echo", "mosaic", "grid", "tilted", "uneven")
+# Places of the slices of two series that are resampled (LPS mm).
+UNEVEN = {
+    "tilted": [[-10.0, -20 + 0.8 * k, 30 + 2.5 * k] for k in range(5)],
+    "uneven": [[-10.0, -20.0, z] for z in (0.0, 2.5, 5.0, 10.0, 15.0)],
+}
 
 
 def write_source(folder: Path, kind: str, **elements: object) -> Path:
@@ -52,6 +66,12 @@ def write_source(folder: Path, kind: str, **elements: object) -> Path:
     elif kind == "series":
         for k in range(5):
             save(_slice(k, {**placed, **given}), folder / f"{k}.dcm")
+    elif kind in UNEVEN:
+        for k, place in enumerate(UNEVEN[kind]):
+            where = {"ImagePositionPatient": place, "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+            save(_slice(k, {**placed, **where, **given}), folder / f"{k}.dcm")
+    elif kind == "grid":
+        save(build_grid(pattern(5, 16, 18), **{**placed, **given}), folder / "grid.dcm")
     elif kind == "mosaic":
         save(build_mosaic(pattern(5, 6, 7), **{**placed, **given}), folder / "mosaic.dcm")
     else:
@@ -81,7 +101,7 @@ def _enhanced(echoes: int, elements: dict) -> Dataset:
 
 def result_of(folder: Path, classes: Sequence[str] = ("normal", "lesion")) -> StudyResult:
     """Return a result about the last series of a folder, in which the last class was predicted."""
-    series = scan(folder).series[-1]
+    series = scan(folder, reading=Reading(resample_uneven=True)).series[-1]
     image = read_series(series)
     heatmap = np.zeros(image.pixels.shape[1:], np.float32)
     heatmap[tuple(slice(side // 3, side // 2 + 1) for side in heatmap.shape)] = 0.75
