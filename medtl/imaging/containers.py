@@ -64,7 +64,7 @@ def holds(archive: Path, names: Sequence[str]) -> bool:
         if not any(name.encode() in listed for name in names):  # which takes no time
             return False
         return not {one.filename for one in _list(archive)}.isdisjoint(names)
-    except (ReadError, *DAMAGE):
+    except (ReadError, OSError, *DAMAGE):
         return False
 
 
@@ -224,7 +224,7 @@ def _inflate(path: Path, archive: Path, member: Member) -> Generator[bytes, None
     """Yield the bytes of a member in pieces. Raises ReadError archive-damaged."""
     size = crc = 0
     with archive.open("rb") as file:
-        file.seek(member.start)
+        file.seek(max(0, member.start))
         head = file.read(30)  # its own header, before a name and an extra field
         file.seek(sum(struct.unpack("<2H", head[26:30])) if len(head) == 30 else 0, os.SEEK_CUR)
         raw = _raw(file, member.packed)
@@ -280,7 +280,11 @@ def _list(archive: Path) -> list[zipfile.ZipInfo]:
                 raise _too_large(archive, f"lists its members in more than {MOST_LIST_BYTES} bytes")
             with zipfile.ZipFile(file) as opened:
                 return opened.infolist()
-    except DAMAGE as error:
+    except (*DAMAGE, OSError) as error:
+        if (
+            isinstance(error, OSError) and error.errno != errno.EINVAL
+        ):  # a place before the first byte
+            raise
         reason = "is a corrupt or incomplete zip archive"
         raise ReadError("archive-damaged", reason, where=archive, fix=COPY) from error
 
