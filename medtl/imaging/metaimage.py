@@ -20,7 +20,7 @@ from medtl.imaging.series import EXACT, Kind, Reading, Scan, Series, scan_each
 from medtl.imaging.volume_file import MOST_VOXELS, Layout, list_volumes, read_volume, too_large
 
 NAME, TITLE = "metaimage", "MetaImage"
-KIND: Kind = "volume"
+KIND: Kind = "item"  # a volume, or an image of two axes
 SUFFIXES: tuple[str, ...] = (".mha", ".mhd")
 
 FIRST_FIELD = re.compile(rb"\s*(ObjectType|ObjectSubType|NDims|Comment|Name|ID|TransformType)\s*=")

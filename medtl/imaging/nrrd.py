@@ -21,7 +21,7 @@ from medtl.imaging.series import EXACT, Kind, Reading, Scan, Series, scan_each
 from medtl.imaging.volume_file import MOST_VOXELS, Layout, list_volumes, read_volume, too_large
 
 NAME, TITLE = "nrrd", "NRRD"
-KIND: Kind = "volume"
+KIND: Kind = "item"  # a volume, or an image of two axes
 SUFFIXES: tuple[str, ...] = (".nrrd", ".nhdr")
 
 MAGIC = re.compile(rb"NRRD000[1-5]\r?\n")
