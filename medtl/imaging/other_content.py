@@ -29,6 +29,9 @@ TEXT_BYTES = re.compile(rb"[\t\n\r -~\x80-\xff]+")
 DAMAGED_GZIP = Content("damaged gzip", "copy it again from its source")
 OTHER_GZIP = Content("gzip of something else", "unpack it, if it holds an image")
 
+# What follows the P of PBM, PGM, PPM and PAM files, and what follows that.
+PNM_KINDS, BLANKS = (b"1", b"2", b"3", b"4", b"5", b"6", b"7"), (b"\n", b"\r", b" ", b"\t")
+
 # How content begins: (offset, bytes, what it is), the longer ones first where one begins with another.
 MAGICS: tuple[tuple[int, bytes, Content], ...] = (
     (0, b"version https://git-lfs", Content("a Git LFS pointer", "run `git lfs pull`")),
@@ -54,11 +57,13 @@ MAGICS: tuple[tuple[int, bytes, Content], ...] = (
     (0, b"\xff\x4f\xff\x51", Content("JPEG 2000", TO_PNG.format("opj_decompress"))),
     (0, b"\0\0\0\x0cJXL \r\n", Content("JPEG XL", TO_PNG.format("djxl"))),
     (0, b"\xff\x0a", Content("JPEG XL", TO_PNG.format("djxl"))),
-    (4, b"ftypavif", Content("AVIF", IMAGEMAGICK)),
-    (4, b"ftypheic", Content("HEIC", IMAGEMAGICK)),
-    (4, b"ftypheix", Content("HEIC", IMAGEMAGICK)),
-    (4, b"ftypmif1", Content("HEIC", IMAGEMAGICK)),
-    (4, b"ftypmsf1", Content("HEIC", IMAGEMAGICK)),
+    (0, b"II\xbc\x01", Content("JPEG XR", TO_PNG.format("JxrDecApp"))),
+    *((4, b"ftypavi" + end, Content("AVIF", IMAGEMAGICK)) for end in (b"f", b"s")),
+    *((4, b"ftyphei" + end, Content("HEIC", IMAGEMAGICK)) for end in (b"c", b"x", b"m", b"s")),
+    *((4, b"ftyphev" + end, Content("HEIC", IMAGEMAGICK)) for end in (b"c", b"x", b"m", b"s")),
+    *((4, b"ftypm" + end, Content("HEIC", IMAGEMAGICK)) for end in (b"if1", b"sf1")),
+    *((0, b"P" + kind + end, Content("PGM or PPM", IMAGEMAGICK)) for kind in PNM_KINDS for end in BLANKS),
+    (0, b"\x76\x2f\x31\x01", Content("OpenEXR", IMAGEMAGICK)),
     (0, b"GIF8", Content("GIF", IMAGEMAGICK)),
     (0, b"8BPS", Content("a Photoshop file", IMAGEMAGICK)),
     (4, b"ftyp", Content("a video", FRAMES)),

@@ -1,5 +1,6 @@
 """JPEG frame headers (ITU-T T.81 B.2.2); and what pillow does not decode, deep JPEG and JPEG-LS, decoded."""
 
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -10,7 +11,8 @@ from medtl.errors import ReadError
 from medtl.imaging.raster_faults import check_bytes, damaged, decode_apart
 
 MAGIC = b"\xff\xd8\xff"
-MULTI_PICTURE = b"MPF\0"
+# An index of pictures (CIPA DC-007), the tag that counts them, and how many bytes of a segment lead to it.
+MULTI_PICTURE_MARKER, MULTI_PICTURE, NUMBER_OF_IMAGES, MOST_NEEDED = 0xE2, b"MPF\0", 0xB001, 64
 
 # How a frame is coded, by the marker that begins its header.
 BASELINE, EXTENDED, PROGRESSIVE, LOSSLESS, JPEG_LS = 0xC0, 0xC1, 0xC2, 0xC3, 0xF7
@@ -34,6 +36,8 @@ DECODERS = {
     LOSSLESS: ("1.2.840.10008.1.2.4.57", "gdcm", "python-gdcm"),
     JPEG_LS: ("1.2.840.10008.1.2.4.81", "pyjpegls", "pyjpegls"),
 }
+# The depths that it decodes.
+DEPTHS = {EXTENDED: range(12, 13), LOSSLESS: range(9, 17), JPEG_LS: range(2, 17)}
 # What pillow decodes exactly, in 8 bits.
 IN_PILLOW = frozenset({BASELINE, EXTENDED, PROGRESSIVE, LOSSLESS, 0xC9, 0xCA})
 
@@ -52,7 +56,7 @@ class Frame:
     @property
     def in_pillow(self) -> bool:
         """Whether pillow decodes it."""
-        return self.bits == 8 and self.process in IN_PILLOW
+        return self.bits == 8 and self.process in IN_PILLOW and self.components in (1, 3, 4)
 
 
 def find_frame(file: IO[bytes]) -> Frame | None:
@@ -63,20 +67,19 @@ def find_frame(file: IO[bytes]) -> Frame | None:
         if marker in ALONE:
             continue
         length = int.from_bytes(file.read(2)) - 2
-        body = file.read(min(length, 16)) if length > 0 else b""
+        body = file.read(min(length, MOST_NEEDED)) if length > 0 else b""
         if marker in PROCESSES:
             return _frame(marker, body, several) if len(body) >= 6 else None
-        several = several or (marker == 0xE2 and body.startswith(MULTI_PICTURE))
-        file.seek(max(length - 16, 0), 1)
+        several = several or (marker == MULTI_PICTURE_MARKER and _names_several(body))
+        file.seek(max(length - MOST_NEEDED, 0), 1)
     return None
 
 
 def check_decodable(frame: Frame, path: Path) -> None:
     """Raise ReadError raster-colour where neither pillow nor another decoder reads such a frame."""
-    if frame.in_pillow or (frame.process in DECODERS and frame.components == 1 and frame.bits <= 16):
+    if frame.in_pillow or (frame.components == 1 and frame.bits in DEPTHS.get(frame.process, ())):
         return
-    colour = "grey" if frame.components == 1 else "colour"
-    reason = f"is {PROCESSES[frame.process]} JPEG of {frame.bits} bits in {colour}"
+    reason = f"is {PROCESSES[frame.process]} JPEG of {frame.components} x {frame.bits} bits"
     raise ReadError("raster-colour", reason, where=path, fix="convert it to PNG")
 
 
@@ -104,6 +107,15 @@ def decode(data: bytes, frame: Frame, path: Path) -> NDArray:
     if values.shape != (frame.height, frame.width) or values.max() >= 2**frame.bits:
         raise damaged(path)
     return values
+
+
+def _names_several(body: bytes) -> bool:
+    """Say whether a segment is an index of more than one picture; a damaged one may be."""
+    if not body.startswith(MULTI_PICTURE):
+        return False
+    order = ">" if body[4:6] == b"MM" else "<"
+    entry = struct.pack(order + "HHL", NUMBER_OF_IMAGES, 4, 1)
+    return entry + struct.pack(order + "L", 1) not in body
 
 
 def _next_marker(file: IO[bytes]) -> int | None:

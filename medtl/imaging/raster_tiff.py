@@ -33,7 +33,8 @@ NEEDED = frozenset(
 )
 ASCII = 2
 TYPES = {1: "B", ASCII: "B", 3: "H", 4: "L", 13: "L", 16: "Q"}
-MOST_PAGES, MOST_ENTRIES, MOST_COUNT, MOST_TEXT = 1024, 4096, 2**20, 4096
+# Directories of a file, entries of a directory, values of an entry, and characters of a text that are read.
+MOST_PAGES, MOST_ENTRIES, MOST_VALUES, MOST_TEXT = 1024, 512, 16, 4096
 # Bits of NewSubfileType: a smaller version of another page, and its transparency.
 PREVIEW, MASK = 1, 4
 
@@ -187,19 +188,23 @@ def _directories(file: IO[bytes]) -> Iterator[tuple[int, Tags]]:
         (count,) = _unpack(file, order + ("Q" if big else "H"))
         if count > MOST_ENTRIES:
             raise ValueError("too many entries")
-        entries = [_unpack(file, order + ("HHQ8s" if big else "HHL4s")) for _ in range(count)]
+        form = order + ("HHQ8s" if big else "HHL4s")
+        rows = file.read(count * struct.calcsize(form))
         link = file.read(8 if big else 4)
-        yield place, {entry[0]: _values(file, order, *entry[1:]) for entry in entries if entry[0] in NEEDED}
+        entries = [entry for entry in struct.iter_unpack(form, rows) if entry[0] in NEEDED]
+        yield place, {entry[0]: _values(file, order, *entry) for entry in entries}
         place = int.from_bytes(link, "big" if order == ">" else "little")
 
 
-def _values(file: IO[bytes], order: str, kind: int, count: int, inline: bytes) -> tuple[int, ...]:
-    """Return the values of an entry, which stand elsewhere where they are many. Raises as _directories."""
-    count = min(count, MOST_TEXT) if kind == ASCII else count
-    if kind not in TYPES or count > MOST_COUNT:
+def _values(file: IO[bytes], order: str, tag: int, kind: int, count: int, inline: bytes) -> tuple[int, ...]:
+    """Return the first values of an entry, or for strips and tiles their number. Raises as _directories."""
+    if kind not in TYPES:
         raise ValueError("a tag of another type than it has")
-    form = f"{order}{count}{TYPES[kind]}"
-    if struct.calcsize(form) <= len(inline):
+    if tag in (STRIPS, TILES):
+        return (count,)
+    size = struct.calcsize(order + TYPES[kind])
+    form = f"{order}{min(count, MOST_TEXT if kind == ASCII else MOST_VALUES)}{TYPES[kind]}"
+    if count * size <= len(inline):
         return struct.unpack_from(form, inline)
     file.seek(int.from_bytes(inline, "big" if order == ">" else "little"))
     return _unpack(file, form)
@@ -296,7 +301,7 @@ def _check_parts(page: Page, path: Path) -> None:
         needed = -(-width // tile_width) * -(-height // tile_height) * layers
     else:
         needed = -(-height // min(max(page.one(STRIP_ROWS, height), 1), height)) * layers
-    if len(page.tags.get(TILES) or page.tags.get(STRIPS, ())) < needed:
+    if page.one(TILES, page.one(STRIPS, 0)) < needed:
         raise damaged(path)
 
 

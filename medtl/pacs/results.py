@@ -74,7 +74,8 @@ def write_results(
     method = method or default_method(checkpoint.classifier)
     check_method(method, checkpoint.classifier)
     model = model_identity(checkpoint)
-    studies = _refuse_others(scan(folder, watcher=watcher))
+    reading = checkpoint.preprocessing.reading
+    studies = _refuse_others(scan(folder, reading=reading, watcher=watcher))
     total, rows = len(studies.series) + len(studies.refusals), list[ResultRow]()
     for done, scored in enumerate(score_series(checkpoint, studies, folder, batch_size=1), start=1):
         rows.append(_write_results(scored, checkpoint, model, method, kinds, out))

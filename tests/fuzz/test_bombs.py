@@ -366,6 +366,15 @@ def many_pages(count: int) -> bytes:
     return b"II*\0" + struct.pack("<L", 8) + b"".join(links) + struct.pack("<HL", 0, 0)
 
 
+def heavy_pages(count: int) -> bytes:
+    """Return a TIFF of directories whose tags all hold the same million values."""
+    rows = b"".join(struct.pack("<2HLL", tag, 4, 2**20, 8) for tag in (258, 277, 338, 339))
+    start, size = 8 + 2**22, 2 + len(rows) + 4
+    links = [start + size * (number + 1) for number in range(count - 1)] + [0]
+    pages = b"".join(struct.pack("<H", 4) + rows + struct.pack("<L", link) for link in links)
+    return b"II*\0" + struct.pack("<L", start) + bytes(2**22) + pages
+
+
 def blank_webp(side: int) -> bytes:
     """Return a lossless WebP of one colour, whose decoder asks for memory when it is made."""
     stream = BytesIO()
@@ -400,6 +409,7 @@ OTHERS: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "TIFF of a tile of 60000 x 60000": ("a.tif", lambda: blank_tiff(64, tile=60000), "raster-too-large"),
     "TIFF of a tile of 8000 x 8000": ("a.tif", lambda: blank_tiff(64, tile=8000), "raster-too-large"),
     "TIFF of pages in a long row": ("a.tif", lambda: many_pages(200_000), "raster-frames"),
+    "TIFF of pages with a million values each": ("a.tif", lambda: heavy_pages(1000), "raster-frames"),
     "WebP of 16383 x 16383": ("a.webp", lambda: blank_webp(16383), "raster-too-large"),
     "BMP of 60000 x 60000": ("a.bmp", lambda: packed_bmp(60000), "raster-too-large"),
     "packed BMP of 8000 x 8000": ("a.bmp", lambda: packed_bmp(8000), "raster-too-large"),

@@ -271,6 +271,18 @@ def test_the_first_picture_of_a_phone_is_read_with_a_note(tmp_path: Path, furthe
     assert image.facts.notes == ("the first picture of several",)
 
 
+def test_an_index_of_one_picture_needs_no_note(tmp_path: Path) -> None:
+    photo = PillowImage.fromarray(pattern(64, 80, 3, dtype="uint8", top=255))
+    photo.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[photo.resize((40, 32))])
+    two, one = (struct.pack("<HHLL", 0xB001, 4, 1, count) for count in (2, 1))
+    data = (tmp_path / "a.jpg").read_bytes()
+    assert data.count(two) == 1
+    (tmp_path / "a.jpg").write_bytes(data.replace(two, one))
+    image = read_one(tmp_path / "a.jpg")
+    np.testing.assert_array_equal(image.pixels, shown(jpeg(np.asarray(photo))))
+    assert image.facts.notes == ()
+
+
 def test_a_damaged_index_of_pictures_costs_nothing(tmp_path: Path) -> None:
     photo = PillowImage.fromarray(pattern(64, 80, 3, dtype="uint8", top=255))
     photo.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[photo.resize((40, 32))])
@@ -363,7 +375,15 @@ def test_deep_jpeg_in_colour_is_named(tmp_path: Path) -> None:
     values = pattern(16, 24, 3, top=4095)
     (tmp_path / "a.jpg").write_bytes(imagecodecs.jpeg_encode(values, bitspersample=12, level=95))
     error = refusal(tmp_path / "a.jpg")
-    assert error.code == "raster-colour" and "12 bits" in error.reason
+    assert error.code == "raster-colour" and "3 x 12 bits" in error.reason
+
+
+def test_a_jpeg_of_two_components_is_named(tmp_path: Path) -> None:
+    data = jpeg(pattern(16, 24, 3, dtype="uint8", top=255))
+    place = data.index(b"\xff\xc0") + 9
+    (tmp_path / "a.jpg").write_bytes(data[:place] + b"\2" + data[place + 1 :])
+    error = refusal(tmp_path / "a.jpg")
+    assert error.code == "raster-colour" and "2 x 8 bits" in error.reason
 
 
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])

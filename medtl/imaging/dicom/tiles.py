@@ -105,7 +105,7 @@ def _grid_count(dataset: Dataset) -> int:
     tag = _find(dataset, *GRID_COUNT)
     value = dataset[tag].value if tag is not None else 0
     text = value.decode("latin-1").strip(" \0") if isinstance(value, bytes) else str(value or 0)
-    return int(float(text))
+    return int(float(text or 0))
 
 
 def _find(dataset: Dataset, group: int, number: int, creator: str = "") -> BaseTag | None:
