@@ -281,9 +281,7 @@ def _list(archive: Path) -> list[zipfile.ZipInfo]:
             with zipfile.ZipFile(file) as opened:
                 return opened.infolist()
     except (*DAMAGE, OSError) as error:
-        if (
-            isinstance(error, OSError) and error.errno != errno.EINVAL
-        ):  # a place before the first byte
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a place before the first byte
             raise
         reason = "is a corrupt or incomplete zip archive"
         raise ReadError("archive-damaged", reason, where=archive, fix=COPY) from error
