@@ -27,6 +27,9 @@ FAMILY = "volume"
 TYPES = ("i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8")
 FIRST_VECTOR_ID = 12
 
+ORIGIN = "its origin is not stated: taken for 0"
+DIRECTIONS = "its directions are not stated: taken for those of the patient"
+
 # ITK's axes point left, back and up.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -44,6 +47,12 @@ class ItkHeader:
     type: str
     spacing: tuple[float, ...]
     affine: NDArray[np.float64] | None
+
+    def placed(self, stated: bool) -> NDArray[np.float64]:
+        """Return the affine; of two axes their sizes, NaN where the file does not state them."""
+        if self.affine is not None:
+            return self.affine
+        return np.diag([*(self.spacing[:2] if stated else (math.nan, math.nan)), 1.0, 1.0])
 
 
 def decoder() -> str:
@@ -83,6 +92,17 @@ def contradiction(reason: str, path: Path) -> ReadError:
     return ReadError("volume-header", reason, where=path, fix="write it again, with ITK or Slicer")
 
 
+def numbers(text: str, count: int, path: Path) -> list[float]:
+    """Return so many numbers. Raises ReadError volume-header: ITK reads "0.-8" as 0, without a word."""
+    try:
+        values = [float(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        values = []
+    if len(values) != count or not all(map(math.isfinite, values)):
+        raise contradiction("has places or sizes in its header that are no numbers", path)
+    return values
+
+
 def read_header(path: Path, image_io: str) -> ItkHeader:
     """Read a header with ITK. Raises ReadError volume-header, -affine, -decoder."""
     global _pool
@@ -92,7 +112,7 @@ def read_header(path: Path, image_io: str) -> ItkHeader:
             atexit.register(_pool.close)
         pool = _pool
     try:
-        numbers = pool.decode(b"", {"path": str(path.absolute()), "image_io": image_io}, SECONDS)
+        answer = pool.decode(b"", {"path": str(path.absolute()), "image_io": image_io}, SECONDS)
     except FrameRefusedError as error:
         raise contradiction("has a header that ITK does not read", path) from error
     except DecoderLostError as error:
@@ -100,13 +120,13 @@ def read_header(path: Path, image_io: str) -> ItkHeader:
         raise ReadError(
             "volume-decoder", reason, where=path, fix="write it again, or leave it out"
         ) from error
-    return _header_of([float(number) for number in numbers], path)
+    return _header_of([float(number) for number in answer], path)
 
 
-def _header_of(numbers: list[float], path: Path) -> ItkHeader:
-    axes, components, kind = (int(number) for number in numbers[:3])
-    size, spacing, origin = (numbers[3 + axes * part : 3 + axes * (part + 1)] for part in range(3))
-    direction = np.reshape(numbers[3 + 3 * axes :], (axes, axes))
+def _header_of(answer: list[float], path: Path) -> ItkHeader:
+    axes, components, kind = (int(number) for number in answer[:3])
+    size, spacing, origin = (answer[3 + axes * part : 3 + axes * (part + 1)] for part in range(3))
+    direction = np.reshape(answer[3 + 3 * axes :], (axes, axes))
     extents = tuple(int(extent) for extent in size)
     kind = kind - FIRST_VECTOR_ID if kind >= FIRST_VECTOR_ID else kind
     if not 0 <= kind < len(TYPES) or not 2 <= axes <= 4:

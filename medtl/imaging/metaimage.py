@@ -15,12 +15,12 @@ import numpy as np
 from medtl.errors import ReadError
 from medtl.imaging import itk_header
 from medtl.imaging.image import Image
-from medtl.imaging.itk_header import FAMILY, beside, contradiction, once
+from medtl.imaging.itk_header import DIRECTIONS, FAMILY, ORIGIN, beside, contradiction, numbers, once
 from medtl.imaging.series import EXACT, Kind, Reading, Scan, Series, scan_each
 from medtl.imaging.volume_file import MOST_VOXELS, Layout, list_volumes, read_volume, too_large
 
 NAME, TITLE = "metaimage", "MetaImage"
-KIND: Kind = "volume"
+KIND: Kind = "item"  # a volume, or an image of two axes
 SUFFIXES: tuple[str, ...] = (".mha", ".mhd")
 
 FIRST_FIELD = re.compile(rb"\s*(ObjectType|ObjectSubType|NDims|Comment|Name|ID|TransformType)\s*=")
@@ -32,6 +32,10 @@ TYPES = {
     **{"MET_INT": "i4", "MET_UINT": "u4", "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8"},
     **{"MET_FLOAT": "f4", "MET_DOUBLE": "f8"},
 }
+# Names of what places the voxels; MetaIO knows several for each.
+SIZES = ("ElementSpacing", "ElementSize")
+ORIGINS = ("Offset", "Position", "Origin")
+MATRICES = ("TransformMatrix", "Rotation", "Orientation")
 LITTLE_ENDIAN = "its order of bytes is not stated: taken for little endian"
 MILLIMETRES = frozenset({"", "?", "mm", "millimeter"})
 
@@ -97,6 +101,7 @@ def _read_layout(head: bytes, path: Path) -> Layout:
         if skip < 0:
             fix = "copy it again from its source"
             raise ReadError("volume-truncated", "has too few bytes", where=path, fix=fix)
+    sized, places = _check_places(fields, flat, path)
     found = itk_header.read_header(path, "MetaImageIO")
     sizes = (*(shape[:2] if flat else shape), *([count] if fields["NDims"] == "4" else []))
     if (found.size, found.components, found.type) != (sizes, channels, dtype.str[1:]):
@@ -107,13 +112,27 @@ def _read_layout(head: bytes, path: Path) -> Layout:
         dtype,
         0 if packed else start + skip,
         None,
-        np.diag([*found.spacing[:2], 1.0, 1.0]) if found.affine is None else found.affine,
+        found.placed(sized),
         interleaved=channels,
         flat=flat,
         packed_from=start if packed else None,
-        notes=notes,
+        notes=(*notes, *places),
         family=FAMILY,
     )
+
+
+def _check_places(fields: Mapping[str, str], flat: bool, path: Path) -> tuple[bool, list[str]]:
+    """Check that places are numbers; say whether sizes are stated, and note what is not."""
+    axes = int(fields["NDims"])
+    stated = {}
+    for names, count in ((SIZES, axes), (ORIGINS, axes), (MATRICES, axes * axes)):
+        given = [numbers(fields[name], count, path) for name in names if name in fields]
+        stated[names] = bool(given)
+    if not stated[SIZES] and not flat:
+        fix = "write its ElementSpacing"
+        raise ReadError("volume-affine", "does not state its spacing", where=path, fix=fix)
+    notes = [ORIGIN] * (not stated[ORIGINS]) + [DIRECTIONS] * (not stated[MATRICES])
+    return stated[SIZES], [] if flat else notes
 
 
 def _extents(fields: Mapping[str, str], path: Path) -> tuple[tuple[int, int, int], int, bool]:

@@ -159,6 +159,9 @@ def _affine(
     unit = int(header["xyzt_units"]) & 7
     if unit not in UNITS_MM:
         raise ReadError("nifti-header", "has an unknown unit of length", where=path, fix="write it in mm")
+    if (ruling := int(header["sform_code"]) or int(header["qform_code"])) > max(SPACES):
+        fix = "set its sform_code to that of the space"
+        raise ReadError("nifti-affine", f"is in an unknown space, of code {ruling}", where=path, fix=fix)
     scale = np.diag([UNITS_MM[unit]] * 3 + [1.0])
     notes = (f"lengths in {UNIT_NAMES[unit]} converted to mm",) if unit in UNIT_NAMES else ()
     with np.errstate(all="ignore"):  # what overflows is not finite, and refused

@@ -16,12 +16,12 @@ import numpy as np
 from medtl.errors import ReadError
 from medtl.imaging import itk_header
 from medtl.imaging.image import Image
-from medtl.imaging.itk_header import FAMILY, beside, contradiction, once
+from medtl.imaging.itk_header import FAMILY, ORIGIN, beside, contradiction, numbers, once
 from medtl.imaging.series import EXACT, Kind, Reading, Scan, Series, scan_each
 from medtl.imaging.volume_file import MOST_VOXELS, Layout, list_volumes, read_volume, too_large
 
 NAME, TITLE = "nrrd", "NRRD"
-KIND: Kind = "volume"
+KIND: Kind = "item"  # a volume, or an image of two axes
 SUFFIXES: tuple[str, ...] = (".nrrd", ".nhdr")
 
 MAGIC = re.compile(rb"NRRD000[1-5]\r?\n")
@@ -125,6 +125,7 @@ def _read_layout(head: bytes, path: Path) -> Layout:
     found = itk_header.read_header(path, "NrrdImageIO")
     _compare(axes, dtype, found, path)
     notes = [axes.note] if axes.note else []
+    notes += [] if axes.flat or "space origin" in fields else [ORIGIN]
     notes += ["old min and old max were not applied"] if "old min" in fields or "old max" in fields else []
     return Layout(
         axes.shape,
@@ -132,7 +133,7 @@ def _read_layout(head: bytes, path: Path) -> Layout:
         dtype,
         skip if packed else start + skip,
         None,
-        np.diag([*found.spacing[:2], 1.0, 1.0]) if found.affine is None else found.affine,
+        found.placed("spacings" in fields or "space directions" in fields),
         components=axes.components,
         interleaved=axes.interleaved,
         colour=axes.colour,
@@ -219,6 +220,11 @@ def _lists(fields: Mapping[str, str], path: Path) -> tuple[list[int], list[str],
     if fields.get("dimension") != str(len(texts)):
         raise contradiction("says another number of axes than it has sizes", path)
     directions = re.findall(r"none|\([^()]*\)", fields.get("space directions", ""))
+    in_space = [one for one in directions if one != "none"]
+    for vector in (*in_space, *([fields["space origin"]] if "space origin" in fields and in_space else [])):
+        numbers(vector.strip("()"), in_space[0].count(",") + 1, path)
+    if "spacings" in fields and len(texts) == 2:
+        numbers(fields["spacings"], 2, path)
     kinds = fields.get("kinds", "").lower().split() or ["???"] * len(texts)
     if len(kinds) != len(texts) or len(directions) not in (0, len(texts)):
         raise contradiction("says another number of kinds or directions than it has sizes", path)

@@ -59,10 +59,10 @@ class Layout:
 
     scaling is (slope, intercept), None where stored values are meant as they are; affine is in RAS+ mm.
     components: the "volumes" are components of one volume's voxels. interleaved: values of a voxel that lie
-    together, colours or others. flat: a projection, with columns and rows, whose affine holds sizes alone.
-    packed_from: the byte of the file at which a compressed stream begins, in whose content `start` lies;
-    None: a file is gzip as a whole, or not. family is how codes of refusals begin: "nifti" or "volume".
-    trailer: the format has something to say behind its pixels.
+    together, colours or others. flat: a projection, with columns and rows, whose affine holds sizes alone,
+    NaN where they are unknown. packed_from: the byte of the file at which a compressed stream begins, in
+    whose content `start` lies; None: a file is gzip as a whole, or not. family is how codes of refusals begin:
+    "nifti" or "volume". trailer: the format has something to say behind its pixels.
     """
 
     shape: tuple[int, int, int]
@@ -151,7 +151,8 @@ def read_volume(series: Series, read_layout: ReadLayout, decoder: str) -> Image:
     )
     spacing_mm = tuple(float(length) for length in np.linalg.norm(layout.affine[:3, :3], axis=0))
     if layout.flat:
-        return Image(np.ascontiguousarray(pixels[..., 0].swapaxes(1, 2)), None, spacing_mm[1::-1], facts)
+        stated = spacing_mm[1::-1] if np.isfinite(spacing_mm).all() else None
+        return Image(np.ascontiguousarray(pixels[..., 0].swapaxes(1, 2)), None, stated, facts)
     return Image(pixels, layout.affine, spacing_mm, facts)
 
 

@@ -140,6 +140,10 @@ def read_or_refused(folder: Path, name: str) -> tuple[list[Image], Counter[str]]
 def check_kind(kind: str, count: int, folder: Path) -> None:
     """Read mutations; damage to a compressed stream must never change a value that is read."""
     files, outcomes = KINDS[kind](), Counter[str]()
+    for suffix, data in files.items():
+        (folder / f"a{suffix}").write_bytes(data)
+    (sound,), _ = read_or_refused(folder, kind)
+    np.testing.assert_array_equal(sound.pixels[0], VALUES)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number in range(count):
         generator = np.random.default_rng(number)
@@ -153,7 +157,7 @@ def check_kind(kind: str, count: int, folder: Path) -> None:
             for image in images:
                 np.testing.assert_array_equal(image.pixels[0], VALUES)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MOST_KIBIBYTES
-    assert outcomes["read"] and len(outcomes) > 2, outcomes
+    assert len(outcomes) > 2, outcomes
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -142,6 +142,18 @@ def test_pixels_beside_the_header_may_have_a_head_of_their_own(
     assert scan(tmp_path).skipped == 0
 
 
+def test_places_that_are_not_stated_are_noted(tmp_path: Path) -> None:
+    values = pattern(4, 5, 6, dtype="int16")
+    image = read_one(write(tmp_path, b"".join(build(values, TransformMatrix=None, Offset=None))))
+    np.testing.assert_allclose(image.affine, np.diag([-2, -1.5, 3, 1]))
+    assert image.facts.notes == (itk_header.ORIGIN, itk_header.DIRECTIONS)
+
+
+def test_a_flat_file_without_spacing_has_none(tmp_path: Path) -> None:
+    image = read_one(write(tmp_path, b"".join(build(pattern(5, 4), ElementSpacing=None))))
+    assert image.spacing_mm is None
+
+
 def test_an_order_of_bytes_that_is_not_stated_is_noted(tmp_path: Path) -> None:
     values = pattern(4, 5, 6, dtype="int16")
     image = read_one(write(tmp_path, b"".join(build(values, BinaryDataByteOrderMSB=None))))
@@ -152,7 +164,10 @@ def test_an_order_of_bytes_that_is_not_stated_is_noted(tmp_path: Path) -> None:
 FAULTS: dict[str, tuple[dict[str, str | None], str]] = {
     "a flattened axis": ({"TransformMatrix": "1 0 0 1 0 0 0 0 1"}, "volume-affine"),
     "a spacing of 0": ({"ElementSpacing": "1 0 1"}, "volume-affine"),
-    "NaN as spacing": ({"ElementSpacing": "1 nan 1"}, "volume-affine"),
+    "NaN as spacing": ({"ElementSpacing": "1 nan 1"}, "volume-header"),
+    "no spacing": ({"ElementSpacing": None}, "volume-affine"),
+    "an origin that is no number": ({"Offset": "1 0.-8 2"}, "volume-header"),
+    "too few directions": ({"TransformMatrix": "1 0 0 0 1 0"}, "volume-header"),
     "another unit": ({"DistanceUnits": "um"}, "volume-affine"),
     "other sizes": ({"DimSize": "4 5 7"}, "volume-truncated"),
     "sizes of 0": ({"DimSize": "4 0 6"}, "volume-header"),

@@ -288,6 +288,7 @@ REFUSED_HEADERS = {
     "forms in conflict": (conflict, "nifti-affine"),
     "singular": (set_field("srow_z", [0, 0, 0, 0]), "nifti-affine"),
     "NaN affine": (set_field("srow_x", [np.nan, 0, 0, 0]), "nifti-affine"),
+    "unknown space": (set_field("sform_code", 91), "nifti-affine"),
     "unknown unit": (set_field("xyzt_units", 7), "nifti-header"),
 }
 

@@ -173,6 +173,17 @@ def test_a_flat_file_is_a_projection(tmp_path: Path) -> None:
     assert image.affine is None and image.spacing_mm == pytest.approx((0.1, 0.2))
 
 
+def test_an_origin_that_is_not_stated_is_noted(tmp_path: Path) -> None:
+    image = read_one(write(tmp_path, build(pattern(4, 5, 6), space_origin=None)))
+    assert image.affine is not None and not image.affine[:3, 3].any()
+    assert image.facts.notes == ("its origin is not stated: taken for 0",)
+
+
+def test_a_flat_file_without_spacings_has_none(tmp_path: Path) -> None:
+    changes = {"space": None, "space_directions": None, "space_origin": None, "kinds": None}
+    assert read_one(write(tmp_path, build(pattern(5, 4), **changes))).spacing_mm is None
+
+
 @pytest.mark.parametrize(("skip", "before"), [("7", 7), ("-1", 7), ("0", 0)])
 def test_pixels_beside_the_header_may_have_a_head_of_their_own(
     tmp_path: Path, skip: str, before: int
@@ -191,6 +202,8 @@ FAULTS: dict[str, tuple[dict[str, str | None], str]] = {
     "no directions": ({"space_directions": None, "spacings": "1 1 1"}, "volume-dimensions"),
     "a flattened axis": ({"space_directions": "(1,0,0) (2,0,0) (0,0,1)"}, "volume-affine"),
     "NaN in a direction": ({"space_directions": "(nan,0,0) (0,1,0) (0,0,1)"}, "volume-header"),
+    "a direction that is no number": ({"space_directions": "(1,0,0) (0,1.-2,0) (0,0,1)"}, "volume-header"),
+    "an origin of two numbers": ({"space_origin": "(1,2)"}, "volume-header"),
     "metres": ({"space_units": '"m" "m" "m"'}, "volume-affine"),
     "other sizes": ({"sizes": "4 5 7"}, "volume-truncated"),
     "sizes of 0": ({"sizes": "4 0 6"}, "volume-header"),
