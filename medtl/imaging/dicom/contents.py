@@ -1,6 +1,8 @@
 """FILES WITH ONE HEADER -> which of them hold the same: by their bytes, then by their elements."""
 
 import hashlib
+from collections import defaultdict
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,9 +20,11 @@ class Contents:
 
     Elements are compared only where bytes differ: a copy may have a new file meta group. Exact copies of the
     first file are compared with it; of others, digests are, so that no file is read more than three times.
+    load returns the content of a file, and may keep it while copies of it are compared.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, load: Callable[[Path], bytes]) -> None:
+        self._load = load
         self._first: Path | None = None
         self._by_bytes: dict[bytes, Path] = {}
         self._by_elements: dict[bytes, Path] = {}
@@ -33,7 +37,7 @@ class Contents:
             self._uncompared.append(path)
             return None
         try:
-            if _same_bytes(self._first, path):
+            if _holds(path, self._load(self._first)):
                 return self._first
             digest = hashlib.sha256(read_bytes(path)).digest()
         except (OSError, ReadError):
@@ -55,16 +59,15 @@ class Contents:
         return None if found == last else found
 
 
-def _same_bytes(original: Path, path: Path) -> bool:
-    content = _content(original)
+def contents_by_header() -> defaultdict[tuple, Contents]:
+    """Return contents for each header; the file with which copies are compared is kept from one to the next."""
+    load = lru_cache(maxsize=1)(read_bytes)
+    return defaultdict(lambda: Contents(load))
+
+
+def _holds(path: Path, content: bytes) -> bool:
     with open_file(path) as file:
         return size_and_time(file)[0] == len(content) and file.read() == content
-
-
-@lru_cache(maxsize=1)
-def _content(path: Path) -> bytes:
-    """Return the content of a file, kept while its copies are compared with it."""
-    return read_bytes(path)
 
 
 def _digest_of_elements(path: Path) -> bytes | None:

@@ -14,7 +14,7 @@ from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 from medtl.core.ids import hash_identifier
 from medtl.errors import ReadError
 from medtl.imaging.containers import open_file, size_and_time
-from medtl.imaging.dicom.contents import Contents
+from medtl.imaging.dicom.contents import contents_by_header
 from medtl.imaging.dicom.fast_header import walk_header
 from medtl.imaging.dicom.frames import planes_of, several_frames
 from medtl.imaging.dicom.header import read_dataset, read_header
@@ -170,7 +170,7 @@ def _drop_copies(files: Sequence[list[Instance]]) -> tuple[list[list[Instance]],
     """Drop files that repeat an instance exactly; return the others, and how many copies each has."""
     uses = Counter(planes[0].sop_uid for planes in files)
     unique: list[list[Instance]] = []
-    seen: dict[tuple, Contents] = defaultdict(Contents)
+    seen = contents_by_header()
     copies: Counter[Path] = Counter()
     for planes in files:
         first = planes[0]

@@ -90,6 +90,16 @@ def test_the_original_is_read_once_for_all_of_its_copies(
     assert len(reads) == 1
 
 
+def test_a_file_that_changes_between_scans_is_compared_as_it_is(
+    make_radiograph: Callable[..., Path], tmp_path: Path
+) -> None:
+    content = make_radiograph(pattern(12, 10, seed=1), "in/a.dcm", **SAME).read_bytes()
+    (tmp_path / "in/b.dcm").write_bytes(content)
+    assert copies(tmp_path / "in") == (1, 1)
+    make_radiograph(pattern(12, 10, seed=2), "in/a.dcm", **SAME)
+    assert copies(tmp_path / "in") == (2, 0)
+
+
 def test_many_files_of_one_identifier_are_not_compared_with_one_another(
     make_radiograph: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
