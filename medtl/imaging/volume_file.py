@@ -61,8 +61,8 @@ class Layout:
     components: the "volumes" are components of one volume's voxels. interleaved: values of a voxel that lie
     together, colours or others. flat: a projection, with columns and rows, whose affine holds sizes alone,
     NaN where they are unknown. packed_from: the byte of the file at which a compressed stream begins, in
-    whose content `start` lies; None: a file is gzip as a whole, or not. family is how codes of refusals begin:
-    "nifti" or "volume". trailer: the format has something to say behind its pixels.
+    whose content `start` lies; None: a file is gzip as a whole, or not. family is how codes of refusals
+    begin: "nifti" or "volume". trailer: the format has something to say behind its pixels.
     """
 
     shape: tuple[int, int, int]
