@@ -17,7 +17,7 @@ from medtl.imaging import analyze, dicom, medmnist, metaimage, mgh, nifti, nrrd,
 from medtl.imaging.containers import UNPACK, ZIP_MAGIC, list_members, open_file, other_kind
 from medtl.imaging.image import Image
 from medtl.imaging.incomplete import DAMAGE_CODES, refuse_incomplete
-from medtl.imaging.listing import Listing
+from medtl.imaging.listing import OUTSIDE, Listing
 from medtl.imaging.other_content import TEXT, UNKNOWN, ZEROS, Content, describe
 from medtl.imaging.series import (
     EXACT,
@@ -336,6 +336,8 @@ def _nothing_in(roots: Sequence[Path], left_out: Counter[str], unclaimed: Sequen
     rest = left_out.total() - sum(count for _, count in most)
     held = ", ".join([*named, *([f"others: {rest}"] if rest else [])]) or "no file"
     fixes = {error.fix for error in unclaimed if error.kind}
+    if OUTSIDE in left_out:
+        fixes.add("name the folder to which they lead")
     fix = fixes.pop() if len(fixes) == 1 else "name a folder of DICOM, NIfTI, PNG or JPEG"
     where = roots[0] if roots else ""
     return ReadError("folder-empty", f"holds no readable image ({held})", where=where, fix=fix)

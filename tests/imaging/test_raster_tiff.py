@@ -257,6 +257,26 @@ def test_slides_are_named(tmp_path: Path, text: str, name: str) -> None:
     assert error.code == "raster-frames" and name in error.reason
 
 
+@pytest.mark.parametrize(("images", "stored"), [(3, 3), (3, 1), (1, 1)])
+def test_a_stack_of_one_directory_is_refused_where_the_file_holds_it(
+    tmp_path: Path, images: int, stored: int
+) -> None:
+    values = numbers("u2", *SHAPE)
+    path = write(tmp_path, Page(values, tags={270: f"ImageJ=1.53k\nimages={images}\nslices={images}\n"}))
+    path.write_bytes(path.read_bytes() + values.tobytes() * (stored - 1))
+    if stored > 1:
+        error = refusal(path)
+        assert error.code == "raster-frames" and "several pages" in error.reason
+    else:
+        np.testing.assert_array_equal(read_one(path).pixels[0], values)
+
+
+def test_a_description_of_another_type_is_harmless(tmp_path: Path) -> None:
+    values = numbers("u2", *SHAPE)
+    path = write(tmp_path, Page(values, tags={270: (40000,) * 9}))
+    np.testing.assert_array_equal(read_one(path).pixels[0], values)
+
+
 def test_a_smaller_version_behind_the_image_is_left_out_with_a_note(tmp_path: Path) -> None:
     values = numbers("u2", *SHAPE)
     image = read_one(write(tmp_path, Page(values), Page(values[::2, ::2], tags={254: 1})))
