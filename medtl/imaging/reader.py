@@ -209,8 +209,9 @@ def _checked_member(path: Path) -> Path:
         raise ReadError("archive-packed", reason, where=path, fix=fix)
     if dicom.recognises(path, head):
         return path
-    suffix = path.suffix.lower()
-    if suffix in _image_suffixes() and suffix not in dicom.SUFFIXES:
+    name = path.name.lower()
+    suffix = next((suffix for suffix in _image_suffixes() if name.endswith(suffix)), "")
+    if suffix and suffix not in dicom.SUFFIXES:
         reason = f"is a {suffix} file, and only DICOM is read from a zip archive"
         raise ReadError("file-unknown", reason, where=path, fix=UNPACK)
     raise _unknown(path, head)

@@ -93,12 +93,12 @@ def test_compressed_pixels_and_headers_of_pydicom_are_read_from_an_archive(
 def test_other_images_beside_dicom_in_an_archive_are_refused_each(
     slices: dict[str, bytes], tmp_path: Path
 ) -> None:
-    others = {"a.png": b"\x89PNG\r\n\x1a\n", "b.nii": b"1" * 400, "labels.csv": b"path,label\n"}
+    others = {"a.png": b"\x89PNG\r\n\x1a\n", "b.nii.gz": b"1" * 400, "labels.csv": b"path,label\n"}
     found = scan(pack(tmp_path / "study.zip", slices | others))
     assert len(found.series) == 1 and found.left_out == {"files of other formats (.csv)": 1}
     assert [(error.code, Path(error.where).name) for error in found.refusals] == [
         ("file-unknown", "a.png"),
-        ("file-unknown", "b.nii"),
+        ("file-unknown", "b.nii.gz"),
     ]
     assert all("only DICOM" in error.reason and "unpack" in error.fix for error in found.refusals)
 
