@@ -172,8 +172,9 @@ def _claim(files: Sequence[Path], watcher: Watcher) -> tuple[dict[str, list[Path
     for archive in claimed.pop(ZIP):
         try:
             members, others = _claim_members(archive, watcher)
-        except ReadError as error:
-            members, others = [], [error]
+        except (ReadError, OSError) as error:
+            members = []
+            others = [error if isinstance(error, ReadError) else unreadable(archive, error)]
         claimed[dicom.NAME] += members
         unclaimed += others
     return claimed, unclaimed
@@ -206,9 +207,14 @@ def _checked_member(path: Path) -> Path:
     if head.startswith(ZIP_MAGIC) or path.name.lower().endswith(".zip"):
         reason, fix = "is an archive inside an archive", "unpack the outer one, and name the folder"
         raise ReadError("archive-packed", reason, where=path, fix=fix)
-    if not dicom.recognises(path, head):
-        raise _unknown(path, head)
-    return path
+    if dicom.recognises(path, head):
+        return path
+    name = path.name.lower()
+    suffix = next((suffix for suffix in _image_suffixes() if name.endswith(suffix)), "")
+    if suffix and suffix not in dicom.SUFFIXES:
+        reason = f"is a {suffix} file, and only DICOM is read from a zip archive"
+        raise ReadError("file-unknown", reason, where=path, fix=UNPACK)
+    raise _unknown(path, head)
 
 
 def _owner(path: Path) -> tuple[str, Path]:

@@ -15,6 +15,7 @@ from medtl.data.manifest import load_manifest
 from medtl.data.naming import Folder, NoSeriesError, source_name
 from medtl.data.task import TaskConfig
 from medtl.errors import ReadError
+from medtl.imaging import reader
 from medtl.imaging.containers import open_file
 from medtl.imaging.dicom.patient import read_sources
 from medtl.imaging.reader import read_images, read_series, scan
@@ -87,6 +88,41 @@ def test_compressed_pixels_and_headers_of_pydicom_are_read_from_an_archive(
     pack(tmp_path / "in/a.zip", {"packed.dcm": packed, "bare.dcm": bare})
     for image in read_images(tmp_path / "in"):
         np.testing.assert_array_equal(image.pixels[0], pixels)
+
+
+def test_other_images_beside_dicom_in_an_archive_are_refused_each(
+    slices: dict[str, bytes], tmp_path: Path
+) -> None:
+    others = {"a.png": b"\x89PNG\r\n\x1a\n", "b.nii.gz": b"1" * 400, "labels.csv": b"path,label\n"}
+    found = scan(pack(tmp_path / "study.zip", slices | others))
+    assert len(found.series) == 1 and found.left_out == {"files of other formats (.csv)": 1}
+    assert [(error.code, Path(error.where).name) for error in found.refusals] == [
+        ("file-unknown", "a.png"),
+        ("file-unknown", "b.nii.gz"),
+    ]
+    assert all("only DICOM" in error.reason and "unpack" in error.fix for error in found.refusals)
+
+
+def test_gzip_files_in_an_archive_are_read(slices: dict[str, bytes], tmp_path: Path) -> None:
+    packed = {f"{name}.gz": gzip.compress(data) for name, data in slices.items()}
+    (image,) = read_images(pack(tmp_path / "study.zip", packed))
+    np.testing.assert_array_equal(image.pixels, read_images(tmp_path / "loose")[0].pixels)
+
+
+def test_an_archive_that_is_gone_is_counted(
+    slices: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = pack(tmp_path / "in/study.zip", slices)
+    real = reader.other_kind
+
+    def late(path: Path) -> str:
+        archive.unlink()
+        return real(path)
+
+    monkeypatch.setattr(reader, "other_kind", late)
+    with pytest.raises(ReadError) as caught:
+        scan(tmp_path / "in")
+    assert caught.value.reason == "holds no readable image (files that are gone: 1)"
 
 
 def test_hidden_members_and_those_of_macos_are_left_out(slices: dict[str, bytes], tmp_path: Path) -> None:
