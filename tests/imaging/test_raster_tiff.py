@@ -9,7 +9,8 @@ import pytest
 from PIL import Image as PillowImage
 
 from medtl.imaging.image import ROUNDED, Image
-from medtl.imaging.reader import read_images
+from medtl.imaging.reader import read_images, read_series, scan
+from medtl.imaging.series import Reading
 from tests.imaging.conftest import pattern, refusal
 from tests.imaging.tiff_files import Page, build_tiff
 
@@ -235,7 +236,13 @@ def test_other_compressions_are_named(tmp_path: Path, compression: int) -> None:
 def test_values_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
     values = numbers("f4", *SHAPE)
     values[3, 4] = value
-    assert refusal(write(tmp_path, Page(values))).code == "raster-not-finite"
+    path = write(tmp_path, Page(values))
+    error = refusal(path)
+    assert error.code == "raster-not-finite" and ("fill_nan=true" in error.fix) == np.isnan(value)
+    if np.isnan(value):
+        (series,) = scan(path, reading=Reading(fill_nan=True)).series
+        expected = np.where(np.isnan(values), np.nanmin(values), values)
+        np.testing.assert_array_equal(read_series(series).pixels[0], expected)
 
 
 def test_several_pages_are_refused(tmp_path: Path) -> None:
