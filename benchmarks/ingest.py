@@ -1,14 +1,17 @@
 """Compare reading speed with the alternatives: prints a table.
 
-python -m benchmarks.ingest [--data DIR] [--repeats N]
+python -m benchmarks.ingest [--data DIR] [--repeats N] [--only reading|scan]
 
-Radiographs of 2048 x 2048 pixels and 12 bits, uncompressed and in JPEG 2000, are made here. MR series have
-the header of a real one if DIR/brain-mri-dicom exists, otherwise short ones. Each measurement is a process of
-its own that has imported everything before its clock starts; files are in the page cache; medians of N
-rounds. Contenders: a plain pydicom loop (read, rescale, stack by position; nothing is checked), MONAI's
+Reading: radiographs of 2048 x 2048 pixels and 12 bits, uncompressed and in JPEG 2000, are made here. MR
+series have the header of a real one if DIR/brain-mri-dicom exists, otherwise short ones. Each measurement is
+a process of its own that has imported everything before its clock starts; files are in the page cache;
+medians of N rounds. Contenders: a plain pydicom loop (read, rescale, stack by position; nothing is checked), MONAI's
 LoadImage, and medtl (scan and read, with all its checks and a SHA-256 of every file). With two workers, each
 contender gets two processes, started before the clock; arrays stay in the process that read them. medtl's
 scan may start worker processes of its own for large folders.
+
+Scan: 100,000 slices of 16 x 16 pixels with such headers, in 5,000 series, are listed by `scan`, and the
+progress that it reports is counted. Memory is that of the process and its children, shared pages once.
 """
 
 import argparse
@@ -18,15 +21,19 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import suppress
 from functools import partial
+from io import BytesIO
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import psutil
 
 if TYPE_CHECKING:
     from medtl.data.prepared import PreparedDataset
@@ -38,6 +45,10 @@ CONTENDERS = ("plain", "monai", "medtl")
 KINDS = ("uncompressed", "jpeg2000", "series")
 PREPARED_SIZES = {"uncompressed": (512, 512), "series": (SLICES, 128, 128)}
 ROUNDS = 50
+SCANNED_SERIES, SCANNED_SLICES = 5_000, 20
+LAYOUTS = ("a folder each", "one folder")
+NUMBER = "123456"  # in the headers of templates, where each series has its own
+SAMPLE_SECONDS = 0.2
 
 
 def plain_planes(unit: Path) -> np.ndarray:
@@ -133,6 +144,79 @@ def read_prepared(prepared: "PreparedDataset", _: int) -> float:
         for start in range(0, count, 16):
             prepared.read(np.arange(start, min(start + 16, count)))
     return ROUNDS * count / (time.perf_counter() - started)
+
+
+def make_scanned(folder: Path, data: Path, layout: str) -> None:
+    """Write many series, whose files differ from those of one series in their numbers and UIDs alone."""
+    header = real_header(data)
+    templates = [small_slice(place, header) for place in range(SCANNED_SLICES)]
+    for series, own in ((number, f"{number:06d}") for number in range(SCANNED_SERIES)):
+        home = folder if layout == "one folder" else folder / f"{series // 100:02d}" / own
+        home.mkdir(parents=True, exist_ok=True)
+        for place, template in enumerate(templates):
+            content = template.replace(NUMBER.encode(), own.encode())
+            (home / f"{own}-{place * 7 % SCANNED_SLICES:02d}.dcm").write_bytes(content)
+
+
+def small_slice(place: int, header) -> bytes:
+    """Return a slice as a file, with NUMBER in all that identifies its series."""
+    dataset = mr_slice(np.full((16, 16), place, "uint16"), 0, place, header)
+    dataset.PatientID = f"phantom {NUMBER}"
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = f"1.2.1.{NUMBER}", f"1.2.2.{NUMBER}"
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{NUMBER}.{place}"
+    buffer = BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def measure_scan(folder: Path) -> dict[str, float]:
+    """Scan a folder in this process; return seconds, CPU seconds, peak MiB and what the watcher saw."""
+    from medtl.core.progress import Watcher
+    from medtl.imaging.dicom import reader  # noqa: F401 as in a process that has read before
+    from medtl.imaging.reader import scan
+
+    reports, peaks, ended = [], [], threading.Event()
+    watcher = Watcher()
+    watcher.progress = lambda *report: reports.append(report)  # type: ignore[method-assign]
+    sampler = threading.Thread(target=sample_memory, args=(peaks, ended))
+    sampler.start()
+    before, started = cpu_seconds(), time.perf_counter()
+    found = scan(folder, watcher=watcher)
+    seconds, cpu = time.perf_counter() - started, cpu_seconds() - before
+    ended.set()
+    sampler.join()
+    assert len(found.series) == SCANNED_SERIES and not found.refusals and not found.left_out
+    return {"seconds": seconds, "cpu": cpu, "mib": max(peaks) / 2**20, "reports": len(reports)}
+
+
+def sample_memory(peaks: list[int], ended: threading.Event) -> None:
+    """Append the memory of this process and its children, until the work has ended."""
+    process = psutil.Process()
+    while not ended.wait(SAMPLE_SECONDS):
+        sizes = []
+        for one in (process, *process.children(recursive=True)):
+            with suppress(psutil.Error):  # it has ended
+                full = one.memory_full_info()
+                sizes.append(getattr(full, "pss", full.rss))
+        peaks.append(sum(sizes))
+
+
+def cpu_seconds() -> float:
+    """Return user and system seconds of this process and of its children that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def print_scan(data: Path) -> None:
+    """Measure a scan of each layout, and print a table."""
+    print("| files | layout | seconds | CPU seconds | peak MiB with children | reports of progress |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for layout in LAYOUTS:
+        with tempfile.TemporaryDirectory(prefix="medtl-scan-") as name:
+            make_scanned(Path(name), data, layout)
+            row = run_child(["medtl", "scan", "2", name])
+        numbers = f"{row['seconds']:.1f} | {row['cpu']:.1f} | {row['mib']:.0f} | {row['reports']:.0f}"
+        print(f"| {SCANNED_SERIES * SCANNED_SLICES:,} | {layout} | {numbers} |")
 
 
 def make_data(folder: Path, data: Path) -> None:
@@ -237,6 +321,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", choices=("reading", "scan"))
     parser.add_argument("--child", nargs=4, metavar=("CONTENDER", "KIND", "WORKERS", "FOLDER"))
     parser.add_argument("--make", type=Path, metavar="FOLDER")
     chosen = parser.parse_args()
@@ -245,8 +330,15 @@ def main() -> None:
         return
     if chosen.child:
         contender, kind, workers, folder = chosen.child
+        if kind == "scan":
+            print(json.dumps(measure_scan(Path(folder))))
+            return
         take = measure_prepared if contender == "prepared" else partial(measure, contender)
         print(json.dumps(take(kind, int(workers), Path(folder))))
+        return
+    if chosen.only != "reading":
+        print_scan(chosen.data)
+    if chosen.only == "scan":
         return
     with tempfile.TemporaryDirectory(prefix="medtl-ingest-") as name:
         folder = Path(name)

@@ -14,6 +14,8 @@ import re
 
 NOT_UTF8 = "the label table is not UTF-8; it was read as Windows-1252: check letters with accents"
 
+LOST_LETTERS = "the label table holds marks of letters that an earlier conversion lost (\ufffd)"
+
 # Each mark with its encoding; UTF-32 before UTF-16, whose mark it begins with.
 MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -69,10 +71,10 @@ def decode(content: bytes, encoding: str | None = None) -> tuple[str, tuple[str,
     """
     marked = next((name for mark, name in MARKS.items() if content.startswith(mark)), None)
     if marked or encoding:
-        return _decode_as(content, marked or encoding or "", bool(marked)), ()
+        return _noting_lost(_decode_as(content, marked or _checked(encoding or ""), bool(marked)))
     text = _try(content, "utf-8")
     if text is not None and "\0" not in text:
-        return text, ()
+        return _noting_lost(text)
     if wide := _wide_encoding(content):
         raise EncodingError(
             "seems to be UTF-16 without a mark", f"save it as CSV UTF-8, or set task.encoding={wide}"
@@ -96,12 +98,23 @@ def known_encoding(name: str) -> str:
     raise ValueError(f"no encoding {name!r}{hint}")
 
 
+def _checked(name: str) -> str:
+    try:
+        return known_encoding(name)
+    except ValueError as error:
+        raise EncodingError(str(error), "name one that Python knows, such as gbk") from error
+
+
+def _noting_lost(text: str) -> tuple[str, tuple[str, ...]]:
+    return text, (LOST_LETTERS,) if "\ufffd" in text else ()
+
+
 def _decode_as(content: bytes, encoding: str, marked: bool) -> str:
     text = _try(content, encoding)
     wide = codecs.lookup(encoding).name.startswith(("utf-16", "utf-32"))
     if text is None or "\0" in text or (wide and b"\0" not in content):
         fix = "save it again as CSV UTF-8" if marked else f"{SAVE_MARKED}, or correct task.encoding"
-        raise EncodingError(f"is not text in {encoding}", fix)
+        raise EncodingError(f"is not text in {encoding.removesuffix('-sig')}", fix)
     if not marked and not codecs.lookup(encoding).name.startswith("utf") and not content.isascii():
         other = _try(content, "utf-8")
         if other is not None and other != text:

@@ -121,8 +121,7 @@ def scan(
     """
     roots = [Path(source)] if isinstance(source, str | Path) else [Path(path) for path in source]
     listing = Listing(roots)
-    with watching(watcher, "looking at files", len(listing.files)):
-        claimed, unclaimed = _claim(listing.files)
+    claimed, unclaimed = _claim(listing.files, watcher)
     others, left_out = _sort_out(unclaimed, listing.named, claimed)
     left_out.update(listing.left_out)
     held = {name: paths for name, paths in claimed.items() if paths}
@@ -160,15 +159,16 @@ def read_series(series: Series) -> Image:
         raise error.with_traceback(None)  # noqa: B904
 
 
-def _claim(files: Sequence[Path]) -> tuple[dict[str, list[Path]], list[ReadError]]:
+def _claim(files: Sequence[Path], watcher: Watcher) -> tuple[dict[str, list[Path]], list[ReadError]]:
     """Return the files of each format, those in zip archives included, and refusals of what is in none."""
-    owned, unclaimed = read_headers(_owner, files, workers=1)
+    with watching(watcher, "looking at files", len(files)):
+        owned, unclaimed = read_headers(_owner, files, workers=1)
     claimed: dict[str, list[Path]] = {name: [] for name in (*FORMATS, ZIP)}
     for name, path in owned:
         claimed[name].append(path)
     for archive in claimed.pop(ZIP):
         try:
-            members, others = _claim_members(archive)
+            members, others = _claim_members(archive, watcher)
         except ReadError as error:
             members, others = [], [error]
         claimed[dicom.NAME] += members
@@ -176,7 +176,7 @@ def _claim(files: Sequence[Path]) -> tuple[dict[str, list[Path]], list[ReadError
     return claimed, unclaimed
 
 
-def _claim_members(archive: Path) -> tuple[list[Path], list[ReadError]]:
+def _claim_members(archive: Path, watcher: Watcher) -> tuple[list[Path], list[ReadError]]:
     """Return the DICOM files in a zip archive, and refusals of its other files.
 
     An archive without any is refused as a whole. Raises ReadError archive-*.
@@ -184,7 +184,9 @@ def _claim_members(archive: Path) -> tuple[list[Path], list[ReadError]]:
     kind = other_kind(archive)
     if kind:
         raise _other(archive, Content(kind))
-    members, others = read_headers(_checked_member, list_members(archive), workers=1)
+    paths = list_members(archive)
+    with watching(watcher, "looking into an archive", len(paths)):
+        members, others = read_headers(_checked_member, paths, workers=1)
     if members or any(error.code in ARCHIVE_CODES for error in others):
         return members, others
     names = [Path(error.where).name.lower() for error in others]

@@ -4,7 +4,7 @@ import codecs
 
 import pytest
 
-from medtl.data.encodings import NOT_UTF8, EncodingError, decode, known_encoding
+from medtl.data.encodings import LOST_LETTERS, NOT_UTF8, EncodingError, decode, known_encoding
 
 # Words of Western European languages, as Windows-1252 holds them.
 WESTERN = {
@@ -125,6 +125,21 @@ def test_encodings_have_the_names_that_python_knows(given: str, name: str) -> No
 def test_what_is_no_encoding_is_refused(given: str) -> None:
     with pytest.raises(ValueError, match="no encoding"):
         known_encoding(given)
+
+
+def test_letters_that_were_lost_before_are_noted() -> None:
+    assert decode(table("normal l\ufffdsion").encode()) == (table("normal l\ufffdsion"), (LOST_LETTERS,))
+
+
+def test_an_unknown_encoding_is_refused_where_no_recipe_has_checked_it() -> None:
+    with pytest.raises(EncodingError, match="did you mean gbk"):
+        decode(b"path,label\n", "gkb")
+
+
+@pytest.mark.parametrize("content", [codecs.BOM_UTF8 + b"\xff", codecs.BOM_UTF16_LE + b"a"])
+def test_a_mark_that_the_text_contradicts_is_refused(content: bytes) -> None:
+    with pytest.raises(EncodingError, match=r"not text in utf-(8|16)"):
+        decode(content)
 
 
 @pytest.mark.parametrize(("given", "near"), [("shift-jsi", "shift_jis"), ("gkb", "gbk")])

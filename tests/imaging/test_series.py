@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from medtl.core import parallel as in_children
 from medtl.core.parallel import work_in_order
+from medtl.core.progress import Watcher
 from medtl.errors import ReadError, TrainingError
 from medtl.imaging import series as headers
 from medtl.imaging.reader import scan
@@ -127,6 +129,35 @@ def test_a_scan_is_the_same_in_children(
     assert [one.planes for one in shared.series] == [one.planes for one in alone.series]
     assert [str(error) for error in shared.refusals] == [str(error) for error in alone.refusals]
     assert (len(alone.series), len(alone.refusals), alone.skipped) == (4 + 12 + 12, 2, 1)
+
+
+class Counting(Watcher):
+    """Keeps what it is shown."""
+
+    def __init__(self) -> None:
+        self.reports: list[tuple[str, int, int]] = []
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        self.reports.append((what, done, total))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_scan_reports_its_progress(
+    make_radiograph: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr(headers, "CHUNK_FILES", 4)
+    for number in range(9):
+        make_radiograph(name=f"all/{number}.dcm", SOPInstanceUID=f"1.2.{number}")
+    with zipfile.ZipFile(tmp_path / "all/a.zip", "w") as archive:
+        for number in range(3):
+            archive.write(make_radiograph(name="loose.dcm", SOPInstanceUID=f"1.3.{number}"), str(number))
+    watcher = Counting()
+    scan(tmp_path / "all", workers=workers, watcher=watcher)
+    assert watcher.reports == [
+        *(("looking at files", done, 10) for done in (4, 8, 10)),
+        ("looking into an archive", 3, 3),
+        *(("reading headers", done, 12) for done in (4, 8, 12)),
+    ]
 
 
 def test_children_have_the_task_from_the_fork(monkeypatch: pytest.MonkeyPatch) -> None:
