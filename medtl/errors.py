@@ -46,7 +46,7 @@ CODES: dict[str, str] = {
     "dicom-rescale": "the Modality LUT or rescale cannot be applied",
     "dicom-not-finite": "some pixel values are NaN or infinite",
     # DICOM instances that should form one volume
-    "series-geometry": "the position or orientation of a slice is missing or invalid",
+    "series-geometry": "the position or orientation of a slice is missing, invalid, or unlike the others'",
     "series-spacing": "the pixel spacing is missing, not positive, or differs between slices",
     "series-mixed": "slices of one series differ in size or type",
     "series-duplicate": "different slices have the same SOPInstanceUID",

@@ -24,6 +24,7 @@ from medtl.imaging.dicom.pixels import MOST_VALUES, Pixels, check_decodable, dec
 from medtl.imaging.dicom.resampling import resample
 from medtl.imaging.dicom.stacks import Stack, arrange
 from medtl.imaging.dicom.syntaxes import GREY
+from medtl.imaging.dicom.tiles import check_no_sheet
 from medtl.imaging.dicom.volumes import PlaneSet, split_planes
 from medtl.imaging.image import RAW_VALUES, Image, ImageFacts, VoiTable, fill_nan, without_padding
 from medtl.imaging.incomplete import DAMAGE_CODES
@@ -227,6 +228,8 @@ def _series(group: PlaneSet, where: Path, item: str | None, reading: Reading) ->
         stack = arrange(planes, str(where), reading.resample_uneven)
         ordered, repairs = stack.instances, stack.notes
         _check_size(stack, where)
+    else:
+        check_no_sheet(first)
     return Series(
         path=where,
         files=tuple(dict.fromkeys(plane.path for plane in ordered)),

@@ -49,6 +49,7 @@ WIDE_GAP = 1.5
 # Words of ImageType for series that were computed, which often keep SpacingBetweenSlices of their source.
 COMPUTED = frozenset({"DERIVED", "MPR", "MIP", "MINIP", "REFORMATTED", "PROJECTION IMAGE"})
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+NAME_LENGTH = 16
 RESAMPLE = "set preprocessing.resample_uneven=true"
 
 
@@ -132,6 +133,12 @@ def _corner_shift(plane: Instance, orientation: Sequence[float]) -> float:
     return float(np.linalg.norm(row * spacing[1] * plane.columns + column * spacing[0] * plane.rows))
 
 
+def _name(one: Instance) -> str:
+    """Return the end of a file's name: a line has to hold two of them, and its fix."""
+    name = one.path.name
+    return name if len(name) <= NAME_LENGTH else "…" + name[1 - NAME_LENGTH :]
+
+
 def _check_alike(instances: Sequence[Instance], where: str) -> None:
     uids = [(one.sop_uid, one.frame) for one in instances if one.sop_uid]
     if len(set(uids)) < len(uids):
@@ -148,15 +155,15 @@ def _check_geometry(instances: Sequence[Instance], where: str) -> None:
     for one in instances:
         if one.position is None or one.orientation is None:
             keyword = "ImagePositionPatient" if one.position is None else "ImageOrientationPatient"
-            reason = f"no valid {keyword} in {one.path.name}"
+            reason = f"no valid {keyword} in {_name(one)}"
             raise ReadError("series-geometry", reason, where=where, fix="export it again with geometry")
         row, column = np.array(one.orientation).reshape(2, 3)
         off = (np.linalg.norm(row) - 1, np.linalg.norm(column) - 1, np.dot(row, column))
         if np.abs(off).max() > UNIT_TOLERANCE:
-            reason = f"direction cosines of {one.path.name} are not perpendicular unit vectors"
+            reason = f"direction cosines of {_name(one)} are not perpendicular unit vectors"
             raise ReadError("series-geometry", reason, where=where, fix="export it again")
         if one.pixel_spacing is None or min(one.pixel_spacing) <= 0:
-            reason = f"no positive PixelSpacing in {one.path.name}"
+            reason = f"no positive PixelSpacing in {_name(one)}"
             raise ReadError("series-spacing", reason, where=where, fix="export it again with PixelSpacing")
     spacings = np.array([one.pixel_spacing for one in instances])
     if np.ptp(spacings, axis=0).max() > SAME_SPACING:
@@ -230,7 +237,7 @@ def _check_apart(slices: _Slices, where: str) -> None:
     if slices.gaps.min() > EVEN_MM:
         return
     place = int(slices.gaps.argmin())
-    names = " and ".join(one.path.name for one in slices.ordered[place : place + 2])
+    names = " and ".join(_name(one) for one in slices.ordered[place : place + 2])
     fix = "export time points, echoes or copies as separate series"
     raise ReadError("series-positions", f"{names} lie at the same position", where=where, fix=fix)
 
@@ -242,7 +249,7 @@ def _check_orientations(slices: _Slices, where: str) -> None:
         if orientation is not None and not turns_no_pixel(one, common):
             turns = np.linalg.norm(np.subtract(orientation, common).reshape(2, 3), axis=1)
             degrees = np.degrees(turns.max())
-            reason = f"{one.path.name} is turned by {degrees:.2f} degrees against the other slices"
+            reason = f"{_name(one)} is turned by {degrees:.2f} degrees against the other slices"
             fix = "export it again, or the turned slices as a series of their own"
             raise ReadError("series-geometry", reason, where=where, fix=fix)
 
@@ -259,12 +266,12 @@ def _check_even(slices: _Slices, where: str) -> None:
     tilt = float(np.linalg.norm(step - np.dot(step, slices.normal) * slices.normal)) / length
     if tilt > MOST_TILT and tilt * length * len(slices.gaps) > EVEN_MM:
         reason = f"slices are sheared by {np.degrees(np.arcsin(tilt)):.1f} degrees (gantry tilt)"
-        fix = f"resample it to a straight stack, or {RESAMPLE}"
+        fix = f"resample it, or {RESAMPLE}"
         raise ReadError("series-tilted", reason, where=where, fix=fix)
     aside = float(np.linalg.norm(strays, axis=1).max())
     if aside > max(EVEN_MM, EVEN_SHARE * length, rounding, slices.jitter_mm):
         reason = f"slices lie up to {aside:.3f} mm beside a straight line"
-        fix = f"resample it to even slices, or {RESAMPLE}"
+        fix = f"resample it, or {RESAMPLE}"
         raise ReadError("series-irregular", reason, where=where, fix=fix)
 
 
@@ -279,13 +286,13 @@ def _uneven(slices: _Slices, where: str) -> ReadError:
     gaps, ordered = slices.gaps, slices.ordered
     widest, usual = int(gaps.argmax()), float(np.median(gaps))
     missing = gaps[widest] / usual - 1
-    between = f"between {ordered[widest].path.name} and {ordered[widest + 1].path.name}"
+    between = f"between {_name(ordered[widest])} and {_name(ordered[widest + 1])}"
     alone = _isolated(gaps)[widest]
     if alone and missing > 0.5 and abs(missing - round(missing)) < 0.1:
         reason = f"{round(missing)} missing {between} ({gaps[widest]:.3f} mm, elsewhere {usual:.3f})"
         return ReadError("series-gap", reason, where=where, fix="fetch the whole series again")
     reason = f"slices are {gaps.min():.3f} to {gaps.max():.3f} mm apart, widest {between}"
-    fix = "resample it to even slices" + ("" if alone else f", or {RESAMPLE}")
+    fix = "fetch the whole series again" if alone else f"resample it, or {RESAMPLE}"
     return ReadError("series-irregular", reason, where=where, fix=fix)
 
 

@@ -52,10 +52,6 @@ def tiles_of(dataset: Dataset, header: Header, instance: Instance) -> list[Insta
     count, normal = _mosaic_layout(dataset, instance)
     if "MOSAIC" in instance.image_type or count > 1:
         return _mosaic(count, normal, instance)
-    if _is_unnamed_sheet(instance):
-        reason = "may be a grid of slices: it is MR with an orientation, but without a position"
-        fix = "export its slices one by one, with ImagePositionPatient"
-        raise ReadError("dicom-mosaic", reason, where=instance.path, fix=fix)
     return [instance]
 
 
@@ -156,11 +152,14 @@ def _mosaic_layout(dataset: Dataset, instance: Instance) -> tuple[int, np.ndarra
     return count or 0, normal
 
 
-def _is_unnamed_sheet(instance: Instance) -> bool:
-    """Say whether an MR image without a position, of a size that can be cut, is likely to be a sheet.
+def check_no_sheet(instance: Instance) -> None:
+    """Refuse a lone MR image without a position, of a size that can be cut, that is likely to be a sheet.
 
-    A slice that lost its geometry has no orientation either; a screen save has none.
+    A slice that lost its geometry has no orientation either; a screen save has none. Raises dicom-mosaic.
     """
     size = np.multiply(instance.pixel_spacing or (0, 0), (instance.rows, instance.columns))
     likely = instance.orientation is not None or bool(size.min() > MOST_FIELD_MM)
-    return likely and instance.position is None and not instance.is_picture
+    if likely and instance.may_be_tiled and instance.position is None and not instance.is_picture:
+        reason = "may be a grid of slices: it is a lone MR image without a position"
+        fix = "export its slices one by one, with ImagePositionPatient"
+        raise ReadError("dicom-mosaic", reason, where=instance.path, fix=fix)

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,25 +45,38 @@ class PlaneSet:
 
 def split_planes(planes: Sequence[Instance]) -> list[PlaneSet]:
     """Return the sets that planes form, in the order of their first planes."""
-    sliced = {_study_of(plane) for plane in planes if _is_sliced(plane) and not plane.is_picture}
+    pictures = _pictures_among(planes)
+    sliced = {_study_of(plane) for plane in planes if _is_sliced(plane) and plane.path not in pictures}
     series: dict[tuple, list[Instance]] = defaultdict(list)
     for plane in planes:
-        uid = plane.series_uid or str(plane.path.parent)
-        whole = (plane.patient_id, plane.study_uid, uid)
-        alone = plane.is_picture and (plane.captured or _study_of(plane) in sliced)
-        own = (plane.path,) if alone else (plane.path, plane.frame)
-        series[whole if _is_sliced(plane) and not alone else own].append(plane)
+        beside = plane.path in pictures and _study_of(plane) in sliced
+        if beside or (plane.path in pictures and plane.captured):
+            series[(plane.path,)].append(plane)
+        else:
+            series[_series_of(plane) if _is_sliced(plane) else (plane.path, plane.frame)].append(plane)
     stacks = [one for members in series.values() for one in _split(members, SPLITS, ())]
     sets = [_with_differences(one) for stack in stacks for one in _split_moments(stack)]
-    return [replace(one, beside_slices=_is_beside(one.planes[0], sliced)) for one in sets]
+    beside_slices = {path for path, study in pictures.items() if study in sliced}
+    return [replace(one, beside_slices=one.planes[0].path in beside_slices) for one in sets]
+
+
+def _pictures_among(planes: Sequence[Instance]) -> dict[Path, tuple[str, str]]:
+    """Return the files that are pictures, and their studies.
+
+    What lies in one series with placed planes of its kind is a slice that lost its place.
+    """
+    placed = {(_series_of(plane), plane.captured) for plane in planes if plane.position is not None}
+    pictures = [plane for plane in planes if plane.is_picture]
+    own = [plane for plane in pictures if (_series_of(plane), plane.captured) not in placed]
+    return {plane.path: _study_of(plane) for plane in own}
 
 
 def _is_sliced(plane: Instance) -> bool:
     return plane.modality in SLICED_MODALITIES or plane.frames > 1 or plane.mosaic > 1
 
 
-def _is_beside(plane: Instance, sliced: set[tuple[str, str]]) -> bool:
-    return plane.is_picture and _study_of(plane) in sliced
+def _series_of(plane: Instance) -> tuple[str, str, str]:
+    return plane.patient_id, plane.study_uid, plane.series_uid or str(plane.path.parent)
 
 
 def _study_of(plane: Instance) -> tuple[str, str]:
@@ -121,10 +135,12 @@ def _by_sheet(planes: list[Instance]) -> Parts:
 def _by_orientation(planes: list[Instance]) -> Parts:
     """Split planes by orientation; what lies among slices that are hardly turned against it stays with them.
 
-    The stack then says whether the turn matters: to split it would halve a volume without a word.
+    The stack then says whether the turn matters: to split it would halve a volume without a word. So it would
+    to part with a slice that lost its orientation.
     """
     parts: Parts = []
-    for part in _by_likeness(planes, _alike):
+    turned = _by_likeness(planes, _alike)
+    for part in sorted(turned, key=lambda part: part[0].orientation is None):
         among = next((other for other in parts if _lies_among(part, other)), None)
         among.extend(part) if among else parts.append(part)
     return parts
@@ -145,7 +161,9 @@ def _by_likeness(planes: Sequence[Instance], alike: Callable[[Instance, Instance
 
 def _lies_among(part: Sequence[Instance], other: Sequence[Instance]) -> bool:
     """Say whether slices, or a single one, lie where others do and are turned by less than TURNED of them."""
-    if part[0].orientation is None or other[0].orientation is None or _apart(part[0], other[0]) > TURNED:
+    if part[0].orientation is None:
+        return True
+    if other[0].orientation is None or _apart(part[0], other[0]) > TURNED:
         return False
     along = _along([*other, *part])
     if along is None:

@@ -297,6 +297,15 @@ def test_a_stack_that_is_not_even_is_refused_or_resampled_where_it_lies(
     assert inspect_header(series).spacing_mm == image.spacing_mm
 
 
+@pytest.mark.parametrize("name", ["irregular", "tilted", "one beside"])
+def test_the_fix_is_never_cut_off(tmp_path: Path, name: str) -> None:
+    """As it would be behind two file names that are UIDs."""
+    folder = write(tmp_path / "ct", STACKS[name][0])
+    for path in folder.iterdir():
+        path.rename(folder / f"1.2.826.0.1.3680043.8.498.{'7' * 39}.{path.name}")
+    assert str(refusal(folder)).endswith("set preprocessing.resample_uneven=true")
+
+
 def test_slices_on_the_grid_keep_every_value(tmp_path: Path) -> None:
     folder = write(tmp_path / "ct", [(-10, -20, z) for z in MIXED])
     exact = [read_images(path)[0].pixels[0] for path in sorted(folder.iterdir())]

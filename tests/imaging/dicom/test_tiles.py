@@ -1,6 +1,6 @@
 """Grids of United Imaging are cut into slices that lie where their items say; unnamed sheets are refused."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -206,6 +206,20 @@ def test_a_lone_mr_image_without_a_position_that_may_be_a_sheet_is_refused(
 def test_a_lone_mr_image_that_is_no_sheet_is_a_flat_image(tmp_path: Path, dataset: Dataset) -> None:
     image = read_one(save(dataset, tmp_path / "a.dcm"))
     np.testing.assert_array_equal(image.pixels[0], dataset.pixel_array)
+
+
+@pytest.mark.parametrize("lost", [range(5), [4], [2]], ids=["all", "the last", "one between"])
+def test_slices_that_lost_their_positions_are_no_sheets_but_refuse_their_series(
+    make_series: Callable, lost: Sequence[int]
+) -> None:
+    def change(k: int, dataset: Dataset) -> None:
+        dataset.Rows = dataset.Columns = 96
+        dataset.PixelData = pattern(96, 96, seed=k).tobytes()
+        if k in lost:
+            del dataset.ImagePositionPatient
+
+    error = refusal(make_series(instances=5, change=change)[0].parent)
+    assert error.code == "series-geometry" and "ImagePositionPatient" in error.reason
 
 
 def test_a_mosaic_is_known_without_its_word_where_it_has_no_position(tmp_path: Path) -> None:

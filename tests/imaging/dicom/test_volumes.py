@@ -394,3 +394,16 @@ def test_slices_that_lost_their_geometry_are_no_pictures(make_series: Callable, 
 
     make_series(change=change)
     assert refusal(tmp_path).code == "series-geometry"
+
+
+@pytest.mark.parametrize("lost", [0, 2, 4], ids=["first", "middle", "last"])
+def test_a_derived_slice_that_lost_its_geometry_is_missed_and_not_left_out(
+    make_series: Callable, tmp_path: Path, lost: int
+) -> None:
+    def change(k: int, dataset: Dataset) -> None:
+        dataset.ImageType = ["DERIVED", "SECONDARY", "MPR"]
+        if k == lost:
+            del dataset.ImagePositionPatient, dataset.ImageOrientationPatient
+
+    make_series(instances=5, change=change)
+    assert refusal(tmp_path).code == "series-geometry"
