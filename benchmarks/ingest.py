@@ -5,10 +5,10 @@ python -m benchmarks.ingest [--data DIR] [--repeats N] [--only reading|scan]
 Reading: radiographs of 2048 x 2048 pixels and 12 bits, uncompressed and in JPEG 2000, are made here. MR
 series have the header of a real one if DIR/brain-mri-dicom exists, otherwise short ones. Each measurement is
 a process of its own that has imported everything before its clock starts; files are in the page cache;
-medians of N rounds. Contenders: a plain pydicom loop (read, rescale, stack by position; nothing is checked), MONAI's
-LoadImage, and medtl (scan and read, with all its checks and a SHA-256 of every file). With two workers, each
-contender gets two processes, started before the clock; arrays stay in the process that read them. medtl's
-scan may start worker processes of its own for large folders.
+medians of N rounds. Contenders: a plain pydicom loop (read, rescale, stack by position; nothing is checked),
+MONAI's LoadImage, and medtl (scan and read, with all its checks and a SHA-256 of every file). With two
+workers, each contender gets two processes, started before the clock; arrays stay in the process that read
+them. medtl's scan may start worker processes of its own for large folders.
 
 Scan: 100,000 slices of 16 x 16 pixels with such headers, in 5,000 series, are listed by `scan`, and the
 progress that it reports is counted. Memory is that of the process and its children, shared pages once.

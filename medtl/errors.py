@@ -56,7 +56,7 @@ CODES: dict[str, str] = {
     "series-tilted": "slices are sheared against each other, as with a gantry tilt",
     # reading NIfTI
     "nifti-header": "the NIfTI header contradicts itself",
-    "nifti-pair": "the NIfTI header and its pixels are in separate files, which medtl does not read",
+    "nifti-pair": "the file of the pixels that a NIfTI header belongs to is missing, or not beside it",
     "nifti-damaged": "the gzip stream is corrupt or incomplete",
     "nifti-truncated": "the NIfTI file ends before its pixel data does",
     "nifti-too-large": "the image is larger than the limit",
@@ -64,6 +64,17 @@ CODES: dict[str, str] = {
     "nifti-type": "medtl does not read this data type",
     "nifti-affine": "sform and qform are missing, singular or contradictory",
     "nifti-not-finite": "some voxel values are NaN or infinite",
+    # reading volumes of other formats
+    "volume-header": "the header cannot be parsed, or contradicts itself",
+    "volume-pair": "the file of the pixels that a header names is missing, or not beside it",
+    "volume-damaged": "the compressed pixels are corrupt",
+    "volume-truncated": "the file ends before its pixel data does",
+    "volume-too-large": "the image is larger than the limit",
+    "volume-dimensions": "each voxel holds several values",
+    "volume-type": "medtl does not read this data type or encoding",
+    "volume-affine": "where the volume lies in the patient is missing, singular or unknown",
+    "volume-not-finite": "some voxel values are NaN or infinite",
+    "volume-decoder": "the reading process crashed, or exceeded its limit of time or memory",
     # reading PNG, JPEG, TIFF, BMP and WebP
     "raster-damaged": "the image is corrupt or incomplete",
     "raster-too-large": "the image is larger than the limit",
@@ -80,6 +91,7 @@ CODES: dict[str, str] = {
     "image-constant": "every pixel has the same value (a warning: the image is scored)",
     "image-raw": "the pixels are raw detector values, for processing (a warning: the image is scored)",
     "image-dimensions": "the model takes images with a different number of axes",
+    "image-channels": "the model takes images with a different number of channels",
     "image-too-large": "resampled to the model's spacing, the image would not fit in memory",
     "image-spacing": "the model resamples to a spacing in mm, and the file does not state its own",
     # label tables

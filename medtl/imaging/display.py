@@ -10,7 +10,7 @@ from monai.transforms import Orientation
 from numpy.typing import NDArray
 
 from medtl.imaging.image import Image, Voi, Window
-from medtl.imaging.preprocessing import RAS_LABELS, as_meta, to_grey
+from medtl.imaging.preprocessing import RAS_LABELS, as_meta, shown_channel
 
 # Slices from the feet up, rows to the back, columns to the left: as radiologists see an axial slice.
 AXIAL = "SPL"
@@ -42,9 +42,10 @@ def make_display(
 ) -> Display:
     """Return the image, and a heatmap on its grid (*spatial), for display.
 
-    The window is the file's where it has one, otherwise from the 0.5 to the 99.5 percentile.
+    Of several volumes as channels, the first is shown. The window is the file's where it has one, otherwise
+    from the 0.5 to the 99.5 percentile.
     """
-    values, window = _windowed(to_grey(image.pixels), image.facts.voi)
+    values, window = _windowed(shown_channel(image), image.facts.voi)
     grids = [values] if heatmap is None else [values, heatmap]
     spacing = image.spacing_mm
     if image.affine is not None:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from medtl.errors import ReadError
+
 # Whole numbers up to here are exact in float32.
 EXACT_WHOLE = 2**24
 ROUNDED = "values beyond 2^24 were rounded to the 24 bits of float32"
@@ -67,7 +69,8 @@ class ImageFacts:
     (core/ids.py), empty where the file names none. `voi` is the transformation meant for display, `padding`
     the range of values outside the image; both are in the units of the pixels and come from the first slice,
     None where it names none. `pixel_aspect` is the height of a pixel by its width, where the file says only
-    that and they differ. `notes` are repairs and peculiarities, one phrase each.
+    that and they differ. `stacked`: the channels are no colours, but the volumes of one file or the
+    components of its voxels. `notes` are repairs and peculiarities, one phrase each.
     """
 
     source: str
@@ -85,6 +88,7 @@ class ImageFacts:
     patient_key: str = ""
     study_key: str = ""
     series_key: str = ""
+    stacked: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -137,6 +141,28 @@ def rounding_notes(values: NDArray) -> tuple[str, ...]:
     with np.errstate(over="ignore", invalid="ignore"):
         exact = bool((far.astype(np.float32).astype(values.dtype) == far).all())
     return () if exact else (ROUNDED,)
+
+
+def fill_nan(pixels: NDArray[np.float32], *, allowed: bool, code: str, source: str) -> tuple[str, ...]:
+    """Give NaN in pixels (C, *spatial) the lowest value of their channel, in place; return a note on it.
+
+    Raises ReadError `code` for infinite values, for a channel of NaN alone, and for any NaN unless `allowed`.
+    """
+    with np.errstate(invalid="ignore"):
+        if np.isfinite(pixels.min()) and np.isfinite(pixels.max()):
+            return ()
+    filled = 0
+    for channel in pixels:
+        missing = np.isnan(channel)
+        if np.isinf(channel).any() or missing.all():
+            reason = "has NaN alone" if missing.all() else "has infinite or immense values"
+            raise ReadError(code, reason, where=source, fix="mask them")
+        if missing.any() and not allowed:
+            fix = "fill or mask them, or set preprocessing.fill_nan=true"
+            raise ReadError(code, "has NaN values", where=source, fix=fix)
+        channel[missing] = channel[~missing].min()
+        filled += int(missing.sum())
+    return (f"{filled} NaN were given the lowest value",)
 
 
 def without_padding(image: Image) -> NDArray[np.float32]:

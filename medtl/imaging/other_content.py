@@ -49,7 +49,6 @@ MAGICS: tuple[tuple[int, bytes, Content], ...] = (
     (0, b"CDF\x02", Content("MINC or netCDF", NIBABEL)),
     (0, b"MATRIX7", Content("ECAT", NIBABEL)),
     (0, b"# === DATA DESCRIPTION FILE", Content("Philips PAR/REC", TO_NIFTI.format("dcm2niix"))),
-    (0, b"NRRD0", Content("NRRD", TO_NIFTI.format("3D Slicer"))),
     (0, b"# vtk DataFile", Content("VTK", TO_NIFTI.format("3D Slicer"))),
     (0, b"!INTERFILE", Content("Interfile", TO_NIFTI.format("3D Slicer"))),
     (0, b"##TITLE=", Content("a Bruker ParaVision file", TO_NIFTI.format("brkraw"))),
@@ -88,11 +87,9 @@ TEXT_MAGICS: tuple[tuple[int, bytes, Content], ...] = (
 )
 # By the end of the name, where the content has no magic.
 SUFFIXES: dict[tuple[str, ...], Content] = {
-    (".mgh", ".mgz"): Content("FreeSurfer MGH", TO_NIFTI.format("mri_convert")),
     (".rec", ".par"): Content("Philips PAR/REC", TO_NIFTI.format("dcm2niix")),
     (".head", ".brik"): Content("AFNI", TO_NIFTI.format("3dAFNItoNIFTI")),
-    (".hdr", ".img"): Content("Analyze or another pair of header and pixels", NIBABEL),
-    (".mhd", ".mha"): Content("MetaImage", TO_NIFTI.format("3D Slicer")),
+    (".img",): Content("pixels of a header that is not read", "name its header, the .hdr beside it"),
     (".mnc",): Content("MINC or netCDF", NIBABEL),
     (".mat",): Content("a MATLAB file", SAVE_ARRAY),
     (".raw", ".dat"): Content("raw data", TO_NIFTI.format("the software that wrote it")),

@@ -30,6 +30,9 @@ Percentile = Annotated[float, Field(ge=0, le=100)]
 
 READING_OPTIONS = tuple(one.name for one in fields(Reading))
 
+# The volumes of a file that may become the channels of an image.
+MOST_CHANNELS = 256
+
 # Elements of a resampled image: 2 GiB of float32.
 LARGEST_GRID = 2**29
 
@@ -42,12 +45,14 @@ class PreprocessingConfig(BaseModel, extra="forbid", frozen=True):
     (a volume's depth to D, rows and columns by one factor), then padded. orientation: what increasing
     indices of a volume point to, one letter an axis (S superior, P posterior, L left). intensity:
     `percentile` maps the two percentiles to 0 and 1, `window` applies the file's VOI where it has one,
-    `range` the two values. channels: 1, or 3 for colour. modalities and body_parts: what the model is for, in
-    DICOM's terms; an image whose file names another is refused, one that names none is not.
+    `range` the two values. channels: 1, 3 for colour, or the number of volumes_as_channels. modalities and
+    body_parts: what the model is for, in DICOM's terms; an image whose file names another is refused, one
+    that names none is not.
 
     The others ask more of the readers than exact reading. resample_uneven: resample slices that are tilted or
     unevenly spaced to an even stack, instead of refusing them. fill_nan: give NaN the lowest value of the
-    others. volumes_as_channels: read the volumes of one file as channels of one image. invert_by_lut_shape:
+    others. volumes_as_channels: read the volumes of one file, or the components of its voxels, as channels of
+    one image, each with intensities of its own. invert_by_lut_shape:
     where PresentationLUTShape contradicts PhotometricInterpretation, the former says whether low is white.
     """
 
@@ -57,7 +62,7 @@ class PreprocessingConfig(BaseModel, extra="forbid", frozen=True):
     intensity: Literal["percentile", "window", "range"] = "percentile"
     percentiles: tuple[Percentile, Percentile] = (0.5, 99.5)
     range: tuple[float, float] | None = None
-    channels: Literal[1, 3] = 1
+    channels: Annotated[int, Field(ge=1, le=MOST_CHANNELS)] = 1
     modalities: tuple[str, ...] | None = None
     body_parts: tuple[str, ...] | None = None
     resample_uneven: bool = False
@@ -86,6 +91,8 @@ class PreprocessingConfig(BaseModel, extra="forbid", frozen=True):
             raise ValueError(f"orientation {self.orientation} does not name each axis once")
         if self.intensity == "range" and self.range is None:
             raise ValueError("intensity: range needs range: [low, high]")
+        if self.channels not in (1, 3) and not self.volumes_as_channels:
+            raise ValueError(f"channels: {self.channels} needs volumes_as_channels: true")
         for name, pair in (("percentiles", self.percentiles), ("range", self.range)):
             if pair is not None and not pair[0] < pair[1]:
                 raise ValueError(f"{name} must rise: {list(pair)}")
@@ -106,13 +113,15 @@ class PreparedImage:
 def prepare_image(image: Image, config: PreprocessingConfig) -> PreparedImage:
     """Return the prepared image.
 
-    Raises ReadError image-modality, image-dimensions, image-spacing, image-too-large where it does not fit.
+    Raises ReadError image-modality, image-dimensions, image-channels, image-spacing, image-too-large where it
+    does not fit.
     """
     import torch
     from monai import transforms
     from monai.data import MetaTensor
 
     _check_kind(image, config)
+    _check_channels(image, config)
     pixels = without_padding(image)
     if pixels.shape[0] != config.channels:
         pixels = np.repeat(to_grey(pixels)[None], config.channels, axis=0)
@@ -126,8 +135,13 @@ def prepare_image(image: Image, config: PreprocessingConfig) -> PreparedImage:
     return PreparedImage(np.ascontiguousarray(values), np.asarray(tensor.affine, dtype=np.float64))
 
 
+def shown_channel(image: Image) -> NDArray[np.float32]:
+    """Return the pixels (*spatial) that stand for an image where it is shown."""
+    return image.pixels[0] if image.facts.stacked else to_grey(image.pixels)
+
+
 def to_grey(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return pixels (C, *spatial) as grey (*spatial)."""
+    """Return pixels (C, *spatial), grey or in colour, as grey (*spatial)."""
     return pixels[0] if pixels.shape[0] < 3 else np.tensordot(LUMA, pixels[:3], axes=1)
 
 
@@ -167,6 +181,17 @@ def _check_kind(image: Image, config: PreprocessingConfig) -> None:
             raise ReadError("image-modality", reason, where=facts.source, fix=fix)
 
 
+def _check_channels(image: Image, config: PreprocessingConfig) -> None:
+    """Refuse channels that are neither as many as the model takes, nor colour or grey that stands for it."""
+    held = image.pixels.shape[0]
+    colour_or_grey = {held, config.channels} <= {1, 3} and not config.volumes_as_channels
+    if held == config.channels or (colour_or_grey and not image.facts.stacked):
+        return
+    reason = f"has {held} channels, the model takes {config.channels}"
+    fix = f"leave it out, or train with preprocessing.channels={held}"
+    raise ReadError("image-channels", reason, where=image.facts.source, fix=fix)
+
+
 def _resample(tensor: "MetaTensor", image: Image, config: PreprocessingConfig) -> "MetaTensor":
     from monai import transforms
 
@@ -188,7 +213,7 @@ def _to_spacing(tensor: "MetaTensor", image: Image, spacing_mm: tuple[float, ...
         fix = "use a recipe without spacing_mm"
         raise ReadError("image-spacing", reason, where=image.facts.source, fix=fix)
     extents = np.array(tensor.shape[1:]) * _grid_spacing(tensor, image) / spacing_mm
-    if float(np.prod(extents)) > LARGEST_GRID:
+    if len(tensor) * float(np.prod(extents)) > LARGEST_GRID:
         reason = f"would have over {LARGEST_GRID:.0e} pixels at the model's spacing"
         raise ReadError("image-too-large", reason, where=image.facts.source, fix="check its pixel spacing")
     if image.affine is not None:
@@ -224,9 +249,10 @@ def _scale_intensity(tensor: "MetaTensor", image: Image, config: PreprocessingCo
         return MetaTensor(torch.from_numpy(voi.apply(tensor.numpy())), affine=tensor.affine)
     if config.intensity == "range" and config.range is not None:
         return as_meta(transforms.ScaleIntensityRange(*config.range, 0.0, 1.0, clip=True)(tensor))
-    return as_meta(
-        transforms.ScaleIntensityRangePercentiles(*config.percentiles, 0.0, 1.0, clip=True)(tensor)
+    scale = transforms.ScaleIntensityRangePercentiles(
+        *config.percentiles, 0.0, 1.0, clip=True, channel_wise=image.facts.stacked
     )
+    return as_meta(scale(tensor))
 
 
 def as_meta(tensor: object) -> "MetaTensor":

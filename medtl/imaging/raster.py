@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from medtl.errors import ReadError
 from medtl.imaging import raster_jpeg, raster_png, raster_tiff
-from medtl.imaging.image import Image, ImageFacts, rounding_notes
+from medtl.imaging.image import Image, ImageFacts, fill_nan, rounding_notes
 from medtl.imaging.raster_faults import (
     DAMAGE,
     check_bytes,
@@ -80,7 +80,7 @@ def read(series: Series) -> Image:
     path = series.files[0]
     data = path.read_bytes()
     decoded = _decode(data, path)
-    channels, notes = _channels(decoded.values, path)
+    channels, notes = _channels(decoded.values, series)
     facts = ImageFacts(
         source=series.source,
         format=NAME,
@@ -231,15 +231,14 @@ def _is_turned(picture: "Picture") -> bool | None:
         return None
 
 
-def _channels(values: NDArray, path: Path) -> tuple[NDArray[np.float32], list[str]]:
+def _channels(values: NDArray, series: Series) -> tuple[NDArray[np.float32], list[str]]:
     """Return values as float32 (C, H, W), of one channel where all are equal."""
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        reason = "has values that are NaN or infinite"
-        raise ReadError("raster-not-finite", reason, where=path, fix="save it with finite values")
     notes = list(rounding_notes(values))
-    pixels = values.astype(np.float32)
-    if pixels.ndim == 2:
-        return pixels[None], notes
-    if (pixels == pixels[..., :1]).all():
-        return np.ascontiguousarray(pixels[None, ..., 0]), [*notes, "grey stored as colour"]
-    return np.ascontiguousarray(np.moveaxis(pixels, -1, 0)), notes
+    planes = values[None] if values.ndim == 2 else np.moveaxis(values, -1, 0)
+    pixels = np.array(planes, dtype=np.float32, order="C")
+    if values.dtype.kind == "f":
+        allowed, source = series.reading.fill_nan, series.source
+        notes += fill_nan(pixels, allowed=allowed, code="raster-not-finite", source=source)
+    if len(pixels) > 1 and (pixels == pixels[:1]).all():
+        return np.ascontiguousarray(pixels[:1]), [*notes, "grey stored as colour"]
+    return pixels, notes

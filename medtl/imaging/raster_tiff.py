@@ -3,6 +3,8 @@
 libtiff, which pillow decodes with, is written in C and prints what it finds wrong.
 """
 
+import io
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -58,6 +60,7 @@ NUMBERS = {UNSIGNED: "unsigned", SIGNED: "signed", FLOAT: "floating-point"}
 # What a page's description begins or says, and what it then is.
 SLIDES = {b"Aperio": "an Aperio slide (SVS)", b"<OME": "OME-TIFF", b"DPUfsImport": "a Philips slide"}
 
+IMAGEJ_STACK = re.compile(rb"^ImageJ=.*^images=(\d{1,9})$", re.DOTALL | re.MULTILINE)
 FIX = "save it as 8- or 16-bit grey, 8-bit RGB or 32-bit float"
 
 Tags = Mapping[int, tuple[int, ...]]
@@ -143,6 +146,8 @@ def find_page(file: IO[bytes], path: Path) -> Page:
     check_pixels(page.size[0] * page.size[1], path)
     _check_kind(page, path)
     _check_parts(page, path)
+    if _hides_stack(page, file.seek(0, io.SEEK_END)):
+        raise _several_pages(pages, path)
     return page
 
 
@@ -198,6 +203,7 @@ def _directories(file: IO[bytes]) -> Iterator[tuple[int, Tags]]:
 
 def _values(file: IO[bytes], order: str, tag: int, kind: int, count: int, inline: bytes) -> tuple[int, ...]:
     """Return the first values of an entry, or for strips and tiles their number. Raises as _directories."""
+    kind = ASCII if tag == DESCRIPTION else kind
     if kind not in TYPES:
         raise ValueError("a tag of another type than it has")
     if tag in (STRIPS, TILES):
@@ -221,9 +227,17 @@ def _has_bits(tags: Tags, bits: int) -> bool:
 def _several_pages(pages: list[Tags], path: Path) -> ReadError:
     description = bytes(pages[0].get(DESCRIPTION, ()))
     slide = next((name for mark, name in SLIDES.items() if mark in description), "TIFF")
-    count = f"more than {MOST_PAGES - 1}" if len(pages) == MOST_PAGES else len(pages)
+    count = "several" if len(pages) in (1, MOST_PAGES) else len(pages)
     reason = f"is {slide} of {count} pages"
     return ReadError("raster-frames", reason, where=path, fix="save each page as a file of its own")
+
+
+def _hides_stack(page: Page, stored: int) -> bool:
+    """Say whether ImageJ wrote more images behind that of the only directory, as it does beyond 4 GB."""
+    stated = IMAGEJ_STACK.search(bytes(page.tags.get(DESCRIPTION, ())))
+    images = int(stated[1]) if stated else 1
+    width, height = page.size
+    return images > 1 and stored * 8 >= images * width * height * page.bits
 
 
 def _check_kind(page: Page, path: Path) -> None:

@@ -13,11 +13,11 @@ from typing import Protocol
 
 from medtl.core.progress import SILENT, Watcher
 from medtl.errors import ReadError
-from medtl.imaging import dicom, medmnist, nifti, raster
+from medtl.imaging import analyze, dicom, medmnist, metaimage, mgh, nifti, nrrd, raster
 from medtl.imaging.containers import UNPACK, ZIP_MAGIC, list_members, open_file, other_kind
 from medtl.imaging.image import Image
 from medtl.imaging.incomplete import DAMAGE_CODES, refuse_incomplete
-from medtl.imaging.listing import Listing
+from medtl.imaging.listing import OUTSIDE, Listing
 from medtl.imaging.other_content import TEXT, UNKNOWN, ZEROS, Content, describe
 from medtl.imaging.series import (
     EXACT,
@@ -77,7 +77,9 @@ class Format(Protocol):
 
 
 # In the order in which a file is offered to them.
-FORMATS: dict[str, Format] = {one.NAME: one for one in (dicom, nifti, raster, medmnist)}
+FORMATS: dict[str, Format] = {
+    one.NAME: one for one in (dicom, nifti, nrrd, metaimage, mgh, analyze, raster, medmnist)
+}
 
 
 def read_images(
@@ -122,11 +124,12 @@ def scan(
     roots = [Path(source)] if isinstance(source, str | Path) else [Path(path) for path in source]
     listing = Listing(roots)
     claimed, unclaimed = _claim(listing.files, watcher)
-    others, left_out = _sort_out(unclaimed, listing.named, claimed)
-    left_out.update(listing.left_out)
     held = {name: paths for name, paths in claimed.items() if paths}
     with watching(watcher, "reading headers", sum(map(len, held.values()))):
         parts = {name: FORMATS[name].scan(paths, workers, reading) for name, paths in held.items()}
+    unclaimed = _without_companions(unclaimed, parts.values())
+    others, left_out = _sort_out(unclaimed, listing.named, claimed)
+    left_out.update(listing.left_out)
     found, refused = _gather(parts.values(), listing.named, left_out)
     series = [replace(one, reading=reading) for one in found]
     refusals = [*listing.refusals, *others, *refused]
@@ -240,6 +243,12 @@ def _unknown(path: Path, head: bytes) -> ReadError:
     return ReadError("file-unknown", reason, where=path, fix=content.fix)
 
 
+def _without_companions(unclaimed: Sequence[ReadError], parts: Iterable[Scan]) -> list[ReadError]:
+    """Leave out files that hold the pixels of a header beside them: such a series has both."""
+    companions = {str(path) for part in parts for one in part.series if not one.planes for path in one.files}
+    return [error for error in unclaimed if error.where not in companions]
+
+
 def _other(path: Path, content: Content) -> ReadError:
     error = ReadError("file-unknown", f"is {content.kind}, which is not read", where=path, fix=content.fix)
     error.kind = content.kind
@@ -327,6 +336,8 @@ def _nothing_in(roots: Sequence[Path], left_out: Counter[str], unclaimed: Sequen
     rest = left_out.total() - sum(count for _, count in most)
     held = ", ".join([*named, *([f"others: {rest}"] if rest else [])]) or "no file"
     fixes = {error.fix for error in unclaimed if error.kind}
+    if OUTSIDE in left_out:
+        fixes.add("name the folder to which they lead")
     fix = fixes.pop() if len(fixes) == 1 else "name a folder of DICOM, NIfTI, PNG or JPEG"
     where = roots[0] if roots else ""
     return ReadError("folder-empty", f"holds no readable image ({held})", where=where, fix=fix)

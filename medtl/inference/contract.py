@@ -45,7 +45,7 @@ def contract(checkpoint: Checkpoint) -> dict[str, Any]:
 READING_WORDS = {
     "resample_uneven": "tilted or unevenly spaced slices are resampled linearly to an even stack",
     "fill_nan": "NaN gets the lowest of the other values",
-    "volumes_as_channels": "the volumes of a file are channels of one image",
+    "volumes_as_channels": "the volumes of a file are channels of one image, each with its own percentiles",
     "invert_by_lut_shape": "PresentationLUTShape decides whether low values are white, where it is given",
 }
 

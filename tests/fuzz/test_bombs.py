@@ -392,7 +392,71 @@ def packed_bmp(side: int) -> bytes:
     return struct.pack("<2sL2HL", b"BM", 1084, 0, 0, 1078) + head + bytes(1024) + b"\xff\0\0\1"
 
 
+def gzip_zeros(head: bytes, mebibytes: int) -> bytes:
+    """Return a gzip stream of a head, and zeros behind it."""
+    packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+    start = packer.compress(head) + packer.flush(zlib.Z_FULL_FLUSH)
+    size = (len(head) + mebibytes * 2**20) % 2**32
+    end = b"\x03\0" + struct.pack("<2L", 0, size)
+    return b"\x1f\x8b\x08\0\0\0\0\0\0\x03" + start + deflated_zeros(mebibytes) + end
+
+
+def mgh_header(i: int, j: int, k: int, frames: int) -> bytes:
+    """Return the header of an MGH file of 16 bits."""
+    places = struct.pack(">15f", 1, 1, 1, -1, 0, 0, 0, 0, -1, 0, 1, 0, 0, 0, 0)
+    return (struct.pack(">7ih", 1, i, j, k, frames, 4, 0, 1) + places).ljust(284, b"\0")
+
+
+def nrrd_header(sizes: str, encoding: str) -> bytes:
+    """Return the header of an NRRD of 16 bits."""
+    lines = ("NRRD0004", "type: short", "dimension: 3", "space: RAS", f"sizes: {sizes}", "endian: little")
+    places = ("space directions: (1,0,0) (0,1,0) (0,0,1)", "space origin: (0,0,0)", f"encoding: {encoding}")
+    return "\n".join([*lines, *places, "", ""]).encode()
+
+
+def metaimage_header(sizes: str, compressed: bool) -> bytes:
+    """Return the header of a MetaImage of 16 bits."""
+    lines = ("ObjectType = Image", "NDims = 3", f"DimSize = {sizes}", "ElementType = MET_SHORT")
+    data = (f"CompressedData = {compressed}", "BinaryDataByteOrderMSB = False", "ElementDataFile = LOCAL")
+    return "\n".join([*lines, *data, ""]).encode()
+
+
 OTHERS: dict[str, tuple[str, Callable[[], bytes], str]] = {
+    "MGZ of 2 GiB that its header announces": (
+        "a.mgz",
+        lambda: gzip_zeros(mgh_header(1024, 1024, 256, 4), 2048),
+        "volume-too-large",
+    ),
+    "MGZ of 4 GiB behind a small header": (
+        "a.mgz",
+        lambda: gzip_zeros(mgh_header(4, 5, 6, 1), 4096),
+        "volume-too-large",
+    ),
+    "NRRD of 65536 cubed": (
+        "a.nrrd",
+        lambda: nrrd_header("65536 65536 65536", "raw") + bytes(64),
+        "volume-too-large",
+    ),
+    "NRRD of 512 MiB of gzip that its header announces": (
+        "a.nrrd",
+        lambda: nrrd_header("1024 1024 256", "gzip") + gzip_zeros(b"", 512),
+        "volume-too-large",
+    ),
+    "NRRD of 4 GiB of gzip behind a small header": (
+        "a.nrrd",
+        lambda: nrrd_header("4 5 6", "gzip") + gzip_zeros(b"", 4096),
+        "volume-too-large",
+    ),
+    "MetaImage of 65536 cubed": (
+        "a.mha",
+        lambda: metaimage_header("65536 65536 65536", False) + bytes(64),
+        "volume-too-large",
+    ),
+    "MetaImage of 4 GiB of zlib behind a small header": (
+        "a.mha",
+        lambda: metaimage_header("4 5 6", True) + zlib_zeros(4096),
+        "volume-too-large",
+    ),
     "PNG of 60000 x 60000": ("a.png", lambda: png(60000, 60000), "raster-too-large"),
     "PNG of 60000 x 60000, with its rows": (
         "a.png",

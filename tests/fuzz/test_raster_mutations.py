@@ -37,7 +37,7 @@ KINDS: dict[str, Callable[[], bytes]] = {
     "progressive": lambda: saved(GREY, format="JPEG", progressive=True),
     "lossless": lambda: imagecodecs.jpeg_encode(DEEP, lossless=True, bitspersample=12),
     "jpeg-ls": lambda: imagecodecs.jpegls_encode(DEEP),
-    "tiff": lambda: build_tiff(Page(DEEP, strip=7)),
+    "tiff": lambda: build_tiff(Page(DEEP, strip=7, tags={270: "ImageJ=1.53\nimages=1\n"})),
     "tiff-lzw": lambda: build_tiff(Page(DEEP, compression=5, predictor=2), order=">"),
     "tiff-tiles": lambda: build_tiff(Page(DEEP, compression=8, tile=16, photometric=0)),
     "tiff-planes": lambda: build_tiff(Page(COLOUR, compression=32773, planar=2)),

@@ -95,6 +95,51 @@ def test_hidden_members_and_those_of_macos_are_left_out(slices: dict[str, bytes]
     assert (len(found.series), found.refusals, found.left_out) == (1, (), {})
 
 
+class OneWay(io.BytesIO):
+    """A stream that cannot be sought: sizes then follow the members."""
+
+    def seekable(self) -> bool:
+        return False
+
+    def seek(self, *_: int) -> int:
+        raise OSError
+
+    def tell(self) -> int:
+        raise OSError
+
+
+def test_an_archive_that_was_streamed_is_read(slices: dict[str, bytes], tmp_path: Path) -> None:
+    stream = OneWay()
+    with zipfile.ZipFile(stream, "w", DEFLATED) as archive:
+        for name, data in slices.items():
+            archive.writestr(name, data)
+    (tmp_path / "a.zip").write_bytes(stream.getvalue())
+    assert len(read_images(tmp_path / "a.zip")) == 1
+
+
+def test_an_archive_with_the_end_of_a_very_large_one_is_read(
+    slices: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 3)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("notes.txt", b"")
+        for name, data in slices.items():
+            with archive.open(name, "w", force_zip64=True) as member:
+                member.write(data)
+    found = scan(tmp_path / "a.zip")
+    assert b"PK\6\6" in (tmp_path / "a.zip").read_bytes()
+    assert len(found.series) == 1 and found.left_out == {"empty files": 1}
+    assert read_series(found.series[0]).pixels.shape == (1, 4, 6, 5)
+
+
+def test_names_with_backslashes_are_folders(slices: dict[str, bytes], tmp_path: Path) -> None:
+    archive = pack(tmp_path / "a.zip", {f"mr/{name}": data for name, data in slices.items()}, STORED)
+    archive.write_bytes(archive.read_bytes().replace(b"mr/", b"mr\\"))
+    (series,) = scan(archive).series
+    assert series.path == archive / "mr"
+    assert read_series(series).pixels.shape == (1, 4, 6, 5)
+
+
 def test_a_header_is_read_without_inflating_the_rest(tmp_path: Path) -> None:
     dataset = build_dataset(pattern(1024, 1024), "1.2.840.10008.5.1.4.1.1.1", BitsStored=12)
     data = save(dataset, tmp_path / "a.dcm").read_bytes()

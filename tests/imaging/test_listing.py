@@ -96,7 +96,7 @@ def test_a_scan_counts_links(make_radiograph: Callable, tmp_path: Path) -> None:
     (tmp_path / "in/a.dcm").unlink()
     with pytest.raises(ReadError) as caught:
         scan(tmp_path / "in")
-    assert f"{OUTSIDE}: 1" in caught.value.reason
+    assert f"{OUTSIDE}: 1" in caught.value.reason and "to which they lead" in caught.value.fix
 
 
 def test_a_row_may_name_an_image_by_any_of_its_links(make_radiograph: Callable, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import pytest
 
 from medtl.data.naming import source_name
 from medtl.errors import ReadError
-from medtl.imaging import nifti
+from medtl.imaging import volume_file
 from medtl.imaging.image import Image
 from medtl.imaging.reader import read_images, read_series, scan
+from medtl.imaging.series import Reading
 from tests.imaging.conftest import pattern, refusal
 from tests.waiting import slowness
 
@@ -111,6 +113,7 @@ def test_the_sform_comes_first_where_both_say_nearly_the_same(make_nifti: Callab
 @pytest.mark.parametrize(("unit", "mm"), [("meter", 1000), ("mm", 1), ("micron", 0.001), ("unknown", 1)])
 def test_lengths_become_millimetres(make_nifti: Callable, unit: str, mm: float) -> None:
     image = read_one(make_nifti(edit=lambda header: header.set_xyzt_units(unit)))
+    assert len(image.facts.notes) == (mm != 1)
     assert image.spacing_mm == pytest.approx((2 * mm, 1.5 * mm, 3 * mm))
 
 
@@ -122,13 +125,130 @@ def test_no_slope_leaves_values_as_they_are_stored(make_nifti: Callable, slope: 
     np.testing.assert_array_equal(read_one(make_nifti(edit=edit)).pixels[0], pattern(4, 5, 6, dtype="int16"))
 
 
+def long_quaternion(longer: float, sform_code: int) -> Callable[[Any], None]:
+    """Turn by nearly 180 degrees, with a quaternion that is longer than 1."""
+
+    def edit(header: Any) -> None:
+        header["qform_code"], header["sform_code"] = 1, sform_code
+        header["pixdim"][:4] = 1, 2, 1.5, 3
+        header["quatern_b"], header["quatern_c"] = 0, 0.0005
+        header["quatern_d"] = np.sqrt((1 + longer) ** 2 - 0.0005**2)
+        header["qoffset_x"], header["qoffset_y"], header["qoffset_z"] = 10, 11, -12
+
+    return edit
+
+
+@pytest.mark.parametrize("longer", [1e-8, 3e-7, 5e-7, 1e-6, 4e-6])
+def test_a_quaternion_that_rounding_made_longer_than_1_is_one_of_length_1(
+    make_nifti: Callable, longer: float
+) -> None:
+    image = read_one(make_nifti(edit=long_quaternion(longer, 0)))
+    # half a turn about (0, 0.0005, 1), as ITK and FSL read it, with w = 0
+    b, c, d = np.array([0, 0.0005, np.sqrt(1 - 0.0005**2)])
+    turn = np.array(
+        [
+            [b * b - c * c - d * d, 2 * b * c, 2 * b * d],
+            [2 * b * c, c * c - b * b - d * d, 2 * c * d],
+            [2 * b * d, 2 * c * d, d * d - b * b - c * c],
+        ]
+    )
+    expected = np.eye(4)
+    expected[:3, :3], expected[:3, 3] = turn * [2, 1.5, 3], [10, 11, -12]
+    np.testing.assert_allclose(image.affine, expected, atol=0.002)  # w is lost: up to 3e-4 of a voxel
+    assert len(image.facts.notes) == (longer > 2e-7)
+
+
+@pytest.mark.parametrize("longer", [3e-7, 5e-7, 1e-3, 0.5, np.nan])
+@pytest.mark.parametrize("code", [1, 2])
+def test_beside_a_valid_sform_an_invalid_quaternion_does_not_count(
+    make_nifti: Callable, longer: float, code: int
+) -> None:
+    sform = np.diag([-2.0, -1.5, 3.0, 1.0])
+    sform[:3, 3] = 10, 11, -12
+    path = make_nifti(affine=sform, edit=long_quaternion(longer, code))
+    image = read_one(path)
+    np.testing.assert_array_equal(image.affine, sform)
+    assert [note for note in image.facts.notes if "qform is invalid" in note] or longer < 1e-4
+
+
+@pytest.mark.parametrize("longer", [1e-4, 1e-3])
+def test_a_quaternion_that_is_longer_than_rounding_makes_it_is_refused(
+    make_nifti: Callable, longer: float
+) -> None:
+    error = refusal(make_nifti(edit=long_quaternion(longer, 0)))
+    assert (error.code, error.reason) == ("nifti-affine", "has an invalid qform")
+
+
+@pytest.mark.parametrize("codes", [(2, 1), (4, 1), (1, 2), (3, 4), (5, 1)], ids=str)
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image], ids=["NIfTI-1", "NIfTI-2"])
+def test_the_sform_counts_where_the_qform_names_another_space(
+    make_nifti: Callable, codes: tuple[int, int], kind: Any
+) -> None:
+    moved = np.diag([-2.0, -2, 3, 1])
+    moved[:3, 3] = 8, 5, 3
+
+    def edit(header: Any) -> None:
+        header["sform_code"] = codes[0]
+        header.set_qform(moved, code=codes[1])
+
+    path = make_nifti(affine=OBLIQUE, edit=edit, kind=kind)
+    image = read_one(path)
+    np.testing.assert_allclose(image.affine, nibabel.load(path).affine)  # type: ignore[attr-defined]
+    np.testing.assert_allclose(image.affine, OBLIQUE, atol=1e-5)
+    (note,) = image.facts.notes
+    assert note.startswith("placed by its sform (") and note.endswith(" mm away")
+
+
+@pytest.mark.parametrize("pixdim", [-1.5, 0.0, np.nan])
+def test_sizes_that_are_none_do_not_count_beside_an_sform(make_nifti: Callable, pixdim: float) -> None:
+    def edit(header: Any) -> None:
+        header["qform_code"], header["pixdim"][2] = 1, pixdim
+
+    image = read_one(make_nifti(affine=OBLIQUE, edit=edit))
+    np.testing.assert_allclose(image.affine, OBLIQUE, atol=1e-5)
+    assert image.facts.notes == ("its qform is invalid: read by its sform",)
+
+
+@pytest.mark.parametrize("pixdim", [-1.5, 0.0, np.nan, np.inf])
+def test_without_an_sform_sizes_that_are_none_are_refused(make_nifti: Callable, pixdim: float) -> None:
+    def edit(header: Any) -> None:
+        quaternion(1, 0.1, -0.3, 0.6)(header)
+        header["pixdim"][2] = pixdim
+
+    assert refusal(make_nifti(edit=edit)).code == "nifti-affine"
+
+
+def test_the_third_size_of_a_flat_file_does_not_matter(make_nifti: Callable) -> None:
+    def edit(header: Any) -> None:
+        quaternion(1, 0, 0, 0)(header)
+        header["pixdim"][3] = 0
+
+    image = read_one(make_nifti(pattern(4, 5, dtype="int16"), edit=edit))
+    assert image.spacing_mm == pytest.approx((2, 1.5, 1))
+
+
+def test_a_singular_sform_is_refused_with_a_fix_that_works(make_nifti: Callable) -> None:
+    def edit(header: Any) -> None:
+        header.set_qform(np.diag([2.0, 1.5, 3.0, 1.0]), code=1)
+        header["srow_y"] = 0
+
+    error = refusal(make_nifti(edit=edit))
+    assert error.code == "nifti-affine" and error.fix.endswith("set its code to 0 beside a qform")
+
+    def fixed(header: Any) -> None:
+        edit(header)
+        header["sform_code"] = 0
+
+    assert read_one(make_nifti(edit=fixed)).spacing_mm == pytest.approx((2, 1.5, 3))
+
+
 def no_forms(header: Any) -> None:
     header.set_sform(None, code=0)
     header.set_qform(None, code=0)
 
 
 def conflict(header: Any) -> None:
-    header.set_qform(np.diag([2.0, 1.5, 3.5, 1.0]), code=1)
+    header.set_qform(np.diag([2.0, 1.5, 3.5, 1.0]), code=int(header["sform_code"]))
 
 
 def set_field(keyword: str, value: Any) -> Callable[[Any], None]:
@@ -168,6 +288,7 @@ REFUSED_HEADERS = {
     "forms in conflict": (conflict, "nifti-affine"),
     "singular": (set_field("srow_z", [0, 0, 0, 0]), "nifti-affine"),
     "NaN affine": (set_field("srow_x", [np.nan, 0, 0, 0]), "nifti-affine"),
+    "unknown space": (set_field("sform_code", 91), "nifti-affine"),
     "unknown unit": (set_field("xyzt_units", 7), "nifti-header"),
 }
 
@@ -219,6 +340,116 @@ def test_values_that_are_not_finite_numbers_of_32_bits_are_refused(
     assert refusal(make_nifti(values)).code == "nifti-not-finite"
 
 
+FILLED = Reading(fill_nan=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", ">f4", "float64"])
+@pytest.mark.parametrize("lowest", [-3.0, 7.0])
+def test_nan_become_the_lowest_value_where_the_recipe_says_so(
+    make_nifti: Callable, dtype: str, lowest: float
+) -> None:
+    values = (pattern(4, 5, 6, dtype="float32") + 100).astype(dtype)
+    values[0], values[1, 1, 1] = np.nan, lowest
+    path = make_nifti(values)
+    error = refusal(path)
+    assert (error.code, error.reason) == ("nifti-not-finite", "has NaN values")
+    assert error.fix.endswith("or set preprocessing.fill_nan=true")
+    (series,) = scan(path, reading=FILLED).series
+    image = read_series(series)
+    np.testing.assert_array_equal(image.pixels[0], np.where(np.isnan(values), lowest, values))
+    assert image.facts.notes == ("30 NaN were given the lowest value",)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, 1e300])
+def test_infinite_values_are_no_background(make_nifti: Callable, value: float) -> None:
+    values = np.ones((4, 5, 6), np.float64)
+    values[0], values[1, 2, 3] = np.nan, value
+    path = make_nifti(values)
+    with pytest.raises(ReadError, match=r"infinite or immense.*: mask them$"):
+        read_series(scan(path, reading=FILLED).series[0])
+    assert "fill_nan" not in refusal(path).fix
+
+
+def test_a_volume_of_nan_alone_is_refused(make_nifti: Callable) -> None:
+    values = np.ones((4, 5, 6, 2), np.float32)
+    values[..., 1] = np.nan
+    first, second = scan(make_nifti(values), reading=FILLED).series
+    assert read_series(first).pixels.min() == 1
+    with pytest.raises(ReadError, match="has NaN alone"):
+        read_series(second)
+
+
+@pytest.mark.parametrize("dtype", ["int32", ">i4", "uint32", "int64", "uint64", "float64"])
+def test_whole_numbers_that_float32_rounds_are_noted(make_nifti: Callable, dtype: str) -> None:
+    values, kind = pattern(4, 5, 6, dtype="int16").astype(dtype), partial(nibabel.Nifti1Image, dtype=dtype)
+    values[1, 2, 3] = 2**24
+    assert read_one(make_nifti(values, kind=kind)).facts.notes == ()
+    values[1, 2, 3] = 2**24 + 2
+    assert read_one(make_nifti(values, kind=kind)).facts.notes == (), "an even one is exact"
+    values[1, 2, 3] = 2**24 + 1
+    image = read_one(make_nifti(values, kind=kind))
+    assert image.facts.notes == ("values beyond 2^24 were rounded to the 24 bits of float32",)
+
+
+AS_CHANNELS = Reading(volumes_as_channels=True)
+
+
+def read_channels(path: Path) -> Image:
+    (series,) = scan(path, reading=AS_CHANNELS).series
+    assert series.item is None
+    return read_series(series)
+
+
+@pytest.mark.parametrize("name", ["brats.nii", "brats.nii.gz"])
+@pytest.mark.parametrize(
+    ("shape", "intent"),
+    [
+        ((4, 5, 6, 3), 0),
+        ((4, 5, 1, 2), 0),
+        ((4, 5, 6, 3), 1007),
+        ((4, 5, 6, 1, 3), 1007),
+        ((4, 5, 6, 1, 3), 0),
+    ],
+    ids=str,
+)
+def test_volumes_become_channels_where_the_recipe_says_so(
+    make_nifti: Callable, name: str, shape: tuple[int, ...], intent: int
+) -> None:
+    values = pattern(*shape, dtype="int16")
+    path = make_nifti(values, OBLIQUE, name, edit=set_field("intent_code", intent))
+    image = read_channels(path)
+    np.testing.assert_array_equal(image.pixels, np.moveaxis(values, -1, 0).reshape(-1, *shape[:3]))
+    np.testing.assert_allclose(image.affine, OBLIQUE, atol=1e-5)
+    assert image.facts.stacked and image.facts.notes == () and image.pixels.flags.c_contiguous
+    assert image.facts.source == str(path)
+
+
+@pytest.mark.parametrize("alpha", [False, True], ids=["RGB24", "RGBA32"])
+def test_colours_become_channels_where_the_recipe_says_so(make_nifti: Callable, alpha: bool) -> None:
+    values = pattern(4, 5, 6, 4 if alpha else 3, dtype="uint8", top=255)
+    packed = values.view([(name, "u1") for name in "RGBA"[: values.shape[-1]]])[..., 0]
+    path = make_nifti(packed)
+    assert refusal(path).code == "nifti-type"
+    image = read_channels(path)
+    np.testing.assert_array_equal(image.pixels, np.moveaxis(values[..., :3], -1, 0))
+    assert (image.facts.photometric, image.facts.stacked) == ("RGB", False)
+
+
+def test_channels_of_immense_number_are_refused_by_the_header(make_nifti: Callable) -> None:
+    path = make_nifti(name="a.nii")
+    path.write_bytes(lie(path.read_bytes(), 512, 512, 512, 100))
+    (error,) = scan(path, reading=AS_CHANNELS).refusals
+    assert error.code == "nifti-too-large"
+
+
+def test_nan_of_a_channel_become_its_own_lowest_value(make_nifti: Callable) -> None:
+    values = np.arange(240, dtype=np.float32).reshape(4, 5, 6, 2)
+    values[0] = np.nan
+    reading = Reading(fill_nan=True, volumes_as_channels=True)
+    image = read_series(scan(make_nifti(values), reading=reading).series[0])
+    assert image.pixels[:, 0].max(axis=(1, 2)).tolist() == [60, 61]
+
+
 @pytest.mark.parametrize("name", ["bold.nii", "bold.nii.gz"])
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image], ids=["NIfTI-1", "NIfTI-2"])
 def test_a_4d_file_is_split_into_its_volumes(make_nifti: Callable, name: str, kind: Any) -> None:
@@ -254,7 +485,7 @@ def test_each_volume_is_scaled(make_nifti: Callable) -> None:
 def test_one_volume_takes_the_memory_of_one_volume(
     make_nifti: Callable, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nifti, "MOST_CACHED_BYTES", 0)
+    monkeypatch.setattr(volume_file, "MOST_CACHED_BYTES", 0)
     series = scan(make_nifti(pattern(32, 32, 32, 40, dtype="int16"), name=name)).series
     tracemalloc.start()
     image = read_series(series[20])
@@ -268,14 +499,14 @@ def test_one_volume_takes_the_memory_of_one_volume(
 def inflations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are inflated from here on."""
     seen: list[str] = []
-    whole = nifti.inflate
+    whole = volume_file.inflate
 
     def inflate(raw: Any, header: Any, path: Path) -> Any:
         seen.append(path.name)
         return whole(raw, header, path)
 
-    monkeypatch.setattr(nifti, "inflate", inflate)
-    monkeypatch.setattr(nifti, "_last", None)
+    monkeypatch.setattr(volume_file, "inflate", inflate)
+    monkeypatch.setattr(volume_file, "_last", None)
     return seen
 
 
@@ -283,15 +514,15 @@ def test_a_4d_file_is_inflated_once_for_all_its_volumes(make_nifti: Callable, in
     values = pattern(4, 5, 6, 8, dtype="int16")
     images = read_images(make_nifti(values, name="bold.nii.gz"))
     np.testing.assert_array_equal([image.pixels[0] for image in images], np.moveaxis(values, -1, 0))
-    assert inflations == ["bold.nii.gz"] and nifti._last is None, "dropped behind the last volume"
+    assert inflations == ["bold.nii.gz"] and volume_file._last is None, "dropped behind the last volume"
 
 
 def test_a_large_4d_file_is_not_kept(
     make_nifti: Callable, inflations: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = pattern(4, 5, 6, 3, dtype="int16")
-    monkeypatch.setattr(nifti, "MOST_CACHED_BYTES", values.nbytes - 1)
-    assert len(read_images(make_nifti(values))) == 3 and len(inflations) == 3 and nifti._last is None
+    monkeypatch.setattr(volume_file, "MOST_CACHED_BYTES", values.nbytes - 1)
+    assert len(read_images(make_nifti(values))) == 3 and len(inflations) == 3 and volume_file._last is None
 
 
 def test_a_4d_file_that_was_rewritten_is_inflated_again(make_nifti: Callable, inflations: list[str]) -> None:

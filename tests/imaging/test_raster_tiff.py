@@ -9,7 +9,8 @@ import pytest
 from PIL import Image as PillowImage
 
 from medtl.imaging.image import ROUNDED, Image
-from medtl.imaging.reader import read_images
+from medtl.imaging.reader import read_images, read_series, scan
+from medtl.imaging.series import Reading
 from tests.imaging.conftest import pattern, refusal
 from tests.imaging.tiff_files import Page, build_tiff
 
@@ -235,7 +236,13 @@ def test_other_compressions_are_named(tmp_path: Path, compression: int) -> None:
 def test_values_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
     values = numbers("f4", *SHAPE)
     values[3, 4] = value
-    assert refusal(write(tmp_path, Page(values))).code == "raster-not-finite"
+    path = write(tmp_path, Page(values))
+    error = refusal(path)
+    assert error.code == "raster-not-finite" and ("fill_nan=true" in error.fix) == np.isnan(value)
+    if np.isnan(value):
+        (series,) = scan(path, reading=Reading(fill_nan=True)).series
+        expected = np.where(np.isnan(values), np.nanmin(values), values)
+        np.testing.assert_array_equal(read_series(series).pixels[0], expected)
 
 
 def test_several_pages_are_refused(tmp_path: Path) -> None:
@@ -248,6 +255,26 @@ def test_slides_are_named(tmp_path: Path, text: str, name: str) -> None:
     page = Page(numbers("u1", *SHAPE, 3), tags={270: text})
     error = refusal(write(tmp_path, page, page))
     assert error.code == "raster-frames" and name in error.reason
+
+
+@pytest.mark.parametrize(("images", "stored"), [(3, 3), (3, 1), (1, 1)])
+def test_a_stack_of_one_directory_is_refused_where_the_file_holds_it(
+    tmp_path: Path, images: int, stored: int
+) -> None:
+    values = numbers("u2", *SHAPE)
+    path = write(tmp_path, Page(values, tags={270: f"ImageJ=1.53k\nimages={images}\nslices={images}\n"}))
+    path.write_bytes(path.read_bytes() + values.tobytes() * (stored - 1))
+    if stored > 1:
+        error = refusal(path)
+        assert error.code == "raster-frames" and "several pages" in error.reason
+    else:
+        np.testing.assert_array_equal(read_one(path).pixels[0], values)
+
+
+def test_a_description_of_another_type_is_harmless(tmp_path: Path) -> None:
+    values = numbers("u2", *SHAPE)
+    path = write(tmp_path, Page(values, tags={270: (40000,) * 9}))
+    np.testing.assert_array_equal(read_one(path).pixels[0], values)
 
 
 def test_a_smaller_version_behind_the_image_is_left_out_with_a_note(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ class Contents:
 
 
 def contents_by_header() -> defaultdict[tuple, Contents]:
-    """Return contents for each header; the file with which copies are compared is kept from one to the next."""
+    """Return contents for each header; the file that copies are compared with is kept meanwhile."""
     load = lru_cache(maxsize=1)(read_bytes)
     return defaultdict(lambda: Contents(load))
 

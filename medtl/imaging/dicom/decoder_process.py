@@ -9,6 +9,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, BinaryIO
 
@@ -25,14 +26,14 @@ TIFF = "libtiff"
 MEMORY_BYTES = 2**30
 
 
-def serve(requests: BinaryIO, replies: BinaryIO) -> None:
-    """Answer requests until there are no more."""
+def serve(requests: BinaryIO, replies: BinaryIO, answer: Callable[..., NDArray]) -> None:
+    """Answer requests until there are no more; answer(content, **request) gives the values of a reply."""
     while line := requests.readline():
         request = json.loads(line)
         frame = requests.read(request.pop("size"))
         reply: dict[str, Any]
         try:
-            values = decode_frame(frame, **request)
+            values = answer(frame, **request)
             reply, content = {"shape": values.shape, "dtype": values.dtype.str}, values.tobytes()
         except BaseException as error:  # a decoder written in Rust panics past Exception
             reply, content = {"error": type(error).__name__}, b""
@@ -76,20 +77,20 @@ def _limit_memory() -> None:
     process.rlimit(psutil.RLIMIT_CORE, (0, 0))
 
 
-def main() -> None:
+def run(answer: Callable[..., NDArray], libraries: Sequence[str]) -> None:
     """Serve on standard input and output; decoders write to neither."""
     replies = os.fdopen(os.dup(1), "wb")
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    for name in ("gdcm", "openjpeg", "rle", "jpeg_ls", "PIL.Image"):  # before memory is limited
+    for name in libraries:  # before memory is limited
         with suppress(ImportError):  # then pydicom says which one a frame needs
             __import__(name)
     _limit_memory()
     replies.write(b"ready\n")
     replies.flush()
-    serve(sys.stdin.buffer, replies)
+    serve(sys.stdin.buffer, replies, answer)
 
 
 if __name__ == "__main__":
-    main()
+    run(decode_frame, ("gdcm", "openjpeg", "rle", "jpeg_ls", "PIL.Image"))

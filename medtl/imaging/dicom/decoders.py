@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import parent_process
 from typing import Any
@@ -43,9 +43,9 @@ class DecoderLostError(Exception):
 class DecoderChild:
     """One child process that is ready to decode, for one thread at a time. Raises DecoderLostError."""
 
-    def __init__(self) -> None:
+    def __init__(self, command: Sequence[str]) -> None:
         self.process = subprocess.Popen(
-            CHILD, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_child_environment()
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_child_environment()
         )
         with self._within(START_SECONDS):
             self._read_line()
@@ -109,8 +109,8 @@ def _child_environment() -> dict[str, str]:
 class DecoderPool:
     """Idle children, and a limit on those at work."""
 
-    def __init__(self, most: int) -> None:
-        self.owner = os.getpid()
+    def __init__(self, most: int, command: Sequence[str] | None = None) -> None:
+        self.owner, self.command = os.getpid(), command
         self.idle: list[DecoderChild] = []
         self.places = threading.BoundedSemaphore(most)
 
@@ -120,7 +120,7 @@ class DecoderPool:
             try:  # not a question first: other threads take children, too
                 child = self.idle.pop()
             except IndexError:
-                child = DecoderChild()
+                child = DecoderChild(self.command or CHILD)
             try:
                 return child.decode(frame, request, seconds)
             finally:

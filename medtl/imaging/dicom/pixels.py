@@ -36,7 +36,7 @@ class Pixels:
     """Values (C, H, W) of a plane, the VOI transformation meant for them, their decoder, and notes.
 
     They have the type in which they are exact; an Image rounds them to float32. padding: the lowest and the
-    highest value outside the image, None where the file names none.
+    highest value outside the image, None where the file names none. missing: some are NaN.
     """
 
     plane: Instance
@@ -45,6 +45,7 @@ class Pixels:
     padding: tuple[float, float] | None
     decoder: str
     notes: tuple[str, ...] = ()
+    missing: bool = False
 
 
 def check_decodable(plane: Instance, where: str, count: int = 1) -> None:
@@ -156,8 +157,8 @@ def _grey(stored: NDArray, plane: Instance, voi: Voi | None, decoder: str, by_lu
         values = ends - values
         voi = voi.mirrored(ends) if voi else None
         padding = (ends - padding[1], ends - padding[0]) if padding else None
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        reason = "has NaN or infinite values"
-        raise ReadError("dicom-not-finite", reason, where=plane.path, fix="export it again")
+    missing = values.dtype.kind == "f" and not np.isfinite(values).all()
+    if missing and np.isinf(values).any():
+        raise ReadError("dicom-not-finite", "has infinite values", where=plane.path, fix="export it again")
     wide = stored.dtype.itemsize > 2 or abs(slope) * 2.0**plane.bits_stored + abs(intercept) > EXACT_WHOLE
-    return Pixels(plane, values[None], voi, padding, decoder, rounding_notes(values) if wide else ())
+    return Pixels(plane, values[None], voi, padding, decoder, rounding_notes(values) if wide else (), missing)

@@ -25,7 +25,7 @@ from medtl.imaging.dicom.resampling import resample
 from medtl.imaging.dicom.stacks import Stack, arrange
 from medtl.imaging.dicom.syntaxes import GREY
 from medtl.imaging.dicom.volumes import PlaneSet, split_planes
-from medtl.imaging.image import RAW_VALUES, Image, ImageFacts, VoiTable, without_padding
+from medtl.imaging.image import RAW_VALUES, Image, ImageFacts, VoiTable, fill_nan, without_padding
 from medtl.imaging.incomplete import DAMAGE_CODES
 from medtl.imaging.series import DICOM, EXACT, SLICED_MODALITIES, Reading, Scan, Series, read_headers
 
@@ -90,14 +90,24 @@ def read(series: Series) -> Image:
         series_key=hash_identifier(first.series_uid),
         notes=(*series.notes, *dict.fromkeys(_notes_of_slices(decoded, inverting))),
     )
+    missing = any(one.missing for one in decoded)
     if len(decoded) == 1:
-        return Image(np.ascontiguousarray(pixels.values, np.float32), None, first.flat_spacing, facts)
+        image = Image(np.ascontiguousarray(pixels.values, np.float32), None, first.flat_spacing, facts)
+        return _without_nan(image, series) if missing else image
     stack = arrange([one.plane for one in decoded], str(series.path), series.reading.resample_uneven)
     values = {(one.plane.path, one.plane.frame): one.values for one in decoded}
     slices = [values[one.path, one.frame] for one in stack.instances]
     volume = np.stack(slices, axis=1, dtype=np.float32, casting="same_kind")  # (C, D, H, W)
     image = Image(volume, stack.affine, stack.spacing_mm, facts)
+    image = _without_nan(image, series) if missing else image
     return image if stack.offsets is None else _resampled(image, stack, stack.offsets)
+
+
+def _without_nan(image: Image, series: Series) -> Image:
+    pixels = image.pixels.copy()
+    allowed, source = series.reading.fill_nan, series.source
+    notes = fill_nan(pixels, allowed=allowed, code="dicom-not-finite", source=source)
+    return replace(image, pixels=pixels, facts=replace(image.facts, notes=(*image.facts.notes, *notes)))
 
 
 def _resampled(image: Image, stack: Stack, offsets: NDArray[np.float64]) -> Image:

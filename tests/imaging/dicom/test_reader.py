@@ -30,6 +30,7 @@ from medtl.errors import ReadError
 from medtl.imaging.dicom.elements import silence_warnings
 from medtl.imaging.image import Image, Window
 from medtl.imaging.reader import read_images, read_series, scan
+from medtl.imaging.series import Reading
 from tests.imaging.conftest import build_dataset, fixed_uid, pattern, refusal, save
 
 OBLIQUE = (0.8, 0.6, 0.0, -0.36, 0.48, 0.8)
@@ -277,7 +278,16 @@ def test_values_that_are_not_finite_are_refused(
     values[3, 4] = value
     del dataset.PixelData, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation
     dataset.BitsAllocated, dataset.FloatPixelData = 32, values.tobytes()
-    assert refusal(save(dataset, tmp_path / "float.dcm")).code == "dicom-not-finite"
+    path = save(dataset, tmp_path / "float.dcm")
+    error = refusal(path)
+    assert error.code == "dicom-not-finite" and ("fill_nan=true" in error.fix) == np.isnan(value)
+    (series,) = scan(path, reading=Reading(fill_nan=True)).series
+    if np.isnan(value):
+        image = read_series(series)
+        assert (image.pixels == 1).all() and "1 NaN were given the lowest value" in image.facts.notes
+    else:
+        with pytest.raises(ReadError, match="infinite"):
+            read_series(series)
 
 
 @pytest.mark.parametrize("syntax", [None, RLELossless, JPEG2000Lossless, JPEGLSLossless], ids=str)
