@@ -94,11 +94,11 @@ def _fit(samples: NDArray, plane: Instance, stream: Codestream | None) -> NDArra
     # Such a codestream holds values alone, wherever their bits were before it was made.
     if stream.precision == plane.bits_stored:
         return stored_values(samples, replace(plane, high_bit=plane.bits_stored - 1))
-    if stream.signed in (None, plane.signed):
+    # A shallower one that errs in its sign: decoders disagree on values whose highest bit is set.
+    if stream.signed in (None, plane.signed) or not (samples >> (stream.precision - 1)).any():
         return samples
-    unused = 8 * samples.dtype.itemsize - stream.precision  # it errs in its sign
-    kind = "i" if plane.signed else "u"
-    return (samples.view(f"{kind}{samples.dtype.itemsize}") << unused) >> unused
+    reason = f"has {stream.precision} bits of another sign than its header says"
+    raise ReadError("dicom-bits", reason, where=plane.path, fix="export it again")
 
 
 def _native_frames(

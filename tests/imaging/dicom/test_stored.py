@@ -125,6 +125,19 @@ def test_the_precision_of_a_codestream_may_exceed_bits_stored(
     np.testing.assert_array_equal(image.pixels[0], values)
 
 
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+def test_a_shallower_codestream_of_another_sign_is_refused_where_its_sign_matters(
+    tmp_path: Path, signed: bool
+) -> None:
+    values = pattern(ROWS, COLUMNS, top=511)
+    dataset = with_jpeg_2000(build(values, 12, signed), signed_stream=not signed, precision=10)
+    (image,) = read_images(save(dataset, tmp_path / "a.dcm"))
+    np.testing.assert_array_equal(image.pixels[0], values)
+    values[3, 4] = 512
+    dataset = with_jpeg_2000(build(values, 12, signed), signed_stream=not signed, precision=10)
+    assert refusal(save(dataset, tmp_path / "b.dcm")).code == "dicom-bits"
+
+
 def test_a_codestream_shallower_than_bits_stored_keeps_its_values(tmp_path: Path) -> None:
     values = pattern(ROWS, COLUMNS, top=1023)
     for dataset in (build(values, 16, True), build(values, 12, True)):
