@@ -416,7 +416,13 @@ def nrrd_header(sizes: str, encoding: str) -> bytes:
 
 def metaimage_header(sizes: str, compressed: bool) -> bytes:
     """Return the header of a MetaImage of 16 bits."""
-    lines = ("ObjectType = Image", "NDims = 3", f"DimSize = {sizes}", "ElementType = MET_SHORT")
+    lines = (
+        "ObjectType = Image",
+        "NDims = 3",
+        f"DimSize = {sizes}",
+        "ElementType = MET_SHORT",
+        "ElementSpacing = 1 1 1",
+    )
     data = (f"CompressedData = {compressed}", "BinaryDataByteOrderMSB = False", "ElementDataFile = LOCAL")
     return "\n".join([*lines, *data, ""]).encode()
 
