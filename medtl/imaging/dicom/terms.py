@@ -46,9 +46,10 @@ MODALITIES = _words(
     RTIMAGE SC SM SMR TG US VA XA XC
     """
 )
-# Photometric Interpretation (PS3.3 C.7.6.3.1.2), and pillow's modes.
+# Photometric Interpretation (PS3.3 C.7.6.3.1.2), that of TIFF, and pillow's modes.
 PHOTOMETRIC = re.compile(
     r"MONOCHROME[12]|PALETTE COLOR|YBR_(FULL(_422)?|RCT|ICT|PARTIAL_420)|RGBA?|1|LA?|I(;16B?)?|PA?"
+    r"|MinIs(White|Black)|palette|YCbCr"
 )
 
 

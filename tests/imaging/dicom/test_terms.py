@@ -3,6 +3,7 @@
 import pytest
 
 from medtl.imaging.dicom import terms
+from medtl.imaging.raster_tiff import PHOTOMETRICS
 
 
 @pytest.mark.parametrize("text", ["CHEST", "C SPINE", "L5-S1", "ABD_PELV", "LOWER EXTREMITY", ""])
@@ -19,3 +20,4 @@ def test_what_may_be_a_name_or_a_date_is_not(text: str) -> None:
 def test_views_modalities_and_photometric_interpretations_are_shown() -> None:
     assert (terms.shown_view("PA"), terms.shown_view("LEFT LATERAL")) == ("PA", "LEFT LATERAL")
     assert (terms.shown_modality("MR"), terms.shown_photometric("YBR_FULL_422")) == ("MR", "YBR_FULL_422")
+    assert [terms.shown_photometric(name) for name in PHOTOMETRICS.values()] == [*PHOTOMETRICS.values()]
