@@ -1,5 +1,7 @@
 """Shared ways to build small data and small networks; no test touches the user's own medtl home."""
 
+import gc
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,6 +14,10 @@ from medtl.data.task import Task
 # The folders of tests in which a network is built; the others import none.
 BUILDS_NETWORKS = {"models", "training", "inference", "explain", "workflows", "cli", "core"}
 SHARED_DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
+
+if hasattr(os, "register_at_fork"):
+    # A forked process waits for ever where it is the one that collects an ONNX session of its parent.
+    os.register_at_fork(after_in_child=gc.freeze)
 
 
 @pytest.fixture(autouse=True)
