@@ -19,7 +19,7 @@ from medtl.data.splits import SplitConfig
 from medtl.data.task import TaskConfig
 from medtl.errors import ConfigError
 from medtl.imaging.augmentation import AugmentationConfig
-from medtl.imaging.preprocessing import PreprocessingConfig
+from medtl.imaging.preprocessing import READING_OPTIONS, PreprocessingConfig
 from medtl.models.catalogue import BackboneConfig, known_backbones
 from medtl.training.config import FitConfig, known_strategies
 from medtl.training.schedule import ScheduleConfig, current_key, with_current_keys
@@ -129,7 +129,9 @@ def validate_config(values: dict[str, Any], where: str, overrides: Sequence[str]
 
 def to_yaml(config: RunConfig) -> str:
     """Return the recipe in full, defaults included."""
-    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+    content = config.model_dump(mode="json")
+    content["preprocessing"] |= {name: getattr(config.preprocessing, name) for name in READING_OPTIONS}
+    return OmegaConf.to_yaml(OmegaConf.create(content))
 
 
 def read_yaml(path: Path, what: str) -> Any:

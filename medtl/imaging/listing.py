@@ -77,11 +77,10 @@ class Listing:
             self.left_out[REPEATED] += 1
         elif target.is_dir():
             self._walk(link)
-        else:
-            self._walked.add(str(target))
+        else:  # two links to one file that is listed nowhere else are two names that a table may have
             self._found.add(Path(link))
 
     def _is_listed(self, target: Path) -> bool:
         """Say whether a folder was walked, or a file is in one that was, and not hidden there."""
         beside = str(target.parent) in self._walked and not target.name.startswith(".")
-        return str(target) in self._walked or (beside and not target.is_dir())
+        return str(target) in self._walked if target.is_dir() else beside

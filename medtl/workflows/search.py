@@ -12,7 +12,7 @@ from operator import getitem
 from pathlib import Path
 from typing import Any
 
-from medtl.config import RunConfig, to_yaml
+from medtl.config import RunConfig, load_config, to_yaml
 from medtl.core.files import write_csv, write_text, writing
 from medtl.core.ids import derive_seed
 from medtl.core.staging import Lock, remove_lock, try_lock, wait_for_lock
@@ -116,6 +116,13 @@ class Search:
         with lock:
             yield
 
+    def _is_own_recipe(self, path: Path) -> bool:
+        """Say whether a stored recipe means the same; one of an earlier version lacks later options."""
+        try:
+            return load_config(config=path) == self.config
+        except ConfigError:
+            return False
+
     def record(self) -> None:
         """Write recipe, space, metric and seed; a resumed search must have the same. Raises TrainingError."""
         facts = json.dumps({"metric": self.metric, "seed": self.seed}, indent=2) + "\n"
@@ -135,7 +142,7 @@ class Search:
                 fix = "finish it with that version, or choose another --out"
                 raise TrainingError("study-changed", reason, where=self.root, fix=fix)
             for name, (path, text) in parts.items():
-                if before.get(name, text) != text:
+                if before.get(name, text) != text and not (name == "recipe" and self._is_own_recipe(path)):
                     raise self.changed(f"the {name} differs from its {path.name}")
             for name in parts.keys() - before.keys():
                 write_text(*parts[name])

@@ -230,7 +230,9 @@ def _changes(before: Path, config: RunConfig) -> list[str]:
         old, new = _settings(load_config(config=before)), _settings(config)
     except ConfigError:  # it is damaged
         return [""]
-    return [f": {key} was {old[key]}, is {value}" for key, value in new.items() if old[key] != value]
+    # What is not asked of the readers is left out of a stored recipe.
+    pairs = {key: (old.get(key, False), new.get(key, False)) for key in {**old, **new}}
+    return [f": {key} was {before}, is {now}" for key, (before, now) in pairs.items() if before != now]
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:

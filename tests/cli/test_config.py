@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from medtl.config import load_config
+from medtl.config import RunConfig, load_config
 from medtl.models.backbones import BACKBONES
 from medtl.models.classifier import Classifier
 from medtl.training.schedule import Stage, resolve_schedule, unfreeze
@@ -23,7 +23,8 @@ def show(*arguments: str) -> str:
 
 def test_without_stages_stdout_is_the_recipe_and_nothing_else() -> None:
     recipe = yaml.safe_load(show("--modality", "xray"))
-    assert recipe == load_config("xray", None).model_dump(mode="json")
+    assert RunConfig.model_validate(recipe) == load_config("xray", None)
+    assert recipe["preprocessing"]["fill_nan"] is False and recipe["task"]["encoding"] is None
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -147,6 +147,12 @@ def test_another_recipe_is_refused(trained: Trained, own_run: Path) -> None:
     assert contents(own_run) == before
 
 
+def test_another_option_of_reading_is_refused(trained: Trained, own_run: Path) -> None:
+    result = jobs.train(trained.data, own_run, "--resume", overrides=["preprocessing.fill_nan=true"])
+    assert jobs.fault(result) == "run-changed"
+    assert "preprocessing.fill_nan was False, is True" in result.stderr
+
+
 def test_the_recipe_that_is_kept_is_the_one_that_was_used(
     studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """A search on disk: one that cannot be resumed is refused in one line that says what to do."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -22,3 +23,16 @@ def test_a_search_of_medtl_0_1_0_is_refused_in_one_line(tmp_path: Path) -> None:
     ) as caught:
         search.record()
     assert caught.value.code == "study-changed" and "\n" not in str(caught.value)
+
+
+def test_a_recipe_of_an_earlier_version_lacks_later_options_and_means_the_same(tmp_path: Path) -> None:
+    config = load_config("xray", None, ["backbone.name=efficientnet_lite0"])
+    search = Search(tmp_path, config, load_space(None, config), "auroc", seed=0)
+    search.record()
+    stored = tmp_path / "config.yaml"
+    later = [line for line in stored.read_text().splitlines() if not re.match("  (fill_nan|encoding):", line)]
+    stored.write_text("\n".join(later) + "\n")
+    search.record()
+    stored.write_text(stored.read_text().replace("dropout:", "dropout: 0.3 #"))
+    with pytest.raises(TrainingError, match="the recipe differs"):
+        search.record()
