@@ -51,12 +51,30 @@ NAMING: dict[str, tuple[Callable[[Path], object], str]] = {
     "header cut behind the series": (lambda path: cut(path, 0.85), "dicom-truncated"),
     "rows that cannot be parsed": (misname_rows, "dicom-header"),
 }
+
+
+def cut_at(mark: bytes, more: int) -> Callable[[Path], object]:
+    """Return what cuts a file so many bytes behind a mark in its header."""
+
+    def damage(path: Path) -> None:
+        data = path.read_bytes()
+        path.write_bytes(data[: data.index(mark) + more])
+
+    return damage
+
+
 NAMELESS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no bytes": (lambda path: path.write_bytes(b""), "file-empty"),
     "header cut before the series": (cut_header, "dicom-truncated"),
     "garbage": (lambda path: path.write_bytes(b"\1\2\3" * 99), "file-unknown"),
     "text": (lambda path: path.write_text("404: not found"), "file-unknown"),
     "zeros": (zero, "file-unknown"),
+    "cut behind the magic": (cut_at(b"DICM", 4), "dicom-truncated"),
+    "cut in the meta group": (cut_at(b"DICM", 40), "dicom-truncated"),
+    "cut behind the meta group": (cut_at(b"\x08\x00\x16\x00UI", 0), "dicom-truncated"),
+    "cut within the SOP class": (cut_at(b"\x08\x00\x16\x00UI", 20), "dicom-truncated"),
+    "cut within the series UID": (cut_at(b"\x20\x00\x0d\x00UI", 8 + 20), "dicom-truncated"),
+    "cut before the end of the series UID": (cut_at(b"\x20\x00\x0e\x00UI", 8 + 20), "dicom-truncated"),
 }
 
 

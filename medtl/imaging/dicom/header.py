@@ -140,8 +140,11 @@ def inflated(file: BinaryIO, path: Path) -> BinaryIO:
 
 def _check_is_image(dataset: Dataset, path: Path) -> None:
     named = values_of(dataset, SOP_CLASS_TAG) if SOP_CLASS_TAG in dataset else ()
-    kind = UID(str(*named) or str(dataset.file_meta.get("MediaStorageSOPClassUID", "")))
-    if not names_image(kind) and (kind.keyword or "Rows" not in dataset):
+    kind, of_file = UID(str(*named)), UID(str(dataset.file_meta.get("MediaStorageSOPClassUID", "")))
+    kind = kind if kind.keyword or (kind and not of_file.keyword) else of_file
+    # Where nothing follows it, an unknown class is half of one: the file is cut there.
+    unknown = bool(kind) and "Rows" not in dataset and max(dataset.keys(), default=0) > SOP_CLASS_TAG
+    if not names_image(kind) and (kind.keyword or unknown):
         name = kind.name if kind.keyword else "an object of unknown kind"
         reason, fix = f"is not an image: {name}", "name image files only"
         error = ReadError("dicom-no-image", reason, where=path, fix=fix)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from pydicom import Dataset
+from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag, Tag
 
@@ -27,11 +29,19 @@ def read_identity(path: Path) -> SeriesId | None:
     try:
         with open_file(path) as file:
             dataset = read_partial(inflated(file, path), _is_behind, force=True, specific_tags=[*TAGS])
+        if any(_is_cut(dataset, tag) for tag in TAGS):
+            return None
         texts = ["\\".join(map(str, values_of(dataset, tag))) if tag in dataset else "" for tag in TAGS]
     except Exception:  # it is damaged: pydicom raises nearly anything
         return None
     patient, study, series = map(hash_identifier, texts)
     return (patient, study, series) if series else None
+
+
+def _is_cut(dataset: Dataset, tag: BaseTag) -> bool:
+    """Say whether the file ends within a value: half of a UID names another series."""
+    element = dataset.get_item(tag) if tag in dataset else None
+    return isinstance(element, RawDataElement) and len(element.value or b"") < element.length
 
 
 def _is_behind(tag: BaseTag, vr: str | None, length: int) -> bool:

@@ -64,6 +64,9 @@ def check_decodable(plane: Instance, where: str, count: int = 1) -> None:
     if not max(1, lowest) <= plane.bits_stored <= plane.high_bit + 1 <= plane.bits_allocated:
         reason = "has BitsAllocated, BitsStored and HighBit that contradict each other"
         raise ReadError("dicom-bits", reason, where=where, fix="export it again")
+    if syntax in NATIVE and plane.bits_allocated != 1 and plane.bits_allocated % 8:
+        reason = f"has BitsAllocated {plane.bits_allocated}, which is not decoded"
+        raise ReadError("dicom-bits", reason, where=where, fix="export it with BitsAllocated 16")
     if plane.rescale is None:
         reason = "has a rescale slope of zero, or slope or intercept that are no numbers"
         raise ReadError("dicom-rescale", reason, where=where, fix="export it again")
@@ -157,8 +160,11 @@ def _grey(stored: NDArray, plane: Instance, voi: Voi | None, decoder: str, by_lu
         values = ends - values
         voi = voi.mirrored(ends) if voi else None
         padding = (ends - padding[1], ends - padding[0]) if padding else None
-    missing = values.dtype.kind == "f" and not np.isfinite(values).all()
-    if missing and np.isinf(values).any():
-        raise ReadError("dicom-not-finite", "has infinite values", where=plane.path, fix="export it again")
     wide = stored.dtype.itemsize > 2 or abs(slope) * 2.0**plane.bits_stored + abs(intercept) > EXACT_WHOLE
+    with np.errstate(over="ignore"):
+        held = values.astype(np.float32) if wide else values
+    missing = held.dtype.kind == "f" and not np.isfinite(held).all()
+    if missing and np.isinf(held).any():
+        reason = "has infinite values, or some that float32 cannot hold"
+        raise ReadError("dicom-not-finite", reason, where=plane.path, fix="export it again")
     return Pixels(plane, values[None], voi, padding, decoder, rounding_notes(values) if wide else (), missing)

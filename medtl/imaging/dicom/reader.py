@@ -22,7 +22,7 @@ from medtl.imaging.dicom.identity import identity_of, read_identity
 from medtl.imaging.dicom.instance import FOR_PROCESSING, Instance
 from medtl.imaging.dicom.pixels import MOST_VALUES, Pixels, check_decodable, decode, decode_directly
 from medtl.imaging.dicom.resampling import resample
-from medtl.imaging.dicom.stacks import Stack, arrange
+from medtl.imaging.dicom.stacks import Stack, arrange, short_name
 from medtl.imaging.dicom.syntaxes import GREY
 from medtl.imaging.dicom.tiles import check_no_sheet
 from medtl.imaging.dicom.volumes import PlaneSet, split_planes
@@ -222,7 +222,7 @@ def _series(group: PlaneSet, where: Path, item: str | None, reading: Reading) ->
     if first.is_picture and first.frames > 1:
         raise _several_pictures(group)
     for plane in planes:
-        check_decodable(plane, str(where), len(planes))
+        _check_decodable(plane, where, len(planes))
     ordered, repairs = planes, tuple[str, ...]()
     if len(planes) > 1:
         stack = arrange(planes, str(where), reading.resample_uneven)
@@ -245,13 +245,26 @@ def _series(group: PlaneSet, where: Path, item: str | None, reading: Reading) ->
     )
 
 
+def _check_decodable(plane: Instance, where: Path, count: int) -> None:
+    """Refuse what cannot be decoded; where it is not the file by which its series is known, name it."""
+    try:
+        check_decodable(plane, str(where), count)
+    except ReadError as error:
+        if plane.path == where or error.code == "dicom-too-large":
+            raise
+        reason = f"a slice, {short_name(plane.path)}, {error.reason}"
+        raise ReadError(error.code, reason, where=where, fix=error.fix) from error
+
+
 def _several_pictures(group: PlaneSet) -> ReadError:
     """Return the refusal of a Secondary Capture of several frames; beside slices it is skipped."""
     first = group.planes[0]
     if not group.beside_slices:
         return several_frames(first)
     reason = f"is no image of its study but {first.frames} pictures of others"
-    return ReadError("dicom-no-image", reason, where=first.path, fix="name image files only")
+    error = ReadError("dicom-no-image", reason, where=first.path, fix="name image files only")
+    error.kind = "Secondary Capture of several frames"
+    return error
 
 
 def _check_size(stack: Stack, where: Path) -> None:

@@ -6,6 +6,7 @@ that rounds them to a decimal, or turns its slices by a hundredth of a degree, s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,12 +40,15 @@ MOST_TILT = 0.005
 
 # What positions may be rounded to, in mm, coarsest first. A missing slice leaves twice the usual gap, so that
 # gaps of two steps and more, which rounding makes one longer or shorter, cannot hide one.
-DECIMALS_MM = (1.0, 0.1, 0.01)
+DECIMALS_MM = (0.1, 0.01)
 LEAST_STEPS = 2
 SLOPE_STEPS = 80
 
 # A gap so many times as wide as both of its neighbours is one of missing slices.
-WIDE_GAP = 1.5
+WIDE_GAP = 1.8
+
+# Where more of the gaps are wide, slices are unevenly spaced rather than missing.
+MOST_WIDE = 1 / 3
 
 # Words of ImageType for series that were computed, which often keep SpacingBetweenSlices of their source.
 COMPUTED = frozenset({"DERIVED", "MPR", "MIP", "MINIP", "REFORMATTED", "PROJECTION IMAGE"})
@@ -133,10 +137,14 @@ def _corner_shift(plane: Instance, orientation: Sequence[float]) -> float:
     return float(np.linalg.norm(row * spacing[1] * plane.columns + column * spacing[0] * plane.rows))
 
 
-def _name(one: Instance) -> str:
+def short_name(path: Path) -> str:
     """Return the end of a file's name: a line has to hold two of them, and its fix."""
-    name = one.path.name
+    name = path.name
     return name if len(name) <= NAME_LENGTH else "…" + name[1 - NAME_LENGTH :]
+
+
+def _name(one: Instance) -> str:
+    return short_name(one.path)
 
 
 def _check_alike(instances: Sequence[Instance], where: str) -> None:
@@ -263,36 +271,39 @@ def _check_even(slices: _Slices, where: str) -> None:
     if np.abs(strays @ slices.normal).max() > max(written, EVEN_SHARE * usual, rounding, jitter):
         raise _uneven(slices, where)
     length = float(np.linalg.norm(step))
-    tilt = float(np.linalg.norm(step - np.dot(step, slices.normal) * slices.normal)) / length
-    if tilt > MOST_TILT and tilt * length * len(slices.gaps) > EVEN_MM:
-        reason = f"slices are sheared by {np.degrees(np.arcsin(tilt)):.1f} degrees (gantry tilt)"
-        fix = f"resample it, or {RESAMPLE}"
-        raise ReadError("series-tilted", reason, where=where, fix=fix)
     aside = float(np.linalg.norm(strays, axis=1).max())
     if aside > max(EVEN_MM, EVEN_SHARE * length, rounding, slices.jitter_mm):
         reason = f"slices lie up to {aside:.3f} mm beside a straight line"
         fix = f"resample it, or {RESAMPLE}"
         raise ReadError("series-irregular", reason, where=where, fix=fix)
+    tilt = float(np.linalg.norm(step - np.dot(step, slices.normal) * slices.normal)) / length
+    if tilt > MOST_TILT and tilt * length * len(slices.gaps) > EVEN_MM:
+        reason = f"slices are sheared by {np.degrees(np.arcsin(tilt)):.1f} degrees (gantry tilt)"
+        fix = f"resample it, or {RESAMPLE}"
+        raise ReadError("series-tilted", reason, where=where, fix=fix)
 
 
 def _isolated(gaps: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Say of each gap whether it is wider than both of its neighbours by what a missing slice leaves."""
     beside = np.maximum(np.append(0, gaps[:-1]), np.append(gaps[1:], 0))
-    return (gaps > WIDE_GAP * beside) & (beside > 0)
+    wide = gaps > WIDE_GAP * np.percentile(gaps, 25, method="lower")
+    few = wide.sum() < 2 or wide.mean() <= MOST_WIDE
+    return (gaps > WIDE_GAP * beside) & (beside > 0) & few
 
 
 def _uneven(slices: _Slices, where: str) -> ReadError:
     """Say whether slices are missing or irregular, from the gaps between them in mm."""
-    gaps, ordered = slices.gaps, slices.ordered
-    widest, usual = int(gaps.argmax()), float(np.median(gaps))
+    gaps, ordered, isolated = slices.gaps, slices.ordered, _isolated(slices.gaps)
+    alone = isolated.any()
+    widest, usual = int((gaps * isolated if alone else gaps).argmax()), float(np.median(gaps))
     missing = gaps[widest] / usual - 1
     between = f"between {_name(ordered[widest])} and {_name(ordered[widest + 1])}"
-    alone = _isolated(gaps)[widest]
     if alone and missing > 0.5 and abs(missing - round(missing)) < 0.1:
         reason = f"{round(missing)} missing {between} ({gaps[widest]:.3f} mm, elsewhere {usual:.3f})"
         return ReadError("series-gap", reason, where=where, fix="fetch the whole series again")
-    reason = f"slices are {gaps.min():.3f} to {gaps.max():.3f} mm apart, widest {between}"
-    fix = "fetch the whole series again" if alone else f"resample it, or {RESAMPLE}"
+    apart = f"slices are {gaps.min():.3f} to {gaps.max():.3f} mm apart"
+    reason = f"{apart}: some may be missing {between}" if alone else f"{apart}, widest {between}"
+    fix = "fetch them (it is not resampled across them)" if alone else f"resample it, or {RESAMPLE}"
     return ReadError("series-irregular", reason, where=where, fix=fix)
 
 

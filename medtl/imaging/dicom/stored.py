@@ -16,7 +16,7 @@ from medtl.imaging.dicom.codestream import Codestream, read_codestream, split_fr
 from medtl.imaging.dicom.decoders import DecoderLostError, FrameRefusedError, decode_frame
 from medtl.imaging.dicom.elements import reporting_malformed
 from medtl.imaging.dicom.instance import Instance
-from medtl.imaging.dicom.syntaxes import DECODERS, GREY, JPEG_LS, NATIVE
+from medtl.imaging.dicom.syntaxes import DECODERS, GREY, JPEG_LS, NATIVE, name_of
 from medtl.imaging.image import is_bomb
 
 # The same OpenJPEG, which here decodes grey frames with threads, and does not read all colours.
@@ -25,6 +25,9 @@ THREADED = ("pillow", "pillow")
 MOST_THREADED_VALUES = 2**26
 
 PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+
+# The tag with which each fragment of compressed pixel data begins.
+ITEM = b"\xfe\xff\x00\xe0"
 
 # OpenJPEG may lose bits of deeper samples.
 MOST_PRECISION = 24
@@ -50,6 +53,7 @@ def stored_planes(dataset: Dataset, planes: Sequence[Instance]) -> Iterator[Stor
         data = next((dataset[keyword].value for keyword in PIXEL_KEYWORDS if keyword in dataset), b"")
     if not isinstance(data, bytes) or not data:
         raise ReadError("dicom-truncated", "has no pixel data", where=first.path, fix="copy it again")
+    _check_encapsulation(dataset, data, first)
     frames = _native_frames if first.transfer_syntax in NATIVE else _compressed_frames
     if first.mosaic == 1:
         yield from frames(dataset, data, first, [plane.frame for plane in planes])
@@ -60,6 +64,19 @@ def stored_planes(dataset: Dataset, planes: Sequence[Instance]) -> Iterator[Stor
         rows = slice(row * plane.rows, (row + 1) * plane.rows)
         columns = slice(column * plane.columns, (column + 1) * plane.columns)
         yield whole._replace(values=whole.values[rows, columns])
+
+
+def _check_encapsulation(dataset: Dataset, data: bytes, plane: Instance) -> None:
+    """Refuse pixel data that are compressed where the transfer syntax is not, or the other way round."""
+    native = plane.transfer_syntax in NATIVE
+    fragments = any(dataset[keyword].is_undefined_length for keyword in PIXEL_KEYWORDS if keyword in dataset)
+    if native and fragments:
+        reason = "has compressed pixel data, but names an uncompressed transfer syntax"
+    elif not (native or fragments or data.startswith(ITEM)):
+        reason = f"has uncompressed pixel data, but names {name_of(plane.transfer_syntax)}"
+    else:
+        return
+    raise ReadError("dicom-transfer-syntax", reason, where=plane.path, fix="export it again")
 
 
 def stored_values(words: NDArray, plane: Instance) -> NDArray:

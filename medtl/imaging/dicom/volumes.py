@@ -21,6 +21,8 @@ from medtl.imaging.series import SLICED_MODALITIES
 
 # Elements of which every plane of a volume may have its own value, so that only their order distinguishes.
 TIMES = frozenset({"TriggerTime", "AcquisitionDateTime", "AcquisitionTime", "ContentTime"})
+# What puts parts in the order of time.
+ORDERED = TIMES | {"instance number"}
 Parts = list[list[Instance]]
 NamedSplit = tuple[str, Callable[[list[Instance]], Parts]]
 
@@ -110,9 +112,13 @@ def _split(planes: list[Instance], splits: Sequence[NamedSplit], notes: tuple[st
         return [PlaneSet(tuple(planes), notes)]
     (name, split), *rest = splits
     parts = split(planes)
-    if len(parts) > 1:
-        notes = (*notes, f"one of {len(parts)} parts of its series, separated by {name}")
-    return [one for part in parts for one in _split(part, rest, notes)]
+    if len(parts) == 1:
+        return _split(planes, rest, notes)
+    sets = []
+    for number, part in enumerate(parts, start=1):
+        which = f"part {number} of {len(parts)}" if name in ORDERED else f"one of {len(parts)} parts"
+        sets += _split(part, rest, (*notes, f"{which} of its series, separated by {name}"))
+    return sets
 
 
 def _gather(planes: Sequence[Instance], keys: Iterable[Hashable]) -> Parts:

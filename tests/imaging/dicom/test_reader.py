@@ -683,3 +683,16 @@ def test_warnings_of_pydicom_stay_silenced_without_a_gap() -> None:
         warnings.simplefilter("default")
         silence_warnings()
         assert warnings.filters[0] == before
+
+
+def test_a_slice_that_is_not_decoded_is_named_where_its_series_is_known_by_another(
+    make_series: Callable,
+) -> None:
+    first, _, last = make_series()
+    make_series(2)  # beside another series, a series is known by its first file
+    dataset = pydicom.dcmread(last)
+    dataset.BitsStored, dataset.HighBit = 12, 20
+    dataset.save_as(last)
+    error = refusal([first, last])
+    assert (error.code, error.where) == ("dicom-bits", str(first.parent))
+    assert error.reason.startswith(f"a slice, {last.name}, has BitsAllocated")

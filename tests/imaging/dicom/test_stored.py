@@ -11,6 +11,7 @@ from pydicom import Dataset
 from pydicom.pixels import get_encoder
 from pydicom.uid import (
     ComputedRadiographyImageStorage,
+    ExplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGLSLossless,
     RLELossless,
@@ -208,3 +209,31 @@ def test_words_of_four_bytes_say_where_float32_rounds_them(tmp_path: Path, bits:
     assert [note for note in image.facts.notes if "2^24" in note] == (
         ["values beyond 2^24 were rounded to the 24 bits of float32"] if bits > 24 else []
     )
+
+
+def test_pixels_that_their_transfer_syntax_contradicts_are_named(tmp_path: Path) -> None:
+    plain = build(all_values(12, signed=False).astype("uint16"), 12, False)
+    native, compressed = save(plain, tmp_path / "native.dcm"), save(with_rle(plain), tmp_path / "rle.dcm")
+    for path, wrong in ((native, RLELossless), (compressed, ExplicitVRLittleEndian)):
+        right = RLELossless if path == compressed else ExplicitVRLittleEndian
+        path.write_bytes(path.read_bytes().replace(right.encode(), wrong.encode(), 1))
+    refused = [refusal(native), refusal(compressed)]
+    assert [(error.code, error.reason) for error in refused] == [
+        ("dicom-transfer-syntax", "has uncompressed pixel data, but names RLE Lossless"),
+        ("dicom-transfer-syntax", "has compressed pixel data, but names an uncompressed transfer syntax"),
+    ]
+
+
+def test_bits_allocated_that_fill_no_bytes_are_named(tmp_path: Path) -> None:
+    dataset = build(all_values(12, signed=False).astype("uint16"), 12, False)
+    dataset.BitsAllocated = 12
+    error = refusal(save(dataset, tmp_path / "a.dcm"))
+    assert (error.code, error.reason) == ("dicom-bits", "has BitsAllocated 12, which is not decoded")
+
+
+def test_doubles_beyond_float32_are_refused(tmp_path: Path) -> None:
+    dataset = build(all_values(12, signed=False).astype("uint16"), 12, False)
+    dataset.BitsAllocated, dataset.DoubleFloatPixelData = 64, (all_values(12, False) * 1e300).tobytes()
+    dataset.BitsStored, dataset.HighBit = 64, 63
+    del dataset.PixelData
+    assert refusal(save(dataset, tmp_path / "a.dcm")).code == "dicom-not-finite"

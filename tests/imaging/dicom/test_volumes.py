@@ -12,7 +12,7 @@ from pydicom.uid import UID, MRImageStorage, SecondaryCaptureImageStorage
 from medtl.data.naming import source_name
 from medtl.imaging.dicom.frames import planes_of
 from medtl.imaging.dicom.header import read_header
-from medtl.imaging.dicom.volumes import PlaneSet, split_planes
+from medtl.imaging.dicom.volumes import TIMES, PlaneSet, split_planes
 from medtl.imaging.reader import read_images, scan
 from tests.imaging.conftest import build_dataset, fixed_uid, pattern, refusal, save
 
@@ -68,7 +68,9 @@ def test_planes_at_one_position_are_split_by_what_distinguishes_them(
 ) -> None:
     groups = deal(at_places(3, **{keyword: values}))
     assert numbers(groups) == [[0, 1, 2], [3, 4, 5]]
-    assert {group.notes for group in groups} == {(f"one of 2 parts of its series, separated by {keyword}",)}
+    which = ("part 1 of 2", "part 2 of 2") if keyword in TIMES else ("one of 2 parts",) * 2
+    notes = [(f"{part} of its series, separated by {keyword}",) for part in which]
+    assert [group.notes for group in groups] == notes
 
 
 def test_times_deal_by_their_order_at_each_position_and_not_by_their_values(deal: Callable) -> None:
@@ -252,8 +254,9 @@ def test_numbers_tell_time_points_apart_where_the_header_says_how_many(
 ) -> None:
     groups = deal(dynamic(2, 3, number))
     assert sorted(sorted(one) for one in numbers(groups)) == [[0, 1, 2], [3, 4, 5]]
-    note = "one of 2 parts of its series, separated by instance number"
-    assert {group.notes for group in groups} == {(note,)}
+    notes = {tuple(sorted(one)): group.notes for one, group in zip(numbers(groups), groups, strict=True)}
+    for part, slices in enumerate(((0, 1, 2), (3, 4, 5)), start=1):
+        assert notes[slices] == (f"part {part} of 2 of its series, separated by instance number",)
 
 
 UNNUMBERED: dict[str, Change] = {
@@ -298,7 +301,7 @@ def test_an_element_that_distinguishes_goes_before_the_numbers(deal: Callable) -
     assert len(groups) == 2
     groups = deal(at_places(3, TriggerTime=[0] * 3 + [400] * 3, NumberOfTemporalPositions=[2] * 6))
     assert {note for group in groups for note in group.notes} == {
-        "one of 2 parts of its series, separated by TriggerTime"
+        f"part {part} of 2 of its series, separated by TriggerTime" for part in (1, 2)
     }
 
 
@@ -347,6 +350,15 @@ def test_pictures_beside_slices_are_counted(
     found = scan(tmp_path)
     assert [len(series.files) for series in found.series] == [3] and not found.refusals
     assert found.skipped == 2
+
+
+def test_captures_of_several_frames_are_counted_under_their_name(
+    make_series: Callable, add_picture: Callable, tmp_path: Path
+) -> None:
+    make_series()
+    add_picture("mr/cine.dcm", NumberOfFrames=4)
+    what = "DICOM objects other than images (Secondary Capture of several frames)"
+    assert scan(tmp_path).left_out == {what: 1}
 
 
 def test_a_picture_that_is_named_is_read(
