@@ -6,6 +6,7 @@ that rounds them to a decimal, or turns its slices by a hundredth of a degree, s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +39,10 @@ MOST_JITTER = 0.1
 # stacking direction itself, is still exact.
 MOST_TILT = 0.005
 
-# What positions may be rounded to, in mm, coarsest first. A missing slice leaves twice the usual gap, so that
-# gaps of two steps and more, which rounding makes one longer or shorter, cannot hide one.
+# What positions may be rounded to, in mm, coarsest first. A missing slice leaves twice the usual gap, and
+# rounding makes no gap of two steps and more so much wider than the others.
 DECIMALS_MM = (0.1, 0.01)
-LEAST_STEPS = 2
+LEAST_STEPS, MOST_ROUNDED = 2, 1.5
 SLOPE_STEPS = 80
 
 # A gap so many times as wide as both of its neighbours is one of missing slices.
@@ -95,7 +96,7 @@ class _Slices:
         """The mean vector from one slice to the next; along the normal where positions are rounded."""
         step = (self.positions[-1] - self.positions[0]) / len(self.gaps)
         drift = step - np.dot(step, self.normal) * self.normal
-        return step - drift if np.abs(drift).max() * len(self.gaps) <= 2 * self.rounding_mm else step
+        return step - drift if np.abs(drift).max() * len(self.gaps) <= self.rounding_mm else step
 
     @property
     def strays(self) -> NDArray[np.float64]:
@@ -118,6 +119,7 @@ def arrange(instances: Sequence[Instance], where: str, resample_uneven: bool = F
     except ReadError as error:
         if not resample_uneven or error.code == "series-gap" or _isolated(slices.gaps).any():
             raise
+        _check_declared_spacing(slices, where)
         return _resampled(slices)
     _check_declared_spacing(slices, where)
     return _even(slices)
@@ -195,7 +197,7 @@ def _in_order(instances: Sequence[Instance]) -> _Slices:
         normal,
         gaps=np.diff(positions @ normal),
         jitter_mm=max(_corner_shift(one, cosines.tolist()) for one in turned),
-        rounding_mm=0.0 if _lie_on_line(positions) else _rounding(positions, normal),
+        rounding_mm=_rounding(ordered, normal),
     )
 
 
@@ -205,13 +207,27 @@ def _lie_on_line(positions: NDArray[np.float64]) -> bool:
     return bool(np.linalg.norm(positions - line, axis=1).max() <= EVEN_MM)
 
 
-def _rounding(positions: NDArray[np.float64], normal: NDArray[np.float64]) -> float:
-    """Return what positions (D, 3) of an even stack are rounded to, in mm; 0 where that explains nothing."""
+def _rounding(ordered: Sequence[Instance], normal: NDArray[np.float64]) -> float:
+    """Return what positions of an even stack are rounded to, in mm; 0 where that explains nothing."""
+    positions = np.array([one.position for one in ordered])
+    if _lie_on_line(positions) or _number_steps(ordered):
+        return 0.0
     decimals = [_decimal_of(values) for values in positions.T]
     largest = max(decimals)
-    narrowest = np.diff(positions @ normal).min()
+    gaps = np.diff(positions @ normal)
     explained = all(_is_rounded_line(*pair) for pair in zip(positions.T, decimals, strict=True))
-    return largest if explained and narrowest > (LEAST_STEPS - 0.5) * largest else 0.0
+    whole = gaps.min() > (LEAST_STEPS - 0.5) * largest and gaps.max() <= MOST_ROUNDED * np.median(gaps)
+    return largest if explained and whole else 0.0
+
+
+def _number_steps(ordered: Sequence[Instance]) -> list[int]:
+    """Return by how much InstanceNumber grows from slice to slice where that differs, otherwise nothing."""
+    numbers = [one.number for one in ordered if one.number is not None]
+    steps = [later - earlier for earlier, later in pairwise(numbers)]
+    falling = [-step for step in steps]
+    known = len(steps) == len(ordered) - 1
+    rising = next((some for some in (steps, falling) if known and min(some) > 0 and max(some) < 2**31), [])
+    return rising if len(set(rising)) > 1 else []
 
 
 def _decimal_of(values: NDArray[np.float64]) -> float:
@@ -292,8 +308,17 @@ def _isolated(gaps: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def _uneven(slices: _Slices, where: str) -> ReadError:
-    """Say whether slices are missing or irregular, from the gaps between them in mm."""
+    """Say whether slices are missing or irregular, from their numbers, and the gaps between them in mm."""
     gaps, ordered, isolated = slices.gaps, slices.ordered, _isolated(slices.gaps)
+    steps = np.array(_number_steps(ordered) or [1] * len(gaps), dtype=float)
+    left_out = (steps > steps.min()) & (gaps > MOST_ROUNDED * gaps.min())
+    if left_out.any():
+        place = int(left_out.argmax())
+        between = f"between {_name(ordered[place])} and {_name(ordered[place + 1])}"
+        reason = (
+            f"InstanceNumber leaves some out {between} ({gaps[place]:.3f} mm, elsewhere {gaps.min():.3f})"
+        )
+        return ReadError("series-gap", reason, where=where, fix="fetch the whole series again")
     alone = isolated.any()
     widest, usual = int((gaps * isolated if alone else gaps).argmax()), float(np.median(gaps))
     missing = gaps[widest] / usual - 1
@@ -314,7 +339,7 @@ def _check_declared_spacing(slices: _Slices, where: str) -> None:
     between slices there, not the distance of their centres. What was computed often keeps the spacing of its
     source: there the numbers of the slices decide.
     """
-    first, spacing = slices.ordered[0], float(np.linalg.norm(slices.step))
+    first, spacing = slices.ordered[0], float(np.median(slices.gaps))
     declared, thickness = first.slice_spacing, first.slice_thickness
     if not declared or not thickness or abs(declared) < 0.99 * thickness:
         return
@@ -327,9 +352,9 @@ def _check_declared_spacing(slices: _Slices, where: str) -> None:
 
 
 def _numbered_without_gap(ordered: Sequence[Instance]) -> bool:
-    """Say whether the numbers of slices, where they have any, leave none out."""
+    """Say whether all slices have numbers, which leave none out."""
     numbers = [one.number for one in ordered if one.number is not None]
-    return not numbers or max(numbers) - min(numbers) < len(ordered)
+    return len(numbers) == len(ordered) and max(numbers) - min(numbers) < len(ordered)
 
 
 def _even(slices: _Slices) -> Stack:

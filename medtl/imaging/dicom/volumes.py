@@ -29,6 +29,9 @@ NamedSplit = tuple[str, Callable[[list[Instance]], Parts]]
 # Two degrees: slices that are turned by less, and lie among others, are no stack of their own.
 TURNED = 0.035
 
+# A single one may be the last or first of a stack: it then lies no further from it than so many distances.
+NEXT_SLICE = 1.5
+
 # Planes nearer to one another than this share of their mean distance are several at one position.
 CLUMPED = 0.25
 
@@ -175,8 +178,9 @@ def _lies_among(part: Sequence[Instance], other: Sequence[Instance]) -> bool:
     if along is None:
         return False
     one, two = along[len(other) :], along[: len(other)]
-    overlap = one.min() < two.max() and two.min() < one.max()
-    return bool(overlap or min(len(part), len(other)) == 1)
+    lone = min(len(one), len(two)) == 1 and len(along) > 2
+    reach = NEXT_SLICE * np.ptp(max(one, two, key=len)) / (len(along) - 2) if lone else 0.0
+    return bool(one.min() < two.max() + reach and two.min() < one.max() + reach)
 
 
 def _exactly_alike(one: Instance, other: Instance) -> bool:

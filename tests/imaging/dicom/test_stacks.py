@@ -110,6 +110,18 @@ def test_a_slice_of_quite_another_orientation_is_an_image_of_its_own(make_series
     assert sorted(image.pixels.ndim for image in images) == [3, 4]
 
 
+def test_a_lone_slice_that_is_hardly_turned_but_far_away_is_an_image_of_its_own(
+    make_series: Callable,
+) -> None:
+    def change(k: int, dataset: Dataset) -> None:
+        if k == 11:
+            jitter(11, by=0.026)(k, dataset)
+            dataset.ImagePositionPatient = [0, 0, 90]
+
+    images = read_images(make_series(instances=12, change=change)[0].parent)
+    assert [image.pixels.shape[1] for image in images] == [11, 6]
+
+
 def test_moments_that_only_a_small_turn_distinguishes_stay_apart(make_series: Callable) -> None:
     """A scanner that follows the patient's head turns each time point a little."""
 
@@ -197,6 +209,35 @@ def test_gaps_that_alternate_throughout_are_uneven_and_not_missing(
     assert error.fix.startswith("resample it")
 
 
+@pytest.mark.parametrize("lost", [(20,), (5, 7), (1, 2, 5, 8, 9, 13)], ids=["one", "two", "many"])
+@pytest.mark.parametrize("normal", [AXIAL, OBLIQUE], ids=["axial", "oblique"])
+def test_numbers_that_leave_slices_out_at_wide_gaps_say_that_they_are_missing(
+    make_series: Callable, lost: tuple[int, ...], normal: Vector
+) -> None:
+    kept = [k for k in range(30) if k not in lost]
+    place = along([1.5 * k for k in kept], normal, digits=1)
+
+    def change(k: int, dataset: Dataset) -> None:
+        place(k, dataset)
+        dataset.ImageOrientationPatient, dataset.InstanceNumber = list(normal), kept[k] + 1
+
+    folder = make_series(instances=len(kept), change=change)[0].parent
+    for reading in (Reading(), UNEVEN):
+        (refused,) = scan(folder, reading=reading).refusals
+        assert refused.code == "series-gap", refused
+
+
+def test_a_tilted_stack_of_every_second_slice_is_not_resampled(make_series: Callable) -> None:
+    def change(k: int, dataset: Dataset) -> None:
+        dataset.ImagePositionPatient = [0, 0.35 * k, 2.0 * k]
+        dataset.InstanceNumber, dataset.SpacingBetweenSlices, dataset.SliceThickness = 2 * k + 1, 1, 1
+
+    folder = make_series(instances=8, change=change)[0].parent
+    assert refusal(folder).code == "series-tilted"
+    (refused,) = scan(folder, reading=UNEVEN).refusals
+    assert refused.code == "series-gap" and "the header says 1.000" in refused.reason
+
+
 def test_gaps_that_vary_are_resampled_and_missing_slices_are_not(make_series: Callable) -> None:
     def read(folder: str, gaps: Sequence[float]) -> Scan:
         positions = np.cumsum([0, *gaps]).tolist()
@@ -229,9 +270,9 @@ def test_positions_rounded_across_the_slice_are_on_a_line(make_series: Callable)
 # Declared spacing
 
 
-def numbered(step: int, **elements: object) -> Change:
+def numbered(step: int | None, **elements: object) -> Change:
     def change(k: int, dataset: Dataset) -> None:
-        dataset.InstanceNumber = 1 + step * k
+        dataset.InstanceNumber = None if step is None else 1 + step * k
         dataset.SpacingBetweenSlices = dataset.SliceThickness = 1.25
         for keyword, value in elements.items():
             setattr(dataset, keyword, value)
@@ -254,9 +295,16 @@ def test_a_computed_series_may_keep_the_spacing_of_its_source(make_series: Calla
 
 @pytest.mark.parametrize(
     ("step", "kind"),
-    [(1, ["ORIGINAL", "PRIMARY"]), (2, ["ORIGINAL", "PRIMARY"]), (2, ["DERIVED", "SECONDARY", "MPR"])],
+    [
+        (1, ["ORIGINAL", "PRIMARY"]),
+        (2, ["ORIGINAL", "PRIMARY"]),
+        (2, ["DERIVED", "SECONDARY", "MPR"]),
+        (None, ["DERIVED", "SECONDARY", "MPR"]),
+    ],
 )
-def test_every_second_slice_that_is_lost_is_missed(make_series: Callable, step: int, kind: list[str]) -> None:
+def test_every_second_slice_that_is_lost_is_missed(
+    make_series: Callable, step: int | None, kind: list[str]
+) -> None:
     assert (
         refusal(make_series(instances=5, change=numbered(step, ImageType=kind))[0].parent).code
         == "series-gap"
