@@ -14,7 +14,7 @@ from pathlib import Path
 from medtl.core.ids import hash_identifier
 from medtl.errors import ReadError
 from medtl.imaging.containers import exists
-from medtl.imaging.series import Scan, Series
+from medtl.imaging.series import DICOM, Scan, Series
 
 
 def source_name(series: Series, root: Path) -> str:
@@ -186,7 +186,8 @@ class Folder:
 
     def _one_of_file(self, name: str, cell: str) -> Series:
         found = self._only(self.by_file[name], cell)
-        if len(found.files) == 1 or relative_name(found.path, self.root) == name:
+        # The pixels of a header may be named, too.
+        if len(found.files) == 1 or found.format != DICOM or relative_name(found.path, self.root) == name:
             return found
         unit = "its folder" if found.path.is_dir() else source_name(found, self.data)
         raise NoSeriesError(f"{cell} is one of {len(found.files)} files of a series: name {unit}")

@@ -13,12 +13,13 @@ from pathlib import Path
 from medtl.errors import ReadError
 from medtl.imaging.series import SLICED_MODALITIES, Series, SeriesId
 
+ARCHIVE_CODES = frozenset({"archive-damaged", "archive-packed", "archive-too-large"})
 # Refusals of a file that may have been a slice.
 DAMAGE_CODES = frozenset(
     {"dicom-header", "dicom-transfer-syntax", "dicom-truncated"}
-    | {"archive-damaged", "file-empty", "file-unknown", "file-unreadable"}
+    | {"archive-damaged", "file-empty", "file-missing", "file-unknown", "file-unreadable"}
 )
-DOUBT = "a damaged file beside it may have been one of its slices"
+DOUBT = "a file beside it that is not read may have been one of its slices"
 
 Rows = tuple[list[Series], list[ReadError]]
 
@@ -32,7 +33,8 @@ def refuse_incomplete(
 ) -> Rows:
     """Return the series that are read, and all refusals: a series that lacks a slice names its damaged file.
 
-    damaged: those refusals that may be of slices. owners: the series that a refused file or series is, by its
+    damaged: those refusals that may be of slices; a link that is not followed, or a whole archive, leaves a
+    note only. owners: the series that a refused file or series is, by its
     `where`. folders: those of all DICOM files.
     """
     residents = _residents(series, refusals, owners, folders)
@@ -40,6 +42,9 @@ def refuse_incomplete(
     torn: dict[SeriesId, list[ReadError]] = defaultdict(list)
     doubtful: set[SeriesId] = set()
     for error in damaged:
+        if error.code == "file-missing" or is_whole_archive(error):
+            doubtful |= _near(Path(error.where).parent, residents)
+            continue
         beside = residents.get(Path(error.where).parent, set())
         owner = owners.get(error.where) or (min(beside) if len(beside) == 1 else None)
         if owner in known:
@@ -65,6 +70,21 @@ def _residents(
         if error.code.startswith("series-") and error.where in owners:
             residents[where if where in folders else where.parent].add(owners[error.where])
     return residents
+
+
+def is_whole_archive(error: ReadError) -> bool:
+    """Say whether a refusal is of a zip archive, and neither of a file in one nor of a .dcm.gz."""
+    return error.code in ARCHIVE_CODES and Path(error.where).is_file() and not error.where.endswith(".gz")
+
+
+def _near(folder: Path, residents: Mapping[Path, set[SeriesId]]) -> set[SeriesId]:
+    """Return the series of slices in a folder and in the archives there."""
+    return {
+        one
+        for place, series in residents.items()
+        if place == folder or (folder in place.parents and not place.is_dir())
+        for one in series
+    }
 
 
 def _is_sliced(series: Series) -> bool:

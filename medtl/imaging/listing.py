@@ -17,12 +17,16 @@ REPEATED = "links to what is listed already"
 
 
 class Listing:
-    """Files, sorted and without repeats; those of them that the user named; refusals; links by kind."""
+    """Files, sorted and without repeats; those of them that the user named; refusals; links by kind.
+
+    not_followed: links that lead out of the folder or nowhere, and are no refusals by themselves.
+    """
 
     def __init__(self, roots: Iterable[Path]) -> None:
         self.named: set[Path] = set()
         self.refusals: list[ReadError] = []
         self.left_out: Counter[str] = Counter()
+        self.not_followed: list[ReadError] = []
         self._found: set[Path] = set()
         self._walked: set[str] = set()  # folders, as they are called without links
         self._links: deque[str] = deque()
@@ -37,8 +41,12 @@ class Listing:
         self._bounds = [folder.resolve() for folder in folders]
         for folder in folders:
             self._walk(os.fspath(folder))
+        files = []
         while self._links:  # after all real folders, so that what has two names goes by its own
-            self._follow(self._links.popleft())
+            link = self._links.popleft()
+            self._follow(link) if Path(link).is_dir() else files.append(link)
+        for link in files:
+            self._follow(link)
         self.files = sorted(self._found | self.named, key=lambda path: path.parts)
 
     def _walk(self, top: str) -> None:
@@ -69,16 +77,20 @@ class Listing:
         try:
             target = Path(link).resolve(strict=True)
         except (OSError, RuntimeError):  # or it leads back to itself
-            self.left_out[NOWHERE] += 1
+            self._leave_out(link, NOWHERE)
             return
         if not any(target.is_relative_to(bound) for bound in self._bounds):
-            self.left_out[OUTSIDE] += 1
+            self._leave_out(link, OUTSIDE)
         elif self._is_listed(target):
             self.left_out[REPEATED] += 1
         elif target.is_dir():
             self._walk(link)
         else:  # two links to one file that is listed nowhere else are two names that a table may have
             self._found.add(Path(link))
+
+    def _leave_out(self, link: str, kind: str) -> None:
+        self.left_out[kind] += 1
+        self.not_followed.append(ReadError("file-missing", "is a link that is not followed", where=link))
 
     def _is_listed(self, target: Path) -> bool:
         """Say whether a folder was walked, or a file is in one that was, and not hidden there."""

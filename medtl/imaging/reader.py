@@ -16,7 +16,7 @@ from medtl.errors import ReadError
 from medtl.imaging import analyze, dicom, medmnist, metaimage, mgh, nifti, nrrd, raster
 from medtl.imaging.containers import UNPACK, ZIP_MAGIC, list_members, open_file, other_kind
 from medtl.imaging.image import Image
-from medtl.imaging.incomplete import DAMAGE_CODES, refuse_incomplete
+from medtl.imaging.incomplete import ARCHIVE_CODES, DAMAGE_CODES, is_whole_archive, refuse_incomplete
 from medtl.imaging.listing import OUTSIDE, Listing
 from medtl.imaging.other_content import TEXT, UNKNOWN, ZEROS, Content, describe
 from medtl.imaging.series import (
@@ -44,11 +44,14 @@ SKIPPED_NAMES = {
     "file-unreadable": "files that cannot be read",
 }
 # Refusals of an archive that may hold images: never only counted.
-ARCHIVE_CODES = frozenset({"archive-damaged", "archive-packed", "archive-too-large"})
 ZIP = "zip"
 
 # Kinds of skipped files that a line names before it counts the others.
 MOST_KINDS = 3
+
+
+# Refusals of files of which nothing is known but their names.
+BLANK_CODES = frozenset({"archive-damaged", "file-empty", "file-missing", "file-unreadable"})
 
 
 class Format(Protocol):
@@ -127,16 +130,17 @@ def scan(
     held = {name: paths for name, paths in claimed.items() if paths}
     with watching(watcher, "reading headers", sum(map(len, held.values()))):
         parts = {name: FORMATS[name].scan(paths, workers, reading) for name, paths in held.items()}
-    unclaimed = _without_companions(unclaimed, parts.values())
+    companions = _companions(parts.values())
+    unclaimed = [error for error in unclaimed if error.where not in companions]
     others, left_out = _sort_out(unclaimed, listing.named, claimed)
     left_out.update(listing.left_out)
-    found, refused = _gather(parts.values(), listing.named, left_out)
+    found, refused = _gather(parts.values(), listing.named, companions, left_out)
     series = [replace(one, reading=reading) for one in found]
     refusals = [*listing.refusals, *others, *refused]
     if not series and not refusals:
         raise _nothing_in(roots, left_out, unclaimed)
     planes = parts.get(dicom.NAME, Scan((), ()))
-    damaged = _list_damaged(others, claimed[dicom.NAME])
+    damaged = _list_damaged([*others, *listing.not_followed], claimed[dicom.NAME])
     damaged += [error for error in planes.refusals if error.code in DAMAGE_CODES]
     folders = {path.parent for path in claimed[dicom.NAME]}
     series, refusals = refuse_incomplete(series, refusals, damaged, planes.owners, folders)
@@ -249,10 +253,9 @@ def _unknown(path: Path, head: bytes) -> ReadError:
     return ReadError("file-unknown", reason, where=path, fix=content.fix)
 
 
-def _without_companions(unclaimed: Sequence[ReadError], parts: Iterable[Scan]) -> list[ReadError]:
-    """Leave out files that hold the pixels of a header beside them: such a series has both."""
-    companions = {str(path) for part in parts for one in part.series if not one.planes for path in one.files}
-    return [error for error in unclaimed if error.where not in companions]
+def _companions(parts: Iterable[Scan]) -> set[str]:
+    """Return the files that hold the pixels of a header beside them, whatever their bytes look like."""
+    return {str(path) for part in parts for one in part.series if not one.planes for path in one.files[1:]}
 
 
 def _other(path: Path, content: Content) -> ReadError:
@@ -284,7 +287,7 @@ def _sort_out(
 
 
 def _gather(
-    parts: Iterable[Scan], named: Set[Path], left_out: Counter[str]
+    parts: Iterable[Scan], named: Set[Path], companions: Set[str], left_out: Counter[str]
 ) -> tuple[list[Series], list[ReadError]]:
     """Return what the formats list and refuse; count in left_out what just accompanies images."""
     series, refused = [], []
@@ -295,7 +298,7 @@ def _gather(
                 left_out[one.company] += 1
             else:
                 series.append(one)
-        for error in part.refusals:
+        for error in (one for one in part.refusals if one.where not in companions):
             if error.code in COMPANY_CODES and Path(error.where) not in named:
                 left_out[_skipped_name(error)] += 1
             else:
@@ -309,16 +312,21 @@ def _list_damaged(others: Sequence[ReadError], dicom_files: Sequence[Path]) -> l
     return [
         error
         for error in others
-        if error.code in DAMAGE_CODES
-        and (
-            error.where.lower().endswith(dicom.SUFFIXES)
-            or (_is_blank(error) and _naming(Path(error.where)) in like_slices)
+        if is_whole_archive(error)
+        or (
+            error.code in DAMAGE_CODES
+            and (
+                error.where.lower().endswith(dicom.SUFFIXES)
+                or (_is_blank(error) and _naming(Path(error.where)) in like_slices)
+            )
         )
     ]
 
 
 def _is_blank(error: ReadError) -> bool:
-    return error.code in ("archive-damaged", "file-empty", "file-unreadable") or error.kind == ZEROS.kind
+    """Say whether only its name tells what a file may be; it does of garbage where no file has an ending."""
+    garbage = not _naming(Path(error.where))[1] and UNKNOWN.kind in error.reason
+    return error.code in BLANK_CODES or error.kind == ZEROS.kind or garbage
 
 
 def _namings(paths: Iterable[Path]) -> set[tuple[Path, str]]:
@@ -326,7 +334,8 @@ def _namings(paths: Iterable[Path]) -> set[tuple[Path, str]]:
 
 
 def _naming(path: Path) -> tuple[Path, str]:
-    return path.parent, path.suffix
+    """Return the folder and the ending of a file; the number at the end of a UID is none."""
+    return path.parent, "" if path.suffix[1:].isdecimal() else path.suffix
 
 
 def _skipped_name(error: ReadError) -> str:

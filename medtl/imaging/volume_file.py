@@ -13,6 +13,7 @@ import re
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -121,7 +122,8 @@ def list_volumes(files: Sequence[Path], name: str, read_layout: ReadLayout, read
     with data.open("rb") as file:
         start, size = file.read(RAW_BYTES), os.fstat(file.fileno()).st_size
     layout = read_layout(inflated_head(start if header == data else _start_of(header)), header)
-    _check(layout, start, size, data, reading)
+    with _naming_header(header, data):
+        _check(layout, start, size, data, reading)
     items = layout.items(reading)
     notes = (f"one of {layout.count} volumes of its file",) if len(items) > 1 else ()
     return [Series(header, tuple(files), name, item=item, notes=notes) for item in items]
@@ -133,7 +135,8 @@ def read_volume(series: Series, read_layout: ReadLayout, decoder: str) -> Image:
     Raises ReadError with the codes of the layout's family: -damaged, -truncated, -too-large, -dimensions,
     -header, -not-finite, and those of read_layout.
     """
-    layout, numbers, content = _read_content(series, read_layout)
+    with _naming_header(series.files[0], series.files[-1]):
+        layout, numbers, content = _read_content(series, read_layout)
     pixels, rounded = _voxels(layout, content, numbers)
     source, family = series.source, layout.family
     filled = fill_nan(pixels, allowed=series.reading.fill_nan, code=f"{family}-not-finite", source=source)
@@ -154,6 +157,18 @@ def read_volume(series: Series, read_layout: ReadLayout, decoder: str) -> Image:
         stated = spacing_mm[1::-1] if np.isfinite(spacing_mm).all() else None
         return Image(np.ascontiguousarray(pixels[..., 0].swapaxes(1, 2)), None, stated, facts)
     return Image(pixels, layout.affine, spacing_mm, facts)
+
+
+@contextmanager
+def _naming_header(header: Path, data: Path) -> Iterator[None]:
+    """Refuse a header, under whose name a volume is known, where the file of its pixels is refused."""
+    try:
+        yield
+    except ReadError as error:
+        if header == data or error.where != str(data):
+            raise
+        reason = f"has its pixels in {data.name}, which {error.reason}"
+        raise ReadError(error.code, reason, where=header, fix=error.fix) from error
 
 
 def pixels_beside(header: Path, family: str) -> Path:
@@ -231,7 +246,7 @@ def _read_content(series: Series, read_layout: ReadLayout) -> tuple[Layout, rang
         digest = hashlib.sha256(b"" if header == path else header.read_bytes())
         if not several or layout.count * layout.volume_bytes > MOST_CACHED_BYTES:
             return layout, numbers, _read_volumes(file, start, layout, numbers, path, digest)
-        identity = (path, status.st_ino, status.st_size, status.st_mtime_ns)
+        identity = (path, status.st_ino, status.st_size, status.st_mtime_ns, digest.hexdigest())
         return (
             layout,
             numbers,
@@ -239,8 +254,9 @@ def _read_content(series: Series, read_layout: ReadLayout) -> tuple[Layout, rang
         )
 
 
-# The last gzip file of several volumes, so that reading one does not inflate all the others again.
-Identity = tuple[Path, int, int, int]
+# The last gzip file of several volumes, so that reading one does not inflate all the others again: its path,
+# inode, size and time, and the digest of a header that is apart, as several may name one file.
+Identity = tuple[Path, int, int, int, str]
 _lock = threading.Lock()
 _last: tuple[Identity, Content] | None = None
 

@@ -1,5 +1,7 @@
 """A damaged file is refused with the series that it belongs to, or by itself; no other series is (0029)."""
 
+import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -215,3 +217,41 @@ def test_pixels_are_those_of_the_clean_folder(flat: dict[int, list[Path]]) -> No
     assert len(left) == 5 and len(refusals) == 1
     for image in left:
         np.testing.assert_array_equal(image.pixels, clean[image.facts.patient_key])
+
+
+def test_garbage_among_slices_without_endings_is_a_missing_slice(make_series: Series, tmp_path: Path) -> None:
+    for number, path in enumerate(make_series(instances=5)):
+        path.rename(path.with_name(f"1.2.{number}"))
+    (path.parent / "1.2.5").write_bytes(np.random.default_rng(0).bytes(9000))
+    (row,) = codes(path.parent)
+    assert row == ("file-unknown", path.parent.name)
+
+
+@pytest.mark.parametrize("target", ["absent", "../outside.dcm"])
+def test_a_link_that_is_not_followed_leaves_a_note_on_slices(
+    target: str, make_series: Series, tmp_path: Path
+) -> None:
+    paths = make_series(instances=5)
+    shutil.copy(paths[4], paths[0].parents[1] / "outside.dcm")
+    paths[4].unlink()
+    paths[4].symlink_to(target)
+    (one,) = scan(paths[0].parent).series
+    assert len(one.files) == 4 and one.notes == (DOUBT,)
+
+
+def test_a_damaged_archive_leaves_a_note_on_slices_in_the_one_beside_it(
+    make_series: Series, tmp_path: Path
+) -> None:
+    paths = make_series(instances=6)
+    place = tmp_path / "zips"
+    place.mkdir()
+    for name, part in (("1.zip", paths[:3]), ("2.zip", paths[3:])):
+        with zipfile.ZipFile(place / name, "w") as archive:
+            for path in part:
+                archive.write(path, path.name)
+    (whole,) = scan(place).series
+    assert len(whole.files) == 6 and not whole.notes
+    (place / "2.zip").write_bytes((place / "2.zip").read_bytes()[:-100])
+    found = scan(place)
+    assert [error.code for error in found.refusals] == ["archive-damaged"]
+    assert [(len(one.files), one.notes) for one in found.series] == [(3, (DOUBT,))]

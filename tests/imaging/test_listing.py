@@ -58,6 +58,11 @@ def test_two_links_to_one_hidden_file_are_two_names_of_it(files: Callable[..., P
     assert listed(root) == (["x", "y"], {})
 
 
+def test_a_file_behind_two_links_is_listed_where_a_folder_leads(files: Callable[..., Path]) -> None:
+    root = files(**{"in__.store__a": "a"}, in__x="-> in/.store/a", in__y="-> in/.store")
+    assert listed(root) == (["y/a"], {REPEATED: 1})
+
+
 def test_loops_and_links_to_nothing_are_counted(files: Callable[..., Path]) -> None:
     root = files(in__d__a="a", in__d__up="-> in", in__gone="-> absent", in__self="-> in/self")
     (root / "d/here").symlink_to(".")

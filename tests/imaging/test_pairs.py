@@ -196,4 +196,5 @@ def test_a_damaged_pair_leaves_the_others_readable(tmp_path: Path) -> None:
     refusals: list[ReadError] = []
     (image,) = read_images(tmp_path, refusals=refusals)
     assert image.facts.source.endswith("b.hdr")
-    assert [Path(error.where).name for error in refusals] == ["a.img"]
+    assert [Path(error.where).name for error in refusals] == ["a.hdr"]
+    assert refusals[0].reason.startswith("has its pixels in a.img, which has 5 bytes")
