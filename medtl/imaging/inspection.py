@@ -3,6 +3,7 @@
 Nothing in them identifies a patient.
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -153,6 +154,13 @@ def measure_intensity(image: Image) -> Intensity | None:
     # "nearest" returns values of the image: between the largest floats there is nothing to interpolate.
     first, median, last = np.percentile(sample, PERCENTILES, method="nearest")
     return Intensity(float(values.min()), float(first), float(median), float(last), float(values.max()))
+
+
+def count_notes(inspections: Iterable[Inspection]) -> dict[str, int]:
+    """Count notes, most frequent first; those of all parts of a series are one."""
+    notes = (note for one in inspections for note in one.notes)
+    alike = (re.sub(r"^part \d+ of (\d+) of", r"one of \1 parts of", note) for note in notes)
+    return dict(Counter(alike).most_common())
 
 
 def group_inspections(inspections: Iterable[Inspection]) -> tuple[Group, ...]:

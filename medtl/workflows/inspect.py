@@ -18,6 +18,7 @@ from medtl.imaging.inspection import (
     Group,
     Inspection,
     Sizes,
+    count_notes,
     group_inspections,
     inspect_header,
     inspect_image,
@@ -204,7 +205,7 @@ def _outcome(
         refused=tuple(refused),
         refused_codes=dict(Counter(issue.code for issue in refused).most_common()),
         warnings=tuple(_issue(source, one.warning) for source, one in inspected if one.warning),
-        notes=dict(Counter(note for one in inspections for note in one.notes).most_common()),
+        notes=count_notes(inspections),
         skipped=skipped,
     )
 

@@ -1,7 +1,7 @@
 """What is in a folder: inspections and groups; nothing in them says who the patients are."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from medtl.imaging.inspection import (
     BURNED_IN,
     SAMPLED_VALUES,
     Inspection,
+    count_notes,
     group_inspections,
     inspect_header,
     inspect_image,
@@ -178,3 +179,10 @@ def test_of_no_inspections_there_are_no_groups() -> None:
 )
 def test_sizes_are_written_short(size: tuple[float, ...], text: str) -> None:
     assert size_text(size) == text
+
+
+def test_parts_of_one_series_are_counted_together(make_series: Callable) -> None:
+    (series,) = scan(make_series()[0].parent).series
+    end = "of its series, separated by TriggerTime"
+    parts = [inspect_header(replace(series, notes=(f"part {part} of 9 {end}",))) for part in range(1, 10)]
+    assert count_notes(parts) == {f"one of 9 parts {end}": 9}
