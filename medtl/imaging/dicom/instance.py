@@ -132,7 +132,7 @@ def _can_be_cut(rows: int, columns: int) -> bool:
 
 def _is_captured(header: Header, keyword: str) -> bool:
     """Say whether the SOP class is Secondary Capture, of one frame or several (PS3.4 B.5)."""
-    return _text(header, keyword).startswith(SecondaryCaptureImageStorage)
+    return f"{_text(header, keyword)}.".startswith(f"{SecondaryCaptureImageStorage}.")
 
 
 def _high_bit(header: Header, keyword: str, *stored: str) -> int:
