@@ -1,10 +1,9 @@
 """BYTES OF A TABLE -> TEXT, in an encoding that is certain or that the user names; never a guess at letters.
 
-A table without a byte order mark that is not UTF-8 is read as Windows-1252 only where it reads like a Western
-European language: each letter beyond ASCII stands as it does in their words. In Chinese, Japanese, Korean,
-Cyrillic, Greek, Arabic or Hebrew tables, such letters stand in rows or apart from ASCII letters; in Polish,
-Czech, Croatian, Romanian, Turkish and Baltic ones, and in those of DOS and old Macs, they become letters and
-signs that do not stand so.
+A table without a byte order mark that is not UTF-8 is read as Windows-1252 only where other code pages of
+Latin letters have each letter beyond ASCII at the same byte, and it stands as in a word. In Chinese,
+Japanese, Korean, Cyrillic, Greek, Arabic or Hebrew tables, such letters stand in rows or apart from ASCII
+letters; in those of DOS and old Macs they become other letters and signs.
 """
 
 import codecs
@@ -31,32 +30,17 @@ NO_ENCODINGS = frozenset(
     {"idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "mbcs", "oem"}
 )
 
-# Runs of letters beyond ASCII as they stand in words, most of them single.
-AFTER, BEFORE = r"(?<=[a-z])", r"(?=[a-z])"
-CONSONANT = "[bcdfghjklmnpqrstvwxyz]"
-RUNS = (
-    r"[áäåéíóôöúüß]|â(?=[a-km-rt-z])",
-    r"[äöüß]{2,3}|éé",  # vergrößert, Fußödem, pää, créée
-    r"ç(?=[aouáóú])|çã(?=[oe])|çõ(?=e)|ã(?=[oe])|õ(?=e)",  # façade, infecção, lesões
-    rf"è(?={CONSONANT}{{1,3}}e)|è(?=s\b)",  # artère, fièvre, abcès
-    r"(?<=[aeiou])ë|(?<=[aeou])ï(?=[dfnsz])",  # patiënt, thyroïde
-    r"ñ(?=[aeiouáéíóú])",
-    rf"ø(?={CONSONANT})|æ(?={CONSONANT}|e)",
-)
+# Letters that Windows' Western, Central European, Turkish and Baltic code pages have at one byte. Most stand
+# alone, but not in Fußödem, vergrößert, pää and créée.
+AGREED = "ÄÉÓÖÜßäéóöü"
+LETTERS = f"(?:[{AGREED}]|[äöüß]{{2,3}}|éé)"
 WESTERN = re.compile(
-    r"(?<![^\x00-\x7f])(?:"
-    + rf"{AFTER}(?:{'|'.join(RUNS)})|(?:{'|'.join(RUNS)}){BEFORE}"
-    + r"|œ(?=u)|(?<=f)œ(?=t)|(?<![a-z])œ(?=[dse])"  # cœur, fœtus, œdème
-    + r"|à(?![^\s,;\"'/)-])|(?<=\d)°"
-    + r")(?![^\x00-\x7f])",
-    re.IGNORECASE,
+    rf"(?<![^\x00-\x7f])(?:(?<=[a-z]){LETTERS}|{LETTERS}(?=[a-z]))(?![^\x00-\x7f])", re.IGNORECASE
 )
-# What no Western word is: one with a capital within it, or with less than two ASCII letters, except sí.
-MISPLACED_CAPITAL = re.compile(r"[a-zß-öø-ÿ][À-ÖØ-Þ]")
-ACCENTED = "ßá-öø-ÿœ"
+# What no word is: one with a capital within it, or with less than two ASCII letters.
+MISPLACED_CAPITAL = re.compile(r"[a-zßäéóöü][ÄÉÓÖÜ]")
 SHORT_WORD = re.compile(
-    rf"(?<![a-zà{ACCENTED}])(?!sí\b)(?:[a-z]?[{ACCENTED}]+|[{ACCENTED}]+[a-z])(?![a-zà{ACCENTED}])",
-    re.IGNORECASE,
+    rf"(?<![a-z{AGREED}])(?:[a-z]?[{AGREED}]+|[{AGREED}]+[a-z])(?![a-z{AGREED}])", re.IGNORECASE
 )
 
 
@@ -92,7 +76,9 @@ def known_encoding(name: str) -> str:
     """Return Python's name of an encoding. Raises ValueError, which names the nearest."""
     if found := _codec_of_text(name):
         return found
-    known = {**encodings.aliases.aliases, **{one: one for one in encodings.aliases.aliases.values()}}
+    aliases = encodings.aliases.aliases
+    texts = {codec for codec in aliases.values() if _codec_of_text(codec)}
+    known = {alias: codec for alias, codec in aliases.items() if codec in texts} | {one: one for one in texts}
     near = difflib.get_close_matches(name.casefold().replace("-", "_"), known, n=1)
     hint = f", did you mean {known[near[0]]}?" if near else " in Python's list of standard encodings"
     raise ValueError(f"no encoding {name!r}{hint}")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from medtl.errors import ReadError
 from medtl.imaging.dicom.decoders import DecoderLostError, DecoderPool, FrameRefusedError
 from medtl.imaging.nifti_header import is_regular
+from medtl.imaging.volume_file import inside
 
 CHILD = (sys.executable, "-P", "-m", "medtl.imaging.itk_process")
 SECONDS = 8.0
@@ -73,6 +74,7 @@ def beside(header: Path, name: str) -> Path:
 
     Raises ReadError volume-pair.
     """
+    name = name.removeprefix("./")
     plain = name not in ("", ".", "..") and not set(name) & set('/\\:%*?"<>|\0') and name.isprintable()
     if not plain or name.upper().split()[0] == "LIST":
         reason = "names pixels in another folder or in several files"
@@ -81,10 +83,7 @@ def beside(header: Path, name: str) -> Path:
     if not data.is_file():
         reason = f"has its pixels in {name}, which is not here"
         raise ReadError("volume-pair", reason, where=header, fix="put that file beside it")
-    if data.is_symlink() and not data.resolve().is_relative_to(header.parent.resolve()):
-        reason = f"has its pixels behind a link out of its folder, {name}"
-        raise ReadError("volume-pair", reason, where=header, fix="put the file itself there")
-    return data
+    return inside(data, header, FAMILY)
 
 
 def contradiction(reason: str, path: Path) -> ReadError:

@@ -107,12 +107,12 @@ def _detached(fields: Mapping[str, str], path: Path) -> list[Path]:
 
 def _read_layout(head: bytes, path: Path) -> Layout:
     fields, end = _parse(path)
-    axes = _axes(fields, path)
-    dtype = _value_type(fields, path)
-    detached = _detached(fields, path)
     if PACKED.get(fields.get("encoding", "").lower()) is None:
         reason = "has values in text, hexadecimal digits or bzip2"
         raise ReadError("volume-type", reason, where=path, fix="save it with encoding raw or gzip")
+    axes = _axes(fields, path)
+    dtype = _value_type(fields, path)
+    detached = _detached(fields, path)
     packed = PACKED[fields["encoding"].lower()]
     start = 0 if detached else end
     skip = _skip(fields, packed, path)
@@ -190,7 +190,8 @@ def _axes(fields: Mapping[str, str], path: Path) -> Axes:
     if unnamed_times:
         spatial = spatial[:3]
     elif space not in SPACES:
-        reason = "does not name its space: where it lies is unknown"
+        named = f"is in {space[:30]}, no space of the patient" if space else "does not name its space"
+        reason = f"{named}: where it lies is unknown"
         fix = "write its space, such as left-posterior-superior"
         raise ReadError("volume-affine", reason, where=path, fix=fix)
     others = [axis for axis in range(len(sizes)) if axis not in spatial]

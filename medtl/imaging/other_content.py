@@ -84,12 +84,14 @@ TEXT_MAGICS: tuple[tuple[int, bytes, Content], ...] = (
     (0, b"<!doctype", Content("an HTML page")),
     (0, b"<html", Content("an HTML page")),
     (0, b"<?xml", Content("XML")),
+    (0, b"envi\n", Content("ENVI", TO_PNG.format("GDAL"))),
+    (0, b"envi\r", Content("ENVI", TO_PNG.format("GDAL"))),
 )
 # By the end of the name, where the content has no magic.
 SUFFIXES: dict[tuple[str, ...], Content] = {
     (".rec", ".par"): Content("Philips PAR/REC", TO_NIFTI.format("dcm2niix")),
     (".head", ".brik"): Content("AFNI", TO_NIFTI.format("3dAFNItoNIFTI")),
-    (".img",): Content("pixels of a header that is not read", "name its header, the .hdr beside it"),
+    (".img",): Content("raw pixels", "name its header, the .hdr beside it"),
     (".mnc",): Content("MINC or netCDF", NIBABEL),
     (".mat",): Content("a MATLAB file", SAVE_ARRAY),
     (".raw", ".dat"): Content("raw data", TO_NIFTI.format("the software that wrote it")),

@@ -53,6 +53,7 @@ PHOTOMETRICS = {
     PALETTE: "palette",
     YCBCR: "YCbCr",
 }
+OTHER_PHOTOMETRICS = {4: "a transparency mask", 5: "CMYK", 8: "CIELab"}
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
 UNSPECIFIED, PREMULTIPLIED, STRAIGHT = 0, 1, 2
 NUMBERS = {UNSIGNED: "unsigned", SIGNED: "signed", FLOAT: "floating-point"}
@@ -254,7 +255,8 @@ def _check_kind(page: Page, path: Path) -> None:
         fix = "save it uncompressed, little-endian and interleaved"
         raise ReadError("raster-colour", reason, where=path, fix=fix)
     values = f"{page.bits or 'mixed'}-bit {NUMBERS.get(page.numbers, 'other')} values"
-    meaning = page.photometric or f"photometric interpretation {page.one(PHOTOMETRIC, -1)}"
+    number = page.one(PHOTOMETRIC, -1)
+    meaning = page.photometric or OTHER_PHOTOMETRICS.get(number, f"photometric interpretation {number}")
     reason = f"is TIFF of {page.one(SAMPLES, 1)} x {values} as {meaning}"
     raise ReadError("raster-colour", reason, where=path, fix=FIX)
 

@@ -194,7 +194,8 @@ def inside(data: Path, header: Path, family: str) -> Path:
     """Return a file of pixels unless it is a link that leads out of its folder, which is refused."""
     if data.is_symlink() and not data.resolve().is_relative_to(header.parent.resolve()):
         reason = f"has its pixels behind a link out of its folder, {data.name}"
-        raise ReadError(f"{family}-pair", reason, where=header, fix="put the file itself there")
+        fix = "put the file itself there, as git annex unlock does"
+        raise ReadError(f"{family}-pair", reason, where=header, fix=fix)
     return data
 
 
