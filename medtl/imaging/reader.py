@@ -13,12 +13,13 @@ from typing import Protocol
 
 from medtl.core.progress import SILENT, Watcher
 from medtl.errors import ReadError
-from medtl.imaging import analyze, dicom, medmnist, metaimage, mgh, nifti, nrrd, raster
+from medtl.imaging import dicom, medmnist
 from medtl.imaging.containers import UNPACK, ZIP_MAGIC, list_members, open_file, other_kind
 from medtl.imaging.image import Image
 from medtl.imaging.incomplete import ARCHIVE_CODES, DAMAGE_CODES, is_whole_archive, refuse_incomplete
 from medtl.imaging.listing import OUTSIDE, Listing
 from medtl.imaging.other_content import TEXT, UNKNOWN, ZEROS, Content, describe
+from medtl.imaging.rasters import raster
 from medtl.imaging.series import (
     EXACT,
     HEAD_BYTES,
@@ -30,6 +31,7 @@ from medtl.imaging.series import (
     unreadable,
     watching,
 )
+from medtl.imaging.volumes import analyze, metaimage, mgh, nifti, nrrd
 
 # Objects that are normal beside images in a folder: skipped, and refused only where the user names the file.
 COMPANY_CODES = frozenset({"dicom-no-image", "dicom-localizer"})

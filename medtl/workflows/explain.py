@@ -18,8 +18,8 @@ from medtl.explain import check_method, default_method, methods_for
 from medtl.explain.audit import AuditSettings, Case, MethodAudit, audit, find_case, to_json
 from medtl.explain.explanation import Explanation, explain, target_of
 from medtl.imaging.image import Image
-from medtl.imaging.nifti import write_volume
 from medtl.imaging.reader import scan
+from medtl.imaging.volumes.nifti import write_volume
 from medtl.inference.predictor import Prediction, Scored, score_series
 from medtl.report.pictures import overlay_of
 from medtl.training.checkpoint import Checkpoint, load_finished

@@ -42,7 +42,7 @@ from tests.imaging.conftest import (
     pattern,
     save,
 )
-from tests.imaging.tiff_files import Page, build_tiff
+from tests.imaging.rasters.tiff_files import Page, build_tiff
 from tests.waiting import PATIENCE, slowness
 
 MOST_SECONDS = 2.0

@@ -14,7 +14,7 @@ from PIL import Image as PillowImage
 from medtl.imaging.reader import read_images
 from tests.fuzz.test_dicom_mutations import MOST_KIBIBYTES, mutate, peak_kibibytes, read_file
 from tests.imaging.conftest import pattern
-from tests.imaging.tiff_files import Page, build_tiff
+from tests.imaging.rasters.tiff_files import Page, build_tiff
 
 # Mutated files of each kind: a thousand in all in an ordinary run, 16,000 by `make fuzz`.
 FEW, MANY = 60, 1000

@@ -315,7 +315,8 @@ def _uneven(slices: _Slices, where: str) -> ReadError:
     if left_out.any():
         place = int(left_out.argmax())
         between = f"between {_name(ordered[place])} and {_name(ordered[place + 1])}"
-        reason = f"slices are missing {between} by their numbers ({gaps[place]:.3f} mm, elsewhere {gaps.min():.3f})"
+        wide, narrow = gaps[place], gaps.min()
+        reason = f"slices are missing {between} by their numbers ({wide:.3f} mm, elsewhere {narrow:.3f})"
         return ReadError("series-gap", reason, where=where, fix="fetch the whole series again")
     alone = isolated.any()
     widest, usual = int((gaps * isolated if alone else gaps).argmax()), float(np.median(gaps))

@@ -3,7 +3,7 @@
 import pytest
 
 from medtl.imaging.dicom import terms
-from medtl.imaging.raster_tiff import PHOTOMETRICS
+from medtl.imaging.rasters.tiff import PHOTOMETRICS
 
 
 @pytest.mark.parametrize("text", ["CHEST", "C SPINE", "L5-S1", "ABD_PELV", "LOWER EXTREMITY", ""])

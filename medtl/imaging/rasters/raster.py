@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtl.errors import ReadError
-from medtl.imaging import raster_jpeg, raster_png, raster_tiff
 from medtl.imaging.image import Image, ImageFacts, fill_nan, rounding_notes
-from medtl.imaging.raster_faults import (
+from medtl.imaging.rasters import jpeg, png, tiff
+from medtl.imaging.rasters.faults import (
     DAMAGE,
     check_bytes,
     check_pixels,
@@ -94,11 +94,11 @@ def read(series: Series) -> Image:
 
 
 def _kind(head: bytes) -> str | None:
-    if head.startswith(raster_png.MAGIC):
+    if head.startswith(png.MAGIC):
         return "PNG"
-    if head.startswith(raster_jpeg.MAGIC):
+    if head.startswith(jpeg.MAGIC):
         return "JPEG"
-    if head.startswith(raster_tiff.MAGICS):
+    if head.startswith(tiff.MAGICS):
         return "TIFF"
     if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
         return "WEBP"
@@ -110,7 +110,7 @@ def _list_image(path: Path) -> list[Series]:
         kind = _kind(file.read(32))
         file.seek(0)
         if kind == "TIFF":
-            raster_tiff.find_page(file, path)
+            tiff.find_page(file, path)
         elif kind == "JPEG":
             frame = _jpeg_frame(file, path)
             if frame.in_pillow:
@@ -125,16 +125,16 @@ def _list_image(path: Path) -> list[Series]:
 def _decode(data: bytes, path: Path) -> Decoded:
     kind, file = _kind(data), io.BytesIO(data)
     if kind == "TIFF":
-        page = raster_tiff.find_page(file, path)
-        values = raster_tiff.decode(data, page, path)
+        page = tiff.find_page(file, path)
+        values = tiff.decode(data, page, path)
         return Decoded(values, page.photometric, page.bits, _named("pillow"), page.notes)
     notes = []
     if kind == "JPEG":
         frame = _jpeg_frame(file, path)
         notes += ["the first picture of several"] if frame.multi_picture else []
         if not frame.in_pillow:
-            values = raster_jpeg.decode(data, frame, path)
-            decoder = _named(raster_jpeg.DECODERS[frame.process][2])
+            values = jpeg.decode(data, frame, path)
+            decoder = _named(jpeg.DECODERS[frame.process][2])
             return Decoded(values, "L", frame.bits, decoder, notes)
     if kind is None:
         raise damaged(path)
@@ -149,24 +149,24 @@ def _named(distribution: str) -> str:
     return f"{distribution} {version(distribution)}"
 
 
-def _jpeg_frame(file: IO[bytes], path: Path) -> raster_jpeg.Frame:
+def _jpeg_frame(file: IO[bytes], path: Path) -> jpeg.Frame:
     """Return a JPEG's frame header. Raises ReadError raster-damaged, -too-large, -colour."""
-    frame = raster_jpeg.find_frame(file)
+    frame = jpeg.find_frame(file)
     file.seek(0)
     if frame is None or not frame.width or not frame.height:
         raise damaged(path)
     check_pixels(frame.width * frame.height, path)
-    raster_jpeg.check_decodable(frame, path)
+    jpeg.check_decodable(frame, path)
     return frame
 
 
 def _open_png(file: IO[bytes], path: Path, whole: bool) -> "Picture":
     try:
         with reporting_damage(path):
-            data = raster_png.essential(file, whole)
-    except raster_png.AnimationError as error:
+            data = png.essential(file, whole)
+    except png.AnimationError as error:
         raise _several_frames(path) from error
-    if raster_png.is_deep_colour(data):
+    if png.is_deep_colour(data):
         reason = "has 16 bits per colour or an alpha channel beside 16 bits"
         raise ReadError("raster-colour", reason, where=path, fix="save it as 16-bit grey or 8-bit RGB")
     return _open(io.BytesIO(data), path, "PNG")

@@ -13,9 +13,9 @@ import numpy as np
 
 from medtl.errors import ReadError
 from medtl.imaging.image import Image
-from medtl.imaging.nifti_header import MOST_OFFSET, NIFTI1_BYTES, is_regular, nifti_version
 from medtl.imaging.series import EXACT, Kind, Reading, Scan, Series, scan_each
-from medtl.imaging.volume_file import (
+from medtl.imaging.volumes.nifti_header import MOST_OFFSET, NIFTI1_BYTES, is_regular, nifti_version
+from medtl.imaging.volumes.volume_file import (
     GZIP_MAGIC,
     MOST_VOXELS,
     Layout,

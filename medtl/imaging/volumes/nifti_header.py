@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtl.errors import ReadError
-from medtl.imaging.volume_file import MOST_VOXELS, Layout, too_large
+from medtl.imaging.volumes.volume_file import MOST_VOXELS, Layout, too_large
 
 if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Header as Header  # which that of NIfTI-2 is, too

@@ -9,11 +9,11 @@ import pytest
 import SimpleITK
 
 from medtl.errors import ReadError
-from medtl.imaging import itk_header
 from medtl.imaging.dicom.decoders import DecoderPool
 from medtl.imaging.image import Image
 from medtl.imaging.reader import read_images, read_series, scan
 from medtl.imaging.series import Reading
+from medtl.imaging.volumes import itk_header
 from tests.imaging.conftest import pattern, refusal
 
 TYPES = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64"]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtl.errors import ReadError
-from medtl.imaging.raster_faults import (
+from medtl.imaging.rasters.faults import (
     check_bytes,
     check_pixels,
     damaged,

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from medtl.errors import ReadError
-from medtl.imaging import itk_header
 from medtl.imaging.image import Image
-from medtl.imaging.itk_header import FAMILY, ORIGIN, beside, contradiction, numbers, once
 from medtl.imaging.series import EXACT, Kind, Reading, Scan, Series, scan_each
-from medtl.imaging.volume_file import MOST_VOXELS, Layout, list_volumes, read_volume, too_large
+from medtl.imaging.volumes import itk_header
+from medtl.imaging.volumes.itk_header import FAMILY, ORIGIN, beside, contradiction, numbers, once
+from medtl.imaging.volumes.volume_file import MOST_VOXELS, Layout, list_volumes, read_volume, too_large
 
 NAME, TITLE = "nrrd", "NRRD"
 KIND: Kind = "item"  # a volume, or an image of two axes

@@ -8,7 +8,7 @@ from typing import IO
 from numpy.typing import NDArray
 
 from medtl.errors import ReadError
-from medtl.imaging.raster_faults import check_bytes, damaged, decode_apart
+from medtl.imaging.rasters.faults import check_bytes, damaged, decode_apart
 
 MAGIC = b"\xff\xd8\xff"
 # An index of pictures (CIPA DC-007), the tag that counts them, and how many bytes of a segment lead to it.

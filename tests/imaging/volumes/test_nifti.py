@@ -17,10 +17,10 @@ import pytest
 
 from medtl.data.naming import source_name
 from medtl.errors import ReadError
-from medtl.imaging import volume_file
 from medtl.imaging.image import Image
 from medtl.imaging.reader import read_images, read_series, scan
 from medtl.imaging.series import Reading
+from medtl.imaging.volumes import volume_file
 from tests.imaging.conftest import pattern, refusal
 from tests.waiting import slowness
 

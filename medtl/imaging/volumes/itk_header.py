@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from medtl.errors import ReadError
 from medtl.imaging.dicom.decoders import DecoderLostError, DecoderPool, FrameRefusedError
-from medtl.imaging.nifti_header import is_regular
-from medtl.imaging.volume_file import inside
+from medtl.imaging.volumes.nifti_header import is_regular
+from medtl.imaging.volumes.volume_file import inside
 
-CHILD = (sys.executable, "-P", "-m", "medtl.imaging.itk_process")
+CHILD = (sys.executable, "-P", "-m", "medtl.imaging.volumes.itk_process")
 SECONDS = 8.0
 
 # Codes of refusals of volumes in formats other than NIfTI.

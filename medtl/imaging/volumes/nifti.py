@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from medtl.core.files import replacing
 from medtl.imaging.image import Image
-from medtl.imaging.nifti_header import is_pair, nifti_version, read_layout
 from medtl.imaging.series import EXACT, Kind, Reading, Scan, Series, scan_each
-from medtl.imaging.volume_file import (
+from medtl.imaging.volumes.nifti_header import is_pair, nifti_version, read_layout
+from medtl.imaging.volumes.volume_file import (
     GZIP_MAGIC,
     inflated_start,
     list_volumes,

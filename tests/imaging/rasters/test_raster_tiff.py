@@ -12,7 +12,7 @@ from medtl.imaging.image import ROUNDED, Image
 from medtl.imaging.reader import read_images, read_series, scan
 from medtl.imaging.series import Reading
 from tests.imaging.conftest import pattern, refusal
-from tests.imaging.tiff_files import Page, build_tiff
+from tests.imaging.rasters.tiff_files import Page, build_tiff
 
 SHAPE = (21, 19)
 COMPRESSIONS = {"none": 1, "LZW": 5, "deflate": 8, "PackBits": 32773}

@@ -1,0 +1,1 @@
+"""FILES OF VOLUMES OTHER THAN DICOM -> IMAGES: NIfTI, Analyze, MGH, NRRD and MetaImage, a module each."""
