@@ -17,7 +17,7 @@ from medtl.errors import CODES, LINE_LIMIT, ReadError
 from medtl.imaging.image import Image
 from medtl.imaging.reader import read_images
 from tests.fuzz.test_nifti_payloads import flip_bits, overwrite_run, swap_blocks, truncate
-from tests.imaging import test_metaimage, test_nrrd
+from tests.imaging.volumes import test_metaimage, test_nrrd
 from tests.waiting import slowness
 
 MOST_SECONDS = 10.0

@@ -890,8 +890,8 @@ LABELS: list[Case] = [
     (
         47,
         "Windows-1252",
-        lambda kit: kit.table(PLAIN.replace("ill", "à").encode("cp1252")),
-        Labels(["sound", "à"]),
+        lambda kit: kit.table(PLAIN.replace("ill", "gestört").encode("cp1252")),
+        Labels(["sound", "gestört"]),
     ),
     (47, "bytes of no text", lambda kit: kit.table(b"\0\1\2\0" * 9), LabelFault("label-table", "")),
     (
