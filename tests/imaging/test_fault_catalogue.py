@@ -891,7 +891,7 @@ LABELS: list[Case] = [
         47,
         "Windows-1252",
         lambda kit: kit.table(PLAIN.replace("ill", "gestört").encode("cp1252")),
-        Labels(["sound", "gestört"]),
+        Labels(["gestört", "sound"]),
     ),
     (47, "bytes of no text", lambda kit: kit.table(b"\0\1\2\0" * 9), LabelFault("label-table", "")),
     (
