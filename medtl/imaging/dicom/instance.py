@@ -341,11 +341,14 @@ KEYWORDS_BY_TAG = {Tag(keyword): keyword for keyword in HEADER_KEYWORDS.union(FR
 # What was made of elements of earlier planes: most planes of a series have it in common, and share it.
 _shared: dict[Any, Any] = {}
 MOST_SHARED = 2**14
+# Those that each plane has for itself, and the others.
+OWN = {name: SOURCES[name] for name in ("sop_uid", "position", "number")}
+SHARED = tuple(name for name in SOURCES if name not in OWN)
 
 
 def _read_shared(name: str, header: Header) -> Any:
     read, keywords = SOURCES[name]
-    stored = tuple(header.get(keyword) for keyword in keywords)
+    stored = tuple(map(header.get, keywords))
     try:
         return _shared[name, stored]
     except (KeyError, TypeError):  # or values that cannot be a key
@@ -361,7 +364,8 @@ def _read_shared(name: str, header: Header) -> Any:
 def describe(header: Header, path: Path, transfer_syntax: UID, place: Place | None) -> Instance:
     """Turn the flat header of a plane into an Instance. Raises ReadError dicom-header."""
     with reporting_malformed(path):
-        values = {name: _read_shared(name, header) for name in SOURCES}
+        values = {name: _read_shared(name, header) for name in SHARED}
+        values |= {name: read(header, *keywords) for name, (read, keywords) in OWN.items()}
     instance = Instance(path, _shared.setdefault(transfer_syntax, transfer_syntax), place, **values)
     if min(instance.rows, instance.columns, instance.samples, instance.frames) < 1:
         raise ReadError("dicom-header", "has no valid image size", where=path, fix="export it again")

@@ -167,11 +167,13 @@ def _check_geometry(instances: Sequence[Instance], where: str) -> None:
             keyword = "ImagePositionPatient" if one.position is None else "ImageOrientationPatient"
             reason = f"no valid {keyword} in {_name(one)}"
             raise ReadError("series-geometry", reason, where=where, fix="export it again with geometry")
+    for one in {one.orientation: one for one in instances}.values():
         row, column = np.array(one.orientation).reshape(2, 3)
         off = (np.linalg.norm(row) - 1, np.linalg.norm(column) - 1, np.dot(row, column))
         if np.abs(off).max() > UNIT_TOLERANCE:
             reason = f"direction cosines of {_name(one)} are not perpendicular unit vectors"
             raise ReadError("series-geometry", reason, where=where, fix="export it again")
+    for one in instances:
         if one.pixel_spacing is None or min(one.pixel_spacing) <= 0:
             reason = f"no positive PixelSpacing in {_name(one)}"
             raise ReadError("series-spacing", reason, where=where, fix="export it again with PixelSpacing")
