@@ -8,6 +8,7 @@ import errno
 import io
 import os
 import re
+import stat
 import struct
 import zipfile
 import zlib
@@ -47,13 +48,14 @@ COPY, UNPACK = "copy it again from its source", "unpack it, and name the folder"
 
 
 class Member(NamedTuple):
-    """Where a member begins in its archive, its bytes there and inflated, its CRC, whether it is deflated."""
+    """Where a member begins in its archive, its bytes there and inflated, its CRC, and what it is."""
 
     start: int
     packed: int
     size: int
     crc: int
     deflated: bool
+    link: bool
 
 
 def holds(archive: Path, names: Sequence[str]) -> bool:
@@ -78,14 +80,15 @@ def other_kind(archive: Path) -> str:
     return next((kind for name, kind in OTHER_ZIPS.items() if name in names), "")
 
 
-def list_members(archive: Path) -> list[Path]:
-    """Return the paths of the files in a zip archive, those that are hidden left out.
+def list_members(archive: Path) -> tuple[list[Path], int]:
+    """Return the paths of the files in a zip archive that are not hidden, and how many links it has.
 
     Raises ReadError archive-damaged; archive-packed where it is encrypted, or packed in a way that is not
     read; archive-too-large.
     """
-    names = _directory(archive, *_identity(archive)).keys()
-    return [archive / name for name in names if not _is_hidden(name)]
+    shown = {n: one for n, one in _directory(archive, *_identity(archive)).items() if not _is_hidden(n)}
+    files = [archive / name for name, one in shown.items() if not one.link]
+    return files, len(shown) - len(files)
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -337,7 +340,8 @@ def _too_large(path: Path, reason: str) -> ReadError:
 
 def _member(one: zipfile.ZipInfo) -> Member:
     deflated = one.compress_type == zipfile.ZIP_DEFLATED
-    return Member(one.header_offset, one.compress_size, one.file_size, one.CRC, deflated)
+    link = stat.S_ISLNK(one.external_attr >> 16)
+    return Member(one.header_offset, one.compress_size, one.file_size, one.CRC, deflated, link)
 
 
 def _name(one: zipfile.ZipInfo) -> str:

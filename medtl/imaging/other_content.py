@@ -91,7 +91,7 @@ TEXT_MAGICS: tuple[tuple[int, bytes, Content], ...] = (
 SUFFIXES: dict[tuple[str, ...], Content] = {
     (".rec", ".par"): Content("Philips PAR/REC", TO_NIFTI.format("dcm2niix")),
     (".head", ".brik"): Content("AFNI", TO_NIFTI.format("3dAFNItoNIFTI")),
-    (".img",): Content("raw pixels", "name its header, the .hdr beside it"),
+    (".img",): Content("a file of raw pixels", "name its header, the .hdr beside it"),
     (".mnc",): Content("MINC or netCDF", NIBABEL),
     (".mat",): Content("a MATLAB file", SAVE_ARRAY),
     (".raw", ".dat"): Content("raw data", TO_NIFTI.format("the software that wrote it")),

@@ -187,7 +187,7 @@ def _check_channels(image: Image, config: PreprocessingConfig) -> None:
     colour_or_grey = {held, config.channels} <= {1, 3} and not config.volumes_as_channels
     if held == config.channels or (colour_or_grey and not image.facts.stacked):
         return
-    reason = f"has {held} channels, the model takes {config.channels}"
+    reason = f"has {held} channel{'s' * (held > 1)}, the model takes {config.channels}"
     fix = f"leave it out, or train with preprocessing.channels={held}"
     raise ReadError("image-channels", reason, where=image.facts.source, fix=fix)
 

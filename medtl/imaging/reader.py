@@ -46,6 +46,7 @@ SKIPPED_NAMES = {
     "file-unreadable": "files that cannot be read",
 }
 # Refusals of an archive that may hold images: never only counted.
+ARCHIVED_LINKS = "links in zip archives"
 ZIP = "zip"
 
 # Kinds of skipped files that a line names before it counts the others.
@@ -128,7 +129,7 @@ def scan(
     """
     roots = [Path(source)] if isinstance(source, str | Path) else [Path(path) for path in source]
     listing = Listing(roots)
-    claimed, unclaimed = _claim(listing.files, watcher)
+    claimed, unclaimed = _claim(listing.files, listing.left_out, watcher)
     held = {name: paths for name, paths in claimed.items() if paths}
     with watching(watcher, "reading headers", sum(map(len, held.values()))):
         parts = {name: FORMATS[name].scan(paths, workers, reading) for name, paths in held.items()}
@@ -168,8 +169,13 @@ def read_series(series: Series) -> Image:
         raise error.with_traceback(None)  # noqa: B904
 
 
-def _claim(files: Sequence[Path], watcher: Watcher) -> tuple[dict[str, list[Path]], list[ReadError]]:
-    """Return the files of each format, those in zip archives included, and refusals of what is in none."""
+def _claim(
+    files: Sequence[Path], left_out: Counter[str], watcher: Watcher
+) -> tuple[dict[str, list[Path]], list[ReadError]]:
+    """Return the files of each format, those in zip archives included, and refusals of what is in none.
+
+    left_out counts links in the archives.
+    """
     with watching(watcher, "looking at files", len(files)):
         owned, unclaimed = read_headers(_owner, files, workers=1)
     claimed: dict[str, list[Path]] = {name: [] for name in (*FORMATS, ZIP)}
@@ -177,7 +183,7 @@ def _claim(files: Sequence[Path], watcher: Watcher) -> tuple[dict[str, list[Path
         claimed[name].append(path)
     for archive in claimed.pop(ZIP):
         try:
-            members, others = _claim_members(archive, watcher)
+            members, others = _claim_members(archive, left_out, watcher)
         except (ReadError, OSError) as error:
             members = []
             others = [error if isinstance(error, ReadError) else unreadable(archive, error)]
@@ -186,7 +192,9 @@ def _claim(files: Sequence[Path], watcher: Watcher) -> tuple[dict[str, list[Path
     return claimed, unclaimed
 
 
-def _claim_members(archive: Path, watcher: Watcher) -> tuple[list[Path], list[ReadError]]:
+def _claim_members(
+    archive: Path, left_out: Counter[str], watcher: Watcher
+) -> tuple[list[Path], list[ReadError]]:
     """Return the DICOM files in a zip archive, and refusals of its other files.
 
     An archive without any is refused as a whole. Raises ReadError archive-*.
@@ -194,7 +202,8 @@ def _claim_members(archive: Path, watcher: Watcher) -> tuple[list[Path], list[Re
     kind = other_kind(archive)
     if kind:
         raise _other(archive, Content(kind))
-    paths = list_members(archive)
+    paths, links = list_members(archive)
+    left_out.update({ARCHIVED_LINKS: links} if links else {})
     with watching(watcher, "looking into an archive", len(paths)):
         members, others = read_headers(_checked_member, paths, workers=1)
     if members or any(error.code in ARCHIVE_CODES for error in others):

@@ -125,6 +125,17 @@ def test_an_archive_that_is_gone_is_counted(
     assert caught.value.reason == "holds no readable image (files that are gone: 1)"
 
 
+def test_a_link_in_an_archive_is_counted_and_not_followed(slices: dict[str, bytes], tmp_path: Path) -> None:
+    archive = pack(tmp_path / "study.zip", slices)
+    with zipfile.ZipFile(archive, "a") as opened:
+        link = zipfile.ZipInfo("mr/link.dcm")
+        link.external_attr = 0o120777 << 16
+        opened.writestr(link, "/etc/passwd")
+    found = scan(archive)
+    assert (len(found.series), found.refusals) == (1, ())
+    assert found.left_out == {"links in zip archives": 1}
+
+
 def test_hidden_members_and_those_of_macos_are_left_out(slices: dict[str, bytes], tmp_path: Path) -> None:
     extra = {f"__MACOSX/._{name}": b"\0\5\x16\7" * 9 for name in slices} | {".DS_Store": b"\0\0\0\1Bud1"}
     found = scan(pack(tmp_path / "study.zip", slices | extra))

@@ -529,7 +529,6 @@ def _gzip_bomb(kit: Kit) -> Path:
 
 def _abort(kit: Kit) -> Path:
     """Let the decoder abort, as gdcm does on some malformed data."""
-    kit.patch.setattr(decoding, "_pool", None)
     child = (
         sys.executable,
         "-c",

@@ -109,7 +109,7 @@ def _child_environment() -> dict[str, str]:
 class DecoderPool:
     """Idle children, and a limit on those at work."""
 
-    def __init__(self, most: int, command: Sequence[str] | None = None) -> None:
+    def __init__(self, most: int, command: Sequence[str]) -> None:
         self.owner, self.command = os.getpid(), command
         self.idle: list[DecoderChild] = []
         self.places = threading.BoundedSemaphore(most)
@@ -120,7 +120,7 @@ class DecoderPool:
             try:  # not a question first: other threads take children, too
                 child = self.idle.pop()
             except IndexError:
-                child = DecoderChild(self.command or CHILD)
+                child = DecoderChild(self.command)
             try:
                 return child.decode(frame, request, seconds)
             finally:
@@ -133,8 +133,18 @@ class DecoderPool:
             self.idle.pop().close()
 
 
-_pool: DecoderPool | None = None
+_pools: dict[Sequence[str], DecoderPool] = {}
 _starting = threading.Lock()
+
+
+def pool_of(command: Sequence[str]) -> DecoderPool:
+    """Return this process's pool of children that a command starts."""
+    with _starting:
+        pool = _pools.get(command)
+        if pool is None or pool.owner != os.getpid():  # a forked process shares no pipe with its parent
+            pool = _pools[command] = DecoderPool(os.cpu_count() or 1, command)
+            atexit.register(pool.close)
+    return pool
 
 
 def decode_frame(frame: bytes, request: dict[str, Any], values: int) -> NDArray:
@@ -143,10 +153,4 @@ def decode_frame(frame: bytes, request: dict[str, Any], values: int) -> NDArray:
     request: transfer_syntax, plugin, and the elements that pydicom's decoder needs; values: their number, by
     which the time is limited. Raises FrameRefusedError, DecoderLostError.
     """
-    global _pool
-    with _starting:
-        if _pool is None or _pool.owner != os.getpid():  # a forked process shares no pipe with its parent
-            _pool = DecoderPool(os.cpu_count() or 1)
-            atexit.register(_pool.close)
-        pool = _pool
-    return pool.decode(frame, request, BASE_SECONDS + SECONDS_PER_VALUE * values)
+    return pool_of(CHILD).decode(frame, request, BASE_SECONDS + SECONDS_PER_VALUE * values)

@@ -318,7 +318,8 @@ def _uneven(slices: _Slices, where: str) -> ReadError:
         place = int(left_out.argmax())
         between = f"between {_name(ordered[place])} and {_name(ordered[place + 1])}"
         wide, narrow = gaps[place], gaps.min()
-        reason = f"slices are missing {between} by their numbers ({wide:.3f} mm, elsewhere {narrow:.3f})"
+        apart = f"{wide:.3f} mm apart, elsewhere {narrow:.3f}"
+        reason = f"slices are missing {between}, where InstanceNumber skips ({apart})"
         return ReadError("series-gap", reason, where=where, fix="fetch the whole series again")
     alone = isolated.any()
     widest, usual = int((gaps * isolated if alone else gaps).argmax()), float(np.median(gaps))

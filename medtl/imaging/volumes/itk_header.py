@@ -1,10 +1,7 @@
 """HEADER -> where its voxels lie, as ITK reads it, in a child process: it may crash on malformed headers."""
 
-import atexit
 import math
-import os
 import sys
-import threading
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtl.errors import ReadError
-from medtl.imaging.dicom.decoders import DecoderLostError, DecoderPool, FrameRefusedError
+from medtl.imaging.dicom.decoders import DecoderLostError, FrameRefusedError, pool_of
 from medtl.imaging.volumes.nifti_header import is_regular
 from medtl.imaging.volumes.volume_file import inside
 
@@ -34,8 +31,6 @@ DIRECTIONS = "its directions are not stated: taken for those of the patient"
 # ITK's axes point left, back and up.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
-_pool: DecoderPool | None = None
-_starting = threading.Lock()
 Value = TypeVar("Value")
 
 
@@ -80,6 +75,8 @@ def beside(header: Path, name: str) -> Path:
         reason = "names pixels in another folder or in several files"
         raise ReadError("volume-pair", reason, where=header, fix="save it as one file")
     data = header.with_name(name)
+    if data.is_file() and data.samefile(header):
+        raise ReadError("volume-pair", "names itself as its pixels", where=header, fix="write it again")
     if not data.is_file():
         reason = f"has its pixels in {name}, which is not here"
         raise ReadError("volume-pair", reason, where=header, fix="put that file beside it")
@@ -104,14 +101,8 @@ def numbers(text: str, count: int, path: Path) -> list[float]:
 
 def read_header(path: Path, image_io: str) -> ItkHeader:
     """Read a header with ITK. Raises ReadError volume-header, -affine, -decoder."""
-    global _pool
-    with _starting:
-        if _pool is None or _pool.owner != os.getpid():  # a forked process shares no pipe with its parent
-            _pool = DecoderPool(os.cpu_count() or 1, CHILD)
-            atexit.register(_pool.close)
-        pool = _pool
     try:
-        answer = pool.decode(b"", {"path": str(path.absolute()), "image_io": image_io}, SECONDS)
+        answer = pool_of(CHILD).decode(b"", {"path": str(path.absolute()), "image_io": image_io}, SECONDS)
     except FrameRefusedError as error:
         raise contradiction("has a header that ITK does not read", path) from error
     except DecoderLostError as error:

@@ -190,7 +190,7 @@ def _axes(fields: Mapping[str, str], path: Path) -> Axes:
     if unnamed_times:
         spatial = spatial[:3]
     elif space not in SPACES:
-        named = f"is in {space[:30]}, no space of the patient" if space else "does not name its space"
+        named = f"names no space of the patient but {space[:30]}" if space else "does not name its space"
         reason = f"{named}: where it lies is unknown"
         fix = "write its space, such as left-posterior-superior"
         raise ReadError("volume-affine", reason, where=path, fix=fix)

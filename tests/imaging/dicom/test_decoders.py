@@ -42,7 +42,7 @@ def frame(make_radiograph: Callable) -> bytes:
 
 @pytest.fixture
 def pool() -> Iterator[DecoderPool]:
-    pool = DecoderPool(2)
+    pool = DecoderPool(2, decoding.CHILD)
     yield pool
     pool.close()
 
@@ -133,7 +133,6 @@ def test_a_decoder_that_aborts_costs_its_file(
     make_radiograph: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_radiograph(PIXELS, syntax=JPEG2000Lossless)
-    monkeypatch.setattr(decoding, "_pool", None)
     monkeypatch.setattr(
         decoding,
         "CHILD",

@@ -9,7 +9,6 @@ import pytest
 import SimpleITK
 
 from medtl.errors import ReadError
-from medtl.imaging.dicom.decoders import DecoderPool
 from medtl.imaging.image import Image
 from medtl.imaging.reader import read_images, read_series, scan
 from medtl.imaging.series import Reading
@@ -224,8 +223,13 @@ def test_a_bomb_that_its_header_announces_is_refused(tmp_path: Path) -> None:
 
 def test_a_process_of_itk_that_dies_costs_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = "import os, sys; print(flush=True); sys.stdin.buffer.readline(); os.abort()"
-    monkeypatch.setattr(itk_header, "_pool", DecoderPool(1, (sys.executable, "-c", script)))
     path = write(tmp_path, b"".join(build(pattern(4, 5, 6, dtype="int16"))))
-    assert refusal(path).code == "volume-decoder"
-    monkeypatch.setattr(itk_header, "_pool", None)
+    with monkeypatch.context() as patch:
+        patch.setattr(itk_header, "CHILD", (sys.executable, "-c", script))
+        assert refusal(path).code == "volume-decoder"
     assert read_one(path).pixels.shape == (1, 4, 5, 6)
+
+
+def test_a_header_that_names_itself_as_its_pixels_is_refused(tmp_path: Path) -> None:
+    head, _ = build(pattern(4, 5, 6, dtype="uint8"), ElementDataFile="./a.mhd")
+    assert refusal(write(tmp_path, head, "a.mhd")).reason == "names itself as its pixels"
