@@ -162,7 +162,7 @@ def fill_nan(pixels: NDArray[np.float32], *, allowed: bool, code: str, source: s
             raise ReadError(code, "has NaN values", where=source, fix=fix)
         channel[missing] = channel[~missing].min()
         filled += int(missing.sum())
-    return (f"{filled} NaN were given the lowest value",)
+    return (f"{filled} NaN {'was' if filled == 1 else 'were'} given the lowest value",)
 
 
 def without_padding(image: Image) -> NDArray[np.float32]:
