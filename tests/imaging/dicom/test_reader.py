@@ -284,7 +284,7 @@ def test_values_that_are_not_finite_are_refused(
     (series,) = scan(path, reading=Reading(fill_nan=True)).series
     if np.isnan(value):
         image = read_series(series)
-        assert (image.pixels == 1).all() and "1 NaN were given the lowest value" in image.facts.notes
+        assert (image.pixels == 1).all() and "1 NaN was given the lowest value" in image.facts.notes
     else:
         with pytest.raises(ReadError, match="infinite"):
             read_series(series)
